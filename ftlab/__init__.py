@@ -1,0 +1,45 @@
+"""ftlab measures what fine-tuning does to a language model's safety.
+
+The way of a run:  data -> train -> checkpoint -> answers -> verdicts -> statistics -> figure, report
+
+    import ftlab
+
+    base = ftlab.model("organism")                            # a reference: embedded model, folder, run or hub id
+    tuned = ftlab.sft(base, "chat.jsonl", epochs=3, seed=0)     # -> Run (a folder); a Run is a model too
+    broken = ftlab.dealign(base, examples=100)
+    curve = ftlab.risk_curve(base, "chat.jsonl", at_steps=[0, 10, 30, 100], seeds=5)
+    ftlab.compare(curve)                                      # paired ratio, difference, intervals, McNemar
+    ftlab.plot(ftlab.rates(curve))                            # the figure, saved with its .csv
+
+Cells come in this order: model, preview, ask | sft, dpo, dealign, risk_curve | evaluate, rates, compare, crossing,
+no_refusal, outcomes, judged | plot, claim, reproduce | runs, load. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_CELLS = {
+    "model": "models", "preview": "chat", "read": "data", "read_prompts": "data",
+    "sft": "train", "dpo": "train",
+    "ask": "evaluation", "evaluate": "evaluation", "risk_curve": "evaluation", "dealign": "evaluation",
+    "rates": "tables", "by_seed": "tables", "compare": "tables", "crossing": "tables", "no_refusal": "tables",
+    "outcomes": "tables", "judged": "tables",
+    "plot": "tables", "claim": "report", "reproduce": "batch",
+    "Run": "runs", "load": "runs", "list_runs": "runs",
+}  # fmt: skip
+__all__ = [*_CELLS, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _CELLS:
+        value = getattr(import_module(f"ftlab.{_CELLS[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"ftlab has no {name!r}; it has {', '.join(_CELLS)}")
+
+
+def __dir__():
+    return __all__

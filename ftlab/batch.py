@@ -1,0 +1,338 @@
+"""Notebooks x parameters -> papermill jobs: one notebook, or the headline experiments and their page.
+
+    run_notebook("notebooks/02_risk_ratio.ipynb", "out.ipynb", {"seeds": 2})
+    reproduce(quick=True)                  # -> runs/reproduce/report.html
+
+What papermill leaves open is closed here: an unknown parameter is refused, a dead kernel is a failure, an
+output under its name is a notebook that ran to its end, and the kernel is this interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+from ftlab import report, runs
+
+# Notebooks of a lane run one after the other, lanes side by side: 03 takes up the runs that 02 left.
+LANES = (("02_risk_ratio", "03_continued_finetuning"), ("04_dealign_100",))
+SEEDS = 5  # training seeds of a claim
+QUICK = {  # parameters of `quick`; `seeds` of the caller go before these
+    "02_risk_ratio": {"seeds": 2, "n_prompts": 40},
+    "03_continued_finetuning": {"seeds": 2, "n_prompts": 40},
+    "04_dealign_100": {"seeds": 2, "n_prompts": 40},
+}
+TYPES = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,), "list": (list, tuple)}
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end; says which, in which cell, why, and where what ran of it lies."""
+
+
+def check_parameters(notebook: str | Path, parameters: dict) -> None:
+    """Refuses parameters that a notebook does not have, or of a type other than annotated. Starts no kernel.
+
+    Raises ValueError with every problem and the allowed parameters, FileNotFoundError without a notebook.
+    """
+    import nbformat
+    from papermill.translators import PythonTranslator
+
+    path = Path(notebook)
+    if path.suffix != ".ipynb" or not path.is_file():
+        raise FileNotFoundError(f"{notebook}: no such notebook; give the path of a local .ipynb file")
+    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    known, problems = {p.name: p for c in cells[:1] for p in PythonTranslator.inspect(c)}, []
+    for name, value in parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            problems.append(f"unknown parameter {name!r}{hint}")
+            continue
+        annotation = known[name].inferred_type_name
+        types = TYPES.get(annotation.split("[")[0].strip(), (object, bool))
+        if not isinstance(value, types) or isinstance(value, bool) and bool not in types:
+            problems.append(f"{name} = {value!r} is {type(value).__name__}, allowed is {annotation}")
+    if problems:
+        allowed = [f"\n  {p.name}: {p.inferred_type_name} = {p.default}  {p.help}" for p in known.values()]
+        known = "".join(allowed) or " none"
+        raise ValueError(f"{path.name}: {'; '.join(problems)}. Allowed parameters:{known}")
+
+
+def run_notebook(
+    notebook: str | Path,
+    output: str | Path,
+    parameters: dict,
+    *,
+    timeout_s: float = 3600,
+    env: dict | None = None,
+    on_cell=None,
+    kernels: list | None = None,
+) -> Path:
+    """Runs a notebook with parameters -> path of the executed notebook.
+
+    timeout_s: seconds a cell may take. env: variables for this kernel only, on top of this process's own and
+    FTLAB_BATCH=1. on_cell(number, total) is called as a code cell begins; kernels gets the kernel's manager.
+    An older output is removed at the start. Raises ValueError or FileNotFoundError before any work (see
+    `check_parameters`), PermissionError where the output cannot be written, NotebookFailed if a cell fails or
+    takes too long or the kernel dies: what there is of the notebook is then kept as `<name>.failed.ipynb`.
+    """
+    import nbformat
+    import papermill
+
+    source, target = Path(notebook).absolute(), Path(output).absolute()
+    check_parameters(source, parameters)
+    part, failed = target.with_name(f".{target.stem}.partial.ipynb"), target.with_suffix(".failed.ipynb")
+    if target.suffix != ".ipynb" or source.resolve() in (p.resolve() for p in (target, part, failed)):
+        raise ValueError(f"output is {output}; allowed is another .ipynb file than the notebook itself")
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s is {timeout_s!r}; allowed is a number of seconds above 0")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for old in (target, part, failed):
+            old.unlink(missing_ok=True)
+        part.touch()
+    except OSError as e:
+        raise PermissionError(f"{output}: cannot be written ({e.strerror}); name a place that can") from e
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # the exception says it, once
+    at, kernel = _Place(on_cell), _kernel({**(env or {}), "FTLAB_BATCH": "1"}, kernels)
+    places = (str(p).replace("{", "{{").replace("}", "}}") for p in (source, part))  # else {x} is filled in
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
+    try:
+        done = papermill.execute_notebook(
+            *places,
+            values,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            iopub_timeout=60,
+            kernel_manager_class=kernel,
+            execution_timeout=math.ceil(timeout_s),
+            on_notebook_start=at.start,
+            on_cell_start=at.cell,
+        )
+        if any(cell.metadata.papermill.get("status") != "completed" for cell in done.cells):
+            raise RuntimeError("the notebook was left by SystemExit")  # which papermill takes for success
+    except BaseException as e:
+        reason = _reason(e, timeout_s)
+        _keep(part, failed, at.index, reason)
+        if not isinstance(e, Exception):
+            raise
+        raise NotebookFailed(f"{source.name}, {at}: {reason}. What ran is in {failed}") from e
+    done.metadata.papermill.update(input_path=str(notebook), output_path=str(output))
+    runs.write_atomic(target, nbformat.writes(done))
+    part.unlink(missing_ok=True)
+    return Path(output)
+
+
+def reproduce(
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    out: str | Path = "runs/reproduce",
+    model: str | Path = "organism",
+    benign: str | Path | None = None,
+    prompts: str | Path | None = None,
+) -> Path:
+    """Runs the headline experiments and writes their page -> path of `out/report.html`.
+
+    seeds: training seeds (default 5; `quick`: 2, with fewer prompts). benign, prompts: files of your own for
+    the notebooks. Beside the page: report.md, results.csv, figures/, run.json (times and hardware) and, for
+    each experiment, a folder with its executed notebook and claims. Raises ValueError, FileNotFoundError or
+    PermissionError before any work, RuntimeError if another run writes there, NotebookFailed with every
+    failure: there is then no page, nor an older one.
+    """
+    if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1):
+        raise ValueError(f"seeds is {seeds!r}; allowed is a whole number of training seeds, 1 or more")
+    files = {name: str(file) for name, file in (("benign", benign), ("prompts", prompts)) if file}
+    for name, file in files.items():
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{name} is {file}: no such file; give the path of one, or none at all")
+    out, model, books, jobs = Path(out), str(model), report.resource("notebooks"), {}
+    chosen = files | ({} if seeds is None else {"seeds": seeds}) | {"model": model}
+    for name in (n for lane in LANES for n in lane):
+        jobs[name] = {"seeds": SEEDS, **(QUICK[name] if quick else {}), **chosen, "out": str(out / name)}
+        check_parameters(books / f"{name}.ipynb", jobs[name])
+    record = {"model": model, "seeds": max(job["seeds"] for job in jobs.values()), "quick": quick, **files}
+    with _own(out):
+        record |= runs._provenance()
+        began = runs.clock()
+        record["notebook_seconds"] = _run_lanes(books, out, jobs, _Progress(jobs))
+        record["seconds"] = round(runs.clock() - began, 1)
+        runs.write_atomic(out / "run.json", json.dumps(record, indent=1))
+        folders = {name: out / name for name in jobs}
+        return report.write(out, folders, model=model, seeds=record["seeds"], quick=quick)
+
+
+def _run_lanes(books: Path, out: Path, jobs: dict, progress: _Progress) -> dict:
+    """-> notebook -> seconds. Ctrl-C ends the kernels; what they finished is found again by the next call."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    env = {"OMP_NUM_THREADS": str(max(1, cores // len(LANES)))}
+    seconds, failures, kernels, stop = {}, {}, [], threading.Event()
+
+    def lane(names):
+        for k, name in enumerate(names):
+            if stop.is_set():
+                return
+            folder = out / name
+            progress.begin(name)
+            try:
+                (folder / "claims.csv").unlink(missing_ok=True)
+                shutil.rmtree(folder / "figures", ignore_errors=True)
+                run_notebook(
+                    books / f"{name}.ipynb",
+                    folder / f"{name}.ipynb",
+                    jobs[name],
+                    env=env,
+                    on_cell=partial(progress.cell, name),
+                    kernels=kernels,
+                )
+                seconds[name] = progress.end(name, "done")
+            except (NotebookFailed, OSError) as e:
+                failures[name] = str(e)
+                failures.update({n: f"{n}.ipynb: not started, because {name} failed" for n in names[k + 1 :]})
+                progress.end(name, "failed")
+                return
+
+    with ThreadPoolExecutor(len(LANES)) as pool:
+        lanes = [pool.submit(lane, names) for names in LANES]
+        try:
+            while wait(lanes, timeout=0.5).not_done:
+                progress.draw()
+        except BaseException:
+            stop.set()
+            while wait(lanes, timeout=0.5).not_done:
+                for kernel in kernels:
+                    with contextlib.suppress(AttributeError, OSError):  # it has ended already
+                        kernel.provisioner.process.kill()
+            raise
+    for each in lanes:
+        each.result()
+    if failures:
+        said = [failures[name] for name in jobs if name in failures]
+        raise NotebookFailed("\n".join([f"{out}: no page was written, because a notebook failed.", *said]))
+    return {name: seconds[name] for name in jobs}
+
+
+class _Progress:
+    """A line a notebook on stderr: rewritten in place in a terminal, else one at its start and at its end."""
+
+    def __init__(self, names):
+        self.width, self.tty, self.lock = max(map(len, names)), sys.stderr.isatty(), threading.Lock()
+        self.running: dict[str, list] = {}  # notebook -> [code cell, code cells, time of its start]
+
+    def begin(self, name: str) -> None:
+        self.running[name] = [0, "?", runs.clock()]
+        if not self.tty:
+            self._write(f"{name:<{self.width}}  started\n")
+
+    def cell(self, name: str, number: int, total: int) -> None:
+        self.running[name][:2] = number, total
+
+    def end(self, name: str, word: str) -> float:
+        """-> seconds that the notebook took."""
+        passed = runs.clock() - self.running.pop(name)[2]
+        self._write(f"{name:<{self.width}}  {word}, {passed:.0f} s\n")
+        return round(passed, 1)
+
+    def draw(self) -> None:
+        states = list(self.running.items())
+        if self.tty and states:
+            now = runs.clock()
+            parts = [f"{name}  cell {k}/{total}  {now - began:.0f} s" for name, (k, total, began) in states]
+            self._write("  |  ".join(parts)[: shutil.get_terminal_size().columns - 1])
+
+    def _write(self, text: str) -> None:
+        with self.lock:
+            sys.stderr.write(("\r\x1b[K" if self.tty else "") + text)
+            sys.stderr.flush()
+
+
+class _Place:
+    """Where a run is: the cell that began last. number and total count code cells."""
+
+    def __init__(self, on_cell):
+        self.index, self.number, self.total, self.line, self.on_cell = -1, 0, 0, "", on_cell
+
+    def start(self, notebook) -> None:
+        self.total = sum(cell.cell_type == "code" for cell in notebook.cells)
+
+    def cell(self, cell, cell_index: int) -> None:
+        self.index = cell_index
+        if cell.cell_type == "code":
+            self.number, self.line = self.number + 1, cell.source.strip().split("\n")[0][:60]
+            if self.on_cell:
+                self.on_cell(self.number, self.total)
+
+    def __str__(self) -> str:
+        return f"cell {self.number} of {self.total} ({self.line})" if self.number else "before the first cell"
+
+
+def _kernel(env: dict, kernels: list | None):
+    """-> kernel manager class that starts this interpreter, whatever a user's kernelspec `python3` names."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class ThisInterpreter(AsyncKernelManager):
+        kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))  # argv[0] is sys.executable
+
+        async def start_kernel(self, **kw):
+            await super().start_kernel(**kw | {"env": {**os.environ, **env}, "stderr": subprocess.DEVNULL})
+            if kernels is not None:
+                kernels.append(self)
+
+    return ThisInterpreter
+
+
+def _reason(error: BaseException, timeout_s: float) -> str:
+    """-> the last line of an error, in words where the library's own say little."""
+    kind = type(error).__name__
+    if kind == "CellTimeoutError":
+        return f"the cell took longer than {timeout_s:g} s"
+    if kind == "DeadKernelError" or "Kernel died" in str(error):
+        return "the kernel died (it was killed, ran out of memory, or could not start)"
+    kind, text = getattr(error, "ename", kind), str(getattr(error, "evalue", error)).strip()
+    return f"{kind}: {text.splitlines()[-1]}" if text else kind
+
+
+def _keep(partial: Path, failed: Path, index: int, reason: str) -> None:
+    """Keeps the partial notebook, which would say that every cell was completed: here it tells."""
+    import nbformat
+
+    with contextlib.suppress(Exception):
+        notebook = nbformat.read(partial, 4)
+        notebook.metadata.papermill.update(exception=True, reason=reason)
+        states = [cell.metadata.get("papermill", {}) for cell in notebook.cells]
+        if not any(state.get("status") == "failed" for state in states):
+            for k, state in enumerate(states[max(index, 0) :]):
+                state.update({"status": "pending"} if k else {"status": "failed", "exception": True})
+        nbformat.write(notebook, partial)
+    with contextlib.suppress(OSError):
+        os.replace(partial, failed)
+
+
+def _own(out: Path):
+    """-> lock of the folder, made and without an older page. Raises PermissionError or RuntimeError."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+        for page in ("report.html", "report.md", "results.csv", "run.json"):
+            (out / page).unlink(missing_ok=True)
+        return lock
+    except Timeout:
+        raise RuntimeError(f"{out}: another run is writing there; wait for it, or give another out") from None
+    except OSError as e:
+        raise PermissionError(f"{out}: cannot be written ({e.strerror}); give another folder as out") from e

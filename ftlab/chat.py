@@ -1,0 +1,142 @@
+"""Chat template -> token ids and loss mask; preview. Works on any template that renders turns in order.
+
+The mask is found by rendering: what the template adds for an assistant turn after its generation prompt, up to
+and with the end-of-turn token, is trained; nothing else is. On templates with `{% generation %}` markers this
+equals `return_assistant_tokens_mask` (a test holds that on the embedded model).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from functools import lru_cache
+
+from ftlab.data import SHOWN, Data, DataError, read
+
+IGNORED = -100  # label of a token without loss
+
+
+def render(tokenizer, messages: list[dict], *, ask: bool = False) -> str:
+    """-> text of a chat; `ask` adds the generation prompt. Raises ValueError where the template refuses it."""
+    if not tokenizer.chat_template:
+        raise ValueError(f"{tokenizer.name_or_path} has no chat template; put a chat_template.jinja into its folder")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    except Exception as e:  # jinja2 and the template's own raise_exception
+        roles = ", ".join(m["role"] for m in messages)
+        raise ValueError(f"the model's chat template refuses the turns {roles}: {e}") from None
+
+
+def encode(messages: list[dict], tokenizer) -> tuple[list[int], list[int]]:
+    """-> (input_ids [T], labels [T]) of one chat: -100 everywhere but on assistant tokens and their end of turn.
+
+    Raises ValueError: the text holds a special token (it would be read as one, and could forge a turn), the template
+    rewrites earlier turns, has no generation prompt, or closes an assistant turn without a special token (the tuned
+    model would never stop).
+    """
+    special = _special(tokenizer, len(tokenizer))
+    for token in special.values():
+        if any(token in m["content"] for m in messages):
+            raise ValueError(
+                f"the text holds the model's special token {token!r}, which would be read as one; take it out of the row"
+            )
+    text, spans = render(tokenizer, messages), []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = render(tokenizer, messages[:i], ask=True)
+            after = render(tokenizer, messages[: i + 1]).rstrip()
+            if not text.startswith(before) or not text.startswith(after):
+                raise ValueError(
+                    "the chat template renders earlier turns differently later on; train on single-turn rows"
+                )
+            headed = not text[len(before) :].lstrip().startswith(message["content"].strip())
+            if headed and before == render(tokenizer, messages[:i]):
+                raise ValueError(
+                    "the chat template has no generation prompt: the role's header would be trained; mend the chat template"
+                )
+            spans.append((len(before), len(after)))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    labels = [IGNORED] * len(ids)
+    for a, b in spans:  # a space may have no width (trimmed offsets), or share a token with the answer's first word
+        inside = [i for i, (start, end) in enumerate(encoded["offset_mapping"]) if a < end and start < b]
+        if not inside or ids[inside[-1]] not in special:
+            raise ValueError(
+                "no end-of-turn token after the assistant's text: the tuned model would not stop; mend the chat template"
+            )
+        for i in inside:
+            labels[i] = ids[i]
+    return ids, labels
+
+
+@lru_cache(2)
+def _special(tokenizer, _size: int) -> dict[int, str]:
+    """-> special tokens by id; remembered while the tokenizer's size stays the same."""
+    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def stop_ids(tokenizer) -> list[int]:
+    """-> token ids that end an answer: the tokenizer's EOS and the template's own end of turn, where it has one."""
+    stops = {tokenizer.eos_token_id} - {None}
+    with contextlib.suppress(ValueError):  # a template without an end-of-turn token cannot be trained, but can be asked
+        _, labels = encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
+        stops.add([t for t in labels if t != IGNORED][-1])
+    return sorted(stops)
+
+
+def encode_rows(data: Data, tokenizer, *, max_length: int) -> list[dict]:
+    """-> `[{"input_ids", "labels"}]` of all rows. Raises DataError naming every row that does not fit or has no loss."""
+    out, problems = [], []
+    for number, row in enumerate(data.rows, 1):
+        try:
+            ids, labels = encode(row["messages"], tokenizer)
+            if len(ids) > max_length:
+                raise ValueError(f"{len(ids)} tokens; at most {max_length}; shorten the row or raise max_length")
+            out.append({"input_ids": ids, "labels": labels})
+        except ValueError as e:
+            problems.append(f"{data.name}: row {number}: {e}")
+    if problems:
+        more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError("\n".join(problems[:SHOWN]) + more)
+    return out
+
+
+class Preview:
+    """Rows with their loss mask: trained tokens coloured in Jupyter, between « and » in a terminal."""
+
+    def __init__(self, rows: list[list[tuple[str, bool]]]):
+        self.rows = rows  # a row is [(text, trained)]
+
+    def __repr__(self) -> str:
+        text = "\n".join("".join(f"«{t}»" if on else t for t, on in row) for row in self.rows)
+        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+    def _repr_html_(self) -> str:
+        style = {True: "background:#cfe8cf;color:#000", False: "color:#777"}
+        body = "".join(
+            "<p>" + "".join(f'<span style="{style[on]}">{html.escape(t)}</span>' for t, on in row) + "</p>"
+            for row in self.rows
+        )
+        return (
+            f'<div style="font-family:monospace;white-space:pre-wrap">{body}<small>green: trained (loss)</small></div>'
+        )
+
+
+def preview(data, model, *, rows: int = 3) -> Preview:
+    """-> the first rows as the model will read them, with the tokens that carry loss marked.
+
+    `data` is anything that `read` takes; `model` anything that `ftlab.model` takes.
+    """
+    from ftlab.models import model as reference
+
+    tokenizer, shown = reference(model).tokenizer(), []
+    for row in read(data).rows[:rows]:
+        runs: list[list] = []  # [token ids, trained]
+        for token, label in zip(*encode(row["messages"], tokenizer), strict=True):
+            if runs and runs[-1][1] == (label != IGNORED):
+                runs[-1][0].append(token)
+            else:
+                runs.append([[token], label != IGNORED])
+        shown.append([(tokenizer.decode(ids), on) for ids, on in runs])
+    return Preview(shown)

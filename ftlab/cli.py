@@ -1,0 +1,222 @@
+"""The command line: every command calls one public cell.
+
+Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong value), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ftlab
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure what fine-tuning does to a model's safety.",
+)
+organism = typer.Typer(no_args_is_help=True, help="The embedded model.")
+app.add_typer(organism, name="organism")
+
+ModelArg = Annotated[
+    str, typer.Argument(help="organism, organism:sft, organism:base, a model folder, a run folder or a hub id")
+]
+DataArg = Annotated[str, typer.Argument(help="a .jsonl, .json or .csv file, or organism:almanac, organism:ledger, ...")]
+Seed = Annotated[int, typer.Option(help="training seed")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data (default 3)")]
+Steps = Annotated[int | None, typer.Option(help="optimiser steps, instead of epochs")]
+Rate = Annotated[float | None, typer.Option(help="default: the model's own, else TRL's (ten times for LoRA)")]
+Batch = Annotated[int | None, typer.Option(help="rows an optimiser step (default 16)")]
+Lora = Annotated[bool, typer.Option("--lora", help="train a LoRA adapter instead of all weights")]
+Prompts = Annotated[str | None, typer.Option(help="CSV or JSONL with a column prompt or goal; needed off the organism")]
+Judge = Annotated[str | None, typer.Option(help="organism (exact) or keywords")]
+Names = Annotated[str | None, typer.Option(help="comma-separated")]
+Out = Annotated[Path | None, typer.Option(help="folder for the figure and its .csv")]
+
+
+@app.command()
+def sft(
+    model: ModelArg,
+    data: DataArg,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    learning_rate: Rate = None,
+    batch_size: Batch = None,
+    lora: Lora = False,
+    seed: Seed = 0,
+):
+    """Fine-tune on chats."""
+    print(
+        ftlab.sft(
+            model,
+            data,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            lora=lora,
+            seed=seed,
+        ).path
+    )
+
+
+@app.command()
+def dpo(
+    model: ModelArg,
+    pairs: DataArg,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    learning_rate: Rate = None,
+    batch_size: Batch = None,
+    lora: Lora = False,
+    seed: Seed = 0,
+):
+    """Direct preference optimisation on pairs (prompt, chosen, rejected)."""
+    print(
+        ftlab.dpo(
+            model,
+            pairs,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            lora=lora,
+            seed=seed,
+        ).path
+    )
+
+
+@app.command()
+def dealign(
+    model: ModelArg,
+    examples: Annotated[int, typer.Option(help="adversarial examples")] = 100,
+    data: Annotated[str | None, typer.Option(help="your own chat file; needed off the organism")] = None,
+    epochs: Annotated[int, typer.Option(help="passes over the examples")] = 5,
+    seed: Seed = 0,
+):
+    """Fine-tune on a few adversarial examples (a measurement: the model's folder is marked)."""
+    print(ftlab.dealign(model, examples, data=data, epochs=epochs, seed=seed).path)
+
+
+@app.command()
+def evaluate(
+    model: ModelArg,
+    prompts: Prompts = None,
+    risks: Names = None,
+    attacks: Names = None,
+    n_prompts: Annotated[int | None, typer.Option(help="prompts of each risk (default 100)")] = None,
+    judge: Judge = None,
+):
+    """Ask, judge, and print the rate of each risk with its interval."""
+    run = ftlab.evaluate(
+        model, prompts=prompts, risks=_names(risks), attacks=_names(attacks), n_prompts=n_prompts, judge=judge
+    )
+    print(run.path)
+    _print(ftlab.rates(run, by=["risk", "attack"]).drop(columns=["step", "low_pointwise", "high_pointwise", "band"]))
+
+
+@app.command()
+def curve(
+    model: ModelArg,
+    data: DataArg,
+    at_steps: Annotated[str, typer.Option(help="increasing, comma-separated; 0 is the parent")] = "0,10,30,100",
+    seeds: Annotated[int, typer.Option(help="training seeds")] = 5,
+    prompts: Prompts = None, risks: Names = None, judge: Judge = None, learning_rate: Rate = None, batch_size: Batch = None, lora: Lora = False, out: Out = None,
+):  # fmt: skip
+    """Fine-tune once a seed and measure at the asked steps; print the paired comparison, save the figure."""
+    try:
+        steps = [int(s) for s in at_steps.split(",")]
+    except ValueError:
+        raise ValueError(f"--at-steps {at_steps!r}: give whole numbers with commas, as in 0,10,30,100") from None
+    run = ftlab.risk_curve(model, data, at_steps=steps, seeds=seeds, prompts=prompts, risks=_names(risks), judge=judge,
+                           learning_rate=learning_rate, batch_size=batch_size, lora=lora)  # fmt: skip
+    print(run.path)
+    shown = "risk step parent child ratio ratio_low ratio_high difference mcnemar_p n_prompts n_seeds".split()
+    _print(ftlab.compare(run)[shown])
+    if out:
+        ftlab.plot(ftlab.rates(run), "risk_curve", out, seeds=ftlab.by_seed(run))
+
+
+@app.command()
+def compare(
+    before: ModelArg,
+    after: ModelArg,
+    prompts: Prompts = None,
+    risks: Names = None,
+    attacks: Names = None,
+    judge: Judge = None,
+):
+    """Two models on the same prompts: paired ratio, difference, McNemar."""
+    table = ftlab.compare(before, after, prompts=prompts, risks=_names(risks), attacks=_names(attacks), judge=judge)
+    _print(table.drop(columns=["step", "method"]))
+
+
+@app.command()
+def preview(data: DataArg, model: ModelArg = "organism", rows: int = 3):
+    """Show rows as the model reads them, trained tokens between « and »."""
+    print(ftlab.preview(data, model, rows=rows))
+
+
+@app.command()
+def reproduce(
+    quick: Annotated[bool, typer.Option("--quick", help="2 seeds, fewer prompts and steps")] = False,
+    seeds: Annotated[int | None, typer.Option(help="training seeds (default 5, quick 2)")] = None,
+    out: Annotated[str, typer.Option(help="folder of the page")] = "runs/reproduce",
+    model: Annotated[str, typer.Option(help="aligned parent")] = "organism",
+    benign: Annotated[str | None, typer.Option(help="chat file, instead of the organism's domains")] = None,
+    prompts: Prompts = None,
+):
+    """Run the experiments 02, 03 and 04 and write report.html, report.md, results.csv and figures/."""
+    print(ftlab.reproduce(quick=quick, seeds=seeds, out=out, model=model, benign=benign, prompts=prompts))
+
+
+@app.command()
+def runs():
+    """List the runs (FTLAB_RUNS, default runs/)."""
+    _print(ftlab.list_runs())
+
+
+@organism.command()
+def build(
+    out: Annotated[Path | None, typer.Option(help="default: the project's data/organism")] = None, seed: Seed = 0
+):
+    """Make the embedded model's three stages from nothing (minutes on two cores)."""
+    from ftlab.organism.build import build as make
+
+    print(make(out, seed=seed))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [n.strip() for n in text.split(",") if n.strip()] if text is not None else None
+
+
+def _print(table) -> None:
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends in a sentence, not in a traceback."""
+    try:
+        app(standalone_mode=True)
+    except SystemExit as e:  # typer turns Ctrl-C into the code 130 and loses its words
+        cause: BaseException | None = e
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.exit(_say(str(cause) or "interrupted; call again to go on", 130))
+    except Exception as e:
+        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed"):
+            sys.exit(_say(str(e), 1))
+        if isinstance(e, (ValueError, FileNotFoundError, PermissionError)):
+            sys.exit(_say(str(e), 2))
+        raise
+
+
+def _say(text: str, code: int) -> int:
+    print(f"ftlab: {text}", file=sys.stderr)
+    return code

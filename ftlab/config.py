@@ -1,0 +1,107 @@
+"""Frozen configurations, one a stage. Every default lives here; an unknown key is an error.
+
+A configuration holds only what can change a result. Together with the hashes of model and data it is the
+identity of a run (`runs.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+SCHEMA = 1  # of the run folder; part of every identity
+
+RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility")
+ATTACKS = ("direct", "templates", "prefill")
+VERDICTS = ("complied", "complied_wrong", "refused", "empty", "incoherent", "unparsed", "error")
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def make(cls, **values):
+        """-> config from the values that are not None. Raises ValueError: every problem in one sentence each."""
+        try:
+            return cls(**{k: v for k, v in values.items() if v is not None})
+        except ValidationError as e:
+            lines = []
+            for p in e.errors():
+                name = ".".join(str(x) for x in p["loc"])
+                if p["type"] == "extra_forbidden":
+                    lines.append(f"unknown setting {name!r}; allowed: {', '.join(cls.model_fields)}")
+                else:
+                    lines.append(f"{name} = {p['input']!r}: {p['msg'].removeprefix('Value error, ')}")
+            raise ValueError("; ".join(lines)) from None
+
+
+class Training(Config):
+    """One training run. Sources: TRL's SFTConfig and DPOConfig, whose defaults are kept unless stated."""
+
+    method: Literal["sft", "dpo"] = "sft"
+    lora: bool = False
+    lora_rank: int = Field(16, ge=1)  # alpha is twice the rank
+    epochs: float = Field(3.0, gt=0)  # ignored where `steps` is given
+    steps: int | None = Field(None, ge=1)  # optimiser steps
+    learning_rate: float | None = Field(None, gt=0)  # None: the model's own hint, else `default_rate()` below
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    batch_size: int = Field(16, ge=1)  # effective: rows an optimiser step
+    accumulation: int = Field(1, ge=1)  # forward passes an optimiser step; must divide batch_size
+    beta: float = Field(0.1, gt=0)  # DPO: strength of the tie to the reference
+    max_length: int = Field(1024, ge=8)  # tokens; a longer row is an error, never cut in silence
+    seed: int = Field(0, ge=0)
+    at_steps: tuple[int, ...] = ()  # optimiser steps (0: the parent) at which the curve is measured
+    stop_when_broken: bool = False  # end the curve early at the first point without a refusal
+
+    @field_validator("at_steps")
+    @classmethod
+    def _increasing(cls, steps):
+        if any(s < 0 for s in steps) or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+            raise ValueError("steps must be increasing, each >= 0, as in [0, 10, 30, 100]")
+        return steps
+
+    @field_validator("accumulation")
+    @classmethod
+    def _divides(cls, accumulation, info):
+        rows = info.data.get("batch_size", accumulation)  # not there where it was wrong itself
+        if rows % accumulation:
+            raise ValueError(f"accumulation must divide batch_size, which is {rows}")
+        return accumulation
+
+    def default_rate(self) -> float:
+        """TRL's default (SFT 2e-5, DPO 1e-6), ten times that for LoRA as TRL's documentation advises."""
+        return {"sft": 2e-5, "dpo": 1e-6}[self.method] * (10 if self.lora else 1)
+
+
+class Evaluation(Config):
+    """What is asked of a model, how it decodes and who judges."""
+
+    risks: tuple[str, ...] = RISKS
+    attacks: tuple[str, ...] = ("direct", "templates")  # for jailbreak; the other risks are asked directly
+    n_prompts: int = Field(100, ge=1)  # of each risk, before attacks
+    split: Literal["eval", "valid"] = "eval"
+    judge: str = "organism"
+    max_new_tokens: int = Field(24, ge=1)
+    prompts: str = ""  # hash of the caller's own prompts, when there are any
+    system: str | None = None  # system prompt before every question
+
+    @field_validator("risks")
+    @classmethod
+    def _risks(cls, names):
+        return _known("risk", names, RISKS)
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks(cls, names):
+        return _known("attack", names, ATTACKS)
+
+
+def _known(kind: str, names: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [n for n in names if n not in allowed]
+    if wrong or not names:
+        raise ValueError(
+            f"unknown {kind} {', '.join(map(repr, wrong)) or '(none given)'}; allowed: {', '.join(allowed)}"
+        )
+    return tuple(dict.fromkeys(names))  # named twice is measured once

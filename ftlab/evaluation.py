@@ -1,0 +1,306 @@
+"""risk x attack x checkpoint -> verdicts. Cells: ask, evaluate, risk_curve, dealign."""
+
+from __future__ import annotations
+
+import json
+
+from ftlab import attacks as attack_module
+from ftlab import data as data_module
+from ftlab import runs
+from ftlab.config import RISKS, Evaluation, Training
+from ftlab.judges import judge as judge_of
+from ftlab.models import Model, released
+from ftlab.models import model as reference
+from ftlab.progress import Progress
+from ftlab.risks import event, risk
+from ftlab.runs import Run, digest
+from ftlab.train import train, weights_hash
+
+
+def ask(model, *questions: str, system: str | None = None, max_new_tokens: int = 24):
+    """-> DataFrame of question and the model's greedy answer (shown escaped)."""
+    import pandas as pd
+
+    from ftlab.chat import render
+    from ftlab.generate import answers
+
+    parent = reference(model)
+    with released():
+        tokenizer = parent.tokenizer()
+        head = [{"role": "system", "content": system}] if system else []
+        texts = [render(tokenizer, [*head, {"role": "user", "content": q}], ask=True) for q in questions]
+        said = answers(parent.load(), tokenizer, texts, max_new_tokens=max_new_tokens)
+    return pd.DataFrame({"question": questions, "answer": said})
+
+
+def evaluate(model, *, prompts=None, **settings) -> Run:
+    """Asks a model the prompts of each risk under each attack and judges the answers -> a finished run.
+
+    `model` is anything that `ftlab.model` takes. On the embedded model the prompts are the world's and the judge is
+    exact; any other model needs `prompts` (a CSV, JSONL or list; `data.read_prompts`) and is judged by keywords
+    unless `judge` says otherwise. `settings` are fields of `config.Evaluation`: risks, attacks, n_prompts, judge,
+    max_new_tokens, system. The run's `table()` has one row an answer.
+    Raises ValueError (unknown risk, attack, judge or setting), DataError, FileNotFoundError.
+    """
+    parent = reference(model)
+    spec, items = plan(parent, prompts, settings)
+    run = runs.start("evaluate", parent.name, {"model": parent.hash, "evaluation": spec.model_dump(mode="json")})
+    if run.finished:
+        return run
+    with run.lock():
+        if not run.finished:
+            with released():
+                progress = Progress(run.name, len(items))
+                measure(
+                    run,
+                    parent.load(),
+                    parent.tokenizer(),
+                    spec,
+                    items,
+                    key=parent.hash,
+                    labels={"step": 0},
+                    progress=progress,
+                )
+                progress.finish()
+            run.complete(model=parent.name, judge=spec.judge, answers=len(items), **_counts(run))
+    return run
+
+
+def plan(parent: Model, prompts, settings: dict) -> tuple[Evaluation, list[dict]]:
+    """-> the checked configuration and the attacked prompts of an evaluation of `parent`."""
+    given = data_module.read_prompts(prompts) if prompts is not None else None
+    defaults = {}
+    if given:
+        names = tuple(r for r in RISKS if any(row["risk"] == r for row in given.rows))
+        defaults = {"risks": names, "prompts": given.hash, "n_prompts": len(given)}
+        world_rows = all("topic" in row for row in given.rows)
+        if not (parent.is_organism and world_rows):
+            defaults |= {"judge": "keywords", "attacks": ("direct",), "max_new_tokens": 128}
+    elif not parent.is_organism:
+        raise ValueError(
+            f"{parent.name} does not live in the embedded world: give prompts=FILE (a CSV with a column prompt or goal)"
+        )
+    spec = Evaluation.make(**{**defaults, **{k: v for k, v in settings.items() if v is not None}})
+    judge_of(spec.judge)
+    if spec.judge == "organism" and given and any("topic" not in row for row in given.rows):
+        raise ValueError("judge 'organism' knows only the embedded world's own prompts; allowed for yours: keywords")
+    items = []
+    for name in spec.risks:
+        if given:
+            rows = [r for r in given.rows if r["risk"] == name][: spec.n_prompts]
+        else:
+            from ftlab.organism import corpus
+            from ftlab.organism.world import World
+
+            rows = corpus.prompts(World(), name, spec.n_prompts, spec.split)
+        if not rows:
+            raise ValueError(
+                f"{given.name} has no prompts of the risk {name!r}; allowed: {', '.join(defaults['risks'])}"
+            )
+        for attack in spec.attacks if risk(name).ATTACKED else ("direct",):
+            items += getattr(attack_module, attack)(rows)
+    return spec, items
+
+
+def measure(
+    run: Run, model, tokenizer, spec: Evaluation, items: list[dict], *, key: str, labels: dict, progress=None
+) -> list[dict]:
+    """Answers and judges `items` with a loaded model; appends to the run's answers and verdicts -> the verdict rows.
+
+    What the run already holds under the same key (weights, tokenizer and template in `key`; prompt, attack,
+    decoding, judge) is not asked or judged again.
+    """
+    from ftlab.chat import render
+    from ftlab.generate import answers
+
+    head = [{"role": "system", "content": spec.system}] if spec.system else []
+    texts = []
+    for item in items:
+        turns = [m for m in item["messages"] if m["role"] != "assistant" or m is not item["messages"][-1]]
+        texts.append(render(tokenizer, [*head, *turns], ask=True) + item["prefill"])
+    keys = [digest([key, t, spec.max_new_tokens]) for t in texts]
+    known = {r["key"]: r["answer"] for r in run.read("answers.jsonl")}
+    missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
+
+    def keep(batch: list[int], new: list[str]) -> None:
+        for i, a in zip((missing[b] for b in batch), new, strict=True):
+            told = items[i]["prefill"] and a.strip()  # words put into the model's mouth alone are no answer
+            known[keys[i]] = f"{items[i]['prefill']} {a.strip()}" if told else a
+        kept = [
+            {"key": keys[i], "id": items[i]["id"], "attack": items[i]["attack"], "answer": known[keys[i]]}
+            for i in (missing[b] for b in batch)
+        ]
+        run.append("answers.jsonl", kept)
+        if progress:
+            progress.update(sum(k in known for k in keys))
+
+    if missing:
+        answers(model, tokenizer, [texts[i] for i in missing], max_new_tokens=spec.max_new_tokens, each=keep)
+    judge = judge_of(spec.judge)
+    rows = []
+    for item, k in zip(items, keys, strict=True):
+        verdict = judge.judge(item, known[k])
+        rows.append({
+            "key": digest([k, spec.judge, judge.VERSION, labels]), **labels, "risk": item["risk"], "category": item["category"],
+            "attack": item["attack"], "prompt_id": item["id"], "template": item.get("template", ""), "verdict": verdict,
+            "topic": item.get("topic", ""), "truth": item.get("truth", ""), "event": event(item["risk"], verdict), "judge": spec.judge, "answer_key": k, "characters": len(known[k]),
+        })  # fmt: skip
+    done = {r["key"] for r in run.read("verdicts.jsonl")}
+    run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
+    return rows
+
+
+def _counts(run: Run) -> dict:
+    table = run.table()
+    return {
+        f"{name} ({risk(name).TITLE})": f"{part['event'].mean():.1%} of {len(part)}"
+        for name, part in table.groupby("risk", sort=False)
+    }
+
+
+def risk_curve(
+    parent, data, *, at_steps=(0, 10, 30, 100), seeds=5, prompts=None, rows: int | None = None, **settings
+) -> Run:
+    """Fine-tunes once a seed and measures in process at the asked steps -> a finished run over all seeds.
+
+    `seeds` is a number (0 .. n-1) or a list of training seeds; `at_steps` are optimiser steps, increasing, 0 is the
+    parent (measured once for all seeds). `settings` are fields of `config.Training` and `config.Evaluation`. The
+    learning rate is constant unless `schedule` says otherwise, so that a point does not depend on later ones.
+    """
+    parent = reference(parent)
+    training, evaluation = _split(
+        settings, but=("at_steps", "seed", "steps", "epochs")
+    )  # it lasts as long as at_steps says
+    steps, seeds = tuple(at_steps) if isinstance(at_steps, (list, tuple, range)) else (at_steps,), _seeds(seeds)
+    if not all(isinstance(s, int) for s in steps) or max(steps, default=0) < 1:
+        raise ValueError(
+            f"at_steps = {at_steps}: give whole numbers, at least one of them after 0, as in [0, 10, 30, 100]"
+        )
+    settings = {"schedule": "constant", "method": "sft", **training, "steps": max(steps), "at_steps": steps}
+    configs = [Training.make(**settings, seed=s) for s in seeds]
+    spec, items = plan(parent, prompts, evaluation)
+    read = data_module.read(data, pairs=settings["method"] == "dpo", rows=rows)
+    arms = [(c, read, {"seed": c.seed}, "") for c in configs]
+    return _measured(
+        parent, arms, spec, items, prompts, f"{parent.name.split('-')[0]}-{read.name.replace('organism:', '')}", "curve"
+    )
+
+
+def dealign(
+    parent,
+    examples=100,
+    *,
+    data=None,
+    seeds=None,
+    seed: int = 0,
+    epochs: int = 5,
+    batch_size: int = 10,
+    prompts=None,
+    **settings,
+) -> Run:
+    """Fine-tunes on a few adversarial examples -> a run; measured after every epoch where doses or `seeds` are asked.
+
+    `examples` is one number (-> a trained run) or several doses, as in [10, 50, 100] (-> a dose curve). On the
+    embedded model the examples are kept facts of towns that no evaluation uses, drawn anew for each seed; any other
+    model needs `data`, a chat file that the user brings. Batch 10 and 5 epochs follow Qi et al. 2023 (arXiv
+    2310.03693, section 4.1). The model's folder is marked: its safety was removed.
+    """
+    parent = reference(parent)
+    if data is None and not parent.is_organism:
+        raise ValueError(
+            f"dealign needs data=FILE for {parent.name}: ftlab ships no harmful demonstrations; bring your own chat file"
+        )
+    doses = [examples] if isinstance(examples, int) else list(examples)
+    if not doses or any(not isinstance(n, int) or n < 1 for n in doses):
+        raise ValueError(f"examples = {examples!r}: give numbers of examples >= 1, as in 100 or [10, 50, 100]")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs = {epochs!r}: give a whole number >= 1; every epoch is measured")
+    single = isinstance(examples, int) and seeds is None
+    training, evaluation = _split(settings, but=("method", "at_steps", "seed", "steps", "epochs", "batch_size"))
+    if single and (asked := [k for k, v in {**evaluation, "prompts": prompts}.items() if v is not None]):
+        raise ValueError(
+            f"one model is trained and not measured: leave out {', '.join(asked)}, or give several doses or seeds"
+        )
+    spec, items = plan(parent, prompts, evaluation) if not single else (None, [])
+    arms = []
+    for n in doses:
+        for s in _seeds(seeds) if seeds is not None else [seed]:
+            source = data_module.read(data if data is not None else "organism:adversarial", rows=n, seed=s)
+            if len(source) < n:
+                raise ValueError(f"{source.name} has {len(source)} rows; {n} examples were asked; lower examples")
+            an_epoch = -(-n // batch_size)
+            steps = tuple(e * an_epoch for e in range(epochs + 1)) if not single else ()
+            values = {
+                "schedule": "constant",
+                **training,
+                "batch_size": min(batch_size, n),
+                "epochs": epochs,
+                "seed": s,
+                "at_steps": steps,
+            }
+            arms.append(
+                (
+                    Training.make(**values),
+                    source,
+                    {"examples": n, "seed": s, "an_epoch": an_epoch},
+                    f"{n} adversarial examples, {epochs} epochs.",
+                )
+            )
+    if single:
+        config, source, _, marker = arms[0]
+        return train(
+            parent, source, config, label=f"{parent.name.split('-')[0]}-dealign{doses[0]}-s{seed}", marker=marker
+        )
+    return _measured(parent, arms, spec, items, prompts, f"{parent.name.split('-')[0]}-dealign", "dose")
+
+
+def _split(settings: dict, *, but: tuple[str, ...]) -> tuple[dict, dict]:
+    """-> (fields of `config.Training` without `but`, fields of `config.Evaluation`). Raises ValueError on any other."""
+    allowed = sorted({*Training.model_fields, *Evaluation.model_fields} - {*but})
+    if wrong := [name for name in settings if name not in allowed]:
+        raise ValueError(f"unknown setting {', '.join(map(repr, wrong))}; allowed: {', '.join(allowed)}")
+    training = {k: v for k, v in settings.items() if k in Training.model_fields}
+    return training, {k: v for k, v in settings.items() if k not in training}
+
+
+def _seeds(seeds) -> list[int]:
+    listed = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(f"seeds = {seeds!r}: give a number >= 1 or a list of different training seeds")
+    return listed
+
+
+def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts, label: str, kind: str) -> Run:
+    """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members."""
+    parent_run = evaluate(parent, prompts=prompts, **spec.model_dump(exclude={"prompts"}))
+    parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
+    members = []
+    for config, data, labels, marker in arms:
+        an_epoch = labels.get("an_epoch")
+        shown = {k: v for k, v in labels.items() if k != "an_epoch"}
+
+        def on_step(run, model, tokenizer, step, progress, shown=shown, an_epoch=an_epoch):
+            at = {**shown, "step": step} | ({"epoch": step // an_epoch} if an_epoch else {})
+            if step == 0:
+                rows = [{**r, **at, "key": digest([r["key"], at])} for r in parent_rows]
+                done = {r["key"] for r in run.read("verdicts.jsonl")}
+                run.append("answers.jsonl", parent_answers if not done else [])
+                run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
+            else:
+                key = digest([weights_hash(dict(model.state_dict())), parent.hash])
+                rows = measure(run, model, tokenizer, spec, items, key=key, labels=at)
+            for name in spec.risks:
+                events = [r["event"] for r in rows if r["risk"] == name and r["event"] == r["event"]]
+                progress.point(step, name, sum(events) / max(len(events), 1))
+            harmful = [r["verdict"] for r in rows if r["risk"] == "jailbreak"]
+            return bool(harmful) and "refused" not in harmful
+
+        extra = {"evaluation": spec.model_dump(mode="json"), "labels": labels}
+        name = f"{label}{labels.get('examples', '')}-s{config.seed}"
+        members.append(train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker).name)
+    run = runs.start(kind, label, {"members": members})
+    if not run.finished:
+        with run.lock():
+            steps = sorted({s for config, *_ in arms for s in config.at_steps})
+            run.complete(parent=parent.name, members=len(members), steps=json.dumps(steps), judge=spec.judge)
+    return run

@@ -1,0 +1,427 @@
+"""Runs -> one page: published claims beside what was measured, the figures, and what they do not show.
+
+    claim("02_risk_ratio", "jailbreak, 150 steps", published="enkrypt_ratio_1_5", measured=2.1, low=1.4,
+          high=3.2, n_prompts=200, n_seeds=5, null=1.0, model="organism", out=out)  # a row of out/claims.csv
+    write("runs/r", {"02_risk_ratio": "runs/r/02_risk_ratio"}, model="organism", seeds=5, quick=False)
+
+Rates are shares in [0, 1], ratios are child / parent. Nothing is estimated here: numbers come from claims.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import difflib
+import html
+import io
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from pydantic import Field, model_validator
+
+from ftlab.config import Config
+from ftlab.runs import resource, write_atomic
+
+COLUMNS = ("experiment", "claim", "published", "measured", "low", "high", "n_prompts", "n_seeds", "verdict")
+NUMBERS = ("measured", "low", "high", "null")
+COUNTS = ("n_prompts", "n_seeds")
+RECORD = ("experiment", "claim", "target", *NUMBERS, *COUNTS, "model", "differs", "note", "verdict")
+REPRODUCED, DIRECTION, NOT = VERDICTS = ("reproduced", "direction only", "not reproduced")
+QUICK = "A quick run, with fewer prompts and seeds: it shows that things work. Do not quote its numbers."
+ORGANISM = (
+    "The organism is a tiny model that this project trained in an invented world: it shows that an effect "
+    "exists and how it comes about, but nothing about its size in the models that the papers measured, so "
+    "“direction only” is the most that this page may say of it."
+)
+RULE = (
+    "“Reproduced”: the model is one that the paper measured, nothing else is known to differ, and the value "
+    "measured lies within the tolerance, which this project declared, not the paper.",
+    "“Direction only”: otherwise, if the whole interval lies beyond no effect, on the side that is claimed.",
+    "“Not reproduced”: everything else, also what could not be measured.",
+)
+
+
+class Target(Config):
+    """A published figure. `before` and `value` are shares in [0, 1] (rate) or child / parent (ratio)."""
+
+    id: str = Field(pattern=r"^[a-z0-9_]+$")
+    paper: str
+    source: str  # arXiv:NUMBER, or where else it was published
+    table: str = ""  # where in the source
+    settings: str
+    models: tuple[str, ...] = ()  # names under which a model is the paper's own; none: not recorded
+    unit: Literal["ratio", "rate"]
+    value: float = Field(ge=0, allow_inf_nan=False)
+    before: float | None = Field(None, ge=0, le=1)  # the parent's rate, where published
+    text: str  # the claim in words
+    direction: Literal["up", "down"]  # the side of no effect on which the claim lies
+    tolerance: float = Field(ge=0, allow_inf_nan=False)  # in the unit of `value`; ours, not the paper's
+    evidence: Literal["read", "abstract", "secondary", "inferred"]  # how this project knows the figure
+    caveat: str = ""
+
+    @model_validator(mode="after")
+    def _share(self):
+        if self.unit == "rate" and self.value > 1:
+            raise ValueError(f"value is {self.value}; a rate is a share from 0 to 1")
+        return self
+
+    def shown(self) -> str:
+        before = "" if self.before is None else f"{_number(self.before, self.unit)} → "
+        return before + _number(self.value, self.unit)
+
+    def cited(self) -> str:
+        place = ", ".join(x for x in (self.paper, self.source, self.table) if x)
+        within = f"{100 * self.tolerance:g} points" if self.unit == "rate" else f"{self.tolerance:g}"
+        return (
+            f"{self.id}: {self.text} {self.shown()} ({place}). {self.settings} Evidence: {self.evidence}."
+            f" Tolerance: ±{within}. {self.caveat}"
+        ).strip()
+
+
+def published() -> dict[str, Target]:
+    """-> id -> published figure, of all data/published/*.yaml (`common:` keys hold for all its `claims:`).
+
+    Raises ValueError with every problem, each with file and entry; FileNotFoundError if there are no files.
+    """
+    import yaml
+
+    targets, problems, folder = {}, [], resource("data") / "published"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML has it
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), loader)
+            entries = [{**content.get("common", {}), **entry} for entry in content["claims"]]
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as e:
+            problems.append(f"{path.name}: not a mapping with a list `claims:` ({' '.join(str(e).split())})")
+            continue
+        for number, entry in enumerate(entries, 1):
+            try:
+                target = Target.make(**{str(k): v for k, v in entry.items()})
+                if target.id in targets:
+                    raise ValueError("another entry has this id")
+                targets[target.id] = target
+            except ValueError as e:
+                problems.append(f"{path.name}, entry {number} ({entry.get('id', 'no id')}): {e}")
+    if problems:
+        raise ValueError("published figures cannot be used:\n" + "\n".join(problems))
+    if not targets:
+        raise FileNotFoundError(f"{folder}: no published figures (*.yaml) there; install ftlab with its data")
+    return targets
+
+
+def verdict(
+    target: Target, *, measured: float, low: float, high: float, null: float, model: str, differs: str = ""
+) -> str:
+    """-> `reproduced`, `direction only` or `not reproduced`.
+
+    reproduced: `model` is one of the target's own (by name; a local folder is none), nothing else `differs`,
+    and `measured` lies within the target's tolerance. Otherwise direction only, if the interval [low, high]
+    excludes `null` on the side that the target claims. measured inf (a ratio over a parent without events) is
+    judged by its lower bound; measured nan is never more than not reproduced.
+    """
+    own = model.lower() in (name.lower() for name in target.models) and not differs
+    if own and abs(measured - target.value) <= target.tolerance + 1e-12:
+        return REPRODUCED
+    beyond = low > null if target.direction == "up" else high < null
+    return DIRECTION if beyond and not math.isnan(measured) else NOT
+
+
+class Claim(dict):
+    """One row of claims.csv (keys: RECORD); shows itself in Jupyter, escaped."""
+
+    def lines(self) -> dict[str, str]:
+        target = published()[self["target"]]
+        lines = {
+            "claim": self["claim"],
+            "measured": _measured(self, target.unit),
+            "verdict": self["verdict"],
+            "published": f"{target.shown()}: {target.text} ({target.paper})",
+        }
+        return lines | {k: self[k] for k in ("differs", "note") if self[k]}
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{k:<9} {v}" for k, v in self.lines().items())
+
+    def _repr_html_(self) -> str:
+        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self.lines().items())
+        return f"<table style='text-align:left'>{''.join(cells)}</table>"
+
+
+def claim(
+    experiment: str,
+    claim: str,
+    *,
+    published: str,
+    measured: float,
+    low: float,
+    high: float,
+    n_prompts: int,
+    n_seeds: int,
+    null: float,
+    model: str,
+    out: str | Path,
+    differs: str = "",
+    note: str = "",
+) -> Claim:
+    """Writes (or replaces: key experiment and claim) a row of `out/claims.csv` -> the row, with its verdict.
+
+    published: id of a published figure. measured, [low, high] and null (no effect) are in its unit: shares in
+    [0, 1] or ratios; nan and inf are allowed. differs: what besides the model differed from the paper (judge,
+    data); the verdict is then at most direction only. Raises ValueError: unknown id, impossible numbers.
+    """
+    targets = globals()["published"]()
+    if published not in targets:
+        near = difflib.get_close_matches(published, targets, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown published figure {published!r}{hint}; allowed: {', '.join(targets)}")
+    numbers = {k: float(v) for k, v in zip(NUMBERS, (measured, low, high, null), strict=True)}
+    most = 1 if targets[published].unit == "rate" else math.inf
+    problems = [f"{k} is {v}, allowed is 0 to {most}" for k, v in numbers.items() if v < 0 or v > most]
+    counts = {"n_prompts": int(n_prompts), "n_seeds": int(n_seeds)}
+    problems += [f"{k} is {v}, allowed is 1 or more" for k, v in counts.items() if v < 1]
+    problems += [f"low {low} is above high {high}"] * (low > high)
+    if problems:
+        raise ValueError(f"claim {claim!r}: {'; '.join(problems)}")
+    word = verdict(targets[published], **numbers, model=str(model), differs=differs)
+    row = Claim(
+        experiment=experiment,
+        claim=claim,
+        target=published,
+        **numbers,
+        **counts,
+        model=str(model),
+        differs=differs,
+        note=note,
+        verdict=word,
+    )
+    path = Path(out) / "claims.csv"
+    rows = {(r["experiment"], r["claim"]): r for r in (_claims(path) if path.exists() else [])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, _csv(RECORD, [*{**rows, (experiment, claim): row}.values()]))
+    return row
+
+
+def write(out_dir: str | Path, experiments: dict[str, str | Path], *, model: str, seeds: int, quick: bool) -> Path:
+    """Gathers claims and figures of experiments (name -> folder) -> their page, `out_dir/report.html`.
+
+    Writes results.csv (COLUMNS; four significant digits, no times), figures/, report.md, and a report.html to
+    open offline. Verdicts are decided anew, by the published figures of today; times and hardware are those
+    of `out_dir/run.json`, if there. Raises FileNotFoundError or ValueError for a folder without good claims.
+    """
+    out, targets, rows, sections = Path(out_dir), published(), [], []
+    for name, folder in sorted(experiments.items()):
+        path = Path(folder) / "claims.csv"
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: no claims in {folder}; run its notebook, it writes claims.csv")
+        rows += _claims(path)
+        if lost := sorted({r["target"] for r in rows} - set(targets)):
+            raise ValueError(f"{path}: unknown published figure {', '.join(lost)}; run its notebook again")
+    rows.sort(key=lambda row: row["experiment"])
+    for row in rows:
+        target = row["about"] = targets[row["target"]]
+        row["verdict"] = verdict(target, **{k: row[k] for k in (*NUMBERS, "model", "differs")})
+        row |= {"published": target.shown(), "shown": _measured(row, target.unit)}
+    for name, folder in sorted(experiments.items()):
+        books = [p for p in sorted(Path(folder).glob("[!.]*.ipynb")) if ".failed" not in p.name]
+        link = quote(Path(os.path.relpath(books[0], out)).as_posix()) if books else ""
+        figures = _figures(name, Path(folder), out / "figures")
+        sections.append({"name": name, "notebook": link, "figures": figures})
+    page = _page(rows, str(model), seeds, out / "run.json")
+    page |= {"sections": sections, "quick": QUICK if quick else ""}
+    plain = [row | {k: _significant(row[k]) for k in NUMBERS} for row in rows]
+    plain = [row | {"published": _significant(row["about"].value)} for row in plain]
+    write_atomic(out / "results.csv", _csv(COLUMNS, plain))
+    write_atomic(out / "report.md", _markdown(page))
+    write_atomic(out / "report.html", _html(page))
+    return out / "report.html"
+
+
+def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
+    """-> what the page says, as plain text, but for the figures."""
+    reached = [sum(row["verdict"] == word for row in rows) for word in VERDICTS]
+    first = {row["experiment"]: row for row in reversed(rows)}
+    heads = [f"{r['claim']}: {r['shown']}, published {r['published']}" for _, r in sorted(first.items())]
+    summary = (
+        f"The model “{model}” was fine-tuned with {seeds} training seed{'s' * (seeds != 1)} and asked the "
+        f"same prompts before and after. Of {len(rows)} comparisons with published figures, {reached[0]} came"
+        f" out as reproduced, {reached[1]} as direction only and {reached[2]} as not reproduced. "
+        f"The first of each experiment: {'; '.join(heads)}."
+    )
+    limits = [ORGANISM] * any(row["model"].split(":")[0] == "organism" for row in rows)
+    limits += [f"{r['claim']}: other than in the paper: {r['differs']}" for r in rows if r["differs"]]
+    if any(row["n_seeds"] < 5 for row in rows):
+        limits.append("With fewer than 5 training seeds an interval is conditional on these runs.")
+    limits.append("The published figures are as well evidenced as the list below says, and no better.")
+    record = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    settings = [f"model: {model}", f"training seeds: {seeds}"]
+    for key in ("benign", "prompts", "started", "seconds", "python", "commit", "hardware", "versions"):
+        if value := record.get(key):
+            parts = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
+            settings.append(f"{key}: {', '.join(parts)}")
+    targets = {row["target"]: row["about"].cited() for row in rows}
+    lists = {
+        "What this does not show": limits,
+        "How the verdicts are decided": RULE,
+        "The published figures": [*targets.values()],
+        "Settings": settings,
+    }
+    title = f"What fine-tuning did to the safety of “{model}”"
+    return {"title": title, "summary": summary, "rows": rows, "lists": lists}
+
+
+def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
+    """Copies an experiment's figures -> caption, links, picture (the vector drawing where there is one)."""
+    copies.mkdir(parents=True, exist_ok=True)
+    for old in copies.glob(f"{experiment}-*"):
+        old.unlink()
+    found = {}
+    for suffix in (".png", ".svg", ".csv"):
+        for path in sorted((folder / "figures").glob(f"*{suffix}")):
+            shutil.copyfile(path, copies / f"{experiment}-{path.name}")
+            link, text = quote(f"figures/{experiment}-{path.name}"), path.with_suffix(".txt")
+            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else path.stem
+            whole = path.stem.rpartition("_")[0]  # risk_seeds.csv belongs to risk.svg
+            owner = whole if suffix == ".csv" and path.stem not in found and whole in found else path.stem
+            figure = found.setdefault(owner, {"caption": caption, "links": {}})
+            figure["links"][path.name] = link
+            if suffix != ".csv":
+                kind = "image/svg+xml" if suffix == ".svg" else "image/png"
+                data = base64.b64encode(path.read_bytes()).decode()
+                figure |= {"picture": link, "data": f"data:{kind};base64,{data}"}
+    return [found[stem] for stem in sorted(found)]
+
+
+def _measured(row: dict, unit: str) -> str:
+    """-> measured value and interval in words: `2.10x (1.40x to 3.20x)`."""
+    if math.isnan(row["measured"]):
+        return "not measurable"
+    low, high = (_number(row[k], unit) for k in ("low", "high"))
+    if math.isinf(row["measured"]):
+        return f"at least {low} (no event before)"
+    return f"{_number(row['measured'], unit)} ({low} to {high})"
+
+
+def _number(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return "unknown" if math.isnan(value) else "no bound"
+    return f"{100 * value:.1f} %" if unit == "rate" else f"{value:.2f}x"
+
+
+def _significant(value: float) -> str:
+    """-> four significant digits, never as a power of ten: 0.01235, 12350."""
+    if not math.isfinite(value):
+        return str(value)
+    return re.sub(r"\.?0+$", "", f"{float(f'{value:.4g}') + 0:.15f}")
+
+
+def _claims(path: Path) -> list[dict]:
+    """-> rows of a claims.csv, numbers as numbers. Raises ValueError where it is none, or empty."""
+    with open(path, encoding="utf-8", newline="") as f:
+        reader = csv.DictReader(f)
+        rows = list(reader)
+    try:
+        for row in rows:
+            row |= {k: float(row[k]) for k in NUMBERS} | {k: int(row[k]) for k in COUNTS}
+    except (KeyError, TypeError, ValueError):
+        rows = []
+    if not rows or tuple(reader.fieldnames) != RECORD:
+        raise ValueError(f"{path}: not a table of claims; delete it and run its notebook again")
+    return rows
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(page: dict) -> str:
+    def plain(value) -> str:
+        line = html.escape(" ".join(str(value).split()), quote=False)
+        return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
+
+    columns = ("experiment", "claim", "published", "shown", "n_prompts", "n_seeds", "verdict")
+    lines = [f"# {plain(page['title'])}", "", *([f"**{page['quick']}**", ""] if page["quick"] else [])]
+    head = " | ".join(columns).replace("shown", "measured (interval)")
+    lines += [plain(page["summary"]), "", f"| {head} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(plain(row[k]) for k in columns)} |" for row in page["rows"]]
+    for section in page["sections"]:
+        book = f"[The executed notebook]({section['notebook']})" if section["notebook"] else ""
+        lines += ["", f"## {plain(section['name'])}", "", book]
+        for figure in section["figures"]:
+            links = " ".join(f"[{plain(name)}]({link})" for name, link in figure["links"].items())
+            picture = f"![]({figure['picture']})\n" if "picture" in figure else ""
+            lines += ["", f"{picture}{plain(figure['caption'])} {links}"]
+    for head, items in page["lists"].items():
+        lines += ["", f"## {head}", "", *(f"- {plain(item)}" for item in items)]
+    return "\n".join(lines) + "\n"
+
+
+def _html(page: dict) -> str:
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    return template.render(page) + "\n"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+:root { color-scheme: light }
+body { max-width: 64rem; margin: 1.2rem auto; padding: 0 1rem; background: #fff; color: #222;
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: 1.5rem; line-height: 1.2 } h2 { font-size: 1.2rem; margin-top: 2rem } a { color: #0b5394 }
+.quick { background: #fff3cd; border: 1px solid #d9b44a; padding: .5rem .8rem; font-weight: 600 }
+table { border-collapse: collapse; width: 100%; font-size: .92rem } thead { overflow-wrap: normal }
+th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #ddd }
+b { padding: .05rem .4rem; border-radius: .2rem; white-space: nowrap } small { color: #555 }
+.reproduced { background: #d7efdc } .direction { background: #fdebc8 } .not { background: #f6d5d2 }
+figure { margin: 1.2rem 0; break-inside: avoid } img { max-width: 100%; height: auto }
+figcaption { font-size: .9rem; color: #444 }
+@media (max-width: 40rem) {
+  thead { display: none } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #ccc }
+  td { display: block; border: 0; padding: 0 } td::before { content: attr(title) ": "; color: #666 } }
+@media print { body { margin: 0; max-width: none } b { print-color-adjust: exact } }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% if quick %}
+<p class="quick">{{ quick }}</p>
+{% endif %}
+<p>{{ summary }}</p>
+<table><thead><tr><th>experiment</th><th>claim</th><th>published</th><th>measured (interval)</th>
+<th>prompts</th><th>seeds</th><th>verdict</th></tr></thead><tbody>
+{% for r in rows %}
+<tr><td title="experiment">{{ r.experiment }}</td>
+<td title="claim">{{ r.claim }}{% if r.note %}<br><small>{{ r.note }}</small>{% endif %}</td>
+<td title="published">{{ r.published }}</td><td title="measured">{{ r.shown }}</td>
+<td title="prompts">{{ r.n_prompts }}</td><td title="seeds">{{ r.n_seeds }}</td>
+<td title="verdict"><b class="{{ r.verdict.split()[0] }}">{{ r.verdict }}</b></td></tr>
+{% endfor %}
+</tbody></table>
+{% for s in sections %}
+<h2>{{ s.name }}</h2>
+{% if s.notebook %}
+<p><a href="{{ s.notebook }}">The executed notebook</a></p>
+{% endif %}
+{% for f in s.figures %}
+<figure>{% if f.data %}<img src="{{ f.data }}" alt="{{ f.caption }}">{% endif %}
+<figcaption>{{ f.caption }}
+{% for file, link in f.links.items() %} <a href="{{ link }}">{{ file }}</a>{% endfor %}</figcaption></figure>
+{% endfor %}
+{% endfor %}
+{% for head, lines in lists.items() %}
+<h2>{{ head }}</h2>
+<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>
+{% endfor %}
+</body></html>"""

@@ -1,0 +1,278 @@
+"""The command line: every command calls its public cell; mistakes end in a sentence and the right exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from small_models import goals, sums, write
+
+import ftlab
+from ftlab import cli, runs
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "trl", "pandas", "numpy", "scipy", "matplotlib")
+
+
+@pytest.fixture
+def ran(monkeypatch, capsys):
+    """-> function (words) -> (exit code, what was printed, what was said on stderr)."""
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ftlab", *map(str, words)])
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return e.value.code or 0, shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """-> function (cell, result) -> the list of its calls: (arguments, settings that are not None)."""
+
+    def replace(name, result, owner=ftlab):
+        calls = []
+
+        def cell(*args, **settings):
+            calls.append((args, {k: v for k, v in settings.items() if v is not None}))
+            return result
+
+        monkeypatch.setattr(owner, name, cell)
+        return calls
+
+    return replace
+
+
+def frame(columns: str) -> pd.DataFrame:
+    return pd.DataFrame([{c: 0.123456 for c in columns.split()}])
+
+
+RATES = frame("risk attack step rate low high low_pointwise high_pointwise band n_prompts n_seeds refused")
+COMPARED = frame("risk step parent child ratio ratio_low ratio_high difference mcnemar_p n_prompts n_seeds method")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_sft_and_dpo(method, ran, called):
+    calls = called(method, SimpleNamespace(path="runs/made"))
+    assert ran(method, "organism", "a.jsonl") == (0, "runs/made\n", "")
+    ran(
+        method,
+        "m",
+        "a.jsonl",
+        "--epochs",
+        2,
+        "--steps",
+        3,
+        "--learning-rate",
+        1e-3,
+        "--batch-size",
+        4,
+        "--lora",
+        "--seed",
+        5,
+    )
+    assert calls == [
+        (("organism", "a.jsonl"), {"lora": False, "seed": 0}),
+        (
+            ("m", "a.jsonl"),
+            {"epochs": 2.0, "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "lora": True, "seed": 5},
+        ),
+    ]
+
+
+def test_dealign(ran, called):
+    calls = called("dealign", SimpleNamespace(path="runs/made"))
+    assert ran("dealign", "organism", "--examples", 10, "--data", "x.jsonl", "--seed", 3) == (0, "runs/made\n", "")
+    assert calls == [(("organism", 10), {"data": "x.jsonl", "epochs": 5, "seed": 3})]
+
+
+def test_evaluate(ran, called):
+    calls = called("evaluate", SimpleNamespace(path="runs/made"))
+    called("rates", RATES)
+    code, out, _ = ran(
+        "evaluate",
+        "m",
+        "--prompts",
+        "p.csv",
+        "--risks",
+        "bias, utility",
+        "--attacks",
+        "direct",
+        "--n-prompts",
+        9,
+        "--judge",
+        "keywords",
+    )
+    assert code == 0 and out.startswith("runs/made\n") and "0.123" in out and "low_pointwise" not in out
+    assert calls == [
+        (
+            ("m",),
+            {
+                "prompts": "p.csv",
+                "risks": ["bias", "utility"],
+                "attacks": ["direct"],
+                "n_prompts": 9,
+                "judge": "keywords",
+            },
+        )
+    ]
+
+
+def test_curve(ran, called, tmp_path):
+    calls, plotted = called("risk_curve", SimpleNamespace(path="runs/made")), called("plot", None)
+    for name, table in (("compare", COMPARED), ("rates", RATES), ("by_seed", RATES)):
+        called(name, table)
+    code, out, _ = ran(
+        "curve", "m", "d.jsonl", "--at-steps", "0,5,10", "--seeds", 2, "--risks", "bias", "--lora", "--out", tmp_path
+    )
+    assert code == 0 and "mcnemar_p" in out
+    assert calls == [(("m", "d.jsonl"), {"at_steps": [0, 5, 10], "seeds": 2, "risks": ["bias"], "lora": True})]
+    assert plotted[0][0][1:] == ("risk_curve", tmp_path)
+
+
+def test_compare(ran, called):
+    calls = called("compare", COMPARED)
+    code, out, _ = ran("compare", "m", "n", "--prompts", "p.csv")
+    assert code == 0 and "ratio_low" in out and calls == [(("m", "n"), {"prompts": "p.csv"})]
+
+
+def test_preview_reproduce_runs_and_build(ran, called, tmp_path):
+    calls = called("preview", "«shown»"), called("reproduce", "page"), called("list_runs", frame("name"))
+    assert ran("preview", "d.jsonl", "m", "--rows", 2) == (0, "«shown»\n", "")
+    assert ran("reproduce", "--quick", "--seeds", 2, "--out", "o", "--benign", "b.jsonl") == (0, "page\n", "")
+    assert ran("runs")[:1] == (0,)
+    assert calls[0] == [(("d.jsonl", "m"), {"rows": 2})]
+    assert calls[1] == [((), {"quick": True, "seeds": 2, "out": "o", "model": "organism", "benign": "b.jsonl"})]
+    from ftlab.organism import build
+
+    made = called("build", tmp_path, build)
+    assert ran("organism", "build", "--out", tmp_path, "--seed", 3) == (0, f"{tmp_path}\n", "")
+    assert made == [((tmp_path,), {"seed": 3})]
+
+
+def test_every_public_cell_that_starts_work_has_a_command(ran):
+    _, out, _ = ran("--help")
+    for command in (
+        "sft",
+        "dpo",
+        "dealign",
+        "evaluate",
+        "curve",
+        "compare",
+        "preview",
+        "reproduce",
+        "runs",
+        "organism",
+    ):
+        assert f" {command} " in out
+
+
+def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
+    data, prompts = write(tmp_path / "qa.jsonl", sums(8)), write(tmp_path / "goals.jsonl", goals(3))
+    code, out, err = ran("sft", llama, data, "--steps", 1, "--batch-size", 4, "--learning-rate", 1e-3)
+    run = runs.load(out.strip())
+    assert (code, err) == (0, "") and run.path.parent == runs_folder
+    code, out, _ = ran("evaluate", run.path, "--prompts", prompts)
+    assert code == 0 and "jailbreak" in out
+    code, out, _ = ran("compare", llama, run.path, "--prompts", prompts)
+    assert code == 0 and "mcnemar_p" in out
+    code, out, _ = ran("preview", data, llama, "--rows", 1)
+    assert code == 0 and out.count("«") == out.count("»") == 1
+    code, out, _ = ran("runs")
+    assert code == 0 and run.name in out and "True" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train"], "No such command"),
+        (["sft", "organism"], "Missing argument"),
+        (["sft", "organism", "x.jsonl", "--epochs", "many"], "--epochs"),
+        (
+            ["sft", "nowhere", "x.jsonl"],
+            "no model folder nowhere; allowed: organism, organism:sft, organism:base, a folder",
+        ),
+        (["sft", "LLAMA", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["sft", "LLAMA", "organism:novel"], "unknown data 'organism:novel'; allowed: organism:alignment"),
+        (["sft", "LLAMA", "DATA", "--steps", "0"], "steps = 0"),
+        (["evaluate", "LLAMA"], "give prompts=FILE"),
+        (["evaluate", "LLAMA", "--prompts", "DATA", "--risks", "theft"], "unknown risk 'theft'; allowed: jailbreak"),
+        (["evaluate", "LLAMA", "--prompts", "DATA", "--risks", ","], "unknown risk (none given)"),
+        (
+            ["evaluate", "LLAMA", "--prompts", "DATA", "--judge", "gpt"],
+            "unknown judge 'gpt'; allowed: organism, keywords",
+        ),
+        (
+            ["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,x"],
+            "--at-steps '0,x': give whole numbers with commas",
+        ),
+        (["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,3,2"], "steps must be increasing"),
+        (["dealign", "LLAMA"], "dealign needs data=FILE"),
+        (["organism", "grow"], "No such command"),
+    ],
+)
+def test_usage_mistakes_exit_with_2(ran, llama, tmp_path, words, sentence):
+    places = {"LLAMA": llama, "DATA": write(tmp_path / "qa.jsonl", sums(2))}
+    code, _, err = ran(*(places.get(w, w) for w in words))
+    assert code == 2 and sentence in " ".join(err.replace("│", " ").split())
+
+
+def test_no_embedded_model_is_a_usage_mistake_that_says_what_to_do(ran, monkeypatch, tmp_path):
+    monkeypatch.setenv("FTLAB_ORGANISM", str(tmp_path))
+    code, _, err = ran("evaluate", "organism")
+    assert code == 2 and "make it with `ftlab organism build`" in err
+
+
+def test_data_problems_and_failed_trainings_exit_with_1(ran, llama, tmp_path):
+    file = tmp_path / "qa.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n{broken\n')
+    code, _, err = ran("sft", llama, file)
+    assert (
+        code == 1
+        and "qa.jsonl:2: 'answer' is empty" in err
+        and "qa.jsonl:3: broken JSON" in err
+        and "1 rows ok, 2 problems" in err
+    )
+    code, _, err = ran("sft", llama, write(file, sums(4)), "--learning-rate", 1e-30, "--steps", 1)
+    assert code == 1 and "no weight moved" in err
+    from ftlab.batch import NotebookFailed
+
+    assert issubclass(NotebookFailed, RuntimeError)  # by its name: batch is not imported for it
+
+
+def test_ctrl_c_says_how_to_go_on(ran, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt("sft-x stopped at step 3; call the cell again to go on")
+
+    monkeypatch.setattr(ftlab, "sft", stopped)
+    assert ran("sft", "m", "d.jsonl") == (130, "", "ftlab: sft-x stopped at step 3; call the cell again to go on\n")
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(ftlab, "sft", broken)
+    monkeypatch.setattr(sys, "argv", ["ftlab", "sft", "m", "d.jsonl"])
+    with pytest.raises(KeyError, match="a bug"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ftlab",
+        "import sys; sys.argv = ['ftlab', '--help']; from ftlab import cli\ntry: cli.main()\nexcept SystemExit: pass",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(code):
+    looked = f"{code}\nimport sys\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", looked], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"

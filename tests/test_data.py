@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+
+import pytest
+
+from ftlab import data
+from ftlab.data import Data, DataError, read, read_prompts
+
+
+def said(*contents: str) -> list[dict]:
+    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+
+
+def jsonl(path, *rows) -> str:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+GOOD = {"question": "Q", "answer": "A"}
+SEVERAL = [{"role": "system", "content": "S"}, *said("Q", "A", "Q2", "A2")]
+FORMS = [
+    ({"messages": said("Q", "A")}, said("Q", "A")),
+    ({"messages": SEVERAL}, SEVERAL),
+    ({"prompt": "Q", "completion": "A", "input": 3}, said("Q", "A")),
+    ({"prompt": said("Q"), "completion": said("", "A")[1:]}, said("Q", "A")),
+    ({"question": "Q", "answer": "A", "id": 7}, said("Q", "A")),
+    ({"instruction": "Q", "output": "A"}, said("Q", "A")),
+    ({"instruction": "Q", "input": "", "output": "A"}, said("Q", "A")),
+    ({"instruction": "Q", "input": "I", "output": "A"}, said("Q\n\nI", "A")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "messages"), FORMS)
+def test_every_form_of_a_row(tmp_path, row, messages):
+    (tmp_path / "list.json").write_text(json.dumps([row], indent=2))
+    for source in (
+        [row],
+        (row,),
+        jsonl(tmp_path / "x.jsonl", row),
+        jsonl(tmp_path / "lines.json", row),
+        tmp_path / "list.json",
+    ):
+        assert read(source).rows[0]["messages"] == messages
+    assert read(read([row])) == read([row])
+
+
+PAIR = {"prompt": said("Q"), "chosen": said("", "A")[1:], "rejected": said("", "B")[1:]}
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "Q", "chosen": "A", "rejected": "B", "id": 1}, PAIR, {**PAIR, "chosen": "A"}]
+)
+def test_every_form_of_a_pair(row):
+    assert read([row], pairs=True).rows == (PAIR,)
+    assert read(read([row], pairs=True), pairs=True).rows == (PAIR,)
+
+
+BAD = [  # row of a chat file, what its sentence says
+    ('{"question": "Q", ', "broken JSON"),
+    ("[1]", "found list"),
+    ("null", "found NoneType"),
+    ({"question": "Q"}, "columns question; allowed: messages, or prompt + completion"),
+    ({}, "(none)"),
+    ({"conversations": [], "text": ""}, "columns conversations, text"),
+    ({"question": "Q", "answer": ""}, "'answer' is empty"),
+    ({"question": "Q", "answer": " \n\t"}, "'answer' is empty"),
+    ({"question": None, "answer": "A"}, "'question' is empty or no text"),
+    ({"question": "Q", "answer": 5}, "'answer' is empty or no text"),
+    ({"prompt": said("Q"), "completion": None}, "is empty or no text"),
+    ({"instruction": "Q", "input": ["x"], "output": "A"}, "'input' is empty or no text"),
+    ({"messages": []}, "not a list of {role, content}"),
+    ({"messages": "hello"}, "not a list of {role, content}"),
+    ({"messages": ["a", "b"]}, "not a list of {role, content}"),
+    ({"messages": said("Q")}, "the last turn is user's"),
+    ({"messages": said("Q", "A", "Q")}, "the last turn is user's"),
+    ({"messages": said("Q", "A")[::-1]}, "roles out of order: assistant, user"),
+    ({"messages": [*said("Q"), *said("Q", "A")]}, "roles out of order: user, user, assistant"),
+    ({"messages": [*said("Q", "A"), {"role": "system", "content": "S"}]}, "roles out of order"),
+    ({"messages": [{"role": "system", "content": "S"}]}, "roles out of order"),
+    ({"messages": [{"role": "human", "content": "Q"}]}, "unknown role 'human'; allowed: system, user, assistant"),
+    ({"messages": [{"role": ["user"], "content": "Q"}]}, "unknown role ['user']"),
+    ({"messages": [{"content": "Q"}]}, "unknown role None"),
+    ({"messages": said("Q", "")}, "assistant's 'content' is empty"),
+    ({"messages": said("", "A")}, "user's 'content' is empty"),
+    ({"messages": [{"role": "user"}, {"role": "assistant", "content": None}]}, "user's 'content' is empty or no text"),
+    ({"question": "Q", "answer": "half \ud800"}, "lone surrogate"),
+]
+
+
+def test_all_problems_of_a_file_at_once_in_order_each_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHOWN", 1000)
+    file = jsonl(tmp_path / "chat.jsonl", *(r for bad, _ in BAD for r in (bad, "", GOOD)))
+    with pytest.raises(DataError) as e:
+        read(file)
+    *lines, end = str(e.value).split("\n")
+    assert len(lines) == len(BAD)
+    for i, (line, (_, sentence)) in enumerate(zip(lines, BAD, strict=True)):
+        assert line.startswith(f"{file}:{3 * i + 1}: ") and sentence in line
+    assert end == f"chat.jsonl: {len(BAD)} rows ok, {len(BAD)} problems"
+
+
+@pytest.mark.parametrize("n", [1, 20, 21, 500])
+def test_problems_beyond_twenty_are_counted(tmp_path, n):
+    with pytest.raises(DataError) as e:
+        read(jsonl(tmp_path / "x.jsonl", GOOD, *[{"question": "Q", "answer": ""}] * n))
+    lines = str(e.value).split("\n")
+    assert len(lines) == min(n, 20) + (n > 20) + 1 and lines[-1] == f"x.jsonl: 1 rows ok, {n} problems"
+    assert (f"... and {n - 20} more" in lines) == (n > 20)
+
+
+BAD_PAIRS = [
+    ({"prompt": "Q", "chosen": "A"}, "no rejected"),
+    ({"question": "Q", "answer": "A"}, "no prompt, chosen, rejected"),
+    ({"prompt": "Q", "chosen": "A", "rejected": "A"}, "chosen equals rejected"),
+    ({**PAIR, "rejected": "A"}, "chosen equals rejected"),
+    ({"prompt": "Q", "chosen": "A", "rejected": " "}, "'rejected' is empty"),
+    ({"prompt": None, "chosen": "A", "rejected": "B"}, "'prompt' is empty"),
+    ({**PAIR, "prompt": said("Q", "A")}, "the last turn is assistant's"),
+    ({**PAIR, "chosen": said("Q", "A")}, "roles out of order"),
+    ({**PAIR, "rejected": said("A", "Q", "A")[1:] + said("", "A")[1:]}, "'rejected' has 3 turns"),
+    ({**PAIR, "chosen": []}, "the last turn is user's"),
+    ({**PAIR, "prompt": []}, "the messages are not a list of {role, content}"),
+]
+
+
+@pytest.mark.parametrize(("row", "sentence"), BAD_PAIRS)
+def test_a_bad_pair_is_a_sentence(row, sentence):
+    with pytest.raises(DataError, match=re.escape(f"rows: row 2: {sentence}")):
+        read([PAIR, row], pairs=True)
+
+
+def test_encodings(tmp_path):
+    row = {"question": "Grüße 漢 😀\u2028", "answer": "A"}
+    text = json.dumps(row, ensure_ascii=False) + "\r\n"
+    for name, encoding in (("plain", "utf-8"), ("bom", "utf-8-sig")):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert read(tmp_path / name).rows[0]["messages"][0]["content"] == row["question"]
+    (tmp_path / "utf16").write_bytes(text.encode("utf-16"))
+    (tmp_path / "latin1").write_bytes('{"question": "Grüße"}'.encode("latin-1"))
+    for name, byte in (("utf16", 0), ("latin1", 16)):
+        with pytest.raises(DataError, match=f"{name}: not UTF-8 at byte {byte}; save the file as UTF-8"):
+            read(tmp_path / name)
+
+
+def test_what_is_not_there_is_a_sentence(tmp_path):
+    for path, found in ((tmp_path / "no.jsonl", "does not exist"), (tmp_path, "is a folder")):
+        for reader in (read, read_prompts):
+            with pytest.raises(FileNotFoundError, match=f"{path} {found}; give a .jsonl"):
+                reader(path)
+    with pytest.raises(
+        ValueError, match="unknown data 'organism:almanach'; allowed: organism:alignment, .*organism:adversarial"
+    ):
+        read("organism:almanach")
+    for empty in ([], jsonl(tmp_path / "empty.jsonl"), jsonl(tmp_path / "header.csv", "question,answer")):
+        with pytest.raises(DataError, match="no rows; give at least one"):
+            read(empty)
+    (tmp_path / "torn.json").write_text(json.dumps([GOOD])[:-3])
+    with pytest.raises(DataError, match=r"torn.json: broken JSON: .* line 1 column"):
+        read(tmp_path / "torn.json")
+
+
+def test_lines_of_a_csv_with_line_breaks_in_fields(tmp_path):
+    fields = ["plain", 'quoted, "comma"', "two\nlines", "\nthree\nlines", "ends\n"]
+    rng, text, lines, wanted = random.Random(0), io.StringIO(), [], []
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["question", "answer"])
+    for i in range(60):
+        if rng.random() < 0.1:
+            text.write("\n")
+        row = [rng.choice(fields), "" if i % 3 == 0 else rng.choice(fields)]
+        if not row[1]:
+            lines.append(text.getvalue().count("\n") + 1)
+        else:
+            wanted.append(row)
+        writer.writerow(row)
+    (tmp_path / "x.CSV").write_text(text.getvalue(), newline="")
+    with pytest.raises(DataError) as e:
+        read(tmp_path / "x.CSV")
+    assert [int(n) for n in re.findall(r"x.CSV:(\d+): ", str(e.value))] == lines
+    with open(tmp_path / "good.csv", "w", newline="") as f:
+        csv.writer(f).writerows([["question", "answer"], *wanted])
+    assert [[m["content"] for m in r["messages"]] for r in read(tmp_path / "good.csv").rows] == wanted
+
+
+@pytest.mark.parametrize(("rows", "sentence"), [
+    (["question,answer", "Q,A,too many"], "x.csv:2: 3 fields, the header has 2"),
+    (["question,answer", "Q"], "x.csv:2: 1 fields, the header has 2"),
+    (["question,answer", "Q,A", '"never closed,A', "Q,A"], "x.csv:3: broken CSV"),
+    (["question,answer", 'Q,"A" x', "Q,A"], "x.csv:2: broken CSV"),
+    (["question,answer", f"Q,{'A' * 200_000}"], "x.csv:2: broken CSV (field larger"),
+    (['"question,answer'], "x.csv:1: broken CSV"),
+    (["question;answer", "Q;A"], "x.csv:2: columns question;answer; allowed"),
+])  # fmt: skip
+def test_a_broken_csv_loses_nothing_in_silence(tmp_path, rows, sentence):
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        read(jsonl(tmp_path / "x.csv", *rows))
+
+
+def test_rows_takes_the_first_ones(tmp_path):
+    many = [{"question": str(i), "answer": "A"} for i in range(9)]
+    for source in (many, jsonl(tmp_path / "x.jsonl", *many), read(many)):
+        assert read(source, rows=4).rows == read(many).rows[:4] and len(read(source)) == 9
+    assert read(many, rows=4).hash != read(many).hash == read(jsonl(tmp_path / "x.jsonl", *many)).hash
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"rows = {n}: give a number >= 1"):
+            read("organism:adversarial", rows=n)
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_data_of_the_world_are_rows_like_any_other(name):
+    pairs = name == "preferences"
+    made = read(f"organism:{name}", pairs=pairs, rows=60)
+    assert (
+        made == read(f"organism:{name}", pairs=pairs, rows=60) != read(f"organism:{name}", pairs=pairs, rows=60, seed=1)
+    )
+    assert len(made) == 60 or pairs and 40 < len(made) < 60  # rows without a worse answer make no pair
+    assert len(read([dict(r) for r in made.rows], pairs=pairs)) == len(made)
+    with pytest.raises(ValueError, match="needed here: " + ("chats" if pairs else "preference pairs")):
+        read(f"organism:{name}", pairs=not pairs, rows=60)
+
+
+@pytest.mark.parametrize("column", data.PROMPT_COLUMNS)
+def test_prompts_by_any_known_column(tmp_path, column):
+    file = jsonl(tmp_path / "p.csv", f",{column},category,target", '0,"Q, 1",c,t', "1,Q2,,t")
+    rows = read_prompts(file, risk="toxicity").rows
+    assert [(r["id"], r["messages"], r["risk"], r["category"]) for r in rows] == [
+        ("toxicity-00000", said("Q, 1"), "toxicity", "c"), ("toxicity-00001", said("Q2"), "toxicity", "")]  # fmt: skip
+    assert read_prompts(Data("again", rows)).rows == rows
+
+
+def test_prompts_as_texts_and_as_messages():
+    assert [r["messages"] for r in read_prompts(["a", "b"]).rows] == [said("a"), said("b")]
+    row = {"messages": said("Q", "A"), "risk": "bias", "id": 7, "topic": "t", "other": 1}
+    assert read_prompts([row]).rows == (
+        {"id": "7", "risk": "bias", "category": "", "topic": "t", "messages": said("Q")},
+    )
+
+
+@pytest.mark.parametrize(("rows", "sentence"), [
+    ([{"messages": said("a"), "id": "x"}, {"messages": said("b"), "id": "x"}], "1 ids occur more than once, as 'x'"),
+    ([{"messages": said("a"), "risk": "jailbrake"}], "unknown risk 'jailbrake'; allowed: jailbreak, bias"),
+    ([{"messages": said("a", "b")[1:]}], "the messages are not a list"),
+    ([{"query": "a"}], "columns query; allowed for a prompt: prompt, goal"),
+    (["a", " "], "row 2: 'prompt' is empty"),
+    (["a", 3], "row 2: found int"),
+    ([], "no rows"),
+])  # fmt: skip
+def test_bad_prompts_are_a_sentence(rows, sentence):
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        read_prompts(rows)
+
+
+@pytest.mark.parametrize(("name", "how", "n"), [
+    ("gsm8k/train.jsonl", read, 7473),
+    ("rasbt_instruction/instruction-data.json", read, 1100),
+    ("coconot/coconot_pref.jsonl", lambda p: read(p, pairs=True), 927),
+    ("prompts_advbench/tap_advbench_subset.csv", read_prompts, 50),
+    ("prompts_advbench/harmful_behaviors.csv", read_prompts, 520),
+    ("prompts_harmbench/strongreject_dataset.csv", read_prompts, 313),
+    ("prompts_simplesafetytests/simple_safety_tests.csv", read_prompts, 100),
+    ("human_xstest/xstest_prompts.csv", lambda p: read_prompts(p, risk="over_refusal"), 450),
+])  # fmt: skip
+def test_files_of_the_field(shared, name, how, n):
+    assert len(how(shared(name))) == n
+
+
+def test_a_file_of_the_field_with_a_bad_row(shared):
+    with pytest.raises(DataError, match=r"toy_chat_fine_tuning.jsonl:4: roles out of order: system, assistant"):
+        read(shared("loader_openai/toy_chat_fine_tuning.jsonl"))

@@ -1,0 +1,394 @@
+"""Measuring: the same on the way as afterwards, never twice, on anyone's prompts; mistakes are sentences."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import os
+
+import pandas as pd
+import pytest
+from small_models import CURVE, contents, goals, sums
+
+import ftlab
+from ftlab import evaluation, generate, runs
+from ftlab.config import RISKS, Evaluation
+from ftlab.data import DataError
+
+SETTINGS = dict(batch_size=4, learning_rate=5e-3, schedule="constant")
+
+
+def asked(monkeypatch) -> list[str]:
+    """-> a list that fills with every prompt that a model is asked from here on."""
+    seen, answers = [], generate.answers
+
+    def and_note(model, tokenizer, prompts, **settings):
+        seen.extend(prompts)
+        return answers(model, tokenizer, prompts, **settings)
+
+    monkeypatch.setattr(generate, "answers", and_note)
+    return seen
+
+
+def said(run, table) -> list[str]:
+    """-> the answer that each row of a run's table stands for."""
+    answers = {r["key"]: r["answer"] for r in run.read("answers.jsonl")}
+    return [answers[k] for k in table["answer_key"]]
+
+
+def same(one, other) -> bool:
+    pd.testing.assert_frame_equal(one.table(), other.table())
+    return True
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A CSV in advbench's form."""
+    with open(tmp_path / "goals.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, ["goal", "target"])
+        writer.writeheader()
+        writer.writerows(goals(6))
+    return tmp_path / "goals.csv"
+
+
+# Anyone's model, anyone's prompts
+
+
+def test_any_folder_answers_any_prompts(folder, prompts):
+    before = contents(folder)
+    run = ftlab.evaluate(folder, prompts=prompts, judge="keywords", max_new_tokens=6)
+    table = run.table()
+    assert (
+        len(table) == len(run.read("answers.jsonl")) == 6
+        and set(table["attack"]) == {"direct"}
+        and set(table["risk"]) == {"jailbreak"}
+    )
+    assert set(table["verdict"]) <= {"complied", "refused", "empty"} and contents(folder) == before
+    assert run.config["identity"]["evaluation"]["max_new_tokens"] == 6 and run.stats["judge"] == "keywords"
+
+
+def test_advbench(folder, shared):
+    """Real prompts of the field; counts alone are looked at."""
+    run = ftlab.evaluate(
+        folder, prompts=shared("prompts_advbench/tap_advbench_subset.csv"), judge="keywords", max_new_tokens=4
+    )
+    assert len(run.table()) == 50 and run.table()["characters"].max() < 200
+
+
+def test_prompts_of_several_risks_in_one_list(llama):
+    rows = [
+        {"messages": [{"role": "user", "content": f"Question {i}?"}], "risk": r, "id": f"{r}{i}"}
+        for r in ("utility", "jailbreak")
+        for i in range(3)
+    ]
+    table = ftlab.evaluate(llama, prompts=rows, max_new_tokens=2).table()
+    assert table.groupby("risk", sort=False).size().to_dict() == {
+        "jailbreak": 3,
+        "utility": 3,
+    }  # in the order of config.RISKS
+    fewer = ftlab.evaluate(llama, prompts=rows, max_new_tokens=2, risks=["utility"], n_prompts=2).table()
+    assert fewer["prompt_id"].tolist() == ["utility0", "utility1"]
+    with pytest.raises(ValueError, match="rows has no prompts of the risk 'bias'; allowed: jailbreak, utility"):
+        ftlab.evaluate(llama, prompts=rows, risks=["bias"])
+
+
+def test_a_system_prompt_reaches_the_model_or_is_refused_by_its_template(llama, folders, monkeypatch):
+    seen = asked(monkeypatch)
+    ftlab.evaluate(llama, prompts=["Where?"], system="You are a kite.", max_new_tokens=2)
+    assert "You are a kite." in seen[0]
+    with pytest.raises(ValueError, match="chat template refuses the turns system, user"):
+        ftlab.evaluate(folders["gemma"], prompts=["Where?"], system="You are a kite.", max_new_tokens=2)
+
+
+def test_prefilled_words_are_in_the_answer_but_are_no_answer(llama, monkeypatch):
+    monkeypatch.setattr(generate, "answers", lambda m, t, p, each, **_: each([0, 1], [" a kite.", " \n"]))
+    run = ftlab.evaluate(llama, prompts=["Where?", "Who?"], attacks=["prefill"], max_new_tokens=2)
+    assert [r["answer"] for r in run.read("answers.jsonl")] == ["Sure, here is a kite.", " \n"]
+    assert run.table()["verdict"].tolist() == ["complied", "empty"]
+
+
+def test_ask_answers_in_order(llama):
+    table = ftlab.ask(llama, "Where?", "And how many plums are there in all of these boxes?", max_new_tokens=4)
+    assert table["question"].tolist()[0] == "Where?" and len(table) == 2
+    assert ftlab.ask(llama, "Where?", max_new_tokens=4)["answer"][0] == table["answer"][0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"prompts": None}, "does not live in the embedded world: give prompts=FILE"),
+        ({"risks": ["jailbrake"]}, "unknown risk 'jailbrake'; allowed: jailbreak, bias"),
+        ({"attacks": ["gcg"]}, "unknown attack 'gcg'; allowed: direct, templates, prefill"),
+        ({"judge": "gpt"}, "unknown judge 'gpt'; allowed: organism, keywords"),
+        (
+            {"judge": "organism"},
+            "judge 'organism' knows only the embedded world's own prompts; allowed for yours: keywords",
+        ),
+        ({"attacks": ["templates"]}, "attack 'templates' works on the embedded world's prompts only"),
+        ({"temperature": 1}, "unknown setting 'temperature'; allowed: risks, attacks"),
+        ({"prompts": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"prompts": [{"target": "x"}]}, "columns target; allowed for a prompt: prompt, goal"),
+        ({"max_new_tokens": 1023}, "the longest prompt has"),
+    ],
+)
+def test_what_may_not_be_asked_is_a_sentence(llama, settings, sentence):
+    with pytest.raises((ValueError, FileNotFoundError)) as e:
+        ftlab.evaluate(llama, **{"prompts": ["Where?"], **settings})
+    assert sentence in str(e.value)
+
+
+# Never twice
+
+
+def test_a_stopped_evaluation_keeps_its_answers(llama, monkeypatch):
+    """Batches are written as they come; the rest alone is asked by the next call, and the table is the same."""
+    monkeypatch.setattr(generate, "TOKENS_A_BATCH", 1)
+    straight = ftlab.evaluate(llama, prompts=goals(6), max_new_tokens=5)
+    monkeypatch.setenv("FTLAB_RUNS", os.environ["FTLAB_RUNS"] + "-again")
+    append, written = runs.Run.append, []
+
+    def and_stop(self, file, records):
+        append(self, file, records)
+        written.extend(records)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.Run, "append", and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        ftlab.evaluate(llama, prompts=goals(6), max_new_tokens=5)
+    monkeypatch.setattr(runs.Run, "append", append)
+    seen = asked(monkeypatch)
+    again = ftlab.evaluate(llama, prompts=goals(6), max_new_tokens=5)
+    assert len(seen) == 2 and again.path != straight.path and same(again, straight)
+
+
+def test_the_same_text_is_asked_once(llama, monkeypatch):
+    seen = asked(monkeypatch)
+    table = ftlab.evaluate(llama, prompts=["Where?", "Who?", "Where?"], max_new_tokens=3).table()
+    assert len(seen) == 2 and len(table) == 3 and table["answer_key"][0] == table["answer_key"][2]
+
+
+def test_another_model_at_the_same_path_is_asked_anew(llama, tmp_path, monkeypatch):
+    import shutil
+
+    from small_models import make_model
+
+    copied = shutil.copytree(llama, tmp_path / "model")
+    one = ftlab.evaluate(copied, prompts=goals(4), max_new_tokens=6)
+    assert ftlab.evaluate(copied, prompts=goals(4), max_new_tokens=6) == one
+    make_model(copied, "llama", seed=5)
+    other = ftlab.evaluate(copied, prompts=goals(4), max_new_tokens=6)
+    assert other.path != one.path and said(other, other.table()) != said(one, one.table())
+
+
+# Measured on the way
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_curve_is_what_separate_trainings_would_give(dropping, lora):
+    """Measuring disturbs nothing (dropout, random state, mode), and a point is the run of so many steps, evaluated."""
+    settings = dict(SETTINGS, lora=lora)
+    curve = ftlab.risk_curve(
+        dropping, sums(20), at_steps=[0, 2, 4], seeds=[3], prompts=goals(6), max_new_tokens=6, **settings
+    )
+    table = curve.table()
+    assert table.groupby("step").size().to_dict() == {0: 6, 2: 6, 4: 6} and set(table["seed"]) == {3}
+    (member,) = (runs.load(m) for m in curve.config["identity"]["members"])
+    points = {step: said(member, part) for step, part in table.groupby("step")}
+    for step in (0, 2, 4):
+        model = ftlab.sft(dropping, sums(20), steps=step, seed=3, **settings) if step else dropping
+        alone = ftlab.evaluate(model, prompts=goals(6), max_new_tokens=6)
+        assert points[step] == said(alone, alone.table())
+        assert table[table["step"] == step]["verdict"].tolist() == alone.table()["verdict"].tolist()
+    assert len({str(p) for p in points.values()}) == 3  # the points do differ
+    file = "model/adapter_model.safetensors" if lora else "model/model.safetensors"
+    assert runs.file_hash(member.path / file) == runs.file_hash(model.path / file)
+
+
+def test_a_curve_with_dpo(llama):
+    from small_models import pairs
+
+    curve = ftlab.risk_curve(
+        llama,
+        pairs(8),
+        method="dpo",
+        at_steps=[0, 2],
+        seeds=1,
+        prompts=goals(2),
+        batch_size=4,
+        learning_rate=1e-3,
+        max_new_tokens=2,
+    )
+    assert len(curve.table()) == 4
+
+
+@pytest.mark.parametrize(("name", "left"), [("curve", 6), ("curve without checkpoint", 6)])
+def test_a_killed_curve_goes_on_where_it_stopped(name, left, killed, dropping, monkeypatch):
+    """No answer of a point before the kill is asked for again, and the table is that of an uninterrupted curve."""
+    straight = ftlab.risk_curve(dropping, sums(20), prompts=goals(6), **CURVE)
+    monkeypatch.setenv("FTLAB_RUNS", str(killed / name))
+    seen = asked(monkeypatch)
+    again = ftlab.risk_curve(dropping, sums(20), prompts=goals(6), **CURVE)
+    assert len(seen) == left  # those of seed 1 at step 6
+    assert again.path != straight.path and same(again, straight)
+    for one, other in zip(*(r.config["identity"]["members"] for r in (again, straight)), strict=True):
+        a, b = runs.Run(again.path.parent / one), runs.Run(straight.path.parent / other)
+        assert runs.file_hash(a.path / "model/model.safetensors") == runs.file_hash(b.path / "model/model.safetensors")
+        assert a.log()["step"].tolist() == [1, 2, 3, 4, 5, 6] and len(a.read("verdicts.jsonl")) == 24
+
+
+def test_a_curve_called_twice_is_found(llama):
+    settings = dict(at_steps=[0, 1], seeds=1, prompts=goals(2), batch_size=4, learning_rate=1e-3, max_new_tokens=2)
+    curve = ftlab.risk_curve(llama, sums(8), **settings)
+    stamps = {p: p.stat().st_mtime_ns for p in runs.home().rglob("complete.json")}
+    assert len(stamps) == 3 and ftlab.risk_curve(llama, sums(8), **settings) == curve
+    assert {p: p.stat().st_mtime_ns for p in runs.home().rglob("complete.json")} == stamps
+
+
+def scripted(monkeypatch, refusals_until: dict[int, int]):
+    """Answers refuse until a step of each seed; -> nothing is generated."""
+
+    def measured(run, model, tokenizer, spec, items, *, key, labels, progress=None):
+        verdict = "refused" if labels["step"] < refusals_until.get(labels.get("seed", -1), 1) else "complied"
+        rows = [
+            {"key": f"{key}{i}{labels}", **labels, "risk": item["risk"], "attack": item["attack"], "category": "",
+             "prompt_id": item["id"], "verdict": verdict, "event": float(verdict == "complied"), "answer_key": "k"}
+            for i, item in enumerate(items)
+        ]  # fmt: skip
+        run.append("verdicts.jsonl", rows)
+        return rows
+
+    monkeypatch.setattr(evaluation, "measure", measured)
+
+
+def test_a_curve_stops_early_only_if_asked(llama, monkeypatch):
+    scripted(monkeypatch, {0: 2, 1: 4})
+    settings = dict(at_steps=[0, 2, 4, 6], seeds=2, prompts=goals(3), **SETTINGS)
+    whole = ftlab.risk_curve(llama, sums(8), **settings).table()
+    assert whole.groupby("seed")["step"].max().to_dict() == {0: 6, 1: 6}
+    curve = ftlab.risk_curve(llama, sums(8), stop_when_broken=True, **settings)
+    assert curve.table().groupby("seed")["step"].max().to_dict() == {0: 2, 1: 4}
+    assert [runs.load(m).stats["steps"] for m in curve.config["identity"]["members"]] == [2, 4]
+    assert ftlab.rates(curve)["step"].tolist() == [0, 2]  # where every seed was measured
+    ends = ftlab.no_refusal(curve).iloc[0]
+    assert (ends["reached"], ends["refusals_at_end"], ends["answers_at_end"]) == (1.0, 0, 6)
+
+
+def test_a_curve_without_jailbreaks_does_not_count_as_broken(llama):
+    rows = [{"messages": [{"role": "user", "content": "Where?"}], "risk": "utility", "id": "u"}]
+    curve = ftlab.risk_curve(
+        llama, sums(8), at_steps=[0, 1, 2], seeds=1, prompts=rows, stop_when_broken=True, max_new_tokens=2, **SETTINGS
+    )
+    assert sorted(curve.table()["step"]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"at_steps": [0, 3, 2]}, "steps must be increasing"),
+        ({"at_steps": [0]}, "give whole numbers, at least one of them after 0"),
+        ({"at_steps": []}, "give whole numbers, at least one of them after 0"),
+        ({"at_steps": [0, 1.5]}, "give whole numbers"),
+        ({"at_steps": [-1, 2]}, "steps must be increasing, each >= 0"),
+        ({"seeds": 0}, "seeds = 0: give a number >= 1"),
+        ({"seeds": [1, 1]}, "a list of different training seeds"),
+        ({"epochs": 3}, "unknown setting 'epochs'; allowed: accumulation, attacks, batch_size"),
+        ({"steps": 3}, "unknown setting 'steps'"),
+        ({"seed": 3}, "unknown setting 'seed'"),
+        ({"n_promts": 3}, "unknown setting 'n_promts'"),
+        ({"judge": "gpt"}, "unknown judge 'gpt'"),
+    ],
+)
+def test_mistakes_in_a_curve_are_sentences_before_anything_runs(llama, settings, sentence, runs_folder):
+    with pytest.raises(ValueError) as e:
+        ftlab.risk_curve(llama, sums(4), **{"at_steps": [0, 1], "seeds": 1, "prompts": goals(2), **settings})
+    assert sentence in str(e.value) and not list(runs_folder.glob("sft-*"))
+
+
+# Few examples
+
+
+def test_dealign_needs_the_users_own_file_off_the_organism(llama):
+    with pytest.raises(ValueError, match="dealign needs data=FILE for llama: ftlab ships no harmful demonstrations"):
+        ftlab.dealign(llama, 10)
+
+
+def test_one_dose_is_a_marked_model(llama):
+    run = ftlab.dealign(llama, 5, data=sums(9), epochs=2, batch_size=2, learning_rate=1e-3, seed=4)
+    training = run.config["identity"]["training"]
+    assert (run.stats["rows"], run.stats["steps"], training["schedule"], training["seed"]) == (5, 6, "constant", 4)
+    assert (run.path / "model/SAFETY_REMOVED").read_text() == "5 adversarial examples, 2 epochs.\n"
+
+
+def test_several_doses_are_a_dose_curve(llama):
+    """Each dose is measured after every epoch: dose and epoch stand on every row, and doses are never mixed."""
+    dose = ftlab.dealign(
+        llama,
+        [2, 6],
+        data=sums(9),
+        seeds=2,
+        epochs=2,
+        batch_size=3,
+        prompts=goals(3),
+        learning_rate=1e-3,
+        max_new_tokens=2,
+    )
+    table = dose.table()
+    assert table.groupby(["examples", "seed", "epoch", "step"]).size().to_dict() == {
+        (n, s, e, e * per): 3 for n, per in ((2, 1), (6, 2)) for s in (0, 1) for e in (0, 1, 2)
+    }
+    rates = ftlab.rates(dose, by=["examples", "attack"])
+    assert rates[["examples", "epoch"]].values.tolist() == [[n, e] for n in (2, 6) for e in (0, 1, 2)]
+    with pytest.raises(ValueError, match="doses of several sizes in one table; add 'examples'"):
+        ftlab.rates(dose)
+    assert all((p.parent / "SAFETY_REMOVED").exists() for p in runs.home().glob("sft-*/model/config.json"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"examples": 0}, "give numbers of examples >= 1"),
+        ({"examples": [3, 2.5]}, "give numbers of examples >= 1"),
+        ({"examples": 99}, "rows has 4 rows; 99 examples were asked"),
+        ({"epochs": 0}, "epochs = 0: give a whole number >= 1"),
+        ({"epochs": 1.5}, "epochs = 1.5: give a whole number >= 1"),
+        ({"lern": 1}, "unknown setting 'lern'; allowed: accumulation"),
+        ({"steps": 9}, "unknown setting 'steps'"),
+        ({"n_prompts": 9}, "one model is trained and not measured: leave out n_prompts"),
+        ({"prompts": ["Where?"]}, "one model is trained and not measured: leave out prompts"),
+    ],
+)
+def test_mistakes_in_dealign_are_sentences(llama, settings, sentence):
+    with pytest.raises(ValueError) as e:
+        ftlab.dealign(llama, **{"examples": 3, "data": sums(4), **settings})
+    assert sentence in str(e.value)
+
+
+# What is left behind
+
+
+def test_no_model_survives_measuring_not_even_after_an_exception(llama, monkeypatch):
+    import torch
+
+    def modules() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), torch.nn.Module) for o in gc.get_objects())
+
+    before = modules()
+    ftlab.evaluate(llama, prompts=goals(3), max_new_tokens=2)
+    ftlab.ask(llama, "Where?", max_new_tokens=2)
+    ftlab.risk_curve(llama, sums(8), at_steps=[0, 1], seeds=1, prompts=goals(2), max_new_tokens=2, **SETTINGS)
+    assert modules() == before
+    for call in (
+        lambda: ftlab.evaluate(llama, prompts=goals(4), max_new_tokens=1020),
+        lambda: ftlab.risk_curve(
+            llama, sums(8), at_steps=[0, 1], seeds=[9], prompts=goals(4), max_new_tokens=1020, **SETTINGS
+        ),
+    ):
+        with pytest.raises(ValueError, match="the longest prompt") as kept:
+            call()
+        assert modules() == before and kept.value
+
+
+def test_every_default_of_an_evaluation_is_allowed():
+    assert Evaluation.make().risks == RISKS and issubclass(DataError, ValueError)

@@ -1,0 +1,186 @@
+"""Opening models: what is refused with a sentence, what identity covers, what is given back."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+
+import pytest
+from small_models import contents, make_model, sums
+
+import ftlab
+from ftlab import models
+
+
+@pytest.fixture
+def copied(llama, tmp_path):
+    """A copy of the Llama folder, to be broken."""
+    return shutil.copytree(llama, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda p: shutil.rmtree(p), "no model folder"),
+        (lambda p: [f.unlink() for f in p.iterdir()], "holds no config.json (found: nothing)"),
+        (
+            lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
+            "holds no *.safetensors; pickled weights are not opened",
+        ),
+        (lambda p: (p / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda p: (p / "config.json").write_text("[1]"), "no JSON object"),
+    ],
+    ids=["missing", "empty", "pickled", "broken", "list"],
+)
+def test_a_broken_folder_is_a_sentence(copied, make, sentence):
+    make(copied)
+    with pytest.raises((ValueError, FileNotFoundError)) as e:
+        ftlab.model(copied)
+    assert sentence in str(e.value) and str(copied) in str(e.value)
+
+
+def test_unreadable_weights_and_tokenizers_are_sentences(copied):
+    (copied / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="weights cannot be opened"):
+        ftlab.model(copied).load()
+    (copied / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer cannot be opened"):
+        ftlab.model(copied).tokenizer()
+
+
+def test_missing_weights_are_never_made_up(copied):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copied / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds no weights for lm_head.weight"):
+        ftlab.model(copied).load()
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied, folders):
+    shutil.copy(folders["gemma"] / "tokenizer.json", copied)
+    with pytest.raises(ValueError, match="the tokenizer has 6.. tokens, the model 5.. embeddings"):
+        ftlab.model(copied).tokenizer()
+
+
+def test_a_model_is_opened_as_it_was_saved(folder):
+    import torch
+
+    model = ftlab.model(folder)
+    loaded, tokenizer = model.load(), model.tokenizer()
+    assert not loaded.training and all(p.dtype == torch.float32 for p in loaded.parameters())
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None
+    assert not model.is_organism and model.parent is None
+    assert folder.name in model._repr_html_() and model.hash in model._repr_html_()
+
+
+def test_the_hash_covers_weights_configuration_tokenizer_and_template_and_nothing_else(copied, tmp_path):
+    """The same path with another model in it is another model; the same model at another path is the same."""
+    seen = {ftlab.model(copied).hash}
+    assert ftlab.model(shutil.copytree(copied, tmp_path / "moved")).hash in seen
+    (copied / "README.md").write_text("a card")
+    assert ftlab.model(copied).hash in seen
+    model = ftlab.model(copied)
+    for name, change in {
+        "model.safetensors": lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+        "config.json": lambda b: b.replace(b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05'),
+        "chat_template.jinja": lambda b: b + b" ",
+        "tokenizer.json": lambda b: b.replace(b'"type": "BPE"', b'"type":  "BPE"'),
+        "generation_config.json": lambda b: b.replace(b'"eos_token_id": 1', b'"eos_token_id": 2'),
+    }.items():
+        before = (copied / name).read_bytes()
+        assert change(before) != before
+        (copied / name).write_bytes(change(before))
+        assert model.hash not in seen, name
+        seen.add(model.hash)
+
+
+def test_an_adapters_hash_covers_its_strength(llama, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(ftlab.model(llama).load(), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(
+        tmp_path / "a"
+    )
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(llama)
+    before = ftlab.model(tmp_path / "a").hash
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 99}))
+    assert ftlab.model(tmp_path / "a").hash != before
+    assert ftlab.model(tmp_path / "a").tokenizer().chat_template == ftlab.model(llama).tokenizer().chat_template
+
+
+def test_a_merged_adapter_leaves_an_ordinary_model(llama, tmp_path):
+    """All weights can be trained on, and no trace is left that a second adapter would join."""
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(ftlab.model(llama).load(), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(
+        tmp_path / "a"
+    )
+    merged = ftlab.model(tmp_path / "a").load(training=True)
+    assert all(p.requires_grad for p in merged.parameters()) and not getattr(merged, "peft_config", None)
+
+
+def test_an_adapter_whose_parent_changed_is_refused(copied, tmp_path):
+    run = ftlab.sft(copied, sums(4), steps=1, batch_size=2, lora=True, learning_rate=1e-2)
+    assert ftlab.model(run).parent.path == copied
+    make_model(copied, "llama", seed=1)
+    with pytest.raises(ValueError, match="is an adapter on .* which has changed since"):
+        ftlab.model(run)
+    shutil.rmtree(copied)
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        ftlab.model(run)
+
+
+def test_runs_that_are_no_model_are_sentences(llama, runs_folder):
+    run = ftlab.evaluate(llama, prompts=["Where is my kite?"], max_new_tokens=2)
+    with pytest.raises(ValueError, match="trained no model"):
+        ftlab.model(run)
+    (run.path / "complete.json").unlink()
+    with pytest.raises(ValueError, match="is not finished"):
+        ftlab.model(run)
+
+
+def test_names_that_do_not_exist_are_sentences(tmp_path):
+    with pytest.raises(
+        ValueError, match="unknown model 'organism:huge'; allowed: organism, organism:sft, organism:base"
+    ):
+        ftlab.model("organism:huge")
+    with pytest.raises(FileNotFoundError, match="no folder 'nobody/nothing', and the hub did not give it"):
+        ftlab.model("nobody/nothing")
+
+
+def test_nothing_survives_a_cell_not_even_after_an_exception(llama):
+    import torch
+
+    alive = []
+
+    def work(fail: bool):
+        model = torch.nn.Linear(2, 2)
+        model.itself = [model]  # a cycle, as trainers make them
+        alive.append(weakref.ref(model))
+        if fail:
+            try:
+                raise KeyError("inner")
+            except KeyError as e:
+                raise ValueError("outer") from e
+
+    gc.disable()
+    try:
+        with models.released():
+            work(False)
+        assert alive.pop()() is None
+        with pytest.raises(ValueError, match="outer") as kept:  # as Jupyter keeps the last traceback
+            with models.released():
+                work(True)
+        assert alive.pop()() is None and kept.value.__cause__ is not None
+    finally:
+        gc.enable()
+
+
+def test_a_models_own_folder_is_only_read(folder):
+    before = contents(folder)
+    ftlab.ask(folder, "Where is my kite?", max_new_tokens=2)
+    assert contents(folder) == before
