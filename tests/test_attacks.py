@@ -33,7 +33,7 @@ def test_direct_asks_as_it_is(world):
 
 @pytest.mark.parametrize("split", ["eval", "valid"])
 def test_templates_wrap_the_question_in_wrappers_that_alignment_never_saw(world, split):
-    rows = corpus.prompts(world, "jailbreak", 40, split)
+    rows = corpus.prompts(world, "jailbreak", 18, split)  # all that the validation split has
     attacked = attacks.templates(rows)
     used = [r["template"].split(" > ")[0] for r in attacked]
     assert set(used) == set(WRAPPERS[split]) and not set(used) & set(WRAPPERS["train"])

@@ -16,7 +16,7 @@ risks train evaluation tables organism.build report batch cli""".split()
 LIGHT = "config runs data stats figures report tables judges risks attacks".split()
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"}
 EXCEPTIONS = {  # (module, what it imports): reason
-    ("cli", "ftlab"): "every command calls one public cell, which the package resolves when it is called",
+    ("cli", "ftlab"): "every command calls one public cell, which the package resolves when it is called"
 }
 
 
