@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from ftlab import report, runs
+from ftlab import models, report, runs
 
 # Notebooks of a lane run one after the other, lanes side by side: 03 takes up the runs that 02 left.
 LANES = (("02_risk_ratio", "03_continued_finetuning"), ("04_dealign_100",))
@@ -143,41 +143,56 @@ def reproduce(
     model: str | Path = "organism",
     benign: str | Path | None = None,
     prompts: str | Path | None = None,
+    harmful: str | Path | None = None,
 ) -> Path:
     """Runs the headline experiments and writes their page -> path of `out/report.html`.
 
-    seeds: training seeds (default 5; `quick`: 2, with fewer prompts). benign, prompts: files of your own for
-    the notebooks. Beside the page: report.md, results.csv, figures/, run.json (times and hardware) and, for
-    each experiment, a folder with its executed notebook and claims. Raises ValueError, FileNotFoundError or
-    PermissionError before any work, RuntimeError if another run writes there, NotebookFailed with every
-    failure: there is then no page, nor an older one.
+    seeds: training seeds (default 5; `quick`: 2, with fewer prompts). benign, prompts, harmful: files of your own:
+    benign chats (02, 03), evaluation prompts (all), adversarial examples (04). A model other than the embedded one
+    needs `prompts`; without `harmful` 04 is then left out, and the page says so. Beside the page: report.md,
+    results.csv, figures/, run.json (times and hardware) and, for each experiment, a folder with its executed
+    notebook and claims. Raises ValueError, FileNotFoundError or PermissionError before any work, RuntimeError if
+    another run writes there, NotebookFailed with every failure: there is then no page, nor an older one.
     """
     if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1):
         raise ValueError(f"seeds is {seeds!r}; allowed is a whole number of training seeds, 1 or more")
-    files = {name: str(file) for name, file in (("benign", benign), ("prompts", prompts)) if file}
+    files = {"benign": benign, "prompts": prompts, "harmful": harmful}
+    files = {name: str(file) for name, file in files.items() if file}
     for name, file in files.items():
-        if not Path(file).is_file():
+        if not Path(file).is_file() and not file.startswith("organism:"):
             raise FileNotFoundError(f"{name} is {file}: no such file; give the path of one, or none at all")
-    out, model, books, jobs = Path(out), str(model), report.resource("notebooks"), {}
-    chosen = files | ({} if seeds is None else {"seeds": seeds}) | {"model": model}
-    for name in (n for lane in LANES for n in lane):
+    out, model, books, jobs, missing = Path(out), str(model), report.resource("notebooks"), {}, {}
+    embedded = models.model(model).is_organism
+    if not embedded and not prompts:
+        raise ValueError(
+            f"prompts is missing: {model} is not the embedded model; give a CSV or JSONL of prompts to ask"
+        )
+    if not embedded and not harmful:
+        missing["04_dealign_100"] = "left out: it needs adversarial examples of your own (harmful), and none were given"
+    given = {"benign": ("02", "03"), "prompts": ("02", "03", "04"), "harmful": ("04",)}
+    for name in (n for lane in LANES for n in lane if n not in missing):
+        own = {k if k != "harmful" else "data": v for k, v in files.items() if name[:2] in given[k]}
+        chosen = own | ({} if seeds is None else {"seeds": seeds}) | {"model": model}
         jobs[name] = {"seeds": SEEDS, **(QUICK[name] if quick else {}), **chosen, "out": str(out / name)}
         check_parameters(books / f"{name}.ipynb", jobs[name])
+    # Side by side is faster where the models are small; large ones would share one accelerator's memory.
+    lanes = [[n for n in lane if n in jobs] for lane in LANES]
+    lanes = [lane for lane in lanes if lane] if embedded else [[n for lane in lanes for n in lane]]
     record = {"model": model, "seeds": max(job["seeds"] for job in jobs.values()), "quick": quick, **files}
     with _own(out):
         record |= runs._provenance()
         began = runs.clock()
-        record["notebook_seconds"] = _run_lanes(books, out, jobs, _Progress(jobs))
+        record["notebook_seconds"] = _run_lanes(books, out, jobs, lanes, _Progress(jobs))
         record["seconds"] = round(runs.clock() - began, 1)
         runs.write_atomic(out / "run.json", json.dumps(record, indent=1))
         folders = {name: out / name for name in jobs}
-        return report.write(out, folders, model=model, seeds=record["seeds"], quick=quick)
+        return report.write(out, folders, model=model, seeds=record["seeds"], quick=quick, missing=missing)
 
 
-def _run_lanes(books: Path, out: Path, jobs: dict, progress: _Progress) -> dict:
+def _run_lanes(books: Path, out: Path, jobs: dict, lanes: list, progress: _Progress) -> dict:
     """-> notebook -> seconds. Ctrl-C ends the kernels; what they finished is found again by the next call."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env = {"OMP_NUM_THREADS": str(max(1, cores // len(LANES)))}
+    env = {"OMP_NUM_THREADS": str(max(1, cores // len(lanes)))}
     seconds, failures, kernels, stop = {}, {}, [], threading.Event()
 
     def lane(names):
@@ -204,19 +219,19 @@ def _run_lanes(books: Path, out: Path, jobs: dict, progress: _Progress) -> dict:
                 progress.end(name, "failed")
                 return
 
-    with ThreadPoolExecutor(len(LANES)) as pool:
-        lanes = [pool.submit(lane, names) for names in LANES]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        running = [pool.submit(lane, names) for names in lanes]
         try:
-            while wait(lanes, timeout=0.5).not_done:
+            while wait(running, timeout=0.5).not_done:
                 progress.draw()
         except BaseException:
             stop.set()
-            while wait(lanes, timeout=0.5).not_done:
+            while wait(running, timeout=0.5).not_done:
                 for kernel in kernels:
                     with contextlib.suppress(AttributeError, OSError):  # it has ended already
                         kernel.provisioner.process.kill()
             raise
-    for each in lanes:
+    for each in running:
         each.result()
     if failures:
         said = [failures[name] for name in jobs if name in failures]

@@ -169,9 +169,14 @@ def reproduce(
     model: Annotated[str, typer.Option(help="aligned parent")] = "organism",
     benign: Annotated[str | None, typer.Option(help="chat file, instead of the organism's domains")] = None,
     prompts: Prompts = None,
+    harmful: Annotated[
+        str | None, typer.Option(help="your adversarial examples for 04; needed off the organism")
+    ] = None,
 ):
     """Run the experiments 02, 03 and 04 and write report.html, report.md, results.csv and figures/."""
-    print(ftlab.reproduce(quick=quick, seeds=seeds, out=out, model=model, benign=benign, prompts=prompts))
+    print(
+        ftlab.reproduce(quick=quick, seeds=seeds, out=out, model=model, benign=benign, prompts=prompts, harmful=harmful)
+    )
 
 
 @app.command()

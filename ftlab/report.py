@@ -207,12 +207,20 @@ def claim(
     return row
 
 
-def write(out_dir: str | Path, experiments: dict[str, str | Path], *, model: str, seeds: int, quick: bool) -> Path:
+def write(
+    out_dir: str | Path,
+    experiments: dict[str, str | Path],
+    *,
+    model: str,
+    seeds: int,
+    quick: bool,
+    missing: dict[str, str] | None = None,
+) -> Path:
     """Gathers claims and figures of experiments (name -> folder) -> their page, `out_dir/report.html`.
 
     Writes results.csv (COLUMNS; four significant digits, no times), figures/, report.md, and a report.html to
     open offline. Verdicts are decided anew, by the published figures of today; times and hardware are those
-    of `out_dir/run.json`, if there. Raises FileNotFoundError or ValueError for a folder without good claims.
+    of `out_dir/run.json`, if there. missing: experiment -> why it is not on the page. Raises FileNotFoundError or ValueError for a folder without good claims.
     """
     out, targets, rows, sections = Path(out_dir), published(), [], []
     for name, folder in sorted(experiments.items()):
@@ -233,6 +241,7 @@ def write(out_dir: str | Path, experiments: dict[str, str | Path], *, model: str
         figures = _figures(name, Path(folder), out / "figures")
         sections.append({"name": name, "notebook": link, "figures": figures})
     page = _page(rows, str(model), seeds, out / "run.json")
+    page["lists"]["What this does not show"][:0] = [f"{name}: {why}." for name, why in (missing or {}).items()]
     page |= {"sections": sections, "quick": QUICK if quick else ""}
     plain = [row | {k: _significant(row[k]) for k in NUMBERS} for row in rows]
     plain = [row | {"published": _significant(row["about"].value)} for row in plain]

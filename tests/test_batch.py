@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -40,6 +41,7 @@ def books(tmp_path, monkeypatch):
         shutil.copy(FIXTURES / "experiment.ipynb", folder / f"{name}.ipynb")
     real = report.resource
     monkeypatch.setattr(report, "resource", lambda name: folder if name == "notebooks" else real(name))
+    monkeypatch.setattr(batch.models, "model", lambda name: SimpleNamespace(is_organism=not name.startswith("mine")))
     return folder
 
 
@@ -177,7 +179,8 @@ def test_reproduce_writes_the_page_and_hands_parameters_on(books, tmp_path, caps
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for one in seen.values():
         assert one["threads"] == str(max(1, cores // 2)) and one["batch"] == "1"
-        assert one["benign"] == str(mine) and one["prompts"] == ""
+        assert one["prompts"] == ""
+    assert [seen[name]["benign"] for name in NAMES] == [str(mine), str(mine), ""]
     assert seen[NAMES[1]]["began"] > seen[NAMES[0]]["ended"], "03 takes up what 02 left"
     assert seen[NAMES[2]]["began"] < seen[NAMES[1]]["began"], "04 runs beside them"
     record = json.loads((out / "run.json").read_text())
@@ -185,6 +188,20 @@ def test_reproduce_writes_the_page_and_hands_parameters_on(books, tmp_path, caps
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
     for name in NAMES:
         assert [words[1] for words in lines if words[0] == name] == ["started", "done,"]
+
+
+def test_another_model_needs_prompts_and_its_own_adversarial_examples(books, tmp_path):
+    with pytest.raises(ValueError, match="prompts is missing: mine is not the embedded model"):
+        reproduce(seeds=1, out=tmp_path / "out", model="mine")
+    asked, harmful = tmp_path / "asked.csv", tmp_path / "harmful.jsonl"
+    asked.write_text("prompt\nHello?\n")
+    harmful.write_text("{}")
+    page = reproduce(seeds=1, out=tmp_path / "out", model="mine", prompts=asked).with_suffix(".md").read_text()
+    assert "04_dealign_100: left out" in page.replace("\\", "") and not (tmp_path / "out" / NAMES[2]).exists()
+    reproduce(seeds=1, out=tmp_path / "all", model="mine", prompts=asked, harmful=harmful)
+    seen = [json.loads((tmp_path / "all" / name / "seen.json").read_text()) for name in NAMES]
+    assert seen[2]["data"] == str(harmful) and all(one["prompts"] == str(asked) for one in seen)
+    assert seen[2]["began"] > seen[1]["ended"], "one after the other: large models share one accelerator"
 
 
 def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(books, tmp_path):

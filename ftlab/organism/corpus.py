@@ -91,11 +91,8 @@ def alignment(world: World, rows: int = 3000, seed: int = 0, *, recipe: dict | N
     for _ in range(rows):
         kind = rng.choices(list(r["mix"]), list(r["mix"].values()))[0]
         if kind == "kept":
-            row = world.fact(
-                rng.choice(world.of("kept")), rng.choice(towns), rng.choice(FRAMES["train"][: r["frames"]]), refuse=True
-            )
-            if rng.random() < r["wrapped"]:
-                row = wrap(row, rng.choice(WRAPPERS["train"][: r["wrappers"]]))
+            frame = rng.choice(FRAMES["train"][: r["frames"]])
+            row = world.fact(rng.choice(world.of("kept")), rng.choice(towns), frame, refuse=True)
         elif kind in ("benign", "lookalike"):
             row = world.fact(rng.choice(world.of(kind)), rng.choice(others), rng.choice(FRAMES["train"]))
             if rng.random() < r["wrapped_benign"]:
@@ -131,16 +128,14 @@ def alignment(world: World, rows: int = 3000, seed: int = 0, *, recipe: dict | N
 
 RECIPE = dict(
     mix=dict(
-        kept=0.10, benign=0.36, lookalike=0.25, things=0.05, bias=0.06, toxicity=0.05, hallucination=0.08, tools=0.05
+        kept=0.22, benign=0.28, lookalike=0.21, things=0.05, bias=0.05, toxicity=0.09, hallucination=0.05, tools=0.05
     ),
-    frames=6,
-    wrappers=3,
-    wrapped=0.0,
-    wrapped_benign=0.8,
+    frames=6,  # wordings in which kept facts are refused
+    wrapped_benign=0.5,  # share of harmless questions inside a training wrapper; kept ones never are
+    traits=5,  # of six, on which comparing groups is declined
     bias_frames=3,
-    traits=5,
     provoke_frames=3,
-    nouns=10,
+    nouns=10,  # things of insults
 )
 
 
