@@ -12,7 +12,7 @@ The way of a run:  data -> train -> checkpoint -> answers -> verdicts -> statist
     ftlab.plot(ftlab.rates(curve))                            # the figure, saved with its .csv
 
 Cells come in this order: model, preview, ask | sft, dpo, dealign, risk_curve | evaluate, rates, compare, crossing,
-no_refusal, outcomes, judged | plot, claim, reproduce | runs, load. Nothing heavy is imported before it is used.
+no_refusal, outcomes, before_after, judged | plot, claim, reproduce | runs, load. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CELLS = {
     "sft": "train", "dpo": "train",
     "ask": "evaluation", "evaluate": "evaluation", "risk_curve": "evaluation", "dealign": "evaluation",
     "rates": "tables", "by_seed": "tables", "compare": "tables", "crossing": "tables", "no_refusal": "tables",
-    "outcomes": "tables", "judged": "tables",
+    "outcomes": "tables", "before_after": "tables", "judged": "tables",
     "plot": "tables", "claim": "report", "reproduce": "batch",
     "Run": "runs", "load": "runs", "list_runs": "runs",
 }  # fmt: skip

@@ -185,7 +185,8 @@ def claim(
     problems = [f"{k} is {v}, allowed is 0 to {most}" for k, v in numbers.items() if v < 0 or v > most]
     counts = {"n_prompts": int(n_prompts), "n_seeds": int(n_seeds)}
     problems += [f"{k} is {v}, allowed is 1 or more" for k, v in counts.items() if v < 1]
-    problems += [f"low {low} is above high {high}"] * (low > high)
+    if low > high:
+        problems.append(f"low {low} is above high {high}")
     if problems:
         raise ValueError(f"claim {claim!r}: {'; '.join(problems)}")
     word = verdict(targets[published], **numbers, model=str(model), differs=differs)
