@@ -25,13 +25,13 @@ from pathlib import Path
 
 from ftlab import models, report, runs
 
-# Notebooks of a lane run one after the other, lanes side by side: 03 takes up the runs that 02 left.
-LANES = (("02_risk_ratio", "03_continued_finetuning"), ("04_dealign_100",))
+# Notebooks of a lane run one after the other, lanes side by side; 02 finds the curve that 03 has made by then.
+LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))
 SEEDS = 5  # training seeds of a claim
 QUICK = {  # parameters of `quick`; `seeds` of the caller go before these
-    "02_risk_ratio": {"seeds": 2, "n_prompts": 40},
-    "03_continued_finetuning": {"seeds": 2, "n_prompts": 40},
-    "04_dealign_100": {"seeds": 2, "n_prompts": 40},
+    "02_risk_ratio": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30]},
+    "03_continued_finetuning": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30], "second_steps": [0, 60]},
+    "04_dealign_100": {"seeds": 2, "n_prompts": 50},
 }
 TYPES = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,), "list": (list, tuple)}
 

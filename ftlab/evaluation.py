@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from ftlab import attacks as attack_module
@@ -274,12 +275,14 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts,
     """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members."""
     parent_run = evaluate(parent, prompts=prompts, **spec.model_dump(exclude={"prompts"}))
     parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
-    members = []
-    for config, data, labels, marker in arms:
-        an_epoch = labels.get("an_epoch")
-        shown = {k: v for k, v in labels.items() if k != "an_epoch"}
+    members: dict[int, str] = {}
 
-        def on_step(run, model, tokenizer, step, progress, shown=shown, an_epoch=an_epoch):
+    def work(k: int, wait: bool) -> None:
+        config, data, labels, marker = arms[k]
+        an_epoch = labels.get("an_epoch")
+        shown = {name: v for name, v in labels.items() if name != "an_epoch"}
+
+        def on_step(run, model, tokenizer, step, progress):
             at = {**shown, "step": step} | ({"epoch": step // an_epoch} if an_epoch else {})
             if step == 0:
                 rows = [{**r, **at, "key": digest([r["key"], at])} for r in parent_rows]
@@ -297,8 +300,15 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts,
 
         extra = {"evaluation": spec.model_dump(mode="json"), "labels": labels}
         name = f"{label}{labels.get('examples', '')}-s{config.seed}"
-        members.append(train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker).name)
-    run = runs.start(kind, label, {"members": members})
+        run = train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker, wait=wait)
+        members[k] = run.name
+
+    for wait in (False, True):  # arms that another process has in hand come last: two callers share the work
+        for k in range(len(arms)):
+            with contextlib.suppress(*([] if wait else [runs.Busy])):
+                if k not in members:
+                    work(k, wait)
+    run = runs.start(kind, label, {"members": [members[k] for k in range(len(arms))]})
     if not run.finished:
         with run.lock():
             steps = sorted({s for config, *_ in arms for s in config.at_steps})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+ROUND = 8  # new tokens after which answers that have ended leave the batch
 TOKENS_A_BATCH = 16_384  # prompt plus new tokens of one batch; 8,192 on a GPU of 8 GB would hold a 1B model
 
 
@@ -30,23 +31,40 @@ def answers(model, tokenizer, prompts: list[str], *, max_new_tokens: int, each=N
         )
     own = model.generation_config.eos_token_id
     stops = {*stop_ids(tokenizer), *([own] if isinstance(own, int) else own or [])}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = GenerationConfig(do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=tokenizer.pad_token_id)
     out: list[str] = [""] * len(ids)
     with torch.inference_mode(), _decoding(model, config):
         for batch in _batches(order, ids, max_new_tokens):
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt").to(
-                model.device
-            )
-            new = model.generate(**padded, generation_config=config)[:, padded["input_ids"].shape[1] :]
+            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
+            new = _decoded(model, padded["input_ids"], padded["attention_mask"], stops, max_new_tokens)
             for i, tokens in zip(batch, new, strict=True):
                 out[i] = tokenizer.decode(tokens, skip_special_tokens=True)
             if each:
                 each(batch, [out[i] for i in batch])
+    return out
+
+
+def _decoded(model, ids, mask, stops: set[int], max_new_tokens: int) -> list[list[int]]:
+    """-> the new tokens of each row of a padded batch [rows, tokens], up to its end token."""
+    import torch
+
+    ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(sorted(stops), device=model.device)
+    rows, cache, out = list(range(len(ids))), None, [[] for _ in ids]
+    for start in range(0, max_new_tokens, ROUND):
+        left, width = min(ROUND, max_new_tokens - start), ids.shape[1]
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=left, return_dict_in_generate=True
+        )
+        new = made.sequences[:, width:]
+        for row, tokens in zip(rows, new.tolist(), strict=True):
+            stop = next((k + 1 for k, t in enumerate(tokens) if t in stops), len(tokens))
+            out[row] += tokens[:stop]
+        go = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
+        if not len(go):
+            break
+        cache, rows = made.past_key_values, [rows[k] for k in go.tolist()]
+        cache.batch_select_indices(go)
+        ids, mask = made.sequences[go], torch.nn.functional.pad(mask[go], (0, new.shape[1]), value=1)
     return out
 
 

@@ -50,8 +50,16 @@ def digest(value) -> str:
 
 def file_hash(path: Path) -> str:
     """-> SHA-256 of a file's bytes, hex; remembered while the file's inode, size and times stay the same."""
-    stat = Path(path).stat()
-    return _file_hash(str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _file_hash(str(path), *_stamp(Path(path)))
+
+
+def _stamp(path: Path) -> tuple:
+    """-> what changes when a file does; () where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @lru_cache(4096)
@@ -71,6 +79,10 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Busy(RuntimeError):
+    """Another process works on this run."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +114,16 @@ class Run:
             return False
 
     @contextlib.contextmanager
-    def lock(self):
-        """One writer a run: a second process waits here, says so, and then finds the work done."""
+    def lock(self, wait: bool = True):
+        """One writer a run: a second process waits here, says so, and then finds the work done; else raises Busy."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / ".lock")
         try:
-            held = lock.acquire(timeout=1)
+            held = lock.acquire(timeout=1 if wait else 0)
         except Timeout:
+            if not wait:
+                raise Busy(f"{self.name}: another process works on this run") from None
             print(f"{self.name}: another process works on this run; waiting for it", file=sys.stderr)
             held = lock.acquire()
         with held:
@@ -161,10 +175,8 @@ class Run:
         """-> DataFrame: one row an answer's verdict (evaluation and curve runs), of all member runs together."""
         import pandas as pd
 
-        members = self.config["identity"].get("members")
-        if members:
-            return pd.concat([Run(self.path.parent / m).table() for m in members], ignore_index=True)
-        return pd.DataFrame(self.read("verdicts.jsonl"))
+        folders = [self.path.parent / m for m in self.config["identity"].get("members", [self.path.name])]
+        return pd.concat([_verdicts(f, *_stamp(f / "verdicts.jsonl")) for f in folders], ignore_index=True)
 
     def log(self):
         """-> DataFrame of the training log: step, loss, learning_rate and what else the trainer said."""
@@ -186,6 +198,13 @@ class Run:
             f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
         )
         return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
+
+
+@lru_cache(128)
+def _verdicts(folder: Path, *_):
+    import pandas as pd
+
+    return pd.DataFrame(Run(folder).read("verdicts.jsonl"))
 
 
 def start(kind: str, label: str, identity: dict) -> Run:

@@ -63,12 +63,13 @@ def _own(settings: dict) -> dict:
 
 
 def train(
-    parent: Model, data, config: Training, *, label=None, extra: dict | None = None, measure=None, marker: str = ""
+    parent: Model, data, config: Training, *, label=None, extra=None, measure=None, marker: str = "", wait: bool = True
 ) -> Run:
     """Trains once, or finds the finished run, or goes on from the newest whole checkpoint.
 
     `extra` joins the identity; `measure(run, model, tokenizer, step, progress)` is called at `config.at_steps`;
-    `marker` is a sentence for the model card of a model whose safety was removed.
+    `marker` is a sentence for the model card of a model whose safety was removed. Where another process works on this
+    run, `wait` for it; else raise runs.Busy.
     """
     if config.learning_rate is None:
         hint = parent.config.get("ftlab_learning_rate", {}).get(config.method)
@@ -81,7 +82,7 @@ def train(
     )
     if run.finished:
         return run
-    with run.lock():
+    with run.lock(wait):
         if not run.finished:
             quiet()
             with released():
