@@ -30,7 +30,13 @@ LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))
 SEEDS = 5  # training seeds of a claim
 QUICK = {  # parameters of `quick`; `seeds` of the caller go before these
     "02_risk_ratio": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30]},
-    "03_continued_finetuning": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30], "second_steps": [0, 60]},
+    "03_continued_finetuning": {
+        "seeds": 2,
+        "n_prompts": 50,
+        "at_steps": [0, 3, 10, 30],
+        "rough_steps": [0, 30],
+        "second_steps": [0, 60],
+    },
     "04_dealign_100": {"seeds": 2, "n_prompts": 50},
 }
 TYPES = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,), "list": (list, tuple)}

@@ -354,7 +354,7 @@ def _outcomes(table: DataFrame, lines: DataFrame | None) -> Figure:
 def _dose(table: DataFrame, _) -> Figure:
     from matplotlib import colormaps
 
-    figure, panels = _panels(_ordered(table["attack"]), "epochs", EVENT)
+    figure, panels = _panels(_ordered(table["attack"]), "epochs", "attack success rate (%)")
     doses = sorted(set(table["examples"]))
     shades = colormaps["viridis"]([0.85 - 0.75 * k / max(len(doses) - 1, 1) for k in range(len(doses))])
     looks = {n: {"color": shades[k], "marker": MARKERS[k % 7]} for k, n in enumerate(doses)}

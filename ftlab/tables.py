@@ -251,14 +251,14 @@ def judged(run: Run, judge: str) -> pd.DataFrame:
 
 
 def before_after(curve, *, by="attack", step: int | None = None) -> pd.DataFrame:
-    """Rates before (step 0) and after (`step`, default the last) in each group -> columns group, series, rate, low, high."""
+    """Rates before (step 0) and after (`step`, default the last) in each group -> columns group, series, rate, low, high, band."""
     table = table_of(curve)
     last = max(table["step"]) if step is None else step
     shown = rates(table[table["step"].isin([0, last])], by=by)
     series = np.where(shown["step"] == 0, "before", f"after {last} steps")
-    return shown.assign(group=shown[by], series=series, low=shown["low_pointwise"], high=shown["high_pointwise"])[
-        ["group", "series", "rate", "low", "high"]
-    ]
+    low, high = shown["low_pointwise"], shown["high_pointwise"]
+    shown = shown.assign(group=shown[by], series=series, low=low, high=high, band="95 %, pointwise")
+    return shown[["group", "series", "rate", "low", "high", "band"]]
 
 
 def plot(source, name: str | None = None, out=None, **options):

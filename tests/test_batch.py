@@ -181,8 +181,8 @@ def test_reproduce_writes_the_page_and_hands_parameters_on(books, tmp_path, caps
         assert one["threads"] == str(max(1, cores // 2)) and one["batch"] == "1"
         assert one["prompts"] == ""
     assert [seen[name]["benign"] for name in NAMES] == [str(mine), str(mine), ""]
-    assert seen[NAMES[1]]["began"] > seen[NAMES[0]]["ended"], "03 takes up what 02 left"
-    assert seen[NAMES[2]]["began"] < seen[NAMES[1]]["began"], "04 runs beside them"
+    assert seen[NAMES[0]]["began"] > seen[NAMES[2]]["ended"], "02 follows 04"
+    assert seen[NAMES[1]]["began"] < seen[NAMES[2]]["ended"], "03 runs beside them"
     record = json.loads((out / "run.json").read_text())
     assert set(record["notebook_seconds"]) == set(NAMES) and record["seconds"] > 0 and record["hardware"]
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
@@ -201,7 +201,7 @@ def test_another_model_needs_prompts_and_its_own_adversarial_examples(books, tmp
     reproduce(seeds=1, out=tmp_path / "all", model="mine", prompts=asked, harmful=harmful)
     seen = [json.loads((tmp_path / "all" / name / "seen.json").read_text()) for name in NAMES]
     assert seen[2]["data"] == str(harmful) and all(one["prompts"] == str(asked) for one in seen)
-    assert seen[2]["began"] > seen[1]["ended"], "one after the other: large models share one accelerator"
+    assert seen[2]["ended"] < seen[0]["began"] < seen[0]["ended"] < seen[1]["began"], "one after the other: large models share one accelerator"
 
 
 def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(books, tmp_path):
@@ -211,12 +211,12 @@ def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(books, 
     for page in pages:
         page.write_text("older success")
     with pytest.raises(NotebookFailed) as e:
-        reproduce(seeds=1, out=out, model=f"fail {NAMES[0]}")
+        reproduce(seeds=1, out=out, model=f"fail {NAMES[2]}")
     message = str(e.value)
-    assert f"RuntimeError: this is the failure of {NAMES[0]}" in message
-    assert f"{NAMES[1]}.ipynb: not started" in message and NAMES[2] not in message
+    assert f"RuntimeError: this is the failure of {NAMES[2]}" in message
+    assert f"{NAMES[0]}.ipynb: not started" in message and NAMES[1] not in message
     assert not any(page.exists() for page in pages)
-    assert (out / NAMES[2] / "claims.csv").is_file() and not (out / NAMES[1]).exists()
+    assert (out / NAMES[1] / "claims.csv").is_file() and not (out / NAMES[0]).exists()
 
 
 def test_notebooks_without_claims_make_no_page(books, tmp_path):
@@ -258,7 +258,7 @@ def test_an_interrupt_ends_the_kernels(books, tmp_path, monkeypatch):
         notebook = nbformat.read(books / f"{name}.ipynb", 4)
         notebook.cells[2].source += "\n(Path(out) / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
         nbformat.write(notebook, books / f"{name}.ipynb")
-    begun = [tmp_path / "out" / name / "pid" for name in (NAMES[0], NAMES[2])]
+    begun = [tmp_path / "out" / name / "pid" for name in NAMES[1:]]
 
     def interrupt(self):
         if all(pid.exists() and pid.read_text() for pid in begun):
@@ -270,7 +270,7 @@ def test_an_interrupt_ends_the_kernels(books, tmp_path, monkeypatch):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         reproduce(seeds=1, out=tmp_path / "out")
-    assert time.monotonic() - start < 50 and not (tmp_path / "out" / NAMES[1] / "pid").exists()
+    assert time.monotonic() - start < 50 and not (tmp_path / "out" / NAMES[0] / "pid").exists()
     for pid in begun:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
