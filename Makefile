@@ -22,8 +22,6 @@ reproduce: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest tests
-	if [ -d data/organism/aligned ]; then $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
-	else echo "notebooks not run: data/organism holds no weights; make them with ftlab organism build"; fi
 
 lab: .venv/lab
 	$(BIN)/jupyter lab notebooks

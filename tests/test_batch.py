@@ -201,7 +201,9 @@ def test_another_model_needs_prompts_and_its_own_adversarial_examples(books, tmp
     reproduce(seeds=1, out=tmp_path / "all", model="mine", prompts=asked, harmful=harmful)
     seen = [json.loads((tmp_path / "all" / name / "seen.json").read_text()) for name in NAMES]
     assert seen[2]["data"] == str(harmful) and all(one["prompts"] == str(asked) for one in seen)
-    assert seen[2]["ended"] < seen[0]["began"] < seen[0]["ended"] < seen[1]["began"], "one after the other: large models share one accelerator"
+    assert seen[2]["ended"] < seen[0]["began"] < seen[0]["ended"] < seen[1]["began"], (
+        "one after the other: large models share one accelerator"
+    )
 
 
 def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(books, tmp_path):

@@ -1,0 +1,76 @@
+"""The notebooks keep their conventions, and each runs to its end under nbval on small parameters."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL = {
+    "00_quickstart": {"at_steps": [0, 2, 4], "align_steps": 4},
+    "01_alignment": {"sft_rows": 64, "sft_steps": 4, "dpo_rows": 64, "dpo_steps": 2, "n_prompts": 6},
+    "02_risk_ratio": {"seeds": 2, "at_steps": [0, 2, 4], "n_prompts": 12},
+    "03_continued_finetuning": {
+        "seeds": 2, "at_steps": [0, 2, 4], "rough_steps": [0, 4], "second_steps": [0, 4], "n_prompts": 12
+    },
+    "04_dealign_100": {"seeds": 2, "examples": [4, 10], "epochs": 2, "n_prompts": 12},
+}  # fmt: skip
+
+
+def cells(path: Path, kind: str) -> list[str]:
+    return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_keeps_the_conventions(path):
+    book = nbformat.read(path, 4)
+    marked = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(marked) == 1
+    for line in marked[0].source.splitlines():
+        assert re.fullmatch(r"\w+: (int|float|str|bool|list) = .+  # .+", line), f"typed, commented, one a line: {line}"
+        ast.literal_eval(line.partition(" = ")[2].partition("  # ")[0])
+    names = {line.partition(":")[0] for line in marked[0].source.splitlines()}
+    assert {"model", "out"} <= names and names & {"seed", "seeds"}
+    code = "\n".join(cells(path, "code"))
+    assert not [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    text = "\n".join(cells(path, "markdown"))
+    assert text.startswith("# ") and "## What to conclude" in text and "## What this does not show" in text
+    outputs = [c for c in book.cells if c.cell_type == "code" and "keep_output" not in c.metadata.get("tags", [])]
+    assert not any(c.outputs or c.execution_count for c in outputs), "strip it: nbstripout"
+
+
+def test_every_notebook_runs_on_small_parameters(tmp_path):
+    assert {p.stem for p in NOTEBOOKS} == set(SMALL)
+    for path in NOTEBOOKS:
+        values = {**SMALL[path.stem], "out": str(tmp_path / "out" / path.stem)}
+        small = parameterize_notebook(load_notebook_node(str(path)), values)
+        small.metadata.pop("papermill", None)
+        nbformat.write(small, tmp_path / path.name)
+    env = {**os.environ, "FTLAB_RUNS": str(tmp_path / "runs"), "FTLAB_BATCH": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-lax",
+        "--nbval-cell-timeout=300",
+    ]
+    ran = subprocess.run(
+        [*command, "--nbval-current-env", str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    for path in NOTEBOOKS:
+        drawn = [p for p in (tmp_path / "out" / path.stem / "figures").glob("*.svg")]
+        assert drawn and all(p.with_suffix(s).stat().st_size for p in drawn for s in (".png", ".csv", ".txt"))
+    for name in ("02_risk_ratio", "03_continued_finetuning", "04_dealign_100"):
+        assert (tmp_path / "out" / name / "claims.csv").read_text().count("\n") > 1
