@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+FEWEST_SEEDS = 3  # with fewer training seeds intervals say nothing of other seeds: "conditional on these runs"
 SCHEMA = 1  # of the run folder; part of every identity
 
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility")

@@ -41,10 +41,11 @@ class Progress:
         self.losses: list[tuple[int, float]] = []
         self.points: list[dict] = []
         self.started = self.shown = self.drawn = clock()
+        self.first: tuple[int, float] | None = None  # done and clock at the first update: what was resumed took no time
         self.where, self.bar, self.figure = surface(), None, None
 
     def update(self, done: int, note: str = "") -> None:
-        self.done = done
+        self.done, self.first = done, self.first or (done, clock())
         if clock() - self.shown >= LINE_S[self.where]:
             self._show(self._line(note))
 
@@ -63,10 +64,11 @@ class Progress:
             self._show(f"{self.title}: done in {seconds:.0f} s {note}".rstrip(), last=True)
 
     def _line(self, note: str) -> str:
-        passed = clock() - self.started
-        left = passed / self.done * max(self.total - self.done, 0) if self.done else float("nan")
+        before, since = self.first or (0, self.started)
+        made = self.done - before
+        left = (clock() - since) / made * max(self.total - self.done, 0) if made > 0 else 0
         bar = "█" * min(round(12 * self.done / self.total), 12)
-        remaining = f"{left:.0f} s left" if self.done else "starting"
+        remaining = f"{left:.0f} s left" if made > 0 else "starting"
         return f"{self.title} {bar:░<12} {self.done}/{self.total} {remaining} {note}".rstrip()
 
     def _show(self, line: str, *, last: bool = False) -> None:

@@ -19,13 +19,14 @@ import math
 import os
 import re
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
-from ftlab.config import Config
+from ftlab.config import FEWEST_SEEDS, Config
 from ftlab.runs import resource, write_atomic
 
 COLUMNS = ("experiment", "claim", "published", "measured", "low", "high", "n_prompts", "n_seeds", "verdict")
@@ -265,8 +266,8 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
     )
     limits = [ORGANISM] * any(row["model"].split(":")[0] == "organism" for row in rows)
     limits += [f"{r['claim']}: other than in the paper: {r['differs']}" for r in rows if r["differs"]]
-    if any(row["n_seeds"] < 5 for row in rows):
-        limits.append("With fewer than 5 training seeds an interval is conditional on these runs.")
+    if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
+        limits.append(f"With fewer than {FEWEST_SEEDS} training seeds an interval is conditional on these runs.")
     limits.append("The published figures are as well evidenced as the list below says, and no better.")
     record = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
@@ -327,7 +328,8 @@ def _significant(value: float) -> str:
     """-> four significant digits, never as a power of ten: 0.01235, 12350."""
     if not math.isfinite(value):
         return str(value)
-    return re.sub(r"\.?0+$", "", f"{float(f'{value:.4g}') + 0:.15f}")
+    text = f"{Decimal(f'{value + 0:.4g}'):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _claims(path: Path) -> list[dict]:

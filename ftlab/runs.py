@@ -105,8 +105,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the work is whole: the record is there, every file in it is as it was, and so are all member runs."""
         try:
             files = json.loads((self.path / "complete.json").read_bytes())["files"]
+            if not all(Run(self.path.parent / m).finished for m in self.config["identity"].get("members", ())):
+                return False
             return all((self.path / n).stat().st_size == f["bytes"] for n, f in files.items()) and all(
                 f["bytes"] > CHECK_BYTES or file_hash(self.path / n) == f["sha256"] for n, f in files.items()
             )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEWEST_SEEDS = 3
+from ftlab.config import FEWEST_SEEDS
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,16 @@ def test_any_number_of_steps_has_a_line(now, done, total):
     assert line.count("█") + line.count("░") == 12 and "-" not in line and "nan" not in line
 
 
+def test_the_time_left_of_resumed_work_counts_only_what_was_done_now(now, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "surface", lambda: "batch")
+    p = Progress("run", 100)
+    now[0] = 20.0
+    p.update(80)
+    now[0] = 40.0
+    p.update(90)  # ten steps in 20 s
+    assert capsys.readouterr().err.splitlines()[-1].split("90/100 ")[1].startswith("20 s left")
+
+
 def test_a_terminal_line_never_wraps(now, monkeypatch, capsys):
     monkeypatch.setattr(progress, "surface", lambda: "terminal")
     monkeypatch.setenv("COLUMNS", "40")

@@ -63,7 +63,7 @@ def experiments(tmp_path):
         high=1.0,
         null=0.034,
         note=CANARY,
-        n_seeds=3,
+        n_seeds=2,
         differs=CANARY,
     )
     claimed(folders["02"], "z: written first", measured=0.98765432)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,14 @@ def test_a_table_joins_its_members(run):
         member.append("verdicts.jsonl", [{"n": n}])
     both = start("curve", "c", {"members": [run.name, other.name]})
     assert both.table()["n"].tolist() == [1, 2]
+
+
+def test_a_run_over_others_is_finished_only_while_they_are(run):
+    member = run.complete()
+    curve = runs.start("curve", "two", {"members": [member.name]}).complete()
+    assert curve.finished
+    shutil.rmtree(member.path)
+    assert not curve.finished
 
 
 def test_a_run_shows_itself_escaped(run):
