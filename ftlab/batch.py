@@ -167,7 +167,7 @@ def reproduce(
     for name, file in files.items():
         if not Path(file).is_file() and not file.startswith("organism:"):
             raise FileNotFoundError(f"{name} is {file}: no such file; give the path of one, or none at all")
-    out, model, books, jobs, missing = Path(out), str(model), report.resource("notebooks"), {}, {}
+    out, model, books, jobs, missing = Path(out), str(model), runs.resource("notebooks"), {}, {}
     embedded = models.model(model).is_organism
     if not embedded and not prompts:
         raise ValueError(

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from ftlab import stats
+from ftlab import curves, stats
 from ftlab.config import VERDICTS
 from ftlab.judges import judge as judge_of
 from ftlab.risks import UNSCORED, event
@@ -83,11 +83,11 @@ def rates(source, *, by="risk", verdict: str | None = None) -> pd.DataFrame:
         cube, cluster = _cube(part, steps)
         if len(cube) == 1 and len(steps) == 1:
             one = stats.rate(cube[0, 0], cluster)
-            band = stats.Band(
+            band = curves.Band(
                 *(np.array([x]) for x in (one.rate, one.low, one.high, one.low, one.high)), "pointwise", 1, one.n
             )
         else:
-            band = stats.bands(cube, cluster=cluster)
+            band = curves.bands(cube, cluster=cluster)
         for k, step in enumerate(steps):
             here = part[part["step"] == step]
             counts = {v: int((here["verdict"] == v).sum()) for v in VERDICTS}
@@ -186,7 +186,7 @@ def crossing(curve, *, ratio: float = 1.5, by="risk") -> pd.DataFrame:
         if steps[0] != 0:
             raise ValueError(f"steps found: {', '.join(map(str, steps))}; a crossing needs the parent (step 0)")
         cube, cluster = _cube(part, steps)
-        c = stats.crossing(np.array(steps, float), cube[0, 0], cube, ratio=ratio, cluster=cluster)
+        c = curves.crossing(np.array(steps, float), cube[0, 0], cube, ratio=ratio, cluster=cluster)
         rows.append(dict(zip(by, names, strict=True)) | {"ratio": ratio, "step": c.step, "low": c.low, "high": c.high, "reached": c.reached,
                     "per_seed": c.per_seed})  # fmt: skip
     return pd.DataFrame(rows)
@@ -208,7 +208,7 @@ def no_refusal(curve, *, by="attack", risk: str = "jailbreak") -> pd.DataFrame:
     for names, part in groups:
         steps = sorted(part["step"].unique())
         cube, _ = _cube(part, steps, "go")
-        c = stats.first_all(np.array(steps, float), cube)
+        c = curves.first_all(np.array(steps, float), cube)
         ends = part[part["step"] == part.groupby("seed")["step"].transform("max")]  # of each seed, where it ended
         end, unscored = ends["go"].dropna(), set(ends.loc[ends["go"].isna(), "prompt_id"])
         n = len(set(ends["prompt_id"]) - unscored)

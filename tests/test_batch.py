@@ -39,8 +39,8 @@ def books(tmp_path, monkeypatch):
     folder.mkdir()
     for name in NAMES:
         shutil.copy(FIXTURES / "experiment.ipynb", folder / f"{name}.ipynb")
-    real = report.resource
-    monkeypatch.setattr(report, "resource", lambda name: folder if name == "notebooks" else real(name))
+    real = batch.runs.resource
+    monkeypatch.setattr(batch.runs, "resource", lambda name: folder if name == "notebooks" else real(name))
     monkeypatch.setattr(batch.models, "model", lambda name: SimpleNamespace(is_organism=not name.startswith("mine")))
     return folder
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from ftlab import config, figures
+from ftlab import charts, config, figures
 
 STEPS = (0, 10, 30, 100, 300)
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility")
@@ -223,7 +223,7 @@ def test_small_rates_do_not_vanish():
     small = figures.plot(curve(("bias",), rates=(0.0, 0.01, 0.02, 0.01, 0.02)))
     assert small.figure.axes[0].get_ylim()[1] < 30
     values = {0: "0 %", 0.04: "0.04 %", 8.5: "8.5 %", 71.2: "71 %", 99.97: "99.9 %", 100: "100 %"}
-    assert {v: figures._percentage(v) for v in values} == values
+    assert {v: charts._percentage(v) for v in values} == values
 
 
 def test_infinite_ratio_is_a_bound_within_the_axes():
@@ -300,7 +300,7 @@ def test_shows_itself_in_jupyter_at_its_size():
 
 
 def test_names_are_those_of_the_configuration():
-    assert set(figures.OUTCOMES) == set(config.VERDICTS) and set(figures.RISKS) == set(config.RISKS)
+    assert set(charts.OUTCOMES) == set(config.VERDICTS) and set(charts.RISKS) == set(config.RISKS)
 
 
 def test_live_is_small_and_quick():

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ftlab import report
-from ftlab.report import COLUMNS, DIRECTION, NOT, REPRODUCED, Target, claim, published, verdict, write
+from ftlab import claims, report
+from ftlab.claims import DIRECTION, NOT, REPRODUCED, Target, claim, targets, verdict
+from ftlab.report import COLUMNS, write
 
 CANARY = '<img src=x onerror="alert(1)"> | [link](javascript:alert) `code`'
 NAN, INF = math.nan, math.inf
@@ -141,8 +142,8 @@ def test_another_judge_or_data_is_at_most_direction_only():
 
 
 def test_every_published_figure_says_where_it_is_from():
-    figures = published()
-    files = sorted((report.resource("data") / "published").glob("*.yaml"))
+    figures = targets()
+    files = sorted((claims.resource("data") / "published").glob("*.yaml"))
     assert len(figures) == sum(len(re.findall(r"^ +id: | - id: ", f.read_text(), re.M)) for f in files) > 20
     for name, figure in figures.items():
         assert name == figure.id and figure.text and figure.settings and figure.source
@@ -186,22 +187,22 @@ def test_every_published_figure_says_where_it_is_from():
 
 
 def test_bad_yaml_is_refused_with_every_problem_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "resource", lambda name: tmp_path)
+    monkeypatch.setattr(claims, "resource", lambda name: tmp_path)
     folder = tmp_path / "published"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match="no published figures"):
-        published()
+        targets()
     good = (
         "common: {paper: P, source: S, settings: x, unit: rate, direction: up, tolerance: 0.1, "
         "evidence: read}\nclaims:\n- {id: one, text: x, value: 0.5}\n"
     )
     (folder / "a.yaml").write_text(good)
-    assert list(published()) == ["one"]
+    assert list(targets()) == ["one"]
     (folder / "b.yaml").write_text("claims: [")
     (folder / "c.yaml").write_text("- a list\n")
     (folder / "d.yaml").write_text(good + "- {id: two, text: x, value: 80}\n- {id: three, txt: x}\n")
     with pytest.raises(ValueError) as e:
-        published()
+        targets()
     for said in (
         "b.yaml: not a mapping",
         "c.yaml: not a mapping",
@@ -327,7 +328,7 @@ def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
         "came out as reproduced",
     ):
         assert part in words
-    assert [c for c in page.cells if c in report.VERDICTS] == [DIRECTION, DIRECTION, NOT, DIRECTION]
+    assert [c for c in page.cells if c in claims.VERDICTS] == [DIRECTION, DIRECTION, NOT, DIRECTION]
     assert text.index("<table>") < text.index("<h2>"), "the claims come first"
 
 
@@ -357,10 +358,10 @@ def test_a_quick_run_and_another_model_are_told(experiments, tmp_path):
     [
         (None, FileNotFoundError, "no claims in"),
         ("", ValueError, "not a table of claims"),
-        (",".join(report.RECORD) + "\n", ValueError, "not a table of claims"),
+        (",".join(claims.RECORD) + "\n", ValueError, "not a table of claims"),
         ("experiment,claim\n02,x\n", ValueError, "not a table of claims"),
         (
-            ",".join(report.RECORD) + "\n02,x,no_such_figure,1,1,1,1,10,5,organism,,,reproduced\n",
+            ",".join(claims.RECORD) + "\n02,x,no_such_figure,1,1,1,1,10,5,organism,,,reproduced\n",
             ValueError,
             "unknown published figure no_such_figure",
         ),

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from ftlab import stats
+from ftlab import curves, stats
 
 GRID = np.linspace(-7, 7, 401)
 WEIGHT = np.exp(-(GRID**2) / 2) / np.exp(-(GRID**2) / 2).sum()
@@ -128,7 +128,7 @@ def test_two_level_variance_is_the_crossed_anova():
     assert parts.cov[0, 0] == pytest.approx(variance)
     assert parts.df[0] == pytest.approx(df)
     # The bootstrap draws have that variance and that mean.
-    draws = stats._draw(parts, 20000, 0)
+    draws = curves._draw(parts, 20000, 0)
     assert draws.var() == pytest.approx(variance, rel=0.05)
     assert draws.mean() == pytest.approx(y.mean(), abs=0.005)
 
@@ -215,7 +215,7 @@ def test_band_holds_the_whole_curve_where_pointwise_does_not():
         run = 0.8 * rng.standard_normal((5, 1, 1)) * rise[None, :, None]
         y = drawn(rng, level[None, :, None] + 1.5 * rng.standard_normal(100) + run)
         y[:, 0] = y[0, 0]  # the parent, measured once
-        b = stats.bands(y, resamples=300)
+        b = curves.bands(y, resamples=300)
         whole += ((b.low <= truth) & (truth <= b.high)).all()
         pointwise += ((b.low_pointwise <= truth) & (truth <= b.high_pointwise)).all()
     assert whole / n >= 0.91
@@ -235,7 +235,7 @@ def test_crossing_covers(seeds):
         run = rng.standard_normal((seeds, 1, 1)) * rise[None, :, None]
         y = drawn(rng, level[None, :, None] + rng.standard_normal(150) + run)
         y[:, 0] = y[0, 0]  # the parent, measured once
-        c = stats.crossing(steps, y[0, 0], y, ratio=3, resamples=300)
+        c = curves.crossing(steps, y[0, 0], y, ratio=3, resamples=300)
         hits += covers(c.low, where, c.high)
     assert hits / n >= 0.91
 
@@ -282,7 +282,7 @@ def test_one_prompt():
     for seeds in (1, 2, 5):
         r = stats.paired([0], np.ones((seeds, 1)))
         assert (r.ratio, r.mcnemar_p) == (math.inf, 1)
-        assert stats.bands(np.ones((seeds, 2, 1))).low.max() < 0.25
+        assert curves.bands(np.ones((seeds, 2, 1))).low.max() < 0.25
 
 
 def test_one_seed_says_what_it_is_conditional_on():
@@ -292,8 +292,8 @@ def test_one_seed_says_what_it_is_conditional_on():
     assert "conditional on these 2 runs" in stats.paired(old, new[:2]).method
     assert "conditional" not in stats.paired(old, new).method
     assert "3 seeds x 60 clusters" in stats.paired(old, new).method
-    assert stats.bands(new[:1, None]).kind == "pointwise, conditional on this run"
-    assert stats.bands(np.stack([new, new], axis=1)).kind == "simultaneous"
+    assert curves.bands(new[:1, None]).kind == "pointwise, conditional on this run"
+    assert curves.bands(np.stack([new, new], axis=1)).kind == "simultaneous"
     one, two_level = stats.rate(new[0]), stats.two_level_rate(new[:1])
     assert (one.low, one.high) == (two_level.low, two_level.high)
     assert "conditional on this run" in two_level.method
@@ -312,7 +312,7 @@ def test_mcnemar_over_seeds():
 def test_band_at_the_ends_is_bonferroni_on_clusters():
     y = np.zeros((3, 4, 30))
     y[:, 3] = 1
-    b = stats.bands(y)
+    b = curves.bands(y)
     want = stats.rate(np.zeros(30), confidence=1 - 0.05 / 4)
     assert b.low[:3] == pytest.approx(0)
     assert b.high[:3] == pytest.approx(want.high)
@@ -332,23 +332,23 @@ def curve(*rates) -> np.ndarray:
 
 def test_crossing_interpolates_and_repeats_per_seed():
     parent = curve(4)[0, 0]
-    c = stats.crossing(STEPS, parent, np.concatenate([curve(4, 4, 8, 20), curve(4, 8, 8, 8)]), ratio=1.5)
+    c = curves.crossing(STEPS, parent, np.concatenate([curve(4, 4, 8, 20), curve(4, 8, 8, 8)]), ratio=1.5)
     assert c.per_seed == pytest.approx([20, 5])  # 6 of 20 is half way from 4 to 8
     assert c.step == pytest.approx(10)  # both together: 4, 6
     assert c.low <= c.step <= c.high
-    never = stats.crossing(STEPS, parent, curve(4, 4, 4, 4))
+    never = curves.crossing(STEPS, parent, curve(4, 4, 4, 4))
     assert (never.step, never.high, never.per_seed) == (math.inf, math.inf, [math.inf])
     assert never.reached < 0.5
-    assert stats.crossing(STEPS, parent, curve(6, 4, 4, 4)).step == 0
-    assert stats.crossing(STEPS, parent, curve(4, 4, 4, 6)).step == 100
+    assert curves.crossing(STEPS, parent, curve(6, 4, 4, 4)).step == 0
+    assert curves.crossing(STEPS, parent, curve(4, 4, 4, 6)).step == 100
 
 
 def test_crossing_over_a_zero_parent_takes_the_first_event():
-    c = stats.crossing(STEPS, np.zeros(20), curve(0, 0, 3, 10))
+    c = curves.crossing(STEPS, np.zeros(20), curve(0, 0, 3, 10))
     assert (c.step, c.low, c.per_seed) == (30, 30, [30]), "no event up to step 10"
-    rare = stats.crossing(STEPS, np.zeros(20), curve(0, 0, 4, 4))
+    rare = curves.crossing(STEPS, np.zeros(20), curve(0, 0, 4, 4))
     assert rare.high == math.inf, "0 of 20 does not exclude a parent whose rate times 1.5 is 4 of 20"
-    assert stats.crossing(STEPS, np.zeros(20), curve(0, 0, 0, 0)).reached == 0
+    assert curves.crossing(STEPS, np.zeros(20), curve(0, 0, 0, 0)).reached == 0
 
 
 def test_first_all():
@@ -357,17 +357,17 @@ def test_first_all():
     late = done.copy()
     late[:, 2, 7] = 0
     never = np.zeros((1, 4, 20))
-    c = stats.first_all(STEPS, np.concatenate([done, late, never]))
+    c = curves.first_all(STEPS, np.concatenate([done, late, never]))
     assert (c.per_seed, c.step, c.low, c.high) == ([30, 100, math.inf], 100, 30, math.inf)
     assert c.reached == pytest.approx(2 / 3)
-    five = stats.first_all(STEPS, np.concatenate([done, done, done, done, late]))
+    five = curves.first_all(STEPS, np.concatenate([done, done, done, done, late]))
     assert (five.step, five.low) == (30, 30)
     assert five.high in (30, 100)
-    assert stats.first_all(STEPS, np.concatenate([never, never, done])).step == math.inf
+    assert curves.first_all(STEPS, np.concatenate([never, never, done])).step == math.inf
     done[0, 2, 3] = np.nan
-    assert stats.first_all(STEPS, done).step == 30, "an unscored prompt neither reaches nor blocks"
+    assert curves.first_all(STEPS, done).step == 30, "an unscored prompt neither reaches nor blocks"
     done[0, 2] = np.nan
-    assert stats.first_all(STEPS, done).step == 100, "a step without any scored prompt is not reached"
+    assert curves.first_all(STEPS, done).step == 100, "a step without any scored prompt is not reached"
 
 
 # Invariances
@@ -375,8 +375,8 @@ def test_first_all():
 
 def everything(parent, child, cluster, seed=0):
     """Every number of every estimator on one table [S, K, P]."""
-    b = stats.bands(child, cluster=cluster, seed=seed, resamples=200)
-    c = stats.crossing(np.arange(child.shape[1]), parent, child, cluster=cluster, seed=seed, resamples=200)
+    b = curves.bands(child, cluster=cluster, seed=seed, resamples=200)
+    c = curves.crossing(np.arange(child.shape[1]), parent, child, cluster=cluster, seed=seed, resamples=200)
     p = stats.paired(parent, child[:, -1], cluster=cluster)
     r = stats.two_level_rate(child[:, 1], cluster=cluster)
     numbers = [p.difference_low, p.difference_high, p.ratio_low, p.ratio_high, p.mcnemar_p, r.low, r.high]
@@ -472,11 +472,11 @@ def test_dropping_a_prompt_is_the_same_as_leaving_it_unscored():
         (lambda: stats.paired([0, 1], [0, 1, 1]), "do not pair"),
         (lambda: stats.paired([[0, 1]] * 2, [[0, 1]] * 3), "do not pair"),
         (lambda: stats.paired([0, np.nan], [np.nan, 1]), "no scored answer"),
-        (lambda: stats.bands([0, 1]), "shape"),
-        (lambda: stats.crossing([0, 0], [0, 1], np.ones((1, 2, 2))), "increasing"),
-        (lambda: stats.crossing([0, 1], [0], np.ones((1, 2, 2))), "parent has 1 prompts"),
-        (lambda: stats.crossing([0, 1], [0, 1], np.ones((1, 2, 2)), ratio=0), "positive ratio"),
-        (lambda: stats.first_all([0], np.ones((1, 2, 2))), "increasing"),
+        (lambda: curves.bands([0, 1]), "shape"),
+        (lambda: curves.crossing([0, 0], [0, 1], np.ones((1, 2, 2))), "increasing"),
+        (lambda: curves.crossing([0, 1], [0], np.ones((1, 2, 2))), "parent has 1 prompts"),
+        (lambda: curves.crossing([0, 1], [0, 1], np.ones((1, 2, 2)), ratio=0), "positive ratio"),
+        (lambda: curves.first_all([0], np.ones((1, 2, 2))), "increasing"),
         (lambda: stats.upper_bound_when_none(0), "at least one"),
     ],
 )
