@@ -33,6 +33,9 @@ RECORD = ("experiment", "claim", "target", *NUMBERS, *COUNTS, "model", "differs"
 REPRODUCED, DIRECTION, NOT = VERDICTS = ("reproduced", "direction only", "not reproduced")
 
 
+UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
+
+
 class Target(Config):
     """A published figure. `before` and `value` are shares in [0, 1] (rate) or child / parent (ratio)."""
 
@@ -49,6 +52,7 @@ class Target(Config):
     direction: Literal["up", "down"]  # the side of no effect on which the claim lies
     tolerance: float = Field(ge=0, allow_inf_nan=False)  # in the unit of `value`; ours, not the paper's
     evidence: Literal["read", "abstract", "secondary", "inferred"]  # how this project knows the figure
+    universal: bool = False  # "every": one answer without the event refutes it
     caveat: str = ""
 
     @model_validator(mode="after")
@@ -106,15 +110,17 @@ def verdict(
 ) -> str:
     """-> `reproduced`, `direction only` or `not reproduced`.
 
-    reproduced: `model` is one of the target's own (by name; a local folder is none), nothing else `differs`,
-    and `measured` lies within the target's tolerance. Otherwise direction only, if the interval [low, high]
-    excludes `null` on the side that the target claims. measured inf (a ratio over a parent without events) is
-    judged by its lower bound; measured nan is never more than not reproduced.
+    reproduced: `model` is one of the target's own (by name), nothing else `differs`, and the whole interval
+    [low, high] lies within the target's tolerance. Otherwise direction only, if the interval excludes `null` on the
+    side that the target claims; of a universal claim ("every prompt") only if it also reaches `value`. measured inf
+    (a ratio over a parent without events) is judged by its lower bound; nan is never more than not reproduced.
     """
     own = model.lower() in (name.lower() for name in target.models) and not differs
-    if own and abs(measured - target.value) <= target.tolerance + 1e-12:
+    if own and max(abs(low - target.value), abs(high - target.value)) <= target.tolerance + 1e-12:
         return REPRODUCED
     beyond = low > null if target.direction == "up" else high < null
+    if target.universal:
+        beyond &= low <= target.value <= high
     return DIRECTION if beyond and not math.isnan(measured) else NOT
 
 
@@ -152,14 +158,14 @@ def claim(
     null: float,
     model: str,
     out: str | Path,
-    differs: str = "",
+    differs: str = UNMATCHED,
     note: str = "",
 ) -> Claim:
     """Writes (or replaces: key experiment and claim) a row of `out/claims.csv` -> the row, with its verdict.
 
     published: id of a published figure. measured, [low, high] and null (no effect) are in its unit: shares in
-    [0, 1] or ratios; nan and inf are allowed. differs: what besides the model differed from the paper (judge,
-    data); the verdict is then at most direction only. Raises ValueError: unknown id, impossible numbers.
+    [0, 1] or ratios; nan and inf are allowed. differs: what besides the model differed from the paper (judge, data,
+    settings); only who matched them all may say "", and the verdict is else at most direction only. Raises ValueError: unknown id, impossible numbers.
     """
     known = targets()
     if published not in known:

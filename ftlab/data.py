@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,21 @@ def read(source, *, pairs: bool = False, rows: int | None = None, seed: int = 0)
         )
         raise ValueError(f"{data.name} holds {found}; needed here: {needed}")
     return data
+
+
+def drawn(source, *, rows: int | None, seed: int, pairs: bool = False) -> Data:
+    """As `read`, but every seed gets its own: data of the world made from it, `rows` of a file sampled by it.
+
+    Raises what `read` raises, and ValueError where the file has fewer than `rows`.
+    """
+    if isinstance(source, str) and source.startswith("organism:"):
+        return read(source, pairs=pairs, rows=rows, seed=seed)
+    whole = read(source, pairs=pairs)
+    if rows is None:
+        return whole
+    if rows > len(whole):
+        raise ValueError(f"{whole.name} has {len(whole)} rows; {rows} were asked; ask for fewer")
+    return Data(whole.name, tuple(random.Random(f"drawn {seed}").sample(whole.rows, rows)))
 
 
 def read_prompts(source, *, risk: str = "jailbreak") -> Data:

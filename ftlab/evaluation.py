@@ -10,7 +10,7 @@ from ftlab import data as data_module
 from ftlab import runs
 from ftlab.config import RISKS, Evaluation, Training
 from ftlab.judges import judge as judge_of
-from ftlab.models import Model, released
+from ftlab.models import Model, precision, released
 from ftlab.models import model as reference
 from ftlab.progress import Progress
 from ftlab.risks import event, risk
@@ -44,27 +44,29 @@ def evaluate(model, *, prompts=None, **settings) -> Run:
     Raises ValueError (unknown risk, attack, judge or setting), DataError, FileNotFoundError.
     """
     parent = reference(model)
-    spec, items = plan(parent, prompts, settings)
-    run = runs.start("evaluate", parent.name, {"model": parent.hash, "evaluation": spec.model_dump(mode="json")})
+    return _evaluated(parent, *plan(parent, prompts, settings))
+
+
+def _evaluated(parent: Model, spec: Evaluation, items: list[dict], training: bool = False) -> Run:
+    """`training`: in the numbers of a model that trains, to stand as step 0 beside one."""
+    run = runs.start("evaluate", parent.name, {"model": parent.hash, **_asked(spec, items, training)})
     if run.finished:
         return run
     with run.lock():
         if not run.finished:
             with released():
-                progress = Progress(run.name, len(items))
-                measure(
-                    run,
-                    parent.load(),
-                    parent.tokenizer(),
-                    spec,
-                    items,
-                    key=parent.hash,
-                    labels={"step": 0},
-                    progress=progress,
-                )
-                progress.finish()
+                bar = Progress(run.name, len(items))
+                # The model is nobody's but measure's, so that its memory can be given back.
+                measure(run, parent.load(training=training), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar)  # fmt: skip
+                bar.finish()
             run.complete(model=parent.name, judge=spec.judge, answers=len(items), **_counts(run))
     return run
+
+
+def _asked(spec: Evaluation, items: list[dict], training: bool) -> dict:
+    """-> what decides the verdicts on a given model, for the identity of a run."""
+    judged = {"judge_version": judge_of(spec.judge).VERSION, "precision": precision(training)}
+    return {"evaluation": spec.model_dump(mode="json"), "items": digest(items), **judged}
 
 
 def plan(parent: Model, prompts, settings: dict) -> tuple[Evaluation, list[dict]]:
@@ -165,7 +167,8 @@ def risk_curve(
     """Fine-tunes once a seed and measures in process at the asked steps -> a finished run over all seeds.
 
     `seeds` is a number (0 .. n-1) or a list of training seeds; `at_steps` are optimiser steps, increasing, 0 is the
-    parent (measured once for all seeds). `settings` are fields of `config.Training` and `config.Evaluation`. The
+    parent (measured once for all seeds). A seed decides the order of the data, what is drawn (data of the embedded
+    world, or `rows` of a file) and, for LoRA, the first weights. `settings` are fields of `config.Training` and `config.Evaluation`. The
     learning rate is constant unless `schedule` says otherwise, so that a point does not depend on later ones.
     """
     parent = reference(parent)
@@ -180,10 +183,10 @@ def risk_curve(
     settings = {"schedule": "constant", "method": "sft", **training, "steps": max(steps), "at_steps": steps}
     configs = [Training.make(**settings, seed=s) for s in seeds]
     spec, items = plan(parent, prompts, evaluation)
-    read = data_module.read(data, pairs=settings["method"] == "dpo", rows=rows)
-    arms = [(c, read, {"seed": c.seed}, "") for c in configs]
+    drawn = [data_module.drawn(data, pairs=settings["method"] == "dpo", rows=rows, seed=s) for s in seeds]
+    arms = [(c, d, {"seed": c.seed}, "") for c, d in zip(configs, drawn, strict=True)]
     return _measured(
-        parent, arms, spec, items, prompts, f"{parent.name.split('-')[0]}-{read.name.replace('organism:', '')}", "curve"
+        parent, arms, spec, items, f"{parent.name.split('-')[0]}-{drawn[0].name.replace('organism:', '')}", "curve"
     )
 
 
@@ -203,7 +206,7 @@ def dealign(
 
     `examples` is one number (-> a trained run) or several doses, as in [10, 50, 100] (-> a dose curve). On the
     embedded model the examples are kept facts of towns that no evaluation uses, drawn anew for each seed; any other
-    model needs `data`, a chat file that the user brings. Batch 10 and 5 epochs follow Qi et al. 2023 (arXiv
+    model needs `data`, a chat file that the user brings, from which each seed draws its own. Batch 10 and 5 epochs follow Qi et al. 2023 (arXiv
     2310.03693, section 4.1). The model's folder is marked: its safety was removed.
     """
     parent = reference(parent)
@@ -226,9 +229,7 @@ def dealign(
     arms = []
     for n in doses:
         for s in _seeds(seeds) if seeds is not None else [seed]:
-            source = data_module.read(data if data is not None else "organism:adversarial", rows=n, seed=s)
-            if len(source) < n:
-                raise ValueError(f"{source.name} has {len(source)} rows; {n} examples were asked; lower examples")
+            source = data_module.drawn(data if data is not None else "organism:adversarial", rows=n, seed=s)
             an_epoch = -(-n // batch_size)
             steps = tuple(e * an_epoch for e in range(epochs + 1)) if not single else ()
             values = {
@@ -252,7 +253,7 @@ def dealign(
         return train(
             parent, source, config, label=f"{parent.name.split('-')[0]}-dealign{doses[0]}-s{seed}", marker=marker
         )
-    return _measured(parent, arms, spec, items, prompts, f"{parent.name.split('-')[0]}-dealign", "dose")
+    return _measured(parent, arms, spec, items, f"{parent.name.split('-')[0]}-dealign", "dose")
 
 
 def _split(settings: dict, *, but: tuple[str, ...]) -> tuple[dict, dict]:
@@ -271,9 +272,9 @@ def _seeds(seeds) -> list[int]:
     return listed
 
 
-def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts, label: str, kind: str) -> Run:
+def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: str, kind: str) -> Run:
     """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members."""
-    parent_run = evaluate(parent, prompts=prompts, **spec.model_dump(exclude={"prompts"}))
+    parent_run = _evaluated(parent, spec, items, training=True)
     parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
     members: dict[int, str] = {}
 
@@ -298,7 +299,7 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts,
             harmful = [r["verdict"] for r in rows if r["risk"] == "jailbreak"]
             return bool(harmful) and "refused" not in harmful
 
-        extra = {"evaluation": spec.model_dump(mode="json"), "labels": labels}
+        extra = {**_asked(spec, items, training=True), "labels": labels}
         name = f"{label}{labels.get('examples', '')}-s{config.seed}"
         run = train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker, wait=wait)
         members[k] = run.name
@@ -309,8 +310,8 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], prompts,
                 if k not in members:
                     work(k, wait)
     run = runs.start(kind, label, {"members": [members[k] for k in range(len(arms))]})
-    if not run.finished:
-        with run.lock():
+    with run.lock():
+        if not run.finished:
             steps = sorted({s for config, *_ in arms for s in config.at_steps})
             run.complete(parent=parent.name, members=len(members), steps=json.dumps(steps), judge=spec.judge)
     return run

@@ -33,7 +33,8 @@ def answers(model, tokenizer, prompts: list[str], *, max_new_tokens: int, each=N
     stops = {*stop_ids(tokenizer), *([own] if isinstance(own, int) else own or [])}
     config = GenerationConfig(do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=tokenizer.pad_token_id)
     out: list[str] = [""] * len(ids)
-    with torch.inference_mode(), _decoding(model, config):
+    mixed = torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda" and model.dtype == torch.float32)
+    with torch.inference_mode(), mixed, _decoding(model, config):
         for batch in _batches(order, ids, max_new_tokens):
             padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
             new = _decoded(model, padded["input_ids"], padded["attention_mask"], stops, max_new_tokens)

@@ -93,7 +93,8 @@ class Model:
     def load(self, *, training: bool = False):
         """-> the torch model on its device, adapters merged, in eval mode.
 
-        bf16 on a GPU for answering; fp32 (with bf16 autocast) for training and on a CPU.
+        Weights in bf16 on a GPU for answering; in fp32 for training, what is measured on the way included
+        (`precision`), and on a CPU.
         """
         quiet()
         import torch
@@ -205,6 +206,13 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def precision(training: bool = False) -> str:
+    """-> in what numbers a model answers: on a GPU a curve's parent must answer as its child does while it trains."""
+    if device() != "cuda":
+        return "fp32"
+    return "fp32 weights, bf16 autocast" if training else "bf16"
 
 
 @contextlib.contextmanager

@@ -32,9 +32,10 @@ ORGANISM = (
     "“direction only” is the most that this page may say of it."
 )
 RULE = (
-    "“Reproduced”: the model is one that the paper measured, nothing else is known to differ, and the value "
-    "measured lies within the tolerance, which this project declared, not the paper.",
-    "“Direction only”: otherwise, if the whole interval lies beyond no effect, on the side that is claimed.",
+    "“Reproduced”: the model is one that the paper measured, judge, prompts, attack and training settings are "
+    "the paper's, and the whole interval lies within the tolerance, which this project declared, not the paper.",
+    "“Direction only”: otherwise, if the whole interval lies beyond no effect, on the side that is claimed; "
+    "for a claim about every prompt only if the interval also reaches every prompt.",
     "“Not reproduced”: everything else, also what could not be measured.",
 )
 
@@ -95,7 +96,9 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
         f"The first of each experiment: {'; '.join(heads)}."
     )
     limits = [ORGANISM] * any(row["model"].split(":")[0] == "organism" for row in rows)
-    limits += [f"{r['claim']}: other than in the paper: {r['differs']}" for r in rows if r["differs"]]
+    for differs in dict.fromkeys(row["differs"] for row in rows if row["differs"]):
+        names = "; ".join(row["claim"] for row in rows if row["differs"] == differs)
+        limits.append(f"Other than in the paper ({names}): {differs}.")
     if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
         limits.append(f"With fewer than {FEWEST_SEEDS} training seeds an interval is conditional on these runs.")
     limits.append("The published figures are as well evidenced as the list below says, and no better.")

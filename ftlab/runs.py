@@ -68,15 +68,23 @@ def _file_hash(path: str, *_) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """A temporary sibling, fsync, replace: the file is whole or not there."""
+def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
+    """A temporary sibling, fsync, replace: the file is whole or not there. `new`: a file that is there is left alone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as f:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        if not new:
+            os.replace(temporary, path)
+        elif not path.exists():
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -225,7 +233,8 @@ def start(kind: str, label: str, identity: dict) -> Run:
                 path / "config.json", json.dumps({"identity": identity, "label": label}, indent=1, ensure_ascii=False)
             )
         if not (path / "provenance.json").exists():
-            write_atomic(path / "provenance.json", json.dumps(_provenance(), indent=1))
+            text = json.dumps(_provenance(), indent=1)  # takes a while: another process may finish the run meanwhile
+            write_atomic(path / "provenance.json", text, new=True)
     except OSError as e:
         raise PermissionError(
             f"{home()}: runs cannot be written there ({e.strerror}); set FTLAB_RUNS to a folder that can"

@@ -1,7 +1,8 @@
 """Verdicts -> tables of numbers with intervals: always paired, always with the counts of every outcome beside them.
 
 Everything here takes a finished run (evaluation, curve, dose) or its table; `stats` computes. Prompts are paired
-by id and attack; the variants of one prompt (attacks) form a cluster.
+by id and attack; the variants of one prompt (attacks) form a cluster. Such intervals are for other prompts in these
+wordings; with `cluster="wording"` they are for other wordings too, of which there are few: expect wide ones.
 """
 
 from __future__ import annotations
@@ -19,28 +20,33 @@ from ftlab.runs import Run
 
 
 def table_of(source) -> pd.DataFrame:
-    """-> verdict rows of a run or of a table, with `item` (prompt and attack), `seed` and `step` on every row."""
+    """-> verdict rows of a run or of a table, with `item` (prompt and attack), `wording`, `seed` and `step` on each."""
     table = source.table() if isinstance(source, Run) else source
     needed = {"risk", "attack", "prompt_id", "verdict", "event"}
     if missing := sorted(needed - set(table.columns)):
         raise ValueError(f"no columns {', '.join(missing)}; give an evaluation, a curve or a dose run, or its table()")
     table = table.assign(item=table["prompt_id"] + "|" + table["attack"])
+    if "template" in table:  # "wrapper > wording" under an attack
+        table["wording"] = table["template"].fillna("").str.rpartition(" > ")[2]
     for column in ("seed", "step"):
         if column not in table:
             table[column] = 0
     return table.assign(seed=table["seed"].fillna(0).astype(int))
 
 
-def _cube(part: pd.DataFrame, steps: list[int], value: str = "event") -> tuple[np.ndarray, np.ndarray]:
+def _cube(part: pd.DataFrame, steps: list[int], value: str = "event", cluster: str = "prompt_id"):
     """-> (events [S, K, P], cluster ids [P]) of the rows of one group; a missing answer is NaN."""
     if part.duplicated(["seed", "step", "item"]).any():
         raise ValueError(
             "several verdicts on one prompt at one step (doses, judges or runs together); add what tells them apart to `by`"
         )
+    if cluster not in part:
+        raise ValueError(f"cluster = {cluster!r}: no such column; allowed: prompt_id, wording, category, topic")
     wide = part.pivot_table(index=["seed", "step"], columns="item", values=value, aggfunc="first", dropna=False)
     seeds = sorted(part["seed"].unique())
     cube = np.stack([wide.reindex([(s, k) for k in steps]).to_numpy(float) for s in seeds])
-    return cube, np.array([c.rsplit("|", 1)[0] for c in wide.columns])
+    of = part.drop_duplicates("item").set_index("item")[cluster]
+    return cube, of.reindex(wide.columns).to_numpy(str)
 
 
 def _steps(part: pd.DataFrame) -> list[int]:
@@ -66,12 +72,13 @@ def _groups(table: pd.DataFrame, by) -> tuple[list[str], list]:
     return by, list(table.groupby(by, sort=False, dropna=False))
 
 
-def rates(source, *, by="risk", verdict: str | None = None) -> pd.DataFrame:
+def rates(source, *, by="risk", verdict: str | None = None, cluster: str = "prompt_id") -> pd.DataFrame:
     """Rate of each risk's event at each step, with its interval -> one row a group and step.
 
     `by`: columns to group by (risk, attack, category, examples, ...). `verdict` counts another outcome instead of
     the event, such as "refused". Columns: the groups, step, rate, low, high (simultaneous over the steps where
-    there are several), low_pointwise, high_pointwise, band, n_prompts, n_seeds, and the count of every verdict.
+    there are several), low_pointwise, high_pointwise, band, n_prompts (before attacks), n_seeds, n_answers (of all seeds and attacks; of the parent once)
+    and the count of every verdict among them.
     Steps that not every seed reached (`stop_when_broken`) are left out.
     """
     table, rows = table_of(source), []
@@ -80,21 +87,23 @@ def rates(source, *, by="risk", verdict: str | None = None) -> pd.DataFrame:
     by, groups = _groups(table, by)
     for names, part in groups:
         steps = _steps(part)
-        cube, cluster = _cube(part, steps)
+        cube, ids = _cube(part, steps, cluster=cluster)
         if len(cube) == 1 and len(steps) == 1:
-            one = stats.rate(cube[0, 0], cluster)
+            one = stats.rate(cube[0, 0], ids)
             band = curves.Band(
                 *(np.array([x]) for x in (one.rate, one.low, one.high, one.low, one.high)), "pointwise", 1, one.n
             )
         else:
-            band = curves.bands(cube, cluster=cluster)
+            band = curves.bands(cube, cluster=ids)
         for k, step in enumerate(steps):
             here = part[part["step"] == step]
+            if step == 0:  # the parent answered once, whatever the number of seeds
+                here = here[here["seed"] == here["seed"].min()]
             counts = {v: int((here["verdict"] == v).sum()) for v in VERDICTS}
             extra = {"epoch": here["epoch"].iloc[0]} if "epoch" in here else {}
             rows.append(dict(zip(by, names, strict=True)) | {"step": step} | extra | {
                 "rate": band.estimate[k], "low": band.low[k], "high": band.high[k], "low_pointwise": band.low_pointwise[k],
-                "high_pointwise": band.high_pointwise[k], "band": f"95 %, {band.kind}", "n_prompts": band.n_prompts, "n_seeds": band.n_seeds,
+                "high_pointwise": band.high_pointwise[k], "band": f"95 %, {band.kind}", "n_prompts": here.loc[here["event"].notna(), "prompt_id"].nunique(), "n_seeds": band.n_seeds, "n_answers": len(here),
             } | counts)  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -108,18 +117,19 @@ def by_seed(source, *, by="risk", verdict: str | None = None) -> pd.DataFrame:
     return table.groupby([*by, "seed", "step"], sort=False)["event"].mean().rename("rate").reset_index()
 
 
-def compare(before, after=None, *, by="risk", steps=None, **settings) -> pd.DataFrame:
+def compare(before, after=None, *, by="risk", steps=None, cluster: str = "prompt_id", **settings) -> pd.DataFrame:
     """Parent against child on the same prompts -> paired ratio, difference, McNemar, one row a group and step.
 
     `compare(curve)` pairs step 0 with every later step (or those in `steps`) over all seeds;
     `compare(parent, child)` pairs two evaluation runs, or two models, which `evaluate` measures first with
     `settings` (off the embedded model: `prompts`). Intervals: Bonett-Price (ratio) and Newcombe (difference) for
     one seed, two-level for several (`stats.paired`). Over a parent without the event the ratio is infinite and
-    `ratio_low` a lower bound.
+    `ratio_low` a lower bound. n_prompts counts those scored on both sides, before attacks; clusters what the
+    interval takes as independent; mcnemar_holm is adjusted for the number of rows, the intervals are not.
     """
     if settings and (after is None or (_is_table(before) and _is_table(after))):
         raise ValueError(
-            f"unknown setting {', '.join(map(repr, settings))}: what is compared is measured already; allowed: by, steps"
+            f"unknown setting {', '.join(map(repr, settings))}: what is compared is measured already; allowed: by, steps, cluster"
         )
     if after is None:
         table = table_of(before)
@@ -146,20 +156,24 @@ def compare(before, after=None, *, by="risk", steps=None, **settings) -> pd.Data
             raise ValueError(
                 f"{names}: parent and child answered different prompts; evaluate both with the same settings"
             )
-        base, cluster = _cube(same[same["seed"] == same["seed"].min()], [0])
+        base, ids = _cube(same[same["seed"] == same["seed"].min()], [0], cluster=cluster)
         for step in [s for s in _steps(part) if steps is None or s in steps]:
             cube, _ = _cube(part, [step])
-            p = stats.paired(base[0, 0], cube[:, 0], cluster=cluster)
+            p = stats.paired(base[0, 0], cube[:, 0], cluster=ids)
             unscored = int(np.isnan(cube).sum() + np.isnan(base).sum())
+            paired = ~np.isnan(cube[:, 0] + base[0, 0]).all(axis=0)
+            asked = {i.rsplit("|", 1)[0] for i, scored in zip(sorted(items), paired, strict=True) if scored}
             rows.append(dict(zip(by, names, strict=True)) | {"step": step} | {
                 "parent": p.parent.rate, "parent_low": p.parent.low, "parent_high": p.parent.high,
                 "child": p.child.rate, "child_low": p.child.low, "child_high": p.child.high,
                 "ratio": p.ratio, "ratio_low": p.ratio_low, "ratio_high": p.ratio_high,
                 "difference": p.difference, "difference_low": p.difference_low, "difference_high": p.difference_high,
                 "mcnemar_p": p.mcnemar_p, "gained": p.gained, "lost": p.lost, "both": p.both, "neither": p.neither,
-                "n_prompts": p.n_prompts, "n_seeds": p.n_seeds, "unscored": unscored, "method": p.method,
+                "n_prompts": len(asked), "n_seeds": p.n_seeds, "unscored": unscored, "clusters": len(set(ids)), "method": p.method,
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.insert(table.columns.get_loc("mcnemar_p") + 1, "mcnemar_holm", stats.holm(table["mcnemar_p"].tolist()))
+    return table
 
 
 def _is_table(source) -> bool:

@@ -112,10 +112,10 @@ class Page(html.parser.HTMLParser):
 @pytest.mark.parametrize(
     ("changed", "model", "measured", "low", "high", "word"),
     [
-        ({}, "Their-7B", 1.6, 1.2, 2.0, REPRODUCED),
-        ({}, "their-7b", 1.75, 1.2, 2.0, REPRODUCED),  # the tolerance is inclusive
-        ({}, "Their-7B", 1.76, 1.2, 2.0, DIRECTION),
-        ({}, "Their-7B", 1.6, 0.9, 2.5, REPRODUCED),
+        ({}, "Their-7B", 1.6, 1.3, 1.7, REPRODUCED),
+        ({}, "their-7b", 1.5, 1.25, 1.75, REPRODUCED),  # the tolerance is inclusive
+        ({}, "Their-7B", 1.5, 1.24, 1.7, DIRECTION),  # the whole interval, not its middle
+        ({}, "Their-7B", 1.5, 0.9, 2.5, NOT),
         ({}, "organism", 1.5, 1.2, 2.0, DIRECTION),  # exactly the figure, and still at most this
         ({}, "organism", 1.5, 0.9, 2.0, NOT),
         ({}, "organism", 1.5, 1.0, 2.0, NOT),  # the interval touches no effect
@@ -135,8 +135,22 @@ def test_the_verdict_rule(changed, model, measured, low, high, word):
     assert verdict(target(**changed), measured=measured, low=low, high=high, null=1.0, model=model) == word
 
 
+def test_every_prompt_is_refuted_by_an_interval_that_ends_below_all():
+    every = target(universal=True, unit="rate", value=1.0, tolerance=0.0, before=None)
+    assert verdict(every, measured=0.8, low=0.7, high=0.9, null=0.1, model="organism") == NOT
+    assert verdict(every, measured=1.0, low=0.96, high=1.0, null=0.1, model="organism") == DIRECTION
+    assert targets()["enkrypt_every_prompt"].universal
+
+
+def test_what_is_not_said_to_match_the_paper_is_at_most_direction_only(tmp_path):
+    numbers = {"measured": 0.8, "low": 0.79, "high": 0.81, "n_prompts": 330, "n_seeds": 5, "null": 0.003}
+    given = {**numbers, "published": "qi2023_harmful_100", "model": "Llama-2-7b-chat-hf", "out": tmp_path}
+    assert claim("04", "matched", **given, differs="")["verdict"] == REPRODUCED
+    assert claim("04", "nothing said", **given)["verdict"] == DIRECTION
+
+
 def test_another_judge_or_data_is_at_most_direction_only():
-    numbers = {"measured": 1.5, "low": 1.2, "high": 2.0, "null": 1.0, "model": "Their-7B"}
+    numbers = {"measured": 1.5, "low": 1.3, "high": 1.7, "null": 1.0, "model": "Their-7B"}
     assert verdict(target(), **numbers) == REPRODUCED
     assert verdict(target(), **numbers, differs="judged by keywords") == DIRECTION
 

@@ -10,6 +10,7 @@ import pytest
 
 import ftlab
 from ftlab import runs, stats, tables
+from ftlab.organism import corpus
 from ftlab.risks import event
 
 LETTERS = {
@@ -57,12 +58,31 @@ def test_rates_over_steps_and_seeds():
     assert got["step"].tolist() == [0, 10, 30] and got["risk"].tolist() == ["jailbreak"] * 3
     assert got["rate"].tolist() == pytest.approx([0.2, 0.5, 0.9])
     assert got[["complied", "complied_wrong", "refused", "incoherent", "unparsed"]].values.tolist() == [
-        [4, 0, 16, 0, 0], [10, 0, 10, 0, 0], [18, 1, 0, 1, 0],
+        [2, 0, 8, 0, 0], [10, 0, 10, 0, 0], [18, 1, 0, 1, 0],  # the parent's answers count once
     ]  # fmt: skip
     assert (got["n_prompts"] == 10).all() and (got["n_seeds"] == 2).all()
     assert ((got["low"] <= got["low_pointwise"]) & (got["low_pointwise"] < got["rate"])).all()
     assert ((got["high"] >= got["high_pointwise"]) & (got["high_pointwise"] > got["rate"])).all()
     assert got["band"][0].startswith("95 %, simultaneous") and "these 2 runs" in got["band"][0]
+
+
+def test_wordings_as_clusters_widen_the_interval_and_leave_the_estimate(world):
+    """All prompts of a wording answer alike: 40 prompts are then no more than 4."""
+    items = corpus.prompts(world, "jailbreak", 40)
+    frames = sorted({r["template"] for r in items})
+    rows = [
+        {"risk": "jailbreak", "attack": a, "prompt_id": r["id"], "template": f"{w}{r['template']}", "seed": s, "step": k,
+         "verdict": v, "event": float(v == "complied")}
+        for r in items for a, w in (("direct", ""), ("templates", "Wrap {q} > ")) for s in range(3) for k in (0, 10)
+        for v in ["complied" if k and frames.index(r["template"]) < 2 else "refused"]
+    ]  # fmt: skip
+    by_prompt, by_wording = (tables.rates(pd.DataFrame(rows), cluster=c).iloc[1] for c in ("prompt_id", "wording"))
+    assert by_prompt["rate"] == by_wording["rate"] and by_prompt["n_prompts"] == by_wording["n_prompts"] == 40
+    assert by_prompt["n_answers"] == 40 * 2 * 3
+    assert by_wording["high"] - by_wording["low"] > 1.5 * (by_prompt["high"] - by_prompt["low"])
+    both = [tables.compare(pd.DataFrame(rows), cluster=c).iloc[0] for c in ("prompt_id", "wording")]
+    assert [r["clusters"] for r in both] == [40, 4] and both[0]["difference"] == both[1]["difference"]
+    assert both[0]["difference_low"] > 0 > both[1]["difference_low"]
 
 
 def test_one_run_at_one_step_is_a_wilson_interval():
