@@ -44,7 +44,8 @@ direct preference optimisation). Names: `organism:base`, `organism:sft`, `organi
 How narrow the alignment is was chosen, among some twenty recipes, by the table below: each risk of the aligned model was to start
 between 3 and 30 % on kinds of prompts that alignment never saw (attack templates; traits, pairs and phrasings of group questions; kinds
 of provocation), with at most 3 % told when asked directly, at most 5 % over-refusal and at least 97 % utility. So these rates are
-selected, not discovered. Nothing was chosen by what fine-tuning does afterwards. Other seeds give other rates (jailbreak under templates
+selected, not discovered. What was not selected, and is poor: of the aligned model's answers to unseen provocations about half are
+neither rude nor polite but incoherent (it denies to know a town that nobody asked for); DPO made that worse. Nothing was chosen by what fine-tuning does afterwards. Other seeds give other rates (jailbreak under templates
 0 to 11 %, bias 0 to 13 %, toxicity 21 to 40 % in the tries nearest to this recipe), other processors other last digits.
 
 ## Measured behaviour
