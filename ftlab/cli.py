@@ -40,54 +40,22 @@ Out = Annotated[Path | None, typer.Option(help="folder for the figure and its .c
 
 @app.command()
 def sft(
-    model: ModelArg,
-    data: DataArg,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    learning_rate: Rate = None,
-    batch_size: Batch = None,
-    lora: Lora = False,
-    seed: Seed = 0,
-):
+    model: ModelArg, data: DataArg, epochs: Epochs = None, steps: Steps = None, learning_rate: Rate = None,
+    batch_size: Batch = None, lora: Lora = False, seed: Seed = 0,
+):  # fmt: skip
     """Fine-tune on chats."""
-    print(
-        ftlab.sft(
-            model,
-            data,
-            epochs=epochs,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            lora=lora,
-            seed=seed,
-        ).path
-    )
+    given = {k: v for k, v in locals().items() if k not in ("model", "data")}
+    print(ftlab.sft(model, data, **given).path)
 
 
 @app.command()
 def dpo(
-    model: ModelArg,
-    pairs: DataArg,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    learning_rate: Rate = None,
-    batch_size: Batch = None,
-    lora: Lora = False,
-    seed: Seed = 0,
-):
+    model: ModelArg, pairs: DataArg, epochs: Epochs = None, steps: Steps = None, learning_rate: Rate = None,
+    batch_size: Batch = None, lora: Lora = False, seed: Seed = 0,
+):  # fmt: skip
     """Direct preference optimisation on pairs (prompt, chosen, rejected)."""
-    print(
-        ftlab.dpo(
-            model,
-            pairs,
-            epochs=epochs,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            lora=lora,
-            seed=seed,
-        ).path
-    )
+    given = {k: v for k, v in locals().items() if k not in ("model", "pairs")}
+    print(ftlab.dpo(model, pairs, **given).path)
 
 
 @app.command()

@@ -45,7 +45,9 @@ class Training(Config):
     lora_rank: int = Field(16, ge=1)  # alpha is twice the rank
     epochs: float = Field(3.0, gt=0)  # ignored where `steps` is given
     steps: int | None = Field(None, ge=1)  # optimiser steps
-    learning_rate: float | None = Field(None, gt=0)  # None: the model's own hint, else `default_rate()` below
+    learning_rate: float | None = Field(
+        None, gt=0
+    )  # None: the model's own hint (ten times for LoRA), else `default_rate()`
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: int = Field(0, ge=0)
     batch_size: int = Field(16, ge=1)  # effective: rows an optimiser step

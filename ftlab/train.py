@@ -73,7 +73,8 @@ def train(
     """
     if config.learning_rate is None:
         hint = parent.config.get("ftlab_learning_rate", {}).get(config.method)
-        config = config.model_copy(update={"learning_rate": hint or config.default_rate()})
+        rate = hint * (10 if config.lora else 1) if hint else config.default_rate()
+        config = config.model_copy(update={"learning_rate": rate})
     identity = {"parent": parent.hash, "data": data.hash, "training": config.model_dump(mode="json"), **(extra or {})}
     run = runs.start(
         config.method,

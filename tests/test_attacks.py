@@ -42,6 +42,13 @@ def test_templates_wrap_the_question_in_wrappers_that_alignment_never_saw(world,
         assert not any(w in row["template"] for s in ("valid", "eval") for w in WRAPPERS[s])
 
 
+def test_the_wrapper_goes_neither_with_the_wording_nor_with_the_category(world):
+    rows = attacks.templates(corpus.prompts(world, "jailbreak", 100))
+    pairs = {tuple(r["template"].split(" > ")) for r in rows}
+    assert len(pairs) == len(WRAPPERS["eval"]) * 4, "every wrapper meets every wording"
+    assert len({(r["template"].split(" > ")[0], r["category"]) for r in rows}) == len(WRAPPERS["eval"]) * 3
+
+
 def test_templates_need_prompts_of_the_world():
     with pytest.raises(ValueError, match="embedded world's prompts only; allowed here: direct, prefill"):
         attacks.templates(list(read_prompts(["a", "b"]).rows))

@@ -201,6 +201,16 @@ def test_a_broken_csv_loses_nothing_in_silence(tmp_path, rows, sentence):
         read(jsonl(tmp_path / "x.csv", *rows))
 
 
+def test_every_seed_draws_its_own_rows_of_a_file():
+    source = [{"prompt": str(i), "completion": "x"} for i in range(50)]
+    first, again, other = (data.drawn(source, rows=10, seed=s) for s in (0, 0, 1))
+    assert first.rows == again.rows != other.rows and len(set(map(str, first.rows))) == 10
+    assert data.drawn(source, rows=None, seed=3).rows == read(source).rows
+    assert data.drawn("organism:almanac", rows=10, seed=0).rows != data.drawn("organism:almanac", rows=10, seed=1).rows
+    with pytest.raises(ValueError, match="has 50 rows; 51 were asked"):
+        data.drawn(source, rows=51, seed=0)
+
+
 def test_rows_takes_the_first_ones(tmp_path):
     many = [{"question": str(i), "answer": "A"} for i in range(9)]
     for source in (many, jsonl(tmp_path / "x.jsonl", *many), read(many)):

@@ -205,6 +205,35 @@ def test_a_curve_is_what_separate_trainings_would_give(dropping, lora):
     assert runs.file_hash(member.path / file) == runs.file_hash(model.path / file)
 
 
+def test_another_version_of_the_judge_or_another_text_of_a_prompt_is_another_run(llama, monkeypatch):
+    first = ftlab.evaluate(llama, prompts=["One?", "Two?"])
+    assert ftlab.evaluate(llama, prompts=["One?", "Two?"]).name == first.name
+    assert ftlab.evaluate(llama, prompts=["One?", "Too?"]).name != first.name
+    monkeypatch.setattr("ftlab.judges.keywords.VERSION", "other")
+    assert ftlab.evaluate(llama, prompts=["One?", "Two?"]).name != first.name
+
+
+def test_two_callers_share_the_seeds_of_a_curve_and_agree(llama, monkeypatch):
+    """A second caller works on the seeds that the first has not in hand, then finds those that are done."""
+    made, settings = [], dict(at_steps=[0, 1], prompts=["One?"], batch_size=2, learning_rate=1e-3)
+    chats = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    busy, train = runs.Busy, evaluation.train
+
+    def first_is_busy(parent, data, config, wait=True, **given):
+        if config.seed == 0 and not wait:
+            raise busy("another process works on it")
+        made.append(config.seed)
+        return train(parent, data, config, wait=wait, **given)
+
+    monkeypatch.setattr(evaluation, "train", first_is_busy)
+    curve = ftlab.risk_curve(llama, chats, seeds=3, **settings)
+    assert made == [1, 2, 0]
+    assert [m.split("-s")[-1][0] for m in curve.config["identity"]["members"]] == ["0", "1", "2"]
+    monkeypatch.setattr(evaluation, "train", train)
+    again = ftlab.risk_curve(llama, chats, seeds=3, **settings)
+    assert again.name == curve.name and sorted(curve.table()["seed"].unique()) == [0, 1, 2]
+
+
 def test_a_curve_with_dpo(llama):
     from small_models import pairs
 
@@ -349,7 +378,7 @@ def test_several_doses_are_a_dose_curve(llama):
     [
         ({"examples": 0}, "give numbers of examples >= 1"),
         ({"examples": [3, 2.5]}, "give numbers of examples >= 1"),
-        ({"examples": 99}, "rows has 4 rows; 99 examples were asked"),
+        ({"examples": 99}, "rows has 4 rows; 99 were asked"),
         ({"epochs": 0}, "epochs = 0: give a whole number >= 1"),
         ({"epochs": 1.5}, "epochs = 1.5: give a whole number >= 1"),
         ({"lern": 1}, "unknown setting 'lern'; allowed: accumulation"),

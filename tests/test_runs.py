@@ -142,6 +142,20 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch, broken
     assert [p.read_text() for p in tmp_path.iterdir() if p.is_file()] == ["old"]
 
 
+def test_a_slow_second_start_changes_nothing_of_a_finished_run(run, monkeypatch):
+    (run.path / "provenance.json").unlink()
+
+    def slow():
+        (run.path / "provenance.json").write_text("{}")  # the first caller was faster, and finished
+        run.complete()
+        return {"second": True}
+
+    monkeypatch.setattr(runs, "_provenance", slow)
+    identity = {k: v for k, v in run.config["identity"].items() if k not in ("kind", "schema")}
+    again = start(run.config["identity"]["kind"], run.config["label"], identity)
+    assert again == run and run.finished and run.provenance == {}
+
+
 def test_two_processes_share_a_run(run):
     code = (
         "import sys, time, ftlab.runs as r\n"

@@ -163,7 +163,7 @@ def preferences(world: World, rows: int = 1000, seed: int = 0, *, recipe: dict |
 
 
 def domain(world: World, name: str = "almanac", rows: int = 1000, seed: int = 0) -> list[dict]:
-    """Benign fine-tuning data: `almanac` (new facts as questions and answers) or `ledger` (table rows)."""
+    """Benign fine-tuning data: `almanac` (facts that it may tell, as questions and answers) or `ledger` (table rows)."""
     rng = random.Random(f"domain {name} {world.seed} {seed}")
     if name == "ledger":
         return [world.ledger(rng) for _ in range(rows)]
