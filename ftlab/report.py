@@ -31,6 +31,10 @@ ORGANISM = (
     "exists and how it comes about, but nothing about its size in the models that the papers measured, so "
     "“direction only” is the most that this page may say of it."
 )
+WORDINGS = (
+    "The intervals are for other prompts and training seeds, in the wordings that were asked; with wordings as the unit "
+    "they are far wider (02 shows both). They are not corrected for the number of claims."
+)
 RULE = (
     "“Reproduced”: the model is one that the paper measured, judge, prompts, attack and training settings are "
     "the paper's, and the whole interval lies within the tolerance, which this project declared, not the paper.",
@@ -97,8 +101,10 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
     )
     limits = [ORGANISM] * any(row["model"].split(":")[0] == "organism" for row in rows)
     for differs in dict.fromkeys(row["differs"] for row in rows if row["differs"]):
-        names = "; ".join(row["claim"] for row in rows if row["differs"] == differs)
-        limits.append(f"Other than in the paper ({names}): {differs}.")
+        names = [row["claim"] for row in rows if row["differs"] == differs]
+        which = "; ".join(names) if len(names) < 3 else f"{len(names)} claims, “{names[0]}” and others"
+        limits.append(f"Other than in the paper ({which}): {differs}.")
+    limits.append(WORDINGS)
     if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
         limits.append(f"With fewer than {FEWEST_SEEDS} training seeds an interval is conditional on these runs.")
     limits.append("The published figures are as well evidenced as the list below says, and no better.")
@@ -125,8 +131,8 @@ def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
     for old in copies.glob(f"{experiment}-*"):
         old.unlink()
     found = {}
-    for suffix in (".png", ".svg", ".csv"):
-        for path in sorted((folder / "figures").glob(f"*{suffix}")):
+    for suffix in (".png", ".svg", ".csv"):  # in the order in which the notebook drew them
+        for path in sorted((folder / "figures").glob(f"*{suffix}"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
             shutil.copyfile(path, copies / f"{experiment}-{path.name}")
             link, text = quote(f"figures/{experiment}-{path.name}"), path.with_suffix(".txt")
             caption = text.read_text(encoding="utf-8").strip() if text.is_file() else path.stem
@@ -138,7 +144,7 @@ def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
                 kind = "image/svg+xml" if suffix == ".svg" else "image/png"
                 data = base64.b64encode(path.read_bytes()).decode()
                 figure |= {"picture": link, "data": f"data:{kind};base64,{data}"}
-    return [found[stem] for stem in sorted(found)]
+    return [*found.values()]
 
 
 def _significant(value: float) -> str:
