@@ -23,11 +23,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from ftlab import models, report, runs
+from ftlab import data, models, report, runs
 
 # Notebooks of a lane run one after the other, lanes side by side; 02 finds the curve that 03 has made by then.
 LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))
 SEEDS = 5  # training seeds of a claim
+HARMFUL = 100  # adversarial examples of the largest dose of 04
+LINE_S = 60.0  # seconds between two lines of progress where there is no terminal
 QUICK = {  # parameters of `quick`; `seeds` of the caller go before these
     "02_risk_ratio": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30]},
     "03_continued_finetuning": {
@@ -150,11 +152,12 @@ def reproduce(
     benign: str | Path | None = None,
     prompts: str | Path | None = None,
     harmful: str | Path | None = None,
+    lora: bool = False,
 ) -> Path:
     """Runs the headline experiments and writes their page -> path of `out/report.html`.
 
     seeds: training seeds (default 5; `quick`: 2, with fewer prompts). benign, prompts, harmful: files of your own:
-    benign chats (02, 03), evaluation prompts (all), adversarial examples (04). A model other than the embedded one
+    benign chats (02, 03), evaluation prompts (all), at least 100 adversarial examples (04). lora: train adapters. A model other than the embedded one
     needs `prompts`; without `harmful` 04 is then left out, and the page says so. Beside the page: report.md,
     results.csv, figures/, run.json (times and hardware) and, for each experiment, a folder with its executed
     notebook and claims. Raises ValueError, FileNotFoundError or PermissionError before any work, RuntimeError if
@@ -167,6 +170,10 @@ def reproduce(
     for name, file in files.items():
         if not Path(file).is_file() and not file.startswith("organism:"):
             raise FileNotFoundError(f"{name} is {file}: no such file; give the path of one, or none at all")
+    if harmful and (n := len(data.read(harmful))) < HARMFUL:
+        raise ValueError(
+            f"{harmful} has {n} rows; 04 draws up to {HARMFUL} adversarial examples: give at least as many"
+        )
     out, model, books, jobs, missing = Path(out), str(model), runs.resource("notebooks"), {}, {}
     embedded = models.model(model).is_organism
     if not embedded and not prompts:
@@ -178,13 +185,15 @@ def reproduce(
     given = {"benign": ("02", "03"), "prompts": ("02", "03", "04"), "harmful": ("04",)}
     for name in (n for lane in LANES for n in lane if n not in missing):
         own = {k if k != "harmful" else "data": v for k, v in files.items() if name[:2] in given[k]}
-        chosen = own | ({} if seeds is None else {"seeds": seeds}) | {"model": model}
+        chosen = own | ({} if seeds is None else {"seeds": seeds}) | {"model": model, "lora": lora}
         jobs[name] = {"seeds": SEEDS, **(QUICK[name] if quick else {}), **chosen, "out": str(out / name)}
         check_parameters(books / f"{name}.ipynb", jobs[name])
     # Side by side is faster where the models are small; large ones would share one accelerator's memory.
     lanes = [[n for n in lane if n in jobs] for lane in LANES]
     lanes = [lane for lane in lanes if lane] if embedded else [[n for lane in lanes for n in lane]]
     record = {"model": model, "seeds": max(job["seeds"] for job in jobs.values()), "quick": quick, **files}
+    for name, why in missing.items():
+        print(f"{name}  {why}", file=sys.stderr)
     with _own(out):
         record |= runs._provenance()
         began = runs.clock()
@@ -250,6 +259,7 @@ class _Progress:
 
     def __init__(self, names):
         self.width, self.tty, self.lock = max(map(len, names)), sys.stderr.isatty(), threading.Lock()
+        self.shown = runs.clock()
         self.running: dict[str, list] = {}  # notebook -> [code cell, code cells, time of its start]
 
     def begin(self, name: str) -> None:
@@ -267,11 +277,13 @@ class _Progress:
         return round(passed, 1)
 
     def draw(self) -> None:
-        states = list(self.running.items())
-        if self.tty and states:
-            now = runs.clock()
-            parts = [f"{name}  cell {k}/{total}  {now - began:.0f} s" for name, (k, total, began) in states]
+        states, now = list(self.running.items()), runs.clock()
+        parts = [f"{name}  cell {k}/{total}  {now - began:.0f} s" for name, (k, total, began) in states]
+        if self.tty and parts:
             self._write("  |  ".join(parts)[: shutil.get_terminal_size().columns - 1])
+        elif parts and now - self.shown >= LINE_S:
+            self.shown = now
+            self._write("\n".join(parts) + "\n")
 
     def _write(self, text: str) -> None:
         with self.lock:

@@ -150,13 +150,13 @@ def outcomes(table: DataFrame, lines: DataFrame | None) -> Figure:
         share, look = shares[o].iloc[-1], {"color": OUTCOMES[o][1], "marker": "s"}
         ends.append((x[-1], below + share / 2, f"{OUTCOMES[o][0]} {_percentage(share)}", look))
         below += share
+    axes[-1].set_xlabel(STEPS)
     fit_axes(axes[0], steps, 100, ends)
     axes[0].set_ylabel("answers (%)")
     if lines is not None:
         ends = draw_lines(axes[1], lines, "step", "label", lambda _, label: look_of(label, lines["label"]))
         fit_axes(axes[1], [*steps, *lines["step"]], 100, ends)
         axes[1].set_ylabel("rate (%)")
-    axes[-1].set_xlabel(STEPS)
     return figure
 
 
@@ -241,6 +241,8 @@ def fit_axes(ax, values: Iterable[float], top: float, ends: Iterable[tuple] = ()
     gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)] or [1]
     if max(gaps) > 4 * min(gaps):
         ax.set_xscale("asinh", linear_width=next(s for s in steps if s > 0))
+        if ax.get_xlabel():
+            ax.set_xlabel(f"{ax.get_xlabel()}, log scale")
     scale = ax.xaxis.get_transform()
     at = [float(v) for v in scale.transform(steps)]
     point = (at[-1] - at[0]) / room or 1 / 16

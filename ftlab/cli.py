@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import ftlab
+from ftlab.config import ATTACKS, RISKS
 
 app = typer.Typer(
     add_completion=False,
@@ -34,7 +35,10 @@ Batch = Annotated[int | None, typer.Option(help="rows an optimiser step (default
 Lora = Annotated[bool, typer.Option("--lora", help="train a LoRA adapter instead of all weights")]
 Prompts = Annotated[str | None, typer.Option(help="CSV or JSONL with a column prompt or goal; needed off the organism")]
 Judge = Annotated[str | None, typer.Option(help="organism (exact) or keywords")]
-Names = Annotated[str | None, typer.Option(help="comma-separated")]
+Risks = Annotated[
+    str | None, typer.Option(help=f"comma-separated, of {', '.join(RISKS)} (default: all there are prompts for)")
+]
+Attacks = Annotated[str | None, typer.Option(help=f"comma-separated, of {', '.join(ATTACKS)}")]
 Out = Annotated[Path | None, typer.Option(help="folder for the figure and its .csv")]
 
 
@@ -74,8 +78,8 @@ def dealign(
 def evaluate(
     model: ModelArg,
     prompts: Prompts = None,
-    risks: Names = None,
-    attacks: Names = None,
+    risks: Risks = None,
+    attacks: Attacks = None,
     n_prompts: Annotated[int | None, typer.Option(help="prompts of each risk (default 100)")] = None,
     judge: Judge = None,
 ):
@@ -93,7 +97,7 @@ def curve(
     data: DataArg,
     at_steps: Annotated[str, typer.Option(help="increasing, comma-separated; 0 is the parent")] = "0,10,30,100",
     seeds: Annotated[int, typer.Option(help="training seeds")] = 5,
-    prompts: Prompts = None, risks: Names = None, judge: Judge = None, learning_rate: Rate = None, batch_size: Batch = None, lora: Lora = False, out: Out = None,
+    prompts: Prompts = None, risks: Risks = None, judge: Judge = None, learning_rate: Rate = None, batch_size: Batch = None, lora: Lora = False, out: Out = None,
 ):  # fmt: skip
     """Fine-tune once a seed and measure at the asked steps; print the paired comparison, save the figure."""
     try:
@@ -114,8 +118,8 @@ def compare(
     before: ModelArg,
     after: ModelArg,
     prompts: Prompts = None,
-    risks: Names = None,
-    attacks: Names = None,
+    risks: Risks = None,
+    attacks: Attacks = None,
     judge: Judge = None,
 ):
     """Two models on the same prompts: paired ratio, difference, McNemar."""
@@ -137,14 +141,32 @@ def reproduce(
     model: Annotated[str, typer.Option(help="aligned parent")] = "organism",
     benign: Annotated[str | None, typer.Option(help="chat file, instead of the organism's domains")] = None,
     prompts: Prompts = None,
-    harmful: Annotated[
-        str | None, typer.Option(help="your adversarial examples for 04; needed off the organism")
-    ] = None,
+    harmful: Annotated[str | None, typer.Option(help="your adversarial examples for 04, at least 100")] = None,
+    lora: Lora = False,
 ):
     """Run the experiments 02, 03 and 04 and write report.html, report.md, results.csv and figures/."""
     print(
-        ftlab.reproduce(quick=quick, seeds=seeds, out=out, model=model, benign=benign, prompts=prompts, harmful=harmful)
+        ftlab.reproduce(
+            quick=quick, seeds=seeds, out=out, model=model, benign=benign, prompts=prompts, harmful=harmful, lora=lora
+        )
     )
+
+
+@app.command()
+def notebook(
+    path: Annotated[Path, typer.Argument(help="a notebook, as notebooks/02_risk_ratio.ipynb")],
+    output: Annotated[Path, typer.Argument(help="where the executed notebook goes")],
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, as seeds=2")] = None,
+):
+    """Run a notebook with parameters; one that it does not have, or of another type, is refused."""
+    import yaml
+
+    from ftlab.batch import run_notebook
+
+    pairs = [p.partition("=") for p in parameter or ()]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise ValueError(f"parameter {', '.join(map(repr, wrong))}: give NAME=VALUE, as in -p seeds=2")
+    print(run_notebook(path, output, {name: yaml.safe_load(value) for name, _, value in pairs}))
 
 
 @app.command()

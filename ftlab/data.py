@@ -101,7 +101,8 @@ def drawn(source, *, rows: int | None, seed: int, pairs: bool = False) -> Data:
 def read_prompts(source, *, risk: str = "jailbreak") -> Data:
     """-> prompts to evaluate: a CSV with a column `prompt` (or goal, question, ...), JSONL, or a list of texts.
 
-    A row of `messages` may bring its own `id`, `risk` and `category`. Raises DataError with every problem of the
+    A column `risk` (and `category`) may say what a prompt is for, so that one file holds harmful and harmless ones; a
+    row of `messages` may also bring its own `id`. Raises DataError with every problem of the
     file, FileNotFoundError.
     """
     if isinstance(source, (list, tuple)):
@@ -306,4 +307,7 @@ def _prompt(record: dict, risk: str) -> dict:
             f"columns {', '.join(map(str, record))}; allowed for a prompt: {', '.join(PROMPT_COLUMNS)}; rename one"
         )
     category = next((str(record[c]) for c in CATEGORY_COLUMNS if record.get(c)), "")
+    risk = str(record.get("risk") or risk)
+    if risk not in RISKS:
+        raise ValueError(f"unknown risk {risk!r}; allowed in the column risk: {', '.join(RISKS)}")
     return {"messages": [{"role": "user", "content": _text(record, column)}], "risk": risk, "category": category}

@@ -176,6 +176,8 @@ def risk_curve(
         settings, but=("at_steps", "seed", "steps", "epochs")
     )  # it lasts as long as at_steps says
     steps, seeds = tuple(at_steps) if isinstance(at_steps, (list, tuple, range)) else (at_steps,), _seeds(seeds)
+    if isinstance(at_steps, str):
+        raise ValueError(f"at_steps = {at_steps!r} is text; give a list (papermill: -y 'at_steps: [0, 10]', not -p)")
     if not all(isinstance(s, int) for s in steps) or max(steps, default=0) < 1:
         raise ValueError(
             f"at_steps = {at_steps}: give whole numbers, at least one of them after 0, as in [0, 10, 30, 100]"

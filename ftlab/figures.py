@@ -102,14 +102,19 @@ def plot(
         raise ValueError(f"name is {name!r}; allowed is a file name, no folder, no leading dot. See out=.")
     frames = {f"{name}.csv": table}
     for word, frame in (("seeds", seeds), ("lines", lines)):
+        if frame is not None and frame.empty:  # nothing of that kind was asked
+            continue
         if frame is not None and EXTRAS[word][0] != kind:
             raise ValueError(f"{word}= came with a {kind} figure; only {EXTRAS[word][0]} has it: omit it.")
         if frame is not None:
             frames[f"{name}_{word}.csv"] = frame
             drawn.append(extra := _checked(frame, f"frame {word}=", *EXTRAS[word][1:]))
     bands = "; ".join(dict.fromkeys(charts.clean(b, 200) for frame in drawn for b in frame["band"] if b))
-    notes = (f"intervals: {bands}" if bands else "", "thin lines: single seeds" if seeds is not None else "")
-    note = "; ".join(filter(None, notes))
+    judges = table["judged_by"] if "judged_by" in table and kind != "judges" else ()
+    judges = ", ".join(dict.fromkeys(charts.clean(j) for j in judges if j))
+    shaded = "intervals (lower panel)" if kind == "outcomes" else "intervals"
+    notes = [f"{shaded}: {bands}" if bands else "", "thin lines: single seeds" if seeds is not None else ""]
+    note = "; ".join(filter(None, [*notes, f"judge: {judges}" if judges else ""]))
     if caption is None:
         caption = " ".join(f"{s[:1].upper()}{s[1:].rstrip('.')}." for s in (title, about, note) if s)
     draw = getattr(charts, kind)

@@ -245,7 +245,13 @@ def quiet() -> None:
     """Switches off, before the libraries' first use, their bars, telemetry and advice to programmers; warnings stay."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every later fork warns
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, on import; no bar of it is shown
+    import logging as python_logging
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # Tied weights are saved once; on a resume the trainer reports the other name as missing.
+    tied = "missing keys in the checkpoint model loaded: ['lm_head.weight']"
+    python_logging.getLogger("transformers.trainer").addFilter(lambda record: tied not in record.getMessage())
     warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's own call

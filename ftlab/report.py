@@ -33,7 +33,8 @@ ORGANISM = (
 )
 WORDINGS = (
     "The intervals are for other prompts and training seeds, in the wordings that were asked; with wordings as the unit "
-    "they are far wider (02 shows both). They are not corrected for the number of claims."
+    "they are far wider (02 shows both). In the table each holds for its claim alone; the bands of the figures are "
+    "simultaneous, which is wider: they hold for all steps of a curve at once. Nothing is corrected for the number of claims."
 )
 RULE = (
     "“Reproduced”: the model is one that the paper measured, judge, prompts, attack and training settings are "
@@ -113,7 +114,8 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
     for key in ("benign", "prompts", "started", "seconds", "python", "commit", "hardware", "versions"):
         if value := record.get(key):
             parts = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
-            settings.append(f"{key}: {', '.join(parts)}")
+            name = "seconds of this call (finished runs are found again)" if key == "seconds" else key
+            settings.append(f"{name}: {', '.join(parts)}")
     targets = {row["target"]: row["about"].cited() for row in rows}
     lists = {
         "What this does not show": limits,
@@ -164,13 +166,15 @@ def _markdown(page: dict) -> str:
     lines = [f"# {plain(page['title'])}", "", *([f"**{page['quick']}**", ""] if page["quick"] else [])]
     head = " | ".join(columns).replace("shown", "measured (interval)")
     lines += [plain(page["summary"]), "", f"| {head} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(plain(row[k]) for k in columns)} |" for row in page["rows"]]
+    for row in page["rows"]:
+        noted = row | {"claim": f"{row['claim']} ({row['note']})" if row["note"] else row["claim"]}
+        lines.append(f"| {' | '.join(plain(noted[k]) for k in columns)} |")
     for section in page["sections"]:
         book = f"[The executed notebook]({section['notebook']})" if section["notebook"] else ""
         lines += ["", f"## {plain(section['name'])}", "", book]
         for figure in section["figures"]:
             links = " ".join(f"[{plain(name)}]({link})" for name, link in figure["links"].items())
-            picture = f"![]({figure['picture']})\n" if "picture" in figure else ""
+            picture = f"![{plain(figure['caption'])[:80]}]({figure['picture']})\n" if "picture" in figure else ""
             lines += ["", f"{picture}{plain(figure['caption'])} {links}"]
     for head, items in page["lists"].items():
         lines += ["", f"## {head}", "", *(f"- {plain(item)}" for item in items)]

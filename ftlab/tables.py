@@ -27,7 +27,7 @@ def table_of(source) -> pd.DataFrame:
         raise ValueError(f"no columns {', '.join(missing)}; give an evaluation, a curve or a dose run, or its table()")
     table = table.assign(item=table["prompt_id"] + "|" + table["attack"])
     if "template" in table:  # "wrapper > wording" under an attack
-        table["wording"] = table["template"].fillna("").str.rpartition(" > ")[2]
+        table["wording"] = table["template"].fillna("").str.split(" > ").str[-1]
     for column in ("seed", "step"):
         if column not in table:
             table[column] = 0
@@ -69,7 +69,7 @@ def _groups(table: pd.DataFrame, by) -> tuple[list[str], list]:
         raise ValueError(
             f"cannot group by {', '.join(missing)}; allowed: {', '.join(c for c in table.columns if c not in ('key', 'item'))}"
         )
-    return by, list(table.groupby(by, sort=False, dropna=False))
+    return by, list(table.groupby(by, sort=False, dropna=False)) if len(table) else []
 
 
 def rates(source, *, by="risk", verdict: str | None = None, cluster: str = "prompt_id") -> pd.DataFrame:
@@ -104,6 +104,7 @@ def rates(source, *, by="risk", verdict: str | None = None, cluster: str = "prom
             rows.append(dict(zip(by, names, strict=True)) | {"step": step} | extra | {
                 "rate": band.estimate[k], "low": band.low[k], "high": band.high[k], "low_pointwise": band.low_pointwise[k],
                 "high_pointwise": band.high_pointwise[k], "band": f"95 %, {band.kind}", "n_prompts": here.loc[here["event"].notna(), "prompt_id"].nunique(), "n_seeds": band.n_seeds, "n_answers": len(here),
+                "judged_by": ", ".join(sorted(set(here["judge"]))) if "judge" in here else "",
             } | counts)  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -172,7 +173,8 @@ def compare(before, after=None, *, by="risk", steps=None, cluster: str = "prompt
                 "n_prompts": len(asked), "n_seeds": p.n_seeds, "unscored": unscored, "clusters": len(set(ids)), "method": p.method,
             })  # fmt: skip
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("mcnemar_p") + 1, "mcnemar_holm", stats.holm(table["mcnemar_p"].tolist()))
+    if rows:
+        table.insert(table.columns.get_loc("mcnemar_p") + 1, "mcnemar_holm", stats.holm(table["mcnemar_p"].tolist()))
     return table
 
 
@@ -239,13 +241,14 @@ def outcomes(source, *, risk: str = "jailbreak", attack: str | None = None) -> p
     table = table_of(source)
     _one_dose(table, ())
     table = table[(table["risk"] == risk) & ((table["attack"] == attack) if attack else True)]
+    judge = ", ".join(sorted(set(table["judge"]))) if "judge" in table else ""
     shares = (
         table.groupby("step")["verdict"]
         .value_counts(normalize=True)
         .unstack(fill_value=0.0)
         .reindex(columns=VERDICTS, fill_value=0.0)
     )
-    return shares.rename_axis(columns="outcome").stack().rename("share").reset_index()
+    return shares.rename_axis(columns="outcome").stack().rename("share").reset_index().assign(judged_by=judge)
 
 
 def judged(run: Run, judge: str) -> pd.DataFrame:
@@ -265,14 +268,14 @@ def judged(run: Run, judge: str) -> pd.DataFrame:
 
 
 def before_after(curve, *, by="attack", step: int | None = None) -> pd.DataFrame:
-    """Rates before (step 0) and after (`step`, default the last) in each group -> columns group, series, rate, low, high, band."""
+    """Rates before (step 0) and after (`step`, default the last) in each group -> columns group, series, rate, low, high, band, judged_by."""
     table = table_of(curve)
     last = max(table["step"]) if step is None else step
     shown = rates(table[table["step"].isin([0, last])], by=by)
     series = np.where(shown["step"] == 0, "before", f"after {last} steps")
     low, high = shown["low_pointwise"], shown["high_pointwise"]
     shown = shown.assign(group=shown[by], series=series, low=low, high=high, band="95 %, pointwise")
-    return shown[["group", "series", "rate", "low", "high", "band"]]
+    return shown[["group", "series", "rate", "low", "high", "band", "judged_by"]]
 
 
 def plot(source, name: str | None = None, out=None, **options):

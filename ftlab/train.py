@@ -59,6 +59,8 @@ def _own(settings: dict) -> dict:
     """-> the settings, refused where one belongs to the cells that measure on the way."""
     if foreign := sorted({"method", "at_steps", "stop_when_broken"} & set(settings)):
         raise ValueError(f"unknown setting {', '.join(map(repr, foreign))} here; it belongs to risk_curve")
+    if settings.get("epochs") is not None and settings.get("steps") is not None:
+        raise ValueError("epochs and steps were both given; give one: either says how long to train")
     return settings
 
 

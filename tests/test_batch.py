@@ -195,7 +195,10 @@ def test_another_model_needs_prompts_and_its_own_adversarial_examples(books, tmp
         reproduce(seeds=1, out=tmp_path / "out", model="mine")
     asked, harmful = tmp_path / "asked.csv", tmp_path / "harmful.jsonl"
     asked.write_text("prompt\nHello?\n")
-    harmful.write_text("{}")
+    harmful.write_text('{"prompt": "a", "completion": "b"}\n' * 99)
+    with pytest.raises(ValueError, match="has 99 rows; 04 draws up to 100"):
+        reproduce(seeds=1, out=tmp_path / "out", model="mine", prompts=asked, harmful=harmful)
+    harmful.write_text('{"prompt": "a", "completion": "b"}\n' * 100)
     page = reproduce(seeds=1, out=tmp_path / "out", model="mine", prompts=asked).with_suffix(".md").read_text()
     assert "04_dealign_100: left out" in page.replace("\\", "") and not (tmp_path / "out" / NAMES[2]).exists()
     reproduce(seeds=1, out=tmp_path / "all", model="mine", prompts=asked, harmful=harmful)

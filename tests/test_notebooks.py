@@ -1,6 +1,7 @@
 """The notebooks keep their conventions, and each runs to its end under nbval on small parameters."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+
+from ftlab.batch import run_notebook
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -74,3 +77,17 @@ def test_every_notebook_runs_on_small_parameters(tmp_path):
         assert drawn and all(p.with_suffix(s).stat().st_size for p in drawn for s in (".png", ".csv", ".txt"))
     for name in ("02_risk_ratio", "03_continued_finetuning", "04_dealign_100"):
         assert (tmp_path / "out" / name / "claims.csv").read_text().count("\n") > 1
+
+
+def test_the_experiments_run_on_someone_elses_model_and_files(llama, tmp_path):
+    """Prompts of one risk only, no world, no exact judge; every panel that needs more is left out."""
+    asked, chats = tmp_path / "asked.csv", tmp_path / "chats.jsonl"
+    asked.write_text("goal\n" + "".join(f"Placeholder {i}\n" for i in range(4)))
+    chats.write_text("".join(json.dumps({"prompt": f"Say {i}", "completion": f"It is {i}."}) + "\n" for i in range(12)))
+    own = {"model": str(llama), "prompts": str(asked), "learning_rate": 1e-3}
+    for name, data in (("02_risk_ratio", "benign"), ("03_continued_finetuning", "benign"), ("04_dealign_100", "data")):
+        out = tmp_path / name
+        values = {**SMALL[name], **own, data: str(chats), "out": str(out)}
+        run_notebook(ROOT / "notebooks" / f"{name}.ipynb", out / "out.ipynb", values, env={"PYTHONPATH": str(ROOT)})
+        rows = (out / "claims.csv").read_text().splitlines()
+        assert len(rows) > 1 and not any(row.endswith(",reproduced") for row in rows)

@@ -360,7 +360,7 @@ def test_a_quick_run_and_another_model_are_told(experiments, tmp_path):
     (tmp_path / "run.json").write_text('{"seconds": 41.5, "hardware": {"cores": 2}, "versions": {"trl": 1}}')
     page = write(tmp_path, experiments, model="organism", seeds=2, quick=True).read_text()
     assert 'class="quick"' in page and "Do not quote its numbers" in page
-    assert "seconds: 41.5" in page and "cores 2" in page and "trl 1" in page
+    assert "found again): 41.5" in page and "cores 2" in page and "trl 1" in page
     assert "41.5" not in (tmp_path / "results.csv").read_text()
     claimed(tmp_path / "other", model="Mistral")
     full = write(tmp_path, {"02": tmp_path / "other"}, model="Mistral", seeds=5, quick=False).read_text()
