@@ -143,13 +143,26 @@ def test_compare(ran, called):
     assert code == 0 and "ratio_low" in out and calls == [(("m", "n"), {"prompts": "p.csv"})]
 
 
+def test_notebook_hands_typed_parameters_on_and_refuses_an_unknown_one(ran, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("ftlab.batch.run_notebook", lambda *a: given.append(a) or a[1])
+    assert ran("notebook", "a.ipynb", "b.ipynb", "-p", "seeds=2", "-p", "at_steps=[0, 3]", "-p", "out=x")[0] == 0
+    assert given[0][2] == {"seeds": 2, "at_steps": [0, 3], "out": "x"}
+    monkeypatch.undo()
+    code, _, said = ran("notebook", "notebooks/02_risk_ratio.ipynb", tmp_path / "o.ipynb", "-p", "seed=2")
+    assert code == 2 and "unknown parameter 'seed' (did you mean 'seeds'?)" in said
+    assert ran("notebook", "a.ipynb", "b.ipynb", "-p", "seeds")[0] == 2
+
+
 def test_preview_reproduce_runs_and_build(ran, called, tmp_path):
     calls = called("preview", "«shown»"), called("reproduce", "page"), called("list_runs", frame("name"))
     assert ran("preview", "d.jsonl", "m", "--rows", 2) == (0, "«shown»\n", "")
     assert ran("reproduce", "--quick", "--seeds", 2, "--out", "o", "--benign", "b.jsonl") == (0, "page\n", "")
     assert ran("runs")[:1] == (0,)
     assert calls[0] == [(("d.jsonl", "m"), {"rows": 2})]
-    assert calls[1] == [((), {"quick": True, "seeds": 2, "out": "o", "model": "organism", "benign": "b.jsonl"})]
+    assert calls[1] == [
+        ((), {"quick": True, "seeds": 2, "out": "o", "model": "organism", "benign": "b.jsonl", "lora": False})
+    ]
     from ftlab.organism import build
 
     made = called("build", tmp_path, build)
