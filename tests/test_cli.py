@@ -149,7 +149,7 @@ def test_notebook_hands_typed_parameters_on_and_refuses_an_unknown_one(ran, tmp_
     assert ran("notebook", "a.ipynb", "b.ipynb", "-p", "seeds=2", "-p", "at_steps=[0, 3]", "-p", "out=x")[0] == 0
     assert given[0][2] == {"seeds": 2, "at_steps": [0, 3], "out": "x"}
     monkeypatch.undo()
-    code, _, said = ran("notebook", "notebooks/02_risk_ratio.ipynb", tmp_path / "o.ipynb", "-p", "seed=2")
+    code, _, said = ran("notebook", ROOT / "notebooks/02_risk_ratio.ipynb", tmp_path / "o.ipynb", "-p", "seed=2")
     assert code == 2 and "unknown parameter 'seed' (did you mean 'seeds'?)" in said
     assert ran("notebook", "a.ipynb", "b.ipynb", "-p", "seeds")[0] == 2
 
