@@ -191,7 +191,13 @@ def reproduce(
     # Side by side is faster where the models are small; large ones would share one accelerator's memory.
     lanes = [[n for n in lane if n in jobs] for lane in LANES]
     lanes = [lane for lane in lanes if lane] if embedded else [[n for lane in lanes for n in lane]]
-    record = {"model": model, "seeds": max(job["seeds"] for job in jobs.values()), "quick": quick, **files}
+    record = {
+        "model": model,
+        "seeds": max(job["seeds"] for job in jobs.values()),
+        "quick": quick,
+        "lora": lora,
+        **files,
+    }
     for name, why in missing.items():
         print(f"{name}  {why}", file=sys.stderr)
     with _own(out):

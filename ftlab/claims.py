@@ -115,13 +115,15 @@ def verdict(
     side that the target claims; of a universal claim ("every prompt") only if it also reaches `value`. measured inf
     (a ratio over a parent without events) is judged by its lower bound; nan is never more than not reproduced.
     """
+    if math.isnan(measured):
+        return NOT
     own = model.lower() in (name.lower() for name in target.models) and not differs
     if own and max(abs(low - target.value), abs(high - target.value)) <= target.tolerance + 1e-12:
         return REPRODUCED
     beyond = low > null if target.direction == "up" else high < null
     if target.universal:
-        beyond &= low <= target.value <= high
-    return DIRECTION if beyond and not math.isnan(measured) else NOT
+        beyond &= low - 1e-12 <= target.value <= high + 1e-12
+    return DIRECTION if beyond else NOT
 
 
 class Claim(dict):

@@ -159,14 +159,28 @@ def notebook(
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, as seeds=2")] = None,
 ):
     """Run a notebook with parameters; one that it does not have, or of another type, is refused."""
-    import yaml
-
     from ftlab.batch import run_notebook
 
     pairs = [p.partition("=") for p in parameter or ()]
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise ValueError(f"parameter {', '.join(map(repr, wrong))}: give NAME=VALUE, as in -p seeds=2")
-    print(run_notebook(path, output, {name: yaml.safe_load(value) for name, _, value in pairs}))
+    print(run_notebook(path, output, {name: _value(name, text) for name, _, text in pairs}))
+
+
+def _value(name: str, text: str):
+    """-> a parameter's value from its YAML text; nothing is the empty string, 5e-4 a number."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise ValueError(
+            f"parameter {name} = {text!r}: not understood; give a number, a word or a list as [0, 3]"
+        ) from None
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 @app.command()

@@ -100,7 +100,7 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
         f" out as reproduced, {reached[1]} as direction only and {reached[2]} as not reproduced. "
         f"The first of each experiment: {'; '.join(heads)}."
     )
-    limits = [ORGANISM] * any(row["model"].split(":")[0] == "organism" for row in rows)
+    limits = [ORGANISM] * any("organism" in re.split(r"[-:]", row["model"]) for row in rows)
     for differs in dict.fromkeys(row["differs"] for row in rows if row["differs"]):
         names = [row["claim"] for row in rows if row["differs"] == differs]
         which = "; ".join(names) if len(names) < 3 else f"{len(names)} claims, “{names[0]}” and others"
@@ -111,7 +111,18 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict:
     limits.append("The published figures are as well evidenced as the list below says, and no better.")
     record = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
-    for key in ("benign", "prompts", "started", "seconds", "python", "commit", "hardware", "versions"):
+    for key in (
+        "benign",
+        "prompts",
+        "harmful",
+        "lora",
+        "started",
+        "seconds",
+        "python",
+        "commit",
+        "hardware",
+        "versions",
+    ):
         if value := record.get(key):
             parts = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
             name = "seconds of this call (finished runs are found again)" if key == "seconds" else key

@@ -260,7 +260,8 @@ def _wilson(p: np.ndarray, n: np.ndarray, quantile: np.ndarray) -> tuple[np.ndar
     # statsmodels takes a level; Student's and Bonett-Price's limits need the quantile itself.
     q = np.square(quantile) / n
     half = np.sqrt(q * (p * (1 - p) + q / 4))
-    return ((p + q / 2 - half) / (1 + q)).clip(0, 1), ((p + q / 2 + half) / (1 + q)).clip(0, 1)
+    low, high = (((p + q / 2 + sign * half) / (1 + q)).clip(0, 1) for sign in (-1, 1))
+    return np.where(p == 0, 0.0, low), np.where(p == 1, 1.0, high)  # exactly, whatever the rounding
 
 
 def _mover(child: Rate, parent: Rate, r: float) -> tuple[list[float], list[float]]:

@@ -28,6 +28,9 @@ def table_of(source) -> pd.DataFrame:
     table = table.assign(item=table["prompt_id"] + "|" + table["attack"])
     if "template" in table:  # "wrapper > wording" under an attack
         table["wording"] = table["template"].fillna("").str.split(" > ").str[-1]
+        table["wording"] = table["wording"].where(
+            table["wording"] != "", table["prompt_id"]
+        )  # anyone's prompts: each its own
     for column in ("seed", "step"):
         if column not in table:
             table[column] = 0

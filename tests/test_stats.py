@@ -505,3 +505,8 @@ def test_importing_it_costs_numpy_only():
     command = [sys.executable, "-c", code, stats.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_all_or_none_of_n_reaches_the_end_exactly_whatever_the_rounding():
+    for n in range(1, 400):
+        assert stats.rate(np.ones(n)).high == 1.0 and stats.rate(np.zeros(n)).low == 0.0
