@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict, dataclass
 
 from ftlab.config import GREEDY, Decoding
+from ftlab.decode import Work
+from ftlab.runs import clock
 
-ROUND = 8  # new tokens after which answers that have ended leave the batch
-TOKENS_A_BATCH = 16_384  # prompt plus new tokens of one batch; 8,192 on a GPU of 8 GB would hold a 1B model
+TOKENS_A_BATCH = 16_384  # of `likelihoods`: prompts and choices
+
+
+@dataclass
+class Tally:
+    """What answering took; one object may be handed to several calls. Tokens are new ones, ends of turn included."""
+
+    answers: int = 0
+    tokens: int = 0
+    drafted: int = 0  # tokens of drafts that were verified
+    saved: int = 0  # of them: right, so that they needed no step of their own
+    seconds: float = 0.0
+    drafting: float = 0.0  # of these seconds: forward passes over prompts and drafts
+    rows: int = 0  # of a batch, the last call's
+    halved: int = 0  # times that memory did not suffice
+    near_ties: int = 0  # answers with a token whose lead is within the rounding of 16 bit: a batch may turn it
+
+    def add(self, work: Work, answers: int, seconds: float) -> None:
+        self.answers += answers
+        self.seconds += seconds
+        self.drafting += work.drafting
+        self.drafted += work.drafted
+        self.saved += work.saved
+        self.rows, self.halved, self.near_ties = work.rows, self.halved + work.halved, self.near_ties + len(work.near)
+
+    def as_dict(self) -> dict:
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def answers(
@@ -20,6 +48,10 @@ def answers(
     decoding: Decoding = GREEDY,
     seeds=None,
     cut=None,
+    failed=None,
+    drafts=None,
+    decided=None,
+    tally: Tally | None = None,
 ) -> list[str]:
     """-> the answer to each rendered prompt, special tokens removed, in the order given.
 
@@ -29,36 +61,59 @@ def answers(
     its own, whatever else is in the batch (to the rounding of logits: on a GPU that may depend on a batch's shape, for
     greedy answers too). Decoding defaults in the model's own `generation_config.json` (sampling,
     repetition penalty) are left out; its end tokens are kept.
-    `each(numbers, answers)` is called after every batch, so that a caller can keep what there is; the set `cut` gets the
-    numbers of the answers that `max_new_tokens` ended.
-    Raises ValueError where the longest prompt and its answer do not fit into the model's context, or seeds are missing.
+    `each(numbers, answers)` is called as answers end, so that a caller can keep what there is; the set `cut` gets the
+    numbers of the answers that `max_new_tokens` ended, the set `failed` those at which the model's logits were no numbers
+    (without it that is a ValueError). `drafts` (greedy only): for each prompt a list of texts that the answer may be, the likeliest
+    first; they save time where they are right and change no answer. `decided(number, text)`: true ends an answer early.
+    Raises ValueError where the longest prompt and its answer do not fit into the model's context, seeds are missing, or
+    memory does not suffice for one answer.
     """
-    from transformers import GenerationConfig
-
-    from ftlab.chat import stop_ids
-
     if decoding.temperature and (seeds is None or len(seeds) != len(prompts)):
         found = "none" if seeds is None else len(seeds)
         raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {found}; give seeds=[...]")
+    from ftlab.chat import stop_ids
+
+    tally, began, out = tally if tally is not None else Tally(), clock(), [""] * len(prompts)
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     _check_room(model, ids, max_new_tokens)
-    own = model.generation_config.eos_token_id
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config.eos_token_id
     stops = {*stop_ids(tokenizer), *([own] if isinstance(own, int) else own or [])}
-    config = GenerationConfig(do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=tokenizer.pad_token_id)
-    out: list[str] = [""] * len(ids)
-    with _decoding(model, config):
-        for batch in _batches(order, ids, max_new_tokens):
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
-            drawn = (decoding, [seeds[i] for i in batch]) if decoding.temperature else None
-            new = _decoded(model, padded["input_ids"], padded["attention_mask"], stops, max_new_tokens, drawn)
-            for i, tokens in zip(batch, new, strict=True):
-                out[i] = tokenizer.decode(tokens, skip_special_tokens=True)
-                if cut is not None and tokens[-1:] and tokens[-1] not in stops:
+
+    def text(tokens):
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
+    with _decoding(model):
+        work = Work(
+            model, ids, max_new_tokens, stops, tokenizer.pad_token_id,
+            drafts=_tokens(tokenizer, drafts, max_new_tokens - 1) if drafts is not None else None,
+            draw=_sampling(decoding, seeds) if decoding.temperature else None,
+            decided=decided and (lambda i, tokens: decided(i, text(tokens))),
+        )  # fmt: skip
+        for done in work.run():
+            for i in done:
+                tokens = work.out[i]
+                tally.tokens += len(tokens)
+                if i in work.failed:
+                    continue
+                out[i] = text(tokens)
+                if cut is not None and len(tokens) == max_new_tokens and tokens[-1] not in stops:
                     cut.add(i)
+            if wrong := work.failed.intersection(done):
+                if failed is None:
+                    raise ValueError("the model's logits are no numbers (NaN or infinite): its weights are broken")
+                failed |= wrong
             if each:
-                each(batch, [out[i] for i in batch])
+                each(done, [out[i] for i in done])
+    tally.add(work, len(ids), clock() - began)
     return out
+
+
+def _tokens(tokenizer, drafts: list[list[str]], most: int) -> list[list[list[int]]]:
+    """-> tokens of each draft, without those that only end or frame a turn."""
+    flat = [text for several in drafts for text in several]
+    left = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+    return [[next(left)[:most] for _ in several] for several in drafts]
 
 
 def likelihoods(model, tokenizer, prompts: list[str], choices: list[list[str]]) -> list[list[float]]:
@@ -82,8 +137,8 @@ def likelihoods(model, tokenizer, prompts: list[str], choices: list[list[str]]) 
         starts.append(own[0])
     _check_room(model, ids, 0)
     sums = [0.0] * len(flat)
-    with _decoding(model, model.generation_config):
-        for batch in _batches(sorted(range(len(ids)), key=lambda i: (len(ids[i]), starts[i])), ids, 0):
+    with _decoding(model):
+        for batch in _batches(sorted(range(len(ids)), key=lambda i: (len(ids[i]), starts[i])), ids):
             padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt")
             padded = {k: v.to(model.device) for k, v in padded.items() if k in ("input_ids", "attention_mask")}
             first = min(starts[i] for i in batch) - 1  # a token's probability stands one place before it
@@ -103,81 +158,54 @@ def _check_room(model, ids: list[list[int]], new: int) -> None:
         raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens = {new} at most {room} fit")
 
 
-def _decoded(model, ids, mask, stops: set[int], max_new_tokens: int, drawn) -> list[list[int]]:
-    """-> the new tokens of each row of a padded batch [rows, tokens], up to its end token. `drawn`: (decoding, seeds)."""
-    import torch
-
-    ids, mask, ends = ids.to(model.device), mask.to(model.device), torch.tensor(sorted(stops), device=model.device)
-    rows, cache, out = list(range(len(ids))), None, [[] for _ in ids]
-    first = ids.shape[1]
-    for start in range(0, max_new_tokens, ROUND):
-        left, width = min(ROUND, max_new_tokens - start), ids.shape[1]
-        made = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=left, return_dict_in_generate=True,
-            logits_processor=_sampling(drawn[0], [drawn[1][r] for r in rows], first) if drawn else None,
-        )  # fmt: skip
-        new = made.sequences[:, width:]
-        for row, tokens in zip(rows, new.tolist(), strict=True):
-            stop = next((k + 1 for k, t in enumerate(tokens) if t in stops), len(tokens))
-            out[row] += tokens[:stop]
-        go = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
-        if not len(go):
-            break
-        cache, rows = made.past_key_values, [rows[k] for k in go.tolist()]
-        cache.batch_select_indices(go)
-        ids, mask = made.sequences[go], torch.nn.functional.pad(mask[go], (0, new.shape[1]), value=1)
-    return out
-
-
-def _sampling(decoding: Decoding, seeds: list[int], first: int) -> list:
-    """-> logits processors after which the only token left in a row is the one drawn for it: argmax then samples.
+def _sampling(decoding: Decoding, seeds: list[int]):
+    """-> what draws the next token: (logits [rows, vocabulary], numbers of the rows, new tokens so far of each) -> tokens.
 
     Token number n of an answer is drawn by inversion with one uniform number, made from (seed, n) alone: neither
-    the batch, nor its order, nor the device takes part. `first`: the width of the prompts.
+    the batch, nor its order, nor the device takes part.
     """
     import random
 
     import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    def draw(ids, scores):
-        exact = scores.cpu() if scores.device.type == "mps" else scores  # which has no double precision
-        cumulated = exact.double().softmax(-1).cumsum(-1)
-        uniform = [random.Random(f"{s}/{ids.shape[1] - first}").random() for s in seeds]
-        points = torch.tensor(uniform, dtype=torch.double, device=exact.device)[:, None] * cumulated[:, -1:]
-        token = torch.searchsorted(cumulated, points, right=True).to(scores.device)
-        return torch.full_like(scores, float("-inf")).scatter(-1, token, 0.0)
-
     warpers = [TemperatureLogitsWarper(float(decoding.temperature))]
     warpers += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
     warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
-    return LogitsProcessorList([*warpers, draw])
+    warped = LogitsProcessorList(warpers)
+
+    def draw(logits, rows, so_far):
+        scores = warped(None, logits.float())
+        exact = scores.cpu() if scores.device.type == "mps" else scores  # which has no double precision
+        cumulated = exact.double().softmax(-1).cumsum(-1)
+        uniform = [random.Random(f"{seeds[i]}/{n}").random() for i, n in zip(rows, so_far, strict=True)]
+        points = torch.tensor(uniform, dtype=torch.double, device=exact.device)[:, None] * cumulated[:, -1:]
+        return torch.searchsorted(cumulated, points, right=True).to(logits.device)[:, 0]
+
+    return draw
 
 
 @contextlib.contextmanager
-def _decoding(model, config):
-    """In this block dropout is off, nothing is kept for gradients, and decoding is `config` alone (what is not set
-    there would come from the model's own). fp32 weights on a GPU compute in bf16, as they do in training."""
+def _decoding(model):
+    """In this block dropout is off and nothing is kept for gradients. fp32 weights on a GPU compute in bf16, as they do
+    in training."""
     import torch
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft reads it below the adapter
-    was_training, kept = model.training, inner.generation_config
+    was_training = model.training
     mixed = torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda" and model.dtype == torch.float32)
     model.eval()
-    inner.generation_config = config
     try:
         with torch.inference_mode(), mixed:
             yield
     finally:
-        inner.generation_config = kept
         model.train(was_training)
 
 
-def _batches(order: list[int], ids: list[list[int]], new: int):
+def _batches(order: list[int], ids: list[list[int]]):
     """Yields runs of `order` (sorted by length) whose padded size stays within `TOKENS_A_BATCH`."""
     batch: list[int] = []
     for i in order:
-        if batch and (len(ids[i]) + new) * (len(batch) + 1) > TOKENS_A_BATCH:
+        if batch and len(ids[i]) * (len(batch) + 1) > TOKENS_A_BATCH:
             yield batch
             batch = []
         batch.append(i)

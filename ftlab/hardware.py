@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: blocks of so many bytes are given back as soon as they are freed
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a RuntimeError's text
 SMALL = 10**7  # parameters: below, a training fits anywhere and time counts
 
 
@@ -65,9 +66,7 @@ def released():
     try:
         yield
     except BaseException as e:
-        while e:  # a traceback keeps every local of every frame alive, in Jupyter until the next exception
-            traceback.clear_frames(e.__traceback__)
-            e = e.__context__
+        clear(e)  # in Jupyter it would last until the next exception
         raise
     finally:
         gc.collect()
@@ -85,6 +84,31 @@ def spare_memory(parameters: int) -> None:
     """
     if parameters > SMALL:
         _glibc("mallopt", M_MMAP_THRESHOLD, 2**20)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY))
+
+
+def clear(error: BaseException | None) -> None:
+    """Frees what a caught exception keeps alive: its traceback holds every local of every frame."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def free_memory(on) -> int:
+    """-> bytes that a model on the device `on` may still take."""
+    import torch
+
+    if on.type == "cuda":
+        return torch.cuda.mem_get_info(on)[0] + torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def _glibc(function: str, *arguments: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 from small_models import FAMILIES
 
 import ftlab
-from ftlab import generate
+from ftlab import decode, generate
 from ftlab.chat import render, stop_ids
 from ftlab.config import Decoding
 
@@ -51,6 +51,19 @@ def greedy(model, tokenizer, prompt: str, new: int) -> list[int]:
     return ids
 
 
+def recorded(monkeypatch) -> list:
+    """-> the list that every later call's Work is put into."""
+    made = []
+
+    class Seen(decode.Work):
+        def __post_init__(self):
+            made.append(self)
+            super().__post_init__()
+
+    monkeypatch.setattr(generate, "Work", Seen)
+    return made
+
+
 def test_it_is_greedy_decoding_by_its_definition(one):
     """In a batch, padded and cached, against one prompt at a time; the folder samples and penalises, the cell not."""
     model, tokenizer, prompts = one
@@ -68,7 +81,7 @@ def test_batches_and_order_change_nothing(one, monkeypatch):
     together = generate.answers(model, tokenizer, prompts, max_new_tokens=12)
     monkeypatch.setattr(tokenizer, "padding_side", "right")  # as training leaves it
     assert generate.answers(model, tokenizer, prompts[::-1], max_new_tokens=12) == together[::-1]
-    monkeypatch.setattr(generate, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 1)
     seen: list[int] = []
     apart = generate.answers(model, tokenizer, prompts, max_new_tokens=12, each=lambda n, a: seen.extend(n))
     assert apart == together and sorted(seen) == [0, 1, 2, 3]
@@ -76,19 +89,170 @@ def test_batches_and_order_change_nothing(one, monkeypatch):
 
 def test_batches_stay_within_their_size():
     ids = [[0] * n for n in (1, 2, 3, 50, 60, 16_000)]
-    made = list(generate._batches(list(range(6)), ids, 100))
+    made = list(generate._batches(list(range(6)), ids))
     assert [i for b in made for i in b] == list(range(6))
-    assert all(len(b) == 1 or (len(ids[b[-1]]) + 100) * len(b) <= generate.TOKENS_A_BATCH for b in made)
+    assert all(len(b) == 1 or len(ids[b[-1]]) * len(b) <= generate.TOKENS_A_BATCH for b in made)
 
 
 def test_each_batch_is_told_with_its_numbers(opened, monkeypatch):
     model, tokenizer, prompts = opened("llama")
-    monkeypatch.setattr(generate, "TOKENS_A_BATCH", 100)
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 2)
     told = {}
     answers = generate.answers(
         model, tokenizer, prompts, max_new_tokens=4, each=lambda n, a: told.update(zip(n, a, strict=True))
     )
     assert [told[i] for i in range(4)] == answers
+
+
+def junk(tokenizer, answer: str, k: int) -> list[str]:
+    """-> drafts of every kind: none, right, wrong from the start, right for a while, too long, with an end of turn, empty."""
+    words = answer.split(" ")
+    half = " ".join(words[: len(words) // 2])
+    kinds = [
+        [],
+        [answer],
+        ["12 pears"],
+        [half + " 7 7 7"],
+        [answer + " and on and on" * 20],
+        [half + tokenizer.eos_token + "x"],
+    ]
+    kinds += [[""], ["7", half + " 7", answer], ["", answer[:3], half, answer]]
+    return kinds[k % len(kinds)]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_drafts_change_no_answer(one, rows, monkeypatch):
+    """Draft replay is exact, whatever the drafts, the batch and the family; right ones save their tokens."""
+    model, tokenizer, prompts = one
+    prompts = [p + " " * k for k in range(9) for p in prompts]
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: rows)
+    plain = generate.answers(model, tokenizer, prompts, max_new_tokens=14)
+    drafts = [junk(tokenizer, a, k) for k, a in enumerate(plain)]
+    assert generate.answers(model, tokenizer, prompts, max_new_tokens=14, drafts=drafts) == plain
+    tally = generate.Tally()
+    assert (
+        generate.answers(model, tokenizer, prompts, max_new_tokens=14, drafts=[[a] for a in plain], tally=tally)
+        == plain
+    )
+    assert tally.saved > 0 or "Mistral" in type(model).__name__  # whose cache is a window: no drafts
+
+
+def test_another_earlier_answer_goes_on_where_the_first_draft_ends(opened):
+    """Two drafts, each right in its half only up to a place: the second is taken up behind it."""
+    model, tokenizer, prompts = opened("llama")
+    plain = generate.answers(model, tokenizer, prompts, max_new_tokens=14)
+    first, both = generate.Tally(), generate.Tally()
+    drafts = [[a[: len(a) // 2] + " 7 pears"] for a in plain]
+    generate.answers(model, tokenizer, prompts, max_new_tokens=14, drafts=drafts, tally=first)
+    drafts = [[*d, a] for d, a in zip(drafts, plain, strict=True)]
+    assert generate.answers(model, tokenizer, prompts, max_new_tokens=14, drafts=drafts, tally=both) == plain
+    assert both.saved > first.saved
+
+
+def test_a_shared_prefix_is_read_once_and_changes_nothing(opened, monkeypatch):
+    model, tokenizer, _ = opened("llama")
+    system = "Add the pears and the plums and the apples, step by step, and say how many there are in all. " * 3
+    prompts = [
+        render(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": q}], ask=True)
+        for q in QUESTIONS
+    ]
+    made, read, forward = recorded(monkeypatch), [], type(model).forward
+
+    def counted(self, *args, input_ids, **kwargs):
+        read.append(input_ids.numel())
+        return forward(self, *args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    shared = generate.answers(model, tokenizer, prompts, max_new_tokens=12)
+    assert made[-1].head > 40 and (few := sum(read)) and not read.clear()
+    monkeypatch.setattr(decode, "SHARED", 10**6)
+    assert generate.answers(model, tokenizer, prompts, max_new_tokens=12) == shared and made[-1].head == 0
+    assert sum(read) > few + 2 * made[-2].head
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 5, 9])
+def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, sampled, monkeypatch):
+    import torch
+
+    model, tokenizer, prompts = opened("llama")
+    prompts = [p + " " * k for k in range(4) for p in prompts]
+    ask = dict(max_new_tokens=14, **(dict(decoding=SAMPLED, seeds=range(16)) if sampled else {}))
+    plain = generate.answers(model, tokenizer, prompts, **ask)
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 8)
+    forward, calls, told = type(model).forward, [], {}
+
+    def small(self, *args, input_ids, **kwargs):
+        calls.append(len(input_ids))
+        if len(input_ids) > 3 and len(calls) >= at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", small)
+    tally = generate.Tally()
+    assert generate.answers(model, tokenizer, prompts, tally=tally, each=lambda n, a: told.update(zip(n, a, strict=True)), **ask) == plain  # fmt: skip
+    assert tally.halved == 2 and tally.rows == 2 and [told[i] for i in range(16)] == plain
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 1)
+    monkeypatch.setattr(type(model), "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(ValueError, match="memory does not suffice for one answer"):
+        generate.answers(model, tokenizer, prompts, **ask)
+
+
+def test_the_number_of_rows_is_measured_once_and_within_the_memory(opened, monkeypatch):
+    model, tokenizer, prompts = opened("qwen2")
+    monkeypatch.setattr(decode, "_measured", {})
+    tally, forward, calls = generate.Tally(), type(model).forward, []
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, *a, **k: calls.append(len(k["input_ids"])) or forward(self, *a, **k)
+    )
+    generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4, tally=tally)
+    assert max(calls) > 8 and list(decode._measured.values()) == [max(tally.rows, *decode._measured.values())]
+    calls.clear()
+    generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4)
+    assert max(calls) <= next(iter(decode._measured.values()))
+    monkeypatch.setattr(decode, "free_memory", lambda device: 10**6)  # 16 kB a row
+    generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4, tally=tally)
+    assert 1 <= tally.rows < 40
+
+
+def test_logits_that_are_no_numbers_are_told_and_never_an_answer(opened, monkeypatch):
+    model, tokenizer, prompts = opened("llama")
+    plain = generate.answers(model, tokenizer, prompts, max_new_tokens=6)
+    longest = max(range(4), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
+    forward = type(model).forward
+
+    def poisoned(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if out.logits.shape[0] == 4:  # sorted by length: the last row is the longest prompt
+            out.logits[3, -1, 7] = float("nan")
+        return out
+
+    monkeypatch.setattr(type(model), "forward", poisoned)
+    failed: set[int] = set()
+    said = generate.answers(model, tokenizer, prompts, max_new_tokens=6, failed=failed)
+    assert failed == {longest} and said == [a if i != longest else "" for i, a in enumerate(plain)]
+    with pytest.raises(ValueError, match="no numbers"):
+        generate.answers(model, tokenizer, prompts, max_new_tokens=6)
+
+
+def test_near_ties_are_counted_in_low_precision_only(opened):
+    import torch
+
+    model, tokenizer, prompts = opened("llama")
+    exact, low = generate.Tally(), generate.Tally()
+    generate.answers(model, tokenizer, prompts * 8, max_new_tokens=12, tally=exact)
+    half = ftlab.model(model.config._name_or_path).load().to(torch.bfloat16)
+    together = generate.answers(half, tokenizer, prompts * 8, max_new_tokens=12, tally=low)
+    apart = [generate.answers(half, tokenizer, [p], max_new_tokens=12)[0] for p in prompts] * 8
+    assert exact.near_ties == 0 and low.near_ties >= sum(a != b for a, b in zip(together, apart, strict=True))
+
+
+def test_an_answer_that_is_decided_is_not_decoded_on(opened):
+    model, tokenizer, prompts = opened("llama")
+    plain, few = generate.answers(model, tokenizer, prompts, max_new_tokens=30), generate.Tally()
+    said = generate.answers(model, tokenizer, prompts, max_new_tokens=30, decided=lambda i, text: i != 1, tally=few)
+    assert said[1] == plain[1] and all(p.startswith(s) for p, s in zip(plain, said, strict=True))
+    assert few.tokens < 30 + 3 * 2 * decode.ROUND
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -192,12 +356,11 @@ def test_rows_that_end_do_not_move_the_seeds_of_the_others(opened, monkeypatch):
     """Rows leave the batch every round: with rounds of one token and of any size the answers are the same."""
     model, tokenizer, prompts = opened("llama")
     ask = dict(max_new_tokens=24, decoding=Decoding(temperature=2.0), seeds=list(range(40)))
-    lengths, decoded = [], generate._decoded
-    monkeypatch.setattr(generate, "_decoded", lambda *a: lengths.extend(map(len, made := decoded(*a))) or made)
+    made = recorded(monkeypatch)
     expected = generate.answers(model, tokenizer, prompts * 10, **ask)
-    assert min(lengths) < 24, "some end early"
+    assert min(map(len, made[-1].out)) < 24, "some end early"
     for size in (1, 3, 24):
-        monkeypatch.setattr(generate, "ROUND", size)
+        monkeypatch.setattr(decode, "ROUND", size)
         assert generate.answers(model, tokenizer, prompts * 10, **ask) == expected
 
 
@@ -210,10 +373,9 @@ def test_what_is_sampled_follows_the_models_distribution(opened, decoding, monke
     from scipy.stats import chisquare
 
     model, tokenizer, prompts = opened("llama")
-    drawn, decoded = [], generate._decoded
-    monkeypatch.setattr(generate, "_decoded", lambda *a: drawn.extend(made := decoded(*a)) or made)
-    n = 3000
+    made, n = recorded(monkeypatch), 3000
     generate.answers(model, tokenizer, prompts[:1] * n, max_new_tokens=2, decoding=decoding, seeds=range(n))
+    drawn = made[-1].out
     first = [d[0] for d in drawn]
     assert first != [d[1] for d in drawn if len(d) > 1]
     ids = tokenizer(prompts[0], add_special_tokens=False)["input_ids"]

@@ -1,0 +1,395 @@
+"""The decoding loop under `generate`: rows that have ended leave, others take their place, drafts are verified.
+
+A draft is what the answer may be (an earlier checkpoint's answer). One forward pass over prompt and draft gives the most
+probable token at every place; the draft holds up to the first place where it is another (speculative decoding, Leviathan
+et al. 2023, arXiv 2211.17192, with the greedy rule), and the answer goes on from there: exact, up to ties.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass, field
+from functools import cache
+
+from ftlab.hardware import clear, free_memory, out_of_memory
+from ftlab.runs import clock
+
+ROUND = 4  # new tokens after which answers that have ended leave the batch
+ROOM = 32  # columns that a cache grows by at a time
+SHARED = 16  # tokens of a common prefix from which on it is computed once
+FORWARD_TOKENS = 4096  # of prompts and drafts in one forward pass: from about 1,000 on computing bounds it, not reading
+LOGITS_BYTES = 2**28  # of the verified places of one forward pass
+MOST_ROWS = 1024
+GAIN = 0.93  # twice the rows must take at most this much of the seconds a row; else they are not worth their memory
+ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative, of a logit
+_measured: dict[tuple, int] = {}  # shape and device of a model -> rows of a batch, once a process
+
+
+@dataclass
+class State:
+    """Rows in the middle of their answers. `mask` [rows, columns]: which columns of the cache hold a token (they end
+    together); `token` [rows]: what the model reads next."""
+
+    rows: list[int]
+    cache: object
+    mask: object
+    token: object
+
+    def select(self, keep) -> None:
+        self.rows = [self.rows[k] for k in keep.tolist()]
+        self.cache.batch_select_indices(keep)
+        self.mask, self.token = self.mask[keep], self.token[keep]
+
+
+@dataclass
+class Work:
+    """Prompts on their way to answers. `ids`: tokens of each prompt; `out`: new tokens of each, end token included."""
+
+    model: object
+    ids: list[list[int]]
+    new: int  # tokens of an answer, at most
+    stops: set[int]
+    pad: int
+    drafts: list[list[list[int]]] | None = None  # of each prompt, likeliest first, without end tokens
+    draw: object = None  # (logits [rows, vocabulary], rows, new tokens so far of each) -> tokens [rows]; None: greedy
+    decided: object = None  # (row, new tokens) -> whether the rest of the answer is not needed
+    out: list[list[int]] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)  # rows with logits that are no numbers
+    near: set[int] = field(default_factory=set)  # rows with a token whose lead is within the rounding of 16 bit
+    drafted: int = 0
+    saved: int = 0
+    halved: int = 0
+    rows: int = 0  # of a batch
+    drafting: float = 0.0  # seconds of forward passes over prompts and drafts
+
+    def __post_init__(self):
+        import torch
+        from transformers.cache_utils import DynamicLayer
+
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.config = inner.config.get_text_config(decoder=True)
+        self.takes = inspect.signature(inner.forward).parameters
+        layers = self._cache(plain=False).layers
+        self.plain = bool(layers) and all(
+            type(layer) is DynamicLayer for layer in layers
+        )  # rows can be moved and joined
+        self.moves = all(hasattr(layer, "batch_select_indices") for layer in layers)
+        self.ends = torch.tensor(sorted(self.stops) or [-1], device=self.model.device)
+        self.out = [[] for _ in self.ids]
+        if self.drafts is None or not self.plain or self.draw:
+            self.drafts = [[] for _ in self.ids]
+        self.waits = self.model.device.type == "cpu"  # elsewhere every look at a tensor's numbers waits for the device
+        self.prefix = None
+
+    def run(self):
+        """Yields lists of the numbers of prompts as their answers end; raises ValueError where memory does not suffice."""
+        order = {
+            i: (len(p) + len(d[0] if d else ()), i) for i, (p, d) in enumerate(zip(self.ids, self.drafts, strict=True))
+        }
+        todo = sorted(order, key=order.get)
+        shared = len(os.path.commonprefix(self.ids)) if self.plain and len(self.ids) > 1 else 0
+        self.head = min(shared, min(map(len, self.ids), default=1) - 1) if shared > SHARED else 0
+        if self.head:
+            cache = self._cache()
+            self._forward([self.ids[0][: self.head]], cache, None, 1)
+            self.prefix = [(layer.keys, layer.values) for layer in cache.layers]
+        self.rows = self._rows(len(todo))
+        queue, pool = list(todo), []
+        while queue or pool:
+            waiting = sum(len(s.rows) for s in pool)
+            try:
+                if queue and waiting <= (self.rows // 2 if self.plain else 0):
+                    taken, began = self._taken(queue, self.rows - waiting), clock()
+                    queue = queue[len(taken) :]
+                    pool.append(self._begun(taken))
+                    self.drafting += clock() - began
+                    done = [*{*taken} - {*pool[-1].rows}]
+                else:
+                    pool = [_joined(pool)]
+                    before = {*pool[0].rows}
+                    self._decoded(pool[0], self.rows // 2 if self.plain and queue else 0)
+                    done = [*before - {*pool[0].rows}]
+                pool = [s for s in pool if s.rows]
+            except Exception as e:
+                if not out_of_memory(e):
+                    raise
+                clear(e)
+                if self.rows == 1:
+                    raise ValueError(
+                        f"memory does not suffice for one answer of {self.new} tokens; lower max_new_tokens"
+                    ) from None
+                pool, self.halved, self.rows = [], self.halved + 1, self.rows // 2
+                _measured[self._shape()] = self.rows
+                queue = list(todo)  # what was begun begins anew
+                for i in todo:
+                    self.out[i] = []
+                continue
+            if done:
+                todo = [i for i in todo if i not in {*done}]
+                yield sorted(done)
+
+    def _taken(self, queue: list[int], most: int) -> list[int]:
+        """-> the first rows of the queue that one forward pass may read."""
+        taken, width, guess = [], 0, 0
+        for i in queue[:most]:
+            width, guess = (
+                max(width, len(self.ids[i]) - self.head),
+                max(guess, len(self.drafts[i][0]) if self.drafts[i] else 0),
+            )
+            logits = (len(taken) + 1) * (guess + 1) * self.config.vocab_size * 4
+            if taken and ((len(taken) + 1) * (width + guess) > FORWARD_TOKENS or logits > LOGITS_BYTES):
+                break
+            taken.append(i)
+        return taken
+
+    def _begun(self, rows: list[int]) -> State:
+        """Reads prompts and first drafts -> the rows that are not at their end; then their other drafts."""
+        import torch
+
+        cache, mask = self._cache(), None
+        if self.prefix:
+            for layer, (keys, values) in zip(cache.layers, self.prefix, strict=True):
+                layer.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1))
+            mask = torch.ones(len(rows), self.head, dtype=torch.long, device=self.model.device)
+        guesses = [self.drafts[i][0] if self.drafts[i] else [] for i in rows]
+        state = self._read(State(rows, cache, mask, None), [self.ids[i][self.head :] for i in rows], guesses)
+        while state.rows and any(guesses := [self._another(i) for i in state.rows]):
+            with_one = [k for k, g in enumerate(guesses) if g]
+            if len(with_one) < len(guesses):  # the others wait for the loop
+                other = State(list(state.rows), _copy(state.cache), state.mask, state.token)
+                other.select(self._index([k for k, g in enumerate(guesses) if not g]))
+                state.select(self._index(with_one))
+            else:
+                other = None
+            tokens = [[t] for t in state.token.tolist()]
+            state = self._read(state, tokens, [guesses[k] for k in with_one])
+            if other:
+                state = _joined([other, state] if state.rows else [other])
+        return state
+
+    def _read(self, state: State, heads: list[list[int]], guesses: list[list[int]]) -> State:
+        """Reads `heads`, keeps of each guess what holds and the token after it -> the state of the rows that go on."""
+        import torch
+
+        longest = max(map(len, guesses))
+        logits, state.mask = self._forward(heads, state.cache, state.mask, longest + 1, guesses)
+        token = self._chosen(logits, state.rows)
+        n = torch.zeros(len(heads), dtype=torch.long, device=token.device)
+        if longest:
+            told = torch.tensor([g + [-1] * (longest - len(g)) for g in guesses], device=token.device)
+            n = (token[:, :-1] == told).long().cumprod(1).sum(1)
+            state.mask = _rolled(state.cache, state.mask, longest - n)
+        state.token = token.gather(1, n[:, None])[:, 0]
+        held = n.tolist()
+        self.drafted += sum(map(len, guesses))
+        self.saved += sum(held)
+        for i, guess, k, last in zip(state.rows, guesses, held, state.token.tolist(), strict=True):
+            self.out[i] += [*guess[:k], last]
+        self._leave(state)
+        return state
+
+    def _another(self, row: int) -> list[int]:
+        """-> what follows, in the first draft that begins with all new tokens so far, if any."""
+        so_far = self.out[row]
+        return next(
+            (d[len(so_far) :] for d in self.drafts[row][1:] if len(d) > len(so_far) and d[: len(so_far)] == so_far), []
+        )
+
+    def _decoded(self, state: State, until: int) -> None:
+        """Token after token, until at most `until` rows are left."""
+        import torch
+
+        while len(state.rows) > until:
+            made = []
+            left = max(1, min(ROUND, min(self.new - len(self.out[i]) for i in state.rows)))
+            for k in range(left):
+                logits, state.mask = self._forward(state.token[:, None], state.cache, state.mask, 1)
+                state.token = self._chosen(logits, state.rows, k)[:, 0]
+                made.append(state.token)
+                ended = torch.isin(state.token, self.ends) | (ended if k else False)
+                if self.waits and bool(ended.all()):
+                    break
+            for i, tokens in zip(state.rows, torch.stack(made, 1).tolist(), strict=True):
+                self.out[i] += tokens
+            self._leave(state)
+
+    def _leave(self, state: State) -> None:
+        """Cuts answers behind their end token; rows that have ended leave the batch."""
+        going = []
+        for k, i in enumerate(state.rows):
+            own = self.out[i]
+            end = next((n for n, t in enumerate(own, 1) if t in self.stops), self.new)
+            del own[end:]
+            if not (len(own) == end or i in self.failed or (self.decided and self.decided(i, own))):
+                going.append(k)
+        if len(going) < len(state.rows) and (self.moves or not going):
+            state.select(self._index(going))
+
+    def _index(self, numbers: list[int]):
+        import torch
+
+        return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
+
+    def _forward(self, heads, cache, mask, keep: int, guesses=()):
+        """-> (logits [rows, keep, vocabulary] of the last columns, mask). Heads are padded on the left, guesses on the right."""
+        import torch
+
+        if isinstance(heads, torch.Tensor):
+            x, new = heads, torch.ones_like(heads)
+        else:
+            widest, longest = max(map(len, heads)), max(map(len, guesses), default=0)
+            lines, marks = [], []
+            for k, head in enumerate(heads):
+                guess = guesses[k] if guesses else []
+                before, behind = widest - len(head), longest - len(guess)
+                lines.append([self.pad] * before + head + guess + [self.pad] * behind)
+                marks.append([0] * before + [1] * (len(head) + len(guess)) + [0] * behind)
+            x, new = torch.tensor([lines, marks], device=self.model.device)
+        mask = new if mask is None else torch.cat([mask, new], 1)
+        more = {}
+        if "position_ids" in self.takes:
+            more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -x.shape[1] :]
+        if "logits_to_keep" in self.takes:
+            more["logits_to_keep"] = keep
+        out = self.model(input_ids=x, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
+        return out.logits[:, -keep:], mask
+
+    def _chosen(self, logits, rows: list[int], more: int = 0):
+        """logits [rows, places, vocabulary] -> tokens [rows, places]; notes rows whose logits are no numbers, or nearly tie."""
+        lead = ROUNDING.get(str(logits.dtype).removeprefix("torch."))
+        if lead and not self.draw:
+            best, first = logits.topk(2, -1)
+            value, token = best[..., 0], first[..., 0]
+            close = (best[..., 0] - best[..., 1] <= lead * value.abs())[:, -1]
+            self.near.update(rows[k] for k in close.nonzero()[:, 0].tolist())
+        else:
+            value, token = logits.max(-1)
+        if not bool(value.isfinite().all()):
+            wrong = (~value.isfinite()).any(1)
+            self.failed.update(rows[k] for k in wrong.nonzero()[:, 0].tolist())
+        if self.draw:
+            token = self.draw(logits[:, -1], rows, [len(self.out[i]) + more for i in rows])[:, None]
+        return token
+
+    def _cache(self, plain: bool = True):
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.config)
+        if plain and self.plain:
+            cache.layers = [_roomy()() for _ in cache.layers]
+        return cache
+
+    def _shape(self) -> tuple:
+        return type(self.model).__name__, str(self.config.to_dict()), str(self.model.dtype), str(self.model.device)
+
+    def _rows(self, wanted: int) -> int:
+        """-> rows of a batch: doubled as long as a step's seconds a row fall and its cache leaves half of the memory free."""
+        import torch
+
+        if wanted <= 8:
+            return max(wanted, 1)
+        widest = max(map(len, self.ids)) + self.new
+        if (known := _measured.get(self._shape())) is None:
+            known, fastest, rows, past = 8, None, 8, min(max(len(p) for p in self.ids), 32)
+            while rows <= MOST_ROWS:
+                try:
+                    x, cache = torch.full((rows, past), self.pad, device=self.model.device), self._cache()
+                    _, mask = self._forward(x, cache, None, 1)
+                    token, times = x[:, :1], []
+                    for _ in range(3):
+                        began = clock()
+                        logits, mask = self._forward(token, cache, mask, 1)
+                        token = logits.max(-1)[1].cpu().to(x.device)  # as a step: waits for the device
+                        times.append(clock() - began)
+                except Exception as e:
+                    if not out_of_memory(e):
+                        raise
+                    clear(e)
+                    break
+                each = min(times) / rows
+                if fastest is not None and each > GAIN * fastest:
+                    break
+                known, fastest, rows = rows, each, rows * 2
+            _measured[self._shape()] = known
+        return max(1, min(known, wanted, self._fitting(widest)))
+
+    def _fitting(self, columns: int) -> int:
+        """-> rows of so many columns whose cache takes half of the free memory, copies of it included."""
+        c = self.config
+        heads = getattr(c, "num_key_value_heads", None) or getattr(c, "num_attention_heads", 1)
+        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        a_row = 2 * c.num_hidden_layers * heads * size * columns * self.model.dtype.itemsize
+        return int(free_memory(self.model.device) / 4 / a_row)
+
+
+def _joined(states: list[State]) -> State:
+    """-> one state of several: the shorter ones get empty columns on the left."""
+    import torch
+    from torch.nn.functional import pad
+
+    if len(states) == 1:
+        return states[0]
+    widest = max(s.mask.shape[1] for s in states)
+    for parts in zip(*(s.cache.layers for s in states), strict=True):
+        for name in ("keys", "values"):
+            each = [getattr(p, name) for p in parts]
+            setattr(parts[0], name, torch.cat([pad(t, (0, 0, widest - t.shape[2], 0)) for t in each]))
+    mask = torch.cat([pad(s.mask, (widest - s.mask.shape[1], 0)) for s in states])
+    rows = [i for s in states for i in s.rows]
+    return State(rows, states[0].cache, mask, torch.cat([s.token for s in states]))
+
+
+def _rolled(cache, mask, by):
+    """Moves each row `by` columns to the right, over what was read and does not hold -> the mask; empty columns are dropped."""
+    import torch
+
+    place = torch.arange(mask.shape[1], device=mask.device) - by[:, None]
+    mask = mask.gather(1, place.clamp(min=0)) * (place >= 0)
+    first = int(mask.any(0).nonzero()[0])
+    place = place.clamp(min=0)[:, None, first:, None]
+    for layer in cache.layers:
+        wide = place.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        layer.keys, layer.values = layer.keys.gather(2, wide), layer.values.gather(2, wide)
+    return mask[:, first:]
+
+
+def _copy(cache):
+    """-> a cache of the same tensors: selecting rows of one leaves the other."""
+    from transformers import DynamicCache
+
+    made = DynamicCache()
+    for layer in cache.layers:
+        made.layers.append(_roomy()())
+        made.layers[-1].keys, made.layers[-1].values, made.layers[-1].is_initialized = layer.keys, layer.values, True
+    return made
+
+
+@cache
+def _roomy():
+    """-> transformers' cache layer with room for `ROOM` more columns: its own copies everything at every token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Roomy(DynamicLayer):
+        room = None  # keys and values with free columns behind those in use
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            n, more = self.keys.shape[2], key_states.shape[2]
+            mine = (
+                self.room and self.keys.data_ptr() == self.room[0].data_ptr()
+            )  # else rows were selected, joined or moved
+            if not mine or n + more > self.room[0].shape[2]:
+                free = n + more + ROOM
+                self.room = tuple(t.new_empty(*t.shape[:2], free, t.shape[3]) for t in (key_states, value_states))
+                self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
+            self.room[0][:, :, n : n + more], self.room[1][:, :, n : n + more] = key_states, value_states
+            self.keys, self.values = self.room[0][:, :, : n + more], self.room[1][:, :, : n + more]
+            return self.keys, self.values
+
+        def crop(self, tokens_to_remove):
+            raise NotImplementedError
+
+    return Roomy
