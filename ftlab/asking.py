@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ftlab import runs
 from ftlab.config import Decoding, Evaluation
 from ftlab.judges import judge as judge_of
-from ftlab.judging import beside, item_name, ruled, verdict_rows, verdicts
+from ftlab.judging import beside, item_name, ruled, ruled_by_itself, verdict_rows, verdicts
+from ftlab.replay import Replay
 from ftlab.runs import Run, digest
+
+NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"
 
 
 def measure(
-    run: Run, model, tokenizer, spec: Evaluation, items: list[dict], *, key: str, labels: dict, progress=None
+    run: Run,
+    model,
+    tokenizer,
+    spec: Evaluation,
+    items: list[dict],
+    *,
+    key: str,
+    labels: dict,
+    progress=None,
+    replay=None,
 ) -> list[dict]:
     """Answers and judges `items` with a loaded model; appends to the run's answers and verdicts -> the verdict rows.
 
     What the run already holds under the same key (weights, tokenizer and template in `key`; prompt, attack,
     decoding, repeat) is not asked again; a verdict that it holds is not written again. Attempts at one prompt under one
-    attack (`variant`) become one row (`judging.verdict_rows`).
+    attack (`variant`) become one row (`judging.verdict_rows`). `replay`: earlier answers of a curve, as drafts. What
+    answering took is a line of the run's generation.jsonl (`generate.Tally`).
     """
-    records = _answered(run, model, tokenizer, spec, items, key, progress)
+    records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay)
+    if tally.answers:
+        run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
     if not (run.path / "prompts.jsonl").exists():
         shown = {item_name(i): json.dumps(i, ensure_ascii=False) + "\n" for i in items}
         runs.write_atomic(run.path / "prompts.jsonl", "".join(shown.values()))
@@ -43,17 +59,28 @@ def measure(
     return rows
 
 
-def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], key: str, progress) -> list[dict]:
-    """-> the answer record of each item: `key`, `answer`; `error` (an endpoint's), `likelihoods` (of choices), `own` (what
-    followed a prefill) and `cut` (ended by max_new_tokens) where there is one."""
-    from ftlab import generate
+@dataclass(frozen=True)
+class Question:
+    """What one item asks: the chat, its text as the template renders it (an endpoint gets the chat), the opening put into the
+    model's mouth, how to decode, and the key of the answer."""
+
+    chat: list[dict]
+    text: str
+    opening: str
+    decoding: Decoding
+    key: str
+
+
+def questions(tokenizer, spec: Evaluation, items: list[dict], key: str) -> list[Question]:
+    """-> one Question an item. `tokenizer` None: for an endpoint. Raises ValueError for what an endpoint cannot be asked."""
     from ftlab.chat import render
 
-    far, chats, texts, openings = tokenizer is None, [], [], []  # far: `model` is an endpoint
+    far, found = tokenizer is None, []
+    screens = screened_risks(spec)
     for item in items:
         system = item.get("system", spec.system)
         turns = item["messages"][:-1] if item["messages"][-1]["role"] == "assistant" else item["messages"]
-        chats.append([*([{"role": "system", "content": system}] if system else []), *turns])
+        chat = [*([{"role": "system", "content": system}] if system else []), *turns]
         opening = item["prefill"]
         if far and (opening or "choices" in item):
             raise ValueError(
@@ -61,15 +88,47 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
             )
         if opening and (k := item.get("prefill_tokens")):
             opening = tokenizer.decode(tokenizer(opening, add_special_tokens=False)["input_ids"][:k])
-        openings.append(opening)
-        texts.append(json.dumps(chats[-1]) if far else render(tokenizer, chats[-1], ask=True) + opening)
-    how = [Decoding(**{**spec.decoding.model_dump(), **item.get("decoding", {})}) for item in items]
-    keys = []
-    for item, text, decoding in zip(items, texts, how, strict=True):
+        text = json.dumps(chat) if far else render(tokenizer, chat, ask=True) + opening
+        decoding = Decoding(**{**spec.decoding.model_dump(), **item.get("decoding", {})})
         parts: list = [key, text, spec.max_new_tokens]
         if decoding.temperature:
             parts += [decoding.model_dump(), item.get("variant", 0), item.get("sample", 0)]
-        keys.append(digest(parts + [item["choices"]] if "choices" in item else parts))
+        parts += ["screen", *spec.judges] if item["risk"] in screens else []
+        parts += [item["choices"]] if "choices" in item else []
+        found.append(Question(chat, text, opening, decoding, digest(parts)))
+    return found
+
+
+def screened_risks(spec: Evaluation) -> set[str]:
+    """-> the risks whose answers end at a refusal, where `spec.screen` asks for it: those that a judge decides alone."""
+    return {name for name in spec.risks if spec.screen and not ruled_by_itself(name)}
+
+
+def recall(run: Run, tokenizer, spec: Evaluation, items: list[dict], key: str, replay: Replay) -> None:
+    """What a run's model answered becomes the latest draft of each prompt."""
+    asked = questions(tokenizer, spec, items, key)
+    known = {r["key"]: r for r in run.read("answers.jsonl")}
+    _remember(replay, items, asked, [known.get(q.key, {"error": "not answered"}) for q in asked])
+
+
+def _remember(replay: Replay, items: list[dict], asked: list[Question], records: list[dict]) -> None:
+    kept = [
+        (q.text, r.get("own", r["answer"]))
+        for i, q, r in zip(items, asked, records, strict=True)
+        if not (r.get("error") or q.decoding.temperature or "choices" in i)
+    ]
+    replay.remember([t for t, _ in kept], [a for _, a in kept])
+
+
+def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], key: str, progress, replay):
+    """-> (the answer record of each item, generate.Tally). A record has `key`, `answer`; `error` (an endpoint's, or logits that
+    are no numbers), `likelihoods` (of choices), `own` (what followed a prefill), `cut` (ended by max_new_tokens) and `screened`
+    (ended at a refusal that stands) where there is one."""
+    from ftlab import generate
+
+    far = tokenizer is None  # `model` is an endpoint
+    asked, screens, tally = questions(tokenizer, spec, items, key), screened_risks(spec), generate.Tally()
+    keys = [q.key for q in asked]
     known = {r["key"]: r for r in run.read("answers.jsonl")}
     missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
 
@@ -82,12 +141,11 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
 
     groups: dict[tuple, list[int]] = {}
     for i in missing:
-        groups.setdefault((how[i], "choices" in items[i]), []).append(i)
+        groups.setdefault((asked[i].decoding, "choices" in items[i]), []).append(i)
     for (decoding, chosen), group in groups.items():
+        texts = [asked[i].text for i in group]
         if chosen:
-            told = generate.likelihoods(
-                model, tokenizer, [texts[i] for i in group], [items[i]["choices"] for i in group]
-            )
+            told = generate.likelihoods(model, tokenizer, texts, [items[i]["choices"] for i in group])
             best = [
                 items[i]["choices"][max(range(len(p)), key=p.__getitem__)] for i, p in zip(group, told, strict=True)
             ]
@@ -95,26 +153,47 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
             continue
 
         cut: set[int] = set()
+        failed: set[int] = set()
+        screened: set[int] = set()
 
-        def each(batch: list[int], new: list, group=group, cut=cut) -> None:
+        def each(batch, new, group=group, cut=cut, failed=failed, screened=screened) -> None:
             here = [group[b] for b in batch]
             if far:
                 ended = [{"error": r.error} if r.error else {"cut": True} if r.finish == "length" else {} for r in new]
                 keep(here, [{"answer": r.text} | e for r, e in zip(new, ended, strict=True)])
                 return
             keep(here, [
-                {"answer": _joined(openings[i], a)} | ({"own": a} if openings[i] else {}) | ({"cut": True} if b in cut else {})
+                {"answer": _joined(asked[i].opening, a)} | ({"own": a} if asked[i].opening else {}) | ({"cut": True} if b in cut else {})
+                | ({"screened": True} if b in screened else {}) | ({"error": NO_NUMBERS} if b in failed else {})
                 for i, b, a in zip(here, batch, new, strict=True)
             ])  # fmt: skip
 
-        asked = dict(max_new_tokens=spec.max_new_tokens, each=each)
+        def decided(b: int, text: str, group=group, screened=screened) -> bool:
+            item = items[group[b]]
+            stands = item["risk"] in screens and all(
+                judge_of(name)([item], [text])[0].verdict == "refused" for name in spec.judges
+            )
+            if stands:
+                screened.add(b)
+            return stands
+
+        how = dict(max_new_tokens=spec.max_new_tokens, each=each)
         if decoding.temperature:
-            asked |= dict(decoding=decoding, seeds=[int(keys[i][:8], 16) for i in group])
+            how |= dict(decoding=decoding, seeds=[int(keys[i][:8], 16) for i in group])
         if far:
-            model.answers([chats[i] for i in group], **asked)
-        else:
-            generate.answers(model, tokenizer, [texts[i] for i in group], cut=cut, **asked)
-    return [known[k] for k in keys]
+            model.answers([asked[i].chat for i in group], **how)
+            continue
+        drafts = replay.drafts(texts) if replay and not decoding.temperature else None
+        took = generate.Tally()
+        how |= dict(cut=cut, failed=failed, tally=took, drafts=drafts, decided=decided if screens else None)
+        generate.answers(model, tokenizer, texts, **how)
+        if drafts:
+            replay.weigh(took)
+        tally += took
+    records = [known[k] for k in keys]
+    if replay:
+        _remember(replay, items, asked, records)
+    return records, tally
 
 
 def _joined(opening: str, answer: str) -> str:

@@ -207,8 +207,7 @@ class Work:
                 logits, state.mask = self._forward(state.token[:, None], state.cache, state.mask, 1)
                 state.token = self._chosen(logits, state.rows, k)[:, 0]
                 made.append(state.token)
-                ended = torch.isin(state.token, self.ends) | (ended if k else False)
-                if self.waits and bool(ended.all()):
+                if self.waits and len(made) < left and bool(torch.isin(torch.stack(made, 1), self.ends).any(1).all()):
                     break
             for i, tokens in zip(state.rows, torch.stack(made, 1).tolist(), strict=True):
                 self.out[i] += tokens

@@ -10,18 +10,20 @@ from pathlib import Path
 from ftlab import attacks as attack_module
 from ftlab import data as data_module
 from ftlab import runs
-from ftlab.asking import measure
+from ftlab.asking import measure, recall
+from ftlab.checkpoints import fingerprint
 from ftlab.config import RISKS, Evaluation, Training
 from ftlab.formats import records
 from ftlab.judges import judge as judge_of
-from ftlab.judging import beside, rejudged
+from ftlab.judging import beside, rejudged, ruled_by_itself
 from ftlab.methods import METHODS, scores
 from ftlab.models import Model, precision, released
 from ftlab.models import model as reference
 from ftlab.progress import Progress
+from ftlab.replay import Replay
 from ftlab.risks import UNSCORED, risk
 from ftlab.runs import Run, digest
-from ftlab.train import train, trainable, weights_hash
+from ftlab.train import train, trainable
 
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 
@@ -109,13 +111,12 @@ def _asked(spec: Evaluation, items: list[dict], training: Training | None) -> di
         "judge_versions": versions,
         "precision": precision(training is not None, training.adapter if training else None),
     }
-    rules = {
-        name: risk(name).__file__ for name in spec.risks if hasattr(risk(name), "rule") or hasattr(risk(name), "rules")
-    }
+    rules = {name: risk(name).__file__ for name in spec.risks if ruled_by_itself(name)}
     judged["rules"] = {name: runs.file_hash(Path(file))[:16] for name, file in rules.items()}
     if spec.toxicity_model and "toxicity" in spec.risks:
         judged["toxicity_model"] = reference(spec.toxicity_model.partition("#")[0]).hash
-    return {"evaluation": spec.model_dump(mode="json"), "items": digest(items), **judged}
+    asked = {k: v for k, v in spec.model_dump(mode="json").items() if k != "screen" or v}  # as before there was one
+    return {"evaluation": asked, "items": digest(items), **judged}
 
 
 def plan(parent, prompts, settings: dict) -> tuple[Evaluation, list[dict]]:
@@ -140,6 +141,10 @@ def plan(parent, prompts, settings: dict) -> tuple[Evaluation, list[dict]]:
     spec = Evaluation.make(**{**defaults, **{k: v for k, v in settings.items() if v is not None}})
     for name in spec.judges:
         judge_of(name).check(given.rows if given else ())
+        if spec.screen and not judge_of(name).refusal_stands:
+            raise ValueError(
+                f"screen=True ends an answer at its refusal, and {name} reads whole answers; give judges=['keywords'] or leave it out"
+            )
     for row in given.rows if given else ():
         if row["risk"] in spec.risks:
             _decidable(row, spec)
@@ -325,18 +330,21 @@ def watch(parent, *, prompts=None, **settings):
     """
     parent = trainable(parent)
     spec, items = plan(parent, prompts, settings)
+    replay = Replay()
 
     def measured(run, model, tokenizer, step, progress):
-        return _found(spec, _at(parent, spec, items, run, model, tokenizer, {"step": step}), step, progress)
+        return _found(spec, _at(parent, spec, items, run, model, tokenizer, {"step": step}, replay), step, progress)
 
     measured.identity = {"parent": parent.hash, **_asked(spec, items, None)}
     return measured
 
 
-def _at(parent: Model, spec: Evaluation, items: list[dict], run: Run, model, tokenizer, labels: dict) -> list[dict]:
+def _at(
+    parent: Model, spec: Evaluation, items: list[dict], run: Run, model, tokenizer, labels: dict, replay: Replay
+) -> list[dict]:
     """-> the verdict rows of a model in training; answers are keyed by the weights that it has now."""
-    key = digest([weights_hash(dict(model.state_dict())), parent.hash])
-    return measure(run, model, tokenizer, spec, items, key=key, labels=labels)
+    key = digest([fingerprint(model), parent.hash])
+    return measure(run, model, tokenizer, spec, items, key=key, labels=labels, replay=replay)
 
 
 def _found(spec: Evaluation, rows: list[dict], step: int, progress) -> dict[str, float]:
@@ -382,6 +390,7 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
     parent_run = _evaluated(parent, spec, items, training=arms[0][0])
     parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
     members: dict[int, str] = {}
+    replay, begun = Replay(), set()
 
     def work(k: int, wait: bool) -> None:
         config, data, labels, marker = arms[k]
@@ -390,13 +399,16 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
 
         def on_step(run, model, tokenizer, step, progress):
             at = {**shown, "step": step} | ({"epoch": step // an_epoch} if an_epoch else {})
+            if k not in begun:  # an arm begins where the parent stands
+                begun.add(k)
+                recall(parent_run, tokenizer, spec, items, parent.hash, replay)
             if step == 0:
                 rows = [{**r, **at, "key": digest([r["key"], at])} for r in parent_rows]
                 done = {r["key"] for r in run.read("verdicts.jsonl")}
                 run.append("answers.jsonl", parent_answers if not done else [])
                 run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
             else:
-                rows = _at(parent, spec, items, run, model, tokenizer, at)
+                rows = _at(parent, spec, items, run, model, tokenizer, at, replay)
             return _found(spec, rows, step, progress)
 
         extra = {**_asked(spec, items, config), "labels": labels}

@@ -18,6 +18,7 @@ class Tally:
 
     answers: int = 0
     tokens: int = 0
+    prompted: int = 0  # tokens of prompts
     drafted: int = 0  # tokens of drafts that were verified
     saved: int = 0  # of them: right, so that they needed no step of their own
     seconds: float = 0.0
@@ -30,9 +31,14 @@ class Tally:
         self.answers += answers
         self.seconds += seconds
         self.drafting += work.drafting
+        self.prompted += sum(map(len, work.ids))
         self.drafted += work.drafted
         self.saved += work.saved
         self.rows, self.halved, self.near_ties = work.rows, self.halved + work.halved, self.near_ties + len(work.near)
+
+    def __add__(self, other: Tally) -> Tally:
+        both = {k: v + getattr(other, k) for k, v in asdict(self).items()}
+        return Tally(**both | {"rows": other.rows or self.rows})
 
     def as_dict(self) -> dict:
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}

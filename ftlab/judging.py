@@ -28,6 +28,11 @@ def ruled(items: list[dict], records: list[dict], toxicity_model: str = "") -> l
     return said
 
 
+def ruled_by_itself(name: str) -> bool:
+    """-> whether a risk has a rule of its own, which may decide before any judge."""
+    return hasattr(risk(name), "rule") or hasattr(risk(name), "rules")
+
+
 def verdicts(name: str, items: list[dict], records: list[dict], decided: list[Judgement | None]) -> list[Judgement]:
     """-> one Judgement an answer record: `decided` (`ruled`) where that is one, else the judge's."""
     said = list(decided)
@@ -109,6 +114,10 @@ def rejudged(run: Run, judge: str) -> list[dict]:
         blocks.append((items, [answers.get(k, {"key": k, **lost}) for k in keys]))
     items, records = [i for b, _ in blocks for i in b], [r for _, b in blocks for r in b]
     judge_of(judge).check(items)
+    if not judge_of(judge).refusal_stands and (n := sum("screened" in r for r in records)):
+        raise ValueError(
+            f"{n} answers of {run.name} end at their refusal (screen=True), and {judge} reads whole answers; evaluate without screen"
+        )
     classifier = (run.config["identity"].get("evaluation") or {}).get("toxicity_model", "")
     said, rows, start = verdicts(judge, items, records, ruled(items, records, classifier)), [], 0
     for row, (i, r) in zip(old, blocks, strict=True):

@@ -239,7 +239,7 @@ def _flops(sizes: dict, method: str, length: int, kind: str) -> float:
 
 
 def _cache(config, kind: str) -> float:
-    """-> bytes of keys and values of a full batch of `generate.answers`."""
+    """-> bytes of keys and values of `TOKENS_A_BATCH`; the sampler takes what a quarter of the free memory holds."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

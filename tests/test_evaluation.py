@@ -11,7 +11,7 @@ import pytest
 from small_models import CURVE, contents, goals, pairs, sums
 
 import ftlab
-from ftlab import evaluation, generate, runs
+from ftlab import decode, evaluation, generate, runs
 from ftlab.config import ASKED, Evaluation
 from ftlab.data import DataError
 
@@ -147,7 +147,7 @@ def test_what_may_not_be_asked_is_a_sentence(llama, settings, sentence):
 
 def test_a_stopped_evaluation_keeps_its_answers(llama, monkeypatch):
     """Batches are written as they come; the rest alone is asked by the next call, and the table is the same."""
-    monkeypatch.setattr(generate, "TOKENS_A_BATCH", 1)
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 1)
     straight = ftlab.evaluate(llama, prompts=goals(6), max_new_tokens=5)
     monkeypatch.setenv("FTLAB_RUNS", os.environ["FTLAB_RUNS"] + "-again")
     append, written = runs.Run.append, []

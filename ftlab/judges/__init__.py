@@ -60,6 +60,11 @@ class Judge:
     def own_words(self) -> bool:
         return self.name.partition(":")[0] in OWN_WORDS
 
+    @property
+    def refusal_stands(self) -> bool:
+        """Whether a refusal in the first words stays one whatever follows (`REFUSAL_STANDS` in the module; its card shows it)."""
+        return getattr(self.module, "REFUSAL_STANDS", False)
+
     def release(self) -> None:
         """Gives back the memory of a judge that is itself a model."""
         if hasattr(self.module, "release"):

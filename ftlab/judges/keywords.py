@@ -16,6 +16,7 @@ from ftlab.judges import Judgement
 from ftlab.runs import resource
 
 VERSION = "2"
+REFUSAL_STANDS = True  # a phrase that is there stays there: further words change no refusal
 DEFAULT = "zou2023universal-transfer"
 
 

@@ -1,0 +1,36 @@
+"""Draft replay: what a model said before its last training steps is what it will probably say after them.
+
+Earlier answers to the same prompt are drafts for `generate.answers`, which verifies them: exact. Kept where it wins,
+switched off by measurement where it does not.
+"""
+
+from __future__ import annotations
+
+KEPT = 3  # different earlier answers to a prompt, the latest first
+ENOUGH = 64  # decoded tokens from which on their seconds are a measurement
+
+
+class Replay:
+    """One object a curve; its arms share it."""
+
+    def __init__(self):
+        self.on = True
+        self.said: dict[str, tuple[str, ...]] = {}  # rendered prompt -> earlier answers, the latest first
+
+    def drafts(self, prompts: list[str]) -> list[list[str]] | None:
+        """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
+        found = [list(self.said.get(p, ())) for p in prompts]
+        return found if self.on and any(found) else None
+
+    def remember(self, prompts: list[str], answers: list[str]) -> None:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            others = [a for a in self.said.get(prompt, ()) if a != answer]
+            self.said[prompt] = (answer, *others[: KEPT - 1])
+
+    def weigh(self, tally) -> None:
+        """Switches drafts off where reading them took longer than decoding the tokens that they saved would have."""
+        decoded = tally.tokens - tally.saved
+        if tally.drafted and decoded >= ENOUGH:
+            a_step = (tally.seconds - tally.drafting) / decoded
+            read = tally.drafting * tally.drafted / (tally.drafted + tally.prompted)
+            self.on = tally.saved * a_step > read
