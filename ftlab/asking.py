@@ -62,21 +62,24 @@ def measure(
 @dataclass(frozen=True)
 class Question:
     """What one item asks: the chat, its text as the template renders it (an endpoint gets the chat), the opening put into the
-    model's mouth, how to decode, and the key of the answer."""
+    model's mouth, how to decode, and what else than the model decides the answer."""
 
     chat: list[dict]
     text: str
     opening: str
     decoding: Decoding
-    key: str
+    parts: list
+
+    def key(self, model: str) -> str:
+        """-> of the answer of the model with this hash."""
+        return digest([model, *self.parts])
 
 
-def questions(tokenizer, spec: Evaluation, items: list[dict], key: str) -> list[Question]:
+def questions(tokenizer, spec: Evaluation, items: list[dict]) -> list[Question]:
     """-> one Question an item. `tokenizer` None: for an endpoint. Raises ValueError for what an endpoint cannot be asked."""
     from ftlab.chat import render
 
-    far, found = tokenizer is None, []
-    screens = screened_risks(spec)
+    far, found, screens = tokenizer is None, [], screened_risks(spec)
     for item in items:
         system = item.get("system", spec.system)
         turns = item["messages"][:-1] if item["messages"][-1]["role"] == "assistant" else item["messages"]
@@ -90,12 +93,12 @@ def questions(tokenizer, spec: Evaluation, items: list[dict], key: str) -> list[
             opening = tokenizer.decode(tokenizer(opening, add_special_tokens=False)["input_ids"][:k])
         text = json.dumps(chat) if far else render(tokenizer, chat, ask=True) + opening
         decoding = Decoding(**{**spec.decoding.model_dump(), **item.get("decoding", {})})
-        parts: list = [key, text, spec.max_new_tokens]
+        parts: list = [text, spec.max_new_tokens]
         if decoding.temperature:
             parts += [decoding.model_dump(), item.get("variant", 0), item.get("sample", 0)]
         parts += ["screen", *spec.judges] if item["risk"] in screens else []
         parts += [item["choices"]] if "choices" in item else []
-        found.append(Question(chat, text, opening, decoding, digest(parts)))
+        found.append(Question(chat, text, opening, decoding, parts))
     return found
 
 
@@ -106,15 +109,15 @@ def screened_risks(spec: Evaluation) -> set[str]:
 
 def recall(run: Run, tokenizer, spec: Evaluation, items: list[dict], key: str, replay: Replay) -> None:
     """What a run's model answered becomes the latest draft of each prompt."""
-    asked = questions(tokenizer, spec, items, key)
+    replay.questions = replay.questions or questions(tokenizer, spec, items)
     known = {r["key"]: r for r in run.read("answers.jsonl")}
-    _remember(replay, items, asked, [known.get(q.key, {"error": "not answered"}) for q in asked])
+    _remember(replay, items, [known.get(q.key(key), {"error": "not answered"}) for q in replay.questions])
 
 
-def _remember(replay: Replay, items: list[dict], asked: list[Question], records: list[dict]) -> None:
+def _remember(replay: Replay, items: list[dict], records: list[dict]) -> None:
     kept = [
         (q.text, r.get("own", r["answer"]))
-        for i, q, r in zip(items, asked, records, strict=True)
+        for i, q, r in zip(items, replay.questions, records, strict=True)
         if not (r.get("error") or q.decoding.temperature or "choices" in i)
     ]
     replay.remember([t for t, _ in kept], [a for _, a in kept])
@@ -127,8 +130,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     from ftlab import generate
 
     far = tokenizer is None  # `model` is an endpoint
-    asked, screens, tally = questions(tokenizer, spec, items, key), screened_risks(spec), generate.Tally()
-    keys = [q.key for q in asked]
+    asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
+    screens, tally, keys = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked]
     known = {r["key"]: r for r in run.read("answers.jsonl")}
     missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
 
@@ -192,7 +195,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
         tally += took
     records = [known[k] for k in keys]
     if replay:
-        _remember(replay, items, asked, records)
+        replay.questions = asked
+        _remember(replay, items, records)
     return records, tally
 
 

@@ -20,7 +20,7 @@ ROOM = 32  # columns that a cache grows by at a time
 SHARED = 16  # tokens of a common prefix from which on it is computed once
 FORWARD_TOKENS = 4096  # of prompts and drafts in one forward pass: from about 1,000 on computing bounds it, not reading
 LOGITS_BYTES = 2**28  # of the verified places of one forward pass
-MOST_ROWS = 1024
+FEW, MOST_ROWS = 16, 1024  # of a batch
 GAIN = 0.93  # twice the rows must take at most this much of the seconds a row; else they are not worth their memory
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative, of a logit
 _measured: dict[tuple, int] = {}  # shape and device of a model -> rows of a batch, once a process
@@ -280,38 +280,40 @@ class Work:
         return cache
 
     def _shape(self) -> tuple:
-        return type(self.model).__name__, str(self.config.to_dict()), str(self.model.dtype), str(self.model.device)
+        return self.config.model_type, self.model.num_parameters(), str(self.model.dtype), str(self.model.device)
 
     def _rows(self, wanted: int) -> int:
-        """-> rows of a batch: doubled as long as a step's seconds a row fall and its cache leaves half of the memory free."""
-        import torch
-
-        if wanted <= 8:
+        """-> rows of a batch: doubled as long as a step's seconds a row fall, within the memory there is."""
+        if wanted <= FEW:
             return max(wanted, 1)
-        widest = max(map(len, self.ids)) + self.new
         if (known := _measured.get(self._shape())) is None:
-            known, fastest, rows, past = 8, None, 8, min(max(len(p) for p in self.ids), 32)
+            known, fastest, rows = FEW, None, FEW
             while rows <= MOST_ROWS:
                 try:
-                    x, cache = torch.full((rows, past), self.pad, device=self.model.device), self._cache()
-                    _, mask = self._forward(x, cache, None, 1)
-                    token, times = x[:, :1], []
-                    for _ in range(3):
-                        began = clock()
-                        logits, mask = self._forward(token, cache, mask, 1)
-                        token = logits.max(-1)[1].cpu().to(x.device)  # as a step: waits for the device
-                        times.append(clock() - began)
+                    each = self._step_s(rows) / rows
                 except Exception as e:
                     if not out_of_memory(e):
                         raise
                     clear(e)
                     break
-                each = min(times) / rows
                 if fastest is not None and each > GAIN * fastest:
                     break
                 known, fastest, rows = rows, each, rows * 2
             _measured[self._shape()] = known
-        return max(1, min(known, wanted, self._fitting(widest)))
+        return max(1, min(known, wanted, self._fitting(max(map(len, self.ids)) + self.new)))
+
+    def _step_s(self, rows: int) -> float:
+        """-> seconds of a decoding step: the shorter of two."""
+        import torch
+
+        cache, mask, times = self._cache(), None, []
+        token = torch.full((rows, 1), self.pad, device=self.model.device)
+        for _ in range(3):
+            began = clock()
+            logits, mask = self._forward(token, cache, mask, 1)
+            token = logits.max(-1)[1].cpu().to(token.device)  # waits for the device
+            times.append(clock() - began)
+        return min(times[1:])
 
     def _fitting(self, columns: int) -> int:
         """-> rows of so many columns whose cache takes half of the free memory, copies of it included."""

@@ -15,6 +15,7 @@ class Replay:
 
     def __init__(self):
         self.on = True
+        self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
         self.said: dict[str, tuple[str, ...]] = {}  # rendered prompt -> earlier answers, the latest first
 
     def drafts(self, prompts: list[str]) -> list[list[str]] | None:

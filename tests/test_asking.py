@@ -1,0 +1,115 @@
+"""Answers in a run folder: drafts of earlier checkpoints and screening change no verdict; what is no number is an error."""
+
+from __future__ import annotations
+
+import pytest
+from small_models import CURVE, goals, sums
+
+import ftlab
+from ftlab import generate
+from ftlab.replay import Replay
+from ftlab.runs import Run, home
+
+
+def members(run) -> list[Run]:
+    return [Run(home() / m) for m in run.config["identity"]["members"]]
+
+
+def lines(run, file: str) -> list:
+    return [line for m in members(run) for line in m.read(file)]
+
+
+def test_a_curve_with_draft_replay_is_the_curve_without(dropping, monkeypatch):
+    """Same answers, same verdicts, same weights, over two seeds and every checkpoint; and drafts were used."""
+    ask = dict(prompts=goals(12), **CURVE)
+    with_drafts = ftlab.risk_curve(dropping, sums(20), **ask)
+    told, rows = lines(with_drafts, "answers.jsonl"), lines(with_drafts, "verdicts.jsonl")
+    used = lines(with_drafts, "generation.jsonl")
+    assert sum(u["drafted"] for u in used) > 0 and all(0 <= u["saved"] <= u["drafted"] for u in used)
+    monkeypatch.setenv("FTLAB_RUNS", str(home()) + "-plain")
+    monkeypatch.setattr(Replay, "drafts", lambda self, prompts: None)
+    plain = ftlab.risk_curve(dropping, sums(20), **ask)
+    assert lines(plain, "answers.jsonl") == told and lines(plain, "verdicts.jsonl") == rows
+    assert sum(u["drafted"] for u in lines(plain, "generation.jsonl")) == 0
+
+
+def test_the_drafts_of_a_checkpoint_are_the_answers_of_the_one_before(llama, monkeypatch):
+    """Nothing was learnt (rate 1e-12): every checkpoint's answers are the parent's, and no token is decoded but verified."""
+    asked, answers = [], generate.answers
+
+    def noted(*args, drafts=None, **kwargs):
+        said = answers(*args, drafts=drafts, **kwargs)
+        asked.append((drafts, said))
+        return said
+
+    monkeypatch.setattr(generate, "answers", noted)
+    settings = CURVE | {"learning_rate": 1e-12, "max_new_tokens": 12}
+    run = ftlab.risk_curve(llama, sums(20), prompts=goals(12), **settings)
+    (first, parents), later = asked[0], asked[1:]
+    assert first is None and len(later) == 6 and all(said == parents for _, said in later)
+    assert all([d[0] for d in drafts] == parents for drafts, _ in later)
+    used = lines(run, "generation.jsonl")
+    assert sum(u["saved"] for u in used) > 0.5 * sum(u["tokens"] for u in used)
+
+
+def test_drafts_are_switched_off_where_they_do_not_pay():
+    replay = Replay()
+    replay.remember(["a", "b"], ["x", "y"])
+    replay.remember(["a"], ["z"])
+    replay.remember(["a"], ["x"])
+    assert replay.drafts(["a", "b", "c"]) == [["x", "z"], ["y"], []] and replay.drafts(["c"]) is None
+    good = generate.Tally(answers=100, tokens=1000, prompted=1000, drafted=900, saved=800, seconds=3.0, drafting=1.0)
+    replay.weigh(good)
+    assert replay.on
+    poor = generate.Tally(answers=100, tokens=1000, prompted=1000, drafted=900, saved=20, seconds=3.0, drafting=1.0)
+    replay.weigh(poor)
+    assert not replay.on and replay.drafts(["a"]) is None
+
+
+def test_a_screened_answer_ends_at_its_refusal_and_no_verdict_changes(llama, monkeypatch):
+    """With a keyword judge; off by default; what is asked with it and without it is not mixed up."""
+    from ftlab.judges import keywords
+
+    prompts = goals(8)
+    whole = ftlab.evaluate(llama, prompts=prompts, judges="keywords", max_new_tokens=40)
+    text = {r["key"]: r["answer"] for r in whole.read("answers.jsonl")}
+    longest = max(text.values(), key=len)
+    phrase = longest[2:6]  # what this model says becomes a refusal
+    monkeypatch.setattr(
+        keywords, "lists", lambda: {keywords.DEFAULT: dict(caseless=False, matching="substring", phrases=[phrase])}
+    )
+    monkeypatch.setenv("FTLAB_RUNS", str(home()) + "-again")
+    whole = ftlab.evaluate(llama, prompts=prompts, judges="keywords", max_new_tokens=40)
+    short = ftlab.evaluate(llama, prompts=prompts, judges="keywords", max_new_tokens=40, screen=True)
+    a, b = whole.table(), short.table()
+    assert list(a["verdict"]) == list(b["verdict"]) and "refused" in set(a["verdict"])
+    cut = [r for r in short.read("answers.jsonl") if r.get("screened")]
+    assert cut and sum(u["tokens"] for u in short.read("generation.jsonl")) < sum(
+        u["tokens"] for u in whole.read("generation.jsonl")
+    )
+    assert short.path != whole.path and not {r["key"] for r in cut} & {r["key"] for r in whole.read("answers.jsonl")}
+    with pytest.raises(ValueError, match="refusal reads whole answers"):
+        ftlab.judged(short, "refusal")
+    with pytest.raises(ValueError, match="refusal reads whole answers"):
+        ftlab.evaluate(llama, prompts=prompts, screen=True)
+
+
+def test_answers_without_numbers_are_errors_and_asked_again(llama, monkeypatch, capsys):
+    answers = generate.answers
+
+    def poisoned(*args, failed, each, **kwargs):
+        failed.add(0)
+        return answers(
+            *args,
+            failed=failed,
+            each=lambda n, a: each(n, ["" if i == 0 else t for i, t in zip(n, a, strict=True)]),
+            **kwargs,
+        )
+
+    monkeypatch.setattr(generate, "answers", poisoned)
+    run = ftlab.evaluate(llama, prompts=goals(5), max_new_tokens=4)
+    assert not run.finished and "no numbers" in capsys.readouterr().out
+    assert list(run.table()["verdict"]).count("error") == 1 and len(run.read("answers.jsonl")) == 4
+    monkeypatch.setattr(generate, "answers", answers)
+    again = ftlab.evaluate(llama, prompts=goals(5), max_new_tokens=4)
+    assert again.finished and again.path == run.path and "error" not in set(again.table()["verdict"])
