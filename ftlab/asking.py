@@ -111,12 +111,13 @@ def recall(run: Run, tokenizer, spec: Evaluation, items: list[dict], key: str, r
     """What a run's model answered becomes the latest draft of each prompt."""
     replay.questions = replay.questions or questions(tokenizer, spec, items)
     known = {r["key"]: r for r in run.read("answers.jsonl")}
-    _remember(replay, items, [known.get(q.key(key), {"error": "not answered"}) for q in replay.questions])
+    _remember(replay, items, [known.get(q.key(key), {"error": "not answered"}) for q in replay.questions], {})
 
 
-def _remember(replay: Replay, items: list[dict], records: list[dict]) -> None:
+def _remember(replay: Replay, items: list[dict], records: list[dict], tokens: dict) -> None:
+    """`tokens`: rendered prompt -> new tokens, of what was answered just now; what was found is remembered as text."""
     kept = [
-        (q.text, r.get("own", r["answer"]))
+        (q.text, tokens.get(q.text) or r.get("own", r["answer"]))
         for i, q, r in zip(items, replay.questions, records, strict=True)
         if not (r.get("error") or q.decoding.temperature or "choices" in i)
     ]
@@ -131,7 +132,7 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
 
     far = tokenizer is None  # `model` is an endpoint
     asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
-    screens, tally, keys = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked]
+    screens, tally, keys, said = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked], {}
     known = {r["key"]: r for r in run.read("answers.jsonl")}
     missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
 
@@ -187,16 +188,19 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
             model.answers([asked[i].chat for i in group], **how)
             continue
         drafts = replay.drafts(texts) if replay and not decoding.temperature else None
-        took = generate.Tally()
-        how |= dict(cut=cut, failed=failed, tally=took, drafts=drafts, decided=decided if screens else None)
+        took, made = generate.Tally(), {}
+        how |= dict(
+            cut=cut, failed=failed, tally=took, tokens=made, drafts=drafts, decided=decided if screens else None
+        )
         generate.answers(model, tokenizer, texts, **how)
+        said |= {texts[b]: new for b, new in made.items()}
         if drafts:
             replay.weigh(took)
         tally += took
     records = [known[k] for k in keys]
     if replay:
         replay.questions = asked
-        _remember(replay, items, records)
+        _remember(replay, items, records, said)
     return records, tally
 
 

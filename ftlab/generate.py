@@ -57,6 +57,7 @@ def answers(
     failed=None,
     drafts=None,
     decided=None,
+    tokens: dict | None = None,
     tally: Tally | None = None,
 ) -> list[str]:
     """-> the answer to each rendered prompt, special tokens removed, in the order given.
@@ -69,8 +70,9 @@ def answers(
     repetition penalty) are left out; its end tokens are kept.
     `each(numbers, answers)` is called as answers end, so that a caller can keep what there is; the set `cut` gets the
     numbers of the answers that `max_new_tokens` ended, the set `failed` those at which the model's logits were no numbers
-    (without it that is a ValueError). `drafts` (greedy only): for each prompt a list of texts that the answer may be, the likeliest
-    first; they save time where they are right and change no answer. `decided(number, text)`: true ends an answer early.
+    (without it that is a ValueError). `drafts` (greedy only): for each prompt a list of what the answer may be, texts or tokens,
+    the likeliest first; they save time where they are right and change no answer. `decided(number, text)`: true ends an
+    answer early. The dict `tokens` gets {number: new tokens, without the end token}.
     Raises ValueError where the longest prompt and its answer do not fit into the model's context, seeds are missing, or
     memory does not suffice for one answer.
     """
@@ -98,13 +100,15 @@ def answers(
         )  # fmt: skip
         for done in work.run():
             for i in done:
-                tokens = work.out[i]
-                tally.tokens += len(tokens)
+                new = work.out[i]
+                tally.tokens += len(new)
                 if i in work.failed:
                     continue
-                out[i] = text(tokens)
-                if cut is not None and len(tokens) == max_new_tokens and tokens[-1] not in stops:
+                out[i] = text(new)
+                if cut is not None and len(new) == max_new_tokens and new[-1] not in stops:
                     cut.add(i)
+                if tokens is not None:
+                    tokens[i] = tuple(new[:-1] if new[-1] in stops else new)
             if wrong := work.failed.intersection(done):
                 if failed is None:
                     raise ValueError("the model's logits are no numbers (NaN or infinite): its weights are broken")
@@ -115,11 +119,11 @@ def answers(
     return out
 
 
-def _tokens(tokenizer, drafts: list[list[str]], most: int) -> list[list[list[int]]]:
-    """-> tokens of each draft, without those that only end or frame a turn."""
-    flat = [text for several in drafts for text in several]
-    left = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
-    return [[next(left)[:most] for _ in several] for several in drafts]
+def _tokens(tokenizer, drafts: list[list], most: int) -> list[list[list[int]]]:
+    """-> the first `most` tokens of each draft."""
+    texts = [d for several in drafts for d in several if isinstance(d, str)]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    return [[list(next(encoded) if isinstance(d, str) else d)[:most] for d in several] for several in drafts]
 
 
 def likelihoods(model, tokenizer, prompts: list[str], choices: list[list[str]]) -> list[list[float]]:

@@ -16,14 +16,14 @@ class Replay:
     def __init__(self):
         self.on = True
         self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
-        self.said: dict[str, tuple[str, ...]] = {}  # rendered prompt -> earlier answers, the latest first
+        self.said: dict[str, tuple] = {}  # rendered prompt -> earlier answers (tokens or text), the latest first
 
-    def drafts(self, prompts: list[str]) -> list[list[str]] | None:
+    def drafts(self, prompts: list[str]) -> list[list] | None:
         """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
         found = [list(self.said.get(p, ())) for p in prompts]
         return found if self.on and any(found) else None
 
-    def remember(self, prompts: list[str], answers: list[str]) -> None:
+    def remember(self, prompts: list[str], answers: list) -> None:
         for prompt, answer in zip(prompts, answers, strict=True):
             others = [a for a in self.said.get(prompt, ()) if a != answer]
             self.said[prompt] = (answer, *others[: KEPT - 1])
