@@ -10,13 +10,12 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import dataclass, field
-from functools import cache
 
 from ftlab.hardware import clear, free_memory, out_of_memory
+from ftlab.kvcache import State, copied, joined, rolled, roomy
 from ftlab.runs import clock
 
 ROUND = 4  # new tokens after which answers that have ended leave the batch
-ROOM = 32  # columns that a cache grows by at a time
 SHARED = 16  # tokens of a common prefix from which on it is computed once
 FORWARD_TOKENS = 4096  # of prompts and drafts in one forward pass: from about 1,000 on computing bounds it, not reading
 LOGITS_BYTES = 2**28  # of the verified places of one forward pass
@@ -24,22 +23,6 @@ FEW, MOST_ROWS = 16, 1024  # of a batch
 GAIN = 0.93  # twice the rows must take at most this much of the seconds a row; else they are not worth their memory
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative, of a logit
 _measured: dict[tuple, int] = {}  # shape and device of a model -> rows of a batch, once a process
-
-
-@dataclass
-class State:
-    """Rows in the middle of their answers. `mask` [rows, columns]: which columns of the cache hold a token (they end
-    together); `token` [rows]: what the model reads next."""
-
-    rows: list[int]
-    cache: object
-    mask: object
-    token: object
-
-    def select(self, keep) -> None:
-        self.rows = [self.rows[k] for k in keep.tolist()]
-        self.cache.batch_select_indices(keep)
-        self.mask, self.token = self.mask[keep], self.token[keep]
 
 
 @dataclass
@@ -106,7 +89,7 @@ class Work:
                     self.drafting += clock() - began
                     done = [*{*taken} - {*pool[-1].rows}]
                 else:
-                    pool = [_joined(pool)]
+                    pool = [joined(pool)]
                     before = {*pool[0].rows}
                     self._decoded(pool[0], self.rows // 2 if self.plain and queue else 0)
                     done = [*before - {*pool[0].rows}]
@@ -157,7 +140,7 @@ class Work:
         while state.rows and any(guesses := [self._another(i) for i in state.rows]):
             with_one = [k for k, g in enumerate(guesses) if g]
             if len(with_one) < len(guesses):  # the others wait for the loop
-                other = State(list(state.rows), _copy(state.cache), state.mask, state.token)
+                other = State(list(state.rows), copied(state.cache), state.mask, state.token)
                 other.select(self._index([k for k, g in enumerate(guesses) if not g]))
                 state.select(self._index(with_one))
             else:
@@ -165,7 +148,7 @@ class Work:
             tokens = [[t] for t in state.token.tolist()]
             state = self._read(state, tokens, [guesses[k] for k in with_one])
             if other:
-                state = _joined([other, state] if state.rows else [other])
+                state = joined([other, state] if state.rows else [other])
         return state
 
     def _read(self, state: State, heads: list[list[int]], guesses: list[list[int]]) -> State:
@@ -174,12 +157,13 @@ class Work:
 
         longest = max(map(len, guesses))
         logits, state.mask = self._forward(heads, state.cache, state.mask, longest + 1, guesses)
-        token = self._chosen(logits, state.rows)
+        token, marks = self._chosen(logits, state.rows)
+        self._note(state.rows, marks.tolist())
         n = torch.zeros(len(heads), dtype=torch.long, device=token.device)
         if longest:
             told = torch.tensor([g + [-1] * (longest - len(g)) for g in guesses], device=token.device)
             n = (token[:, :-1] == told).long().cumprod(1).sum(1)
-            state.mask = _rolled(state.cache, state.mask, longest - n)
+            state.mask = rolled(state.cache, state.mask, longest - n)
         state.token = token.gather(1, n[:, None])[:, 0]
         held = n.tolist()
         self.drafted += sum(map(len, guesses))
@@ -201,14 +185,18 @@ class Work:
         import torch
 
         while len(state.rows) > until:
-            made = []
+            made, marked = [], []
             left = max(1, min(ROUND, min(self.new - len(self.out[i]) for i in state.rows)))
             for k in range(left):
                 logits, state.mask = self._forward(state.token[:, None], state.cache, state.mask, 1)
-                state.token = self._chosen(logits, state.rows, k)[:, 0]
+                token, marks = self._chosen(logits, state.rows, k)
+                state.token = token[:, 0]
                 made.append(state.token)
+                marked.append(marks)
                 if self.waits and len(made) < left and bool(torch.isin(torch.stack(made, 1), self.ends).any(1).all()):
                     break
+            for marks in torch.stack(marked).tolist():  # the device is waited for once a round
+                self._note(state.rows, marks)
             for i, tokens in zip(state.rows, torch.stack(made, 1).tolist(), strict=True):
                 self.out[i] += tokens
             self._leave(state)
@@ -255,28 +243,31 @@ class Work:
         return out.logits[:, -keep:], mask
 
     def _chosen(self, logits, rows: list[int], more: int = 0):
-        """logits [rows, places, vocabulary] -> tokens [rows, places]; notes rows whose logits are no numbers, or nearly tie."""
+        """logits [rows, places, vocabulary] -> (tokens [rows, places], marks [rows]); see `_note`."""
         lead = ROUNDING.get(str(logits.dtype).removeprefix("torch."))
         if lead and not self.draw:
             best, first = logits.topk(2, -1)
             value, token = best[..., 0], first[..., 0]
-            close = (best[..., 0] - best[..., 1] <= lead * value.abs())[:, -1]
-            self.near.update(rows[k] for k in close.nonzero()[:, 0].tolist())
+            close = (value - best[..., 1] <= lead * value.abs())[:, -1]
         else:
             value, token = logits.max(-1)
-        if not bool(value.isfinite().all()):
-            wrong = (~value.isfinite()).any(1)
-            self.failed.update(rows[k] for k in wrong.nonzero()[:, 0].tolist())
+            close = False
+        marks = (~value.isfinite()).any(1).long() + 2 * close
         if self.draw:
             token = self.draw(logits[:, -1], rows, [len(self.out[i]) + more for i in rows])[:, None]
-        return token
+        return token, marks
+
+    def _note(self, rows: list[int], marks: list[int]) -> None:
+        """Keeps which rows had logits that are no numbers (1), or nearly tied (2)."""
+        self.failed.update(i for i, m in zip(rows, marks, strict=True) if m & 1)
+        self.near.update(i for i, m in zip(rows, marks, strict=True) if m & 2)
 
     def _cache(self, plain: bool = True):
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.config)
         if plain and self.plain:
-            cache.layers = [_roomy()() for _ in cache.layers]
+            cache.layers = [roomy()() for _ in cache.layers]
         return cache
 
     def _shape(self) -> tuple:
@@ -324,75 +315,3 @@ class Work:
         size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         a_row = 2 * c.num_hidden_layers * heads * size * columns * self.model.dtype.itemsize
         return int(free_memory(self.model.device) / 4 / a_row)
-
-
-def _joined(states: list[State]) -> State:
-    """-> one state of several: the shorter ones get empty columns on the left."""
-    import torch
-    from torch.nn.functional import pad
-
-    if len(states) == 1:
-        return states[0]
-    widest = max(s.mask.shape[1] for s in states)
-    for parts in zip(*(s.cache.layers for s in states), strict=True):
-        for name in ("keys", "values"):
-            each = [getattr(p, name) for p in parts]
-            setattr(parts[0], name, torch.cat([pad(t, (0, 0, widest - t.shape[2], 0)) for t in each]))
-    mask = torch.cat([pad(s.mask, (widest - s.mask.shape[1], 0)) for s in states])
-    rows = [i for s in states for i in s.rows]
-    return State(rows, states[0].cache, mask, torch.cat([s.token for s in states]))
-
-
-def _rolled(cache, mask, by):
-    """Moves each row `by` columns to the right, over what was read and does not hold -> the mask; empty columns are dropped."""
-    import torch
-
-    place = torch.arange(mask.shape[1], device=mask.device) - by[:, None]
-    mask = mask.gather(1, place.clamp(min=0)) * (place >= 0)
-    first = int(mask.any(0).nonzero()[0])
-    place = place.clamp(min=0)[:, None, first:, None]
-    for layer in cache.layers:
-        wide = place.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        layer.keys, layer.values = layer.keys.gather(2, wide), layer.values.gather(2, wide)
-    return mask[:, first:]
-
-
-def _copy(cache):
-    """-> a cache of the same tensors: selecting rows of one leaves the other."""
-    from transformers import DynamicCache
-
-    made = DynamicCache()
-    for layer in cache.layers:
-        made.layers.append(_roomy()())
-        made.layers[-1].keys, made.layers[-1].values, made.layers[-1].is_initialized = layer.keys, layer.values, True
-    return made
-
-
-@cache
-def _roomy():
-    """-> transformers' cache layer with room for `ROOM` more columns: its own copies everything at every token."""
-    from transformers.cache_utils import DynamicLayer
-
-    class Roomy(DynamicLayer):
-        room = None  # keys and values with free columns behind those in use
-
-        def update(self, key_states, value_states, *args, **kwargs):
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            n, more = self.keys.shape[2], key_states.shape[2]
-            mine = (
-                self.room and self.keys.data_ptr() == self.room[0].data_ptr()
-            )  # else rows were selected, joined or moved
-            if not mine or n + more > self.room[0].shape[2]:
-                free = n + more + ROOM
-                self.room = tuple(t.new_empty(*t.shape[:2], free, t.shape[3]) for t in (key_states, value_states))
-                self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
-            self.room[0][:, :, n : n + more], self.room[1][:, :, n : n + more] = key_states, value_states
-            self.keys, self.values = self.room[0][:, :, : n + more], self.room[1][:, :, : n + more]
-            return self.keys, self.values
-
-        def crop(self, tokens_to_remove):
-            raise NotImplementedError
-
-    return Roomy
