@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from dataclasses import asdict, dataclass
 
 from ftlab.config import GREEDY, Decoding
@@ -108,7 +109,7 @@ def answers(
                 if cut is not None and len(new) == max_new_tokens and new[-1] not in stops:
                     cut.add(i)
                 if tokens is not None:
-                    tokens[i] = tuple(new[:-1] if new[-1] in stops else new)
+                    tokens[i] = array("I", new[:-1] if new[-1] in stops else new)
             if wrong := work.failed.intersection(done):
                 if failed is None:
                     raise ValueError("the model's logits are no numbers (NaN or infinite): its weights are broken")
