@@ -26,15 +26,17 @@ def measure(
     labels: dict,
     progress=None,
     replay=None,
+    elsewhere=(),
 ) -> list[dict]:
     """Answers and judges `items` with a loaded model; appends to the run's answers and verdicts -> the verdict rows.
 
     What the run already holds under the same key (weights, tokenizer and template in `key`; prompt, attack,
     decoding, repeat) is not asked again; a verdict that it holds is not written again. Attempts at one prompt under one
-    attack (`variant`) become one row (`judging.verdict_rows`). `replay`: earlier answers of a curve, as drafts. What
-    answering took is a line of the run's generation.jsonl (`generate.Tally`).
+    attack (`variant`) become one row (`judging.verdict_rows`). `replay`: earlier answers of a curve, as drafts; `elsewhere`: runs
+    whose answers of the same model, in the same numbers, are taken over. What answering took is a line of the run's
+    generation.jsonl (`generate.Tally`).
     """
-    records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay)
+    records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay, elsewhere)
     if tally.answers:
         run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
     if not (run.path / "prompts.jsonl").exists():
@@ -124,7 +126,7 @@ def _remember(replay: Replay, items: list[dict], records: list[dict], tokens: di
     replay.remember([t for t, _ in kept], [a for _, a in kept])
 
 
-def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], key: str, progress, replay):
+def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], key: str, progress, replay, elsewhere):
     """-> (the answer record of each item, generate.Tally). A record has `key`, `answer`; `error` (an endpoint's, or logits that
     are no numbers), `likelihoods` (of choices), `own` (what followed a prefill), `cut` (ended by max_new_tokens) and `screened`
     (ended at a refusal that stands) where there is one."""
@@ -134,6 +136,10 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
     screens, tally, keys, said = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked], {}
     known = {r["key"]: r for r in run.read("answers.jsonl")}
+    for other in elsewhere:
+        found = {r["key"]: r for r in other.read("answers.jsonl") if r["key"] in {*keys} - {*known}}
+        run.append("answers.jsonl", [*found.values()])
+        known |= found
     missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
 
     def keep(numbers: list[int], new: list[dict]) -> None:

@@ -71,7 +71,7 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
                 bar = Progress(run.name, len(items))
                 run.forget("verdicts.jsonl", _failed)
                 # The model is nobody's but measure's, so that its memory can be given back.
-                rows = measure(run, parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar)  # fmt: skip
+                rows = measure(run, parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar, elsewhere=_alike(run) if isinstance(parent, Model) else ())  # fmt: skip
                 bar.finish()
                 if not training:
                     _release(spec)
@@ -80,6 +80,17 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
             else:
                 run.complete(model=parent.name, judge=spec.judges[0], answers=len(items), **_counts(run))
     return run
+
+
+def _alike(run: Run) -> list[Run]:
+    """-> the other evaluations of the same model in the same numbers: what they answered is not asked again."""
+    mine, found = run.config["identity"], []
+    for path in sorted(runs.home().glob("evaluate-*")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            identity = runs.Run(path).config["identity"]
+            if path != run.path and all(identity[k] == mine[k] for k in ("model", "precision", "schema")):
+                found.append(runs.Run(path))
+    return found
 
 
 def _failed(row: dict) -> bool:

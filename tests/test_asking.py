@@ -113,3 +113,15 @@ def test_answers_without_numbers_are_errors_and_asked_again(llama, monkeypatch, 
     monkeypatch.setattr(generate, "answers", answers)
     again = ftlab.evaluate(llama, prompts=goals(5), max_new_tokens=4)
     assert again.finished and again.path == run.path and "error" not in set(again.table()["verdict"])
+
+
+def test_what_another_evaluation_of_the_model_answered_is_not_asked_again(llama, monkeypatch):
+    asked, answers = [], generate.answers
+    monkeypatch.setattr(generate, "answers", lambda m, t, p, **k: asked.append(len(p)) or answers(m, t, p, **k))
+    first = ftlab.evaluate(llama, prompts=goals(6), max_new_tokens=4)
+    again = ftlab.evaluate(llama, prompts=goals(9), max_new_tokens=4)
+    assert asked == [6, 3] and again.path != first.path
+    monkeypatch.setenv("FTLAB_RUNS", str(home()) + "-alone")
+    alone = ftlab.evaluate(llama, prompts=goals(9), max_new_tokens=4)
+    by_key = {r["key"]: r["answer"] for r in alone.read("answers.jsonl")}
+    assert {r["key"]: r["answer"] for r in again.read("answers.jsonl")} == by_key and asked[2:] == [9]

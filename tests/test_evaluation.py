@@ -282,7 +282,7 @@ def test_a_curve_called_twice_is_found(llama):
 def scripted(monkeypatch, refusals_until: dict[int, int]):
     """Answers refuse until a step of each seed; -> nothing is generated."""
 
-    def measured(run, model, tokenizer, spec, items, *, key, labels, progress=None, replay=None):
+    def measured(run, model, tokenizer, spec, items, *, key, labels, progress=None, **_):
         verdict = "refused" if labels["step"] < refusals_until.get(labels.get("seed", -1), 1) else "complied"
         rows = [
             {"key": f"{key}{i}{labels}", **labels, "risk": item["risk"], "attack": item["attack"], "category": "",
