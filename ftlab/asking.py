@@ -56,8 +56,10 @@ def measure(
         }
         for r in rows
     ]
-    done = {r["key"] for r in run.read("verdicts.jsonl")}
+    done = {r["key"] for r in (replay.there(run, "verdicts.jsonl") if replay else run.read("verdicts.jsonl"))}
     run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
+    if replay:
+        replay.wrote(run, "verdicts.jsonl")
     return rows
 
 
@@ -135,7 +137,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     far = tokenizer is None  # `model` is an endpoint
     asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
     screens, tally, keys, said = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked], {}
-    known = {r["key"]: r for r in run.read("answers.jsonl")}
+    there = replay.there(run, "answers.jsonl") if replay else run.read("answers.jsonl")
+    known = {r["key"]: r for r in there} | (replay.latest.get(key, {}) if replay else {})
     for other in elsewhere:
         found = {r["key"]: r for r in other.read("answers.jsonl") if r["key"] in {*keys} - {*known}}
         run.append("answers.jsonl", [*found.values()])
@@ -205,7 +208,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
         tally += took
     records = [known[k] for k in keys]
     if replay:
-        replay.questions = asked
+        replay.questions, replay.latest = asked, {key: {r["key"]: r for r in records if not r.get("error")}}
+        replay.wrote(run, "answers.jsonl")
         _remember(replay, items, records, said)
     return records, tally
 

@@ -16,7 +16,20 @@ class Replay:
     def __init__(self):
         self.on = True
         self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
+        self.latest: dict = {}  # hash of the model that answered last -> its records by key
+        self.held: dict = {}  # name of a file -> (path, its records when it was first read, its size since)
         self.said: dict[str, tuple] = {}  # rendered prompt -> earlier answers (tokens or text), the latest first
+
+    def there(self, run, file: str) -> list[dict]:
+        """-> the records that a file of a run had before this process wrote to it: at every checkpoint the same, read once."""
+        path = run.path / file
+        if file not in self.held or self.held[file][0] != path or self.held[file][2] != _size(path):
+            self.held[file] = path, run.read(file), _size(path)
+        return self.held[file][1]
+
+    def wrote(self, run, file: str) -> None:
+        path, records, _ = self.held[file]
+        self.held[file] = path, records, _size(path)
 
     def drafts(self, prompts: list[str]) -> list[list] | None:
         """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
@@ -35,3 +48,7 @@ class Replay:
             a_step = (tally.seconds - tally.drafting) / decoded
             read = tally.drafting * tally.drafted / (tally.drafted + tally.prompted)
             self.on = tally.saved * a_step > read
+
+
+def _size(path) -> int:
+    return path.stat().st_size if path.exists() else 0

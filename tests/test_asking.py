@@ -125,3 +125,17 @@ def test_what_another_evaluation_of_the_model_answered_is_not_asked_again(llama,
     alone = ftlab.evaluate(llama, prompts=goals(9), max_new_tokens=4)
     by_key = {r["key"]: r["answer"] for r in alone.read("answers.jsonl")}
     assert {r["key"]: r["answer"] for r in again.read("answers.jsonl")} == by_key and asked[2:] == [9]
+
+
+def test_a_curves_files_are_read_once_a_run_and_hold_one_record_a_key(llama, monkeypatch):
+    """Not once a checkpoint, so that many checkpoints cost no more each; also where no weight moves between two."""
+    read, seen = Run.read, []
+    monkeypatch.setattr(Run, "read", lambda self, file: seen.append((self.name, file)) or read(self, file))
+    settings = CURVE | {"at_steps": [0, 1, 2, 3, 4, 5, 6, 8], "learning_rate": 1e-12, "seeds": 1}
+    run = ftlab.risk_curve(llama, sums(20), prompts=goals(6), **settings)
+    (one,) = members(run)
+    assert 0 < seen.count((one.name, "answers.jsonl")) < 5 and 0 < seen.count((one.name, "verdicts.jsonl")) < 7
+    for file in ("answers.jsonl", "verdicts.jsonl"):
+        keys = [r["key"] for r in read(one, file)]
+        assert len(keys) == len({*keys})
+    assert len(read(one, "verdicts.jsonl")) == 8 * 6
