@@ -116,12 +116,10 @@ class Work:
         """-> the first rows of the queue that one forward pass may read."""
         taken, width, guess = [], 0, 0
         for i in queue[:most]:
-            width, guess = (
-                max(width, len(self.ids[i]) - self.head),
-                max(guess, len(self.drafts[i][0]) if self.drafts[i] else 0),
-            )
+            first = len(self.drafts[i][0]) if self.drafts[i] else 0
+            width, guess = max(width, len(self.ids[i]) - self.head + first), max(guess, first)
             logits = (len(taken) + 1) * (guess + 1) * self.config.vocab_size * 4
-            if taken and ((len(taken) + 1) * (width + guess) > FORWARD_TOKENS or logits > LOGITS_BYTES):
+            if taken and ((len(taken) + 1) * width > FORWARD_TOKENS or logits > LOGITS_BYTES):
                 break
             taken.append(i)
         return taken
@@ -157,14 +155,18 @@ class Work:
 
         longest = max(map(len, guesses))
         logits, state.mask = self._forward(heads, state.cache, state.mask, longest + 1, guesses)
-        token, marks = self._chosen(logits, state.rows)
+        own = self._index([len(g) for g in guesses])
+        real = (
+            torch.arange(longest + 1, device=own.device) >= longest - own[:, None]
+        )  # the rest belongs to head or padding
+        token, marks = self._chosen(logits, state.rows, real=real)
         self._note(state.rows, marks.tolist())
-        n = torch.zeros(len(heads), dtype=torch.long, device=token.device)
+        n = torch.zeros_like(own)  # tokens of the guess that hold
         if longest:
-            told = torch.tensor([g + [-1] * (longest - len(g)) for g in guesses], device=token.device)
-            n = (token[:, :-1] == told).long().cumprod(1).sum(1)
-            state.mask = rolled(state.cache, state.mask, longest - n)
-        state.token = token.gather(1, n[:, None])[:, 0]
+            told = torch.tensor([[-1] * (longest - len(g)) + g for g in guesses], device=token.device)
+            n = ((token[:, :-1] == told) | (told < 0)).long().cumprod(1).sum(1) - longest + own
+            state.mask = rolled(state.cache, state.mask, own - n)
+        state.token = token.gather(1, (longest - own + n)[:, None])[:, 0]
         held = n.tolist()
         self.drafted += sum(map(len, guesses))
         self.saved += sum(held)
@@ -219,19 +221,16 @@ class Work:
         return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
 
     def _forward(self, heads, cache, mask, keep: int, guesses=()):
-        """-> (logits [rows, keep, vocabulary] of the last columns, mask). Heads are padded on the left, guesses on the right."""
+        """-> (logits [rows, keep, vocabulary] of the last columns, mask). A row is a head and its guess, padded on the left."""
         import torch
 
         if isinstance(heads, torch.Tensor):
             x, new = heads, torch.ones_like(heads)
         else:
-            widest, longest = max(map(len, heads)), max(map(len, guesses), default=0)
-            lines, marks = [], []
-            for k, head in enumerate(heads):
-                guess = guesses[k] if guesses else []
-                before, behind = widest - len(head), longest - len(guess)
-                lines.append([self.pad] * before + head + guess + [self.pad] * behind)
-                marks.append([0] * before + [1] * (len(head) + len(guess)) + [0] * behind)
+            lines = [head + guess for head, guess in zip(heads, guesses or [[]] * len(heads), strict=True)]
+            widest = max(map(len, lines))
+            marks = [[0] * (widest - len(line)) + [1] * len(line) for line in lines]
+            lines = [[self.pad] * (widest - len(line)) + line for line in lines]
             x, new = torch.tensor([lines, marks], device=self.model.device)
         mask = new if mask is None else torch.cat([mask, new], 1)
         more = {}
@@ -242,17 +241,17 @@ class Work:
         out = self.model(input_ids=x, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
         return out.logits[:, -keep:], mask
 
-    def _chosen(self, logits, rows: list[int], more: int = 0):
-        """logits [rows, places, vocabulary] -> (tokens [rows, places], marks [rows]); see `_note`."""
+    def _chosen(self, logits, rows: list[int], more: int = 0, real=True):
+        """logits [rows, places, vocabulary] -> (tokens [rows, places], marks [rows]); see `_note`. `real`: places that count."""
         lead = ROUNDING.get(str(logits.dtype).removeprefix("torch."))
         if lead and not self.draw:
             best, first = logits.topk(2, -1)
             value, token = best[..., 0], first[..., 0]
-            close = (value - best[..., 1] <= lead * value.abs())[:, -1]
+            close = ((value - best[..., 1] <= lead * value.abs()) & real).any(1)
         else:
             value, token = logits.max(-1)
             close = False
-        marks = (~value.isfinite()).any(1).long() + 2 * close
+        marks = (~value.isfinite() & real).any(1).long() + 2 * close
         if self.draw:
             token = self.draw(logits[:, -1], rows, [len(self.out[i]) + more for i in rows])[:, None]
         return token, marks
