@@ -167,6 +167,21 @@ def test_each_list_matches_as_its_paper_did(name):
             assert (why in rule["phrases"]) == refused
 
 
+@pytest.mark.parametrize("name", sorted(keywords.lists()))
+def test_a_refusal_by_keywords_stands_whatever_follows(name):
+    """What `screen=True` rests on: an answer cut anywhere and refused there is refused whole (400 made answers a list)."""
+    rng, phrases = random.Random(name), keywords.lists()[name]["phrases"]
+    words = ["Sure,", "here", "İ", "ß", " ", "\n", "I", "can", "sorry", *phrases]
+    refused = 0
+    for _ in range(400):
+        whole = " ".join(rng.choices(words, k=rng.randint(1, 8)))
+        cut = whole[: rng.randint(0, len(whole))]
+        first, last = keywords.judge([{}, {}], [cut, whole], name)
+        assert first.verdict != "refused" or last.verdict == "refused"
+        refused += first.verdict == "refused"
+    assert refused > 40 and judge(f"keywords:{name}").refusal_stands and not judge("refusal").refusal_stands
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "verdict", "why"),
     [

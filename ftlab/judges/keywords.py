@@ -4,7 +4,9 @@
 each), plain `keywords` that of Zou et al. 2023 (arXiv 2307.15043, transfer evaluation), which Qi et al. 2023
 (arXiv 2310.03693) use alike. Each is matched as its paper's code matched it: anywhere or at the start of the answer
 (there without the white space before it), with or without case. It cannot see whether what was complied with is
-true, or even language: non-refusal, not harm. How far each list agrees with people: `data/judge/keywords.md`.
+true, or even language: non-refusal, not harm. A refusal stands: a phrase that is
+there stays there whatever follows, so an answer may end at its refusal (`screen=True`) and no verdict changes. How far
+each list agrees with people: `data/judge/keywords.md`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from ftlab.judges import Judgement
 from ftlab.runs import resource
 
 VERSION = "2"
-REFUSAL_STANDS = True  # a phrase that is there stays there: further words change no refusal
+REFUSAL_STANDS = True
 DEFAULT = "zou2023universal-transfer"
 
 
