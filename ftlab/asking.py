@@ -140,7 +140,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     there = replay.there(run, "answers.jsonl") if replay else run.read("answers.jsonl")
     known = {r["key"]: r for r in there} | (replay.latest.get(key, {}) if replay else {})
     for other in elsewhere:
-        found = {r["key"]: r for r in other.read("answers.jsonl") if r["key"] in {*keys} - {*known}}
+        wanted = {*keys} - {*known}
+        found = {r["key"]: r for r in other.read("answers.jsonl") if r["key"] in wanted}
         run.append("answers.jsonl", [*found.values()])
         known |= found
     missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once

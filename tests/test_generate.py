@@ -179,6 +179,7 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, s
     prompts = [p + " " * k for k in range(4) for p in prompts]
     ask = dict(max_new_tokens=14, **(dict(decoding=SAMPLED, seeds=range(16)) if sampled else {}))
     plain = generate.answers(model, tokenizer, prompts, **ask)
+    monkeypatch.setattr(decode, "_measured", {})
     monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 8)
     forward, calls, told = type(model).forward, [], {}
 
@@ -244,7 +245,8 @@ def test_near_ties_are_counted_in_low_precision_only(opened):
     half = ftlab.model(model.config._name_or_path).load().to(torch.bfloat16)
     together = generate.answers(half, tokenizer, prompts * 8, max_new_tokens=12, tally=low)
     apart = [generate.answers(half, tokenizer, [p], max_new_tokens=12)[0] for p in prompts] * 8
-    assert exact.near_ties == 0 and low.near_ties >= sum(a != b for a, b in zip(together, apart, strict=True))
+    assert exact.near_ties == 0 < low.near_ties < 32
+    assert low.near_ties >= sum(a != b for a, b in zip(together, apart, strict=True))
 
 
 def test_an_answer_that_is_decided_is_not_decoded_on(opened):
