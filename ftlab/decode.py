@@ -23,7 +23,10 @@ FORWARD_TOKENS_ELSEWHERE = 8192
 LOGITS_BYTES = 2**28  # of the verified places of one forward pass
 FEW, MOST_ROWS = 16, 1024  # of a batch
 GAIN = 0.93  # twice the rows must take at most this much of the seconds a row; else they are not worth their memory
-ROUNDING = {"bfloat16": 2.0**-6, "float16": 2.0**-9}  # relative, of a logit: four of its roundings, for layers add theirs up
+ROUNDING = {
+    "bfloat16": 2.0**-6,
+    "float16": 2.0**-9,
+}  # relative, of a logit: four of its roundings, for layers add theirs up
 _measured: dict[tuple, int] = {}  # shape and device of a model -> rows of a batch, once a process
 
 

@@ -23,6 +23,13 @@ class State:
         self.cache.batch_select_indices(keep)
         self.mask, self.token = self.mask[keep], self.token[keep]
 
+    def trim(self) -> None:
+        """Drops the columns on the left in which no row has a token."""
+        if first := int(self.mask.any(0).nonzero()[0]):
+            self.mask = self.mask[:, first:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+
 
 def joined(states: list[State]) -> State:
     """-> one state of several: the shorter ones get empty columns on the left."""
@@ -31,6 +38,8 @@ def joined(states: list[State]) -> State:
 
     if len(states) == 1:
         return states[0]
+    for s in states:  # rows that have left no longer need their columns
+        s.trim()
     widest = max(s.mask.shape[1] for s in states)
     for parts in zip(*(s.cache.layers for s in states), strict=True):
         for name in ("keys", "values"):

@@ -170,6 +170,19 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(opened, monkeypatch):
     assert sum(read) > few + 2 * made[-2].head
 
 
+def test_many_prompts_need_no_wider_cache_than_few(opened, monkeypatch):
+    """Rows leave and join for long: columns that nobody needs any more go, so that an answer's cost does not grow."""
+    model, tokenizer, prompts = opened("llama")
+    widths, joined, seeds = [], decode.joined, list(range(400))
+    monkeypatch.setattr(decode, "joined", lambda s: widths.append((made := joined(s)).mask.shape[1]) or made)
+    monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 16)
+    generate.answers(
+        model, tokenizer, prompts * 100, max_new_tokens=24, decoding=Decoding(temperature=2.0), seeds=seeds
+    )
+    longest = max(map(len, tokenizer(prompts, add_special_tokens=False)["input_ids"]))
+    assert len(widths) > 20 and max(widths) <= longest + 24
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 5, 9])
 def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, sampled, monkeypatch):
