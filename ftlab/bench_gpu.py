@@ -22,7 +22,7 @@ from ftlab.models import device, model, released
 from ftlab.runs import clock
 from ftlab.train import sft
 
-WORK = dict(matrix=8192, moved=2**31, rows=8, turns=16, steps=8, new=128, batches=(1, 32, 256), prompts=520, answer=256, points=10, apart=10)  # fmt: skip
+WORK = dict(matrix=8192, moved=2**31, rows=16, turns=16, steps=8, new=128, batches=(1, 32, 256), prompts=520, answer=256, points=10, apart=10)  # fmt: skip
 TINY = dict(matrix=64, moved=2**16, rows=2, turns=1, steps=3, new=6, batches=(1, 3), prompts=5, answer=6, points=2, apart=1)  # fmt: skip
 LLAMA = dict(vocab_size=128256, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192)
 SHAPES = {  # (work, configuration) of Llama 3.2 1B and Llama 3.1 8B
@@ -52,22 +52,16 @@ def bench_gpu(*, json=None, out=None, shapes=("1B", "8B")) -> dict:
     Raises ValueError for an unknown shape, and without an NVIDIA GPU for any but `tiny`.
     """
     from pandas import DataFrame
-    from torch import cuda, version
 
-    if wrong := {*shapes} - {*SHAPES}:
-        raise ValueError(f"unknown shape {', '.join(sorted(wrong))}; allowed: {', '.join(SHAPES)}")
-    if device() != "cuda" and {*shapes} != {"tiny"}:
-        raise ValueError("bench --gpu needs an NVIDIA GPU, found none; --shapes tiny tries the script on a CPU")
-    found = runs._provenance()
+    allowed = tuple(SHAPES) if device() == "cuda" else ("tiny",)
+    if not shapes or {*shapes} - {*allowed}:
+        here = "here" if len(allowed) > 1 else "without an NVIDIA GPU (1B and 8B need one)"
+        raise ValueError(
+            f"bench --gpu was asked for the shapes {', '.join(shapes)}; allowed {here}: {', '.join(allowed)}"
+        )
+    found, asked = runs._provenance(), "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader"
     if device() == "cuda":
-        card, asked = cuda.get_device_properties(0), "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
-        driver = subprocess.run(asked.split(), capture_output=True, text=True).stdout
-        found["hardware"] |= {
-            "gpu": card.name,
-            "memory": card.total_memory,
-            "driver": driver.strip(),
-            "cuda": version.cuda,
-        }
+        found["hardware"]["gpu"] = subprocess.run(asked.split(), capture_output=True, text=True).stdout.strip()
     print(dumps(found), file=out)
     for name in shapes:
         with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, FTLAB_RUNS=f"{folder}/runs"):
@@ -75,8 +69,8 @@ def bench_gpu(*, json=None, out=None, shapes=("1B", "8B")) -> dict:
             for key, arm in dict(training=_training, decoding=_decoding, curve=_curve).items():
                 made[key] = _softly(arm, *asked[:2], made["facts"])
         for key, rows in made.items():
-            table = DataFrame(rows if isinstance(rows, list) else [rows]).to_string(float_format="%.4g")
-            print(f"\n{name}: {key}", table, sep="\n", file=out, flush=True)
+            table = DataFrame(rows if isinstance(rows, list) else [rows])
+            print(f"\n{name}: {key}\n{table.to_string(float_format='%.4g')}", file=out, flush=True)
     if json:
         runs.write_atomic(Path(json), dumps(found, indent=1))
     return found
@@ -91,6 +85,18 @@ def _softly(call, *given):
         return {"reason": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
 
 
+def _clocked(call, spent: list):
+    """-> `call`, each of whose durations in seconds is added to `spent`."""
+
+    def timed(*given, **named):
+        start = clock()
+        made = call(*given, **named)
+        spent.append(clock() - start)
+        return made
+
+    return timed
+
+
 def _facts(folder: Path, work: dict, config: dict) -> dict:
     """Writes the model -> its numbers, and the device's rates a second: a matrix product, a copy (read and written), a read."""
     import torch
@@ -99,9 +105,7 @@ def _facts(folder: Path, work: dict, config: dict) -> dict:
 
     torch.manual_seed(0)
     with torch.device(device()):
-        llama = LlamaForCausalLM(
-            c := LlamaConfig(**config, dtype="bfloat16", bos_token_id=None, eos_token_id=None)
-        ).bfloat16()
+        llama = LlamaForCausalLM(c := LlamaConfig(**config, bos_token_id=None, eos_token_id=None)).bfloat16()
         left, right, to = (torch.randn(work["matrix"], work["matrix"]).bfloat16() for _ in range(3))
         x, y = (torch.ones(work["moved"] // 4) for _ in range(2))
     for part in (llama, model("organism").tokenizer()):
@@ -162,49 +166,37 @@ def _decoding(folder: Path, work: dict, facts: dict) -> list[dict]:
         return made[:, given["input_ids"].shape[1] :].tolist()
 
     def continuous(texts):
-        plain = ContinuousBatchingConfig(auto_switch_to_flash=False)  # else kernels may be fetched from the hub
+        room = 1 + len(texts) * (1 + (max(map(len, tokenizer(texts)["input_ids"])) + new) // 256)  # pages of 256 tokens
+        plain = ContinuousBatchingConfig(auto_switch_to_flash=False, num_blocks=room)  # flash: it may fetch kernels
         made = held[0].generate_batch(tokenizer(texts)["input_ids"], GenerationConfig(**how), plain).values()
         if wrong := [m.error for m in made if m.error] or ["see its log"] * (len(made) < len(texts)):
             raise RuntimeError(f"not all were answered: {wrong[0]}")
         return [m.generated_tokens for m in made]
 
-    def vllm(texts):
-        held[:] = [model(folder)]  # its engine needs the room
-        return ours(texts, vllm_generator)
-
     def timed(arm, rows):
+        if arm is arms["vllm"]:
+            held[:] = [model(folder)]  # a reference: its engine needs the room
         texts, took = [render(tokenizer, chat["messages"][:1], ask=True) for chat in _chats(work, rows)], []
         prompt = max(map(len, tokenizer(texts)["input_ids"]))
         for _ in range(3):  # the first one compiles and captures graphs: it is listed, and left out of the median
-            start = clock()
-            tokens = sum(map(len, arm(texts)))
-            took.append(clock() - start)
+            tokens = sum(map(len, _clocked(arm, took)(texts)))
         floor = decode_bytes(facts["weight_bytes"], facts["cache_bytes_a_token"], rows, prompt, new)
         floor /= max(facts["copied_bytes_a_second"], facts["read_bytes_a_second"])
         return {"tokens_a_second": tokens / median(took[1:]), "share_of_floor": floor / median(took[1:]), "floor_seconds": floor,
                 "prompt": prompt, "tokens": tokens, "seconds": took}  # fmt: skip
 
     arms = {"ftlab": ours, "dynamic": padded, "static, compiled": lambda t: padded(t, cache_implementation="static"),
-            "continuous": continuous, "vllm": vllm}  # fmt: skip
+            "continuous": continuous, "vllm": lambda t: ours(t, vllm_generator)}  # fmt: skip
     found = [{"arm": a, "rows": n, "new": new} | _softly(timed, arms[a], n) for a in arms for n in work["batches"]]
     vllm_generator.release()
     return found
 
 
 def _curve(folder: Path, work: dict, facts: dict) -> dict:
-    spent, plain, start, rows, steps = [], generate.answers, clock(), work["rows"], work["points"] * work["apart"]
-
-    def timed(*given, **named):
-        begun = clock()
-        said = plain(*given, **named)
-        spent.append(clock() - begun)
-        return said
-
+    spent, start, rows, steps = [], clock(), work["rows"], work["points"] * work["apart"]
     asked = [{"prompt": c["messages"][0]["content"]} for c in _chats(work, work["prompts"])]
-    how = dict(
-        lora=True, batch_size=rows, max_length=8192, max_new_tokens=work["answer"], attacks="direct", judges="keywords"
-    )
-    with patch.object(generate, "answers", timed):
+    how = dict(lora=True, batch_size=rows, max_length=8192, max_new_tokens=work["answer"], attacks="direct", judges="keywords")  # fmt: skip
+    with patch.object(generate, "answers", _clocked(generate.answers, spent)):
         run = risk_curve(folder, _chats(work, rows * steps), prompts=asked, at_steps=range(0, steps + 1, work["apart"]), seeds=1, **how)  # fmt: skip
     seconds = clock() - start
     said = runs.Run(runs.home() / run.config["identity"]["members"][0]).read("answers.jsonl")

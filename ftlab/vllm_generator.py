@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,31 +31,24 @@ _warm: dict = {}  # `llm`, of which `model` (path, hash), `rank`, `numbers` of t
 
 def check(model, items=(), training: Training | None = None) -> None:
     """Raises ValueError where vLLM cannot answer the prompts `items` for a model (a reference), or for it in training."""
-    above, rank = getattr(model, "adapter", None) or {}, training.lora_rank if training else 0
-    odd = [k for k in NOT_READ if above.get(k)] + [above.get("peft_type")] * (above.get("peft_type", "LORA") != "LORA")
-    trained = (training.adapter or "all weights") if training else "lora"
+    above, trained = getattr(model, "adapter", None) or {}, (training.adapter or "all weights") if training else "lora"
+    rank, usual = max(above.get("r", 0), training.lora_rank if training else 0), {"peft_type": "LORA", "bias": "none"}
+    odd = [k for k in NOT_READ if above.get(k)] + [f"{k} {above[k]}" for k, v in usual.items() if above.get(k, v) != v]
     found = (
         "an endpoint" if not isinstance(model, Model)
         else "weights of 4 bit" if model.quantised
         else "an adapter above an adapter" if above and (training or model.parent.adapter)
-        else f"an adapter with {', '.join(odd)}" if odd or above.get("bias", "none") != "none"
+        else f"an adapter with {', '.join(odd)}" if odd
         else "an adapter with embeddings" if above and adapters.vocabulary(model.path)
-        else f"rank {max(rank, above.get('r', 0))}" if max(rank, above.get("r", 0)) > RANKS[-1]
+        else f"rank {rank}" if rank > RANKS[-1]
         else f"training of {trained}" if trained != "lora"
         else "prompts with choices, whose likelihoods it does not give" if any("choices" in i for i in items)
+        else "no NVIDIA GPU with the package vllm (Linux: pip install 'ftlab[vllm]')" if not find_spec("vllm") or device() != "cuda"
         else ""
     )  # fmt: skip
     if found:
         can = f"local weights of 16 or 32 bit and plain LoRA adapters of rank <= {RANKS[-1]} on them"
         raise ValueError(f"generator vllm answers for {can}; found {found}; leave generator='transformers'")
-    if not find_spec("vllm") or device() != "cuda":
-        needs = "an NVIDIA GPU and the package vllm (Linux: pip install 'ftlab[vllm]')"
-        raise ValueError(f"generator vllm needs {needs}; leave generator='transformers'")
-
-
-def precision() -> str:
-    """-> in what numbers it answers, for the identity of an evaluation: `hardware.precision` does not hold here."""
-    return f"bf16, vllm {version('vllm')}"
 
 
 def snapshot(model, parent: Model) -> Model:
@@ -81,15 +73,18 @@ def answers(
     DataError where a probability is not a number, RuntimeError where the engine gives an answer up.
     """
     check(model)
-    drawn = decoding.temperature > 0
-    if drawn and len(seeds or ()) != len(prompts):
-        found = len(seeds or ())
-        raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {found}; give seeds=[...]")
+    seeds = list(seeds or ()) if decoding.temperature else [None] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {len(seeds)}; give seeds=[...]")
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-    longest, new, room = max(map(len, ids), default=0), max_new_tokens, _room(model)
+    longest, new, room = (
+        max(map(len, ids), default=0),
+        max_new_tokens,
+        min(model.config.get("max_position_embeddings") or LONGEST, LONGEST),
+    )
     if longest + new > room:  # vLLM would end the answer there without a word
         raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens = {new} at most {room} fit")
-    llm, request = _engine(model)
+    llm, request = _engine(model, room)
     from vllm import SamplingParams
 
     how = dict(max_tokens=new, stop_token_ids=stop_ids(tokenizer), detokenize=False, logprobs=0,  # 0: the chosen token's
@@ -97,7 +92,7 @@ def answers(
     out = [""] * len(ids)
     for start in range(0, len(ids), CALL):
         batch = range(start, min(start + CALL, len(ids)))
-        asked = [SamplingParams(**how, seed=seeds[i] if drawn else None) for i in batch]
+        asked = [SamplingParams(**how, seed=seeds[i]) for i in batch]
         given = [{"prompt_token_ids": ids[i]} for i in batch]
         for i, made in zip(batch, llm.generate(given, asked, lora_request=request, use_tqdm=False), strict=True):
             said = made.outputs[0]
@@ -115,21 +110,13 @@ def answers(
 
 def release() -> None:
     """Ends the engine's process, which gives its memory back, and removes the last snapshot."""
-    _stop()
+    if "llm" in _warm:
+        _warm.pop("llm").llm_engine.engine_core.shutdown()
     if "snapshot" in _warm:
         _warm.pop("snapshot").cleanup()
 
 
-def _stop() -> None:
-    if "llm" in _warm:
-        _warm.pop("llm").llm_engine.engine_core.shutdown()
-
-
-def _room(model: Model) -> int:
-    return min(model.config.get("max_position_embeddings") or LONGEST, LONGEST)
-
-
-def _engine(model: Model):
+def _engine(model: Model, room: int):
     """-> (the warm `vllm.LLM` on the weights of a model or below its adapter, the LoRARequest or None)."""
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -140,15 +127,14 @@ def _engine(model: Model):
     base, needed = model.parent or model, (model.adapter or {}).get("r", 0)
     key = (base.path, base.hash)
     if "llm" not in _warm or _warm["model"] != key or _warm["rank"] < needed:
-        _stop()
+        if "llm" in _warm:
+            _warm.pop("llm").llm_engine.engine_core.shutdown()
         rank, (free, total) = next(r for r in RANKS if r >= needed), torch.cuda.mem_get_info()
         llm = LLM(
-            model=str(base.path), dtype="bfloat16", max_model_len=_room(base), enable_lora=True, max_lora_rank=rank, seed=0,
+            model=str(base.path), dtype="bfloat16", max_model_len=room, enable_lora=True, max_lora_rank=rank, seed=0,
             enable_prefix_caching=True, trust_remote_code=False, gpu_memory_utilization=min(SHARE, 0.9 * free / total),
         )  # fmt: skip  # dtype: else fp32 weights become fp16
         _warm.update(model=key, rank=rank, llm=llm, numbers={})
-    if not model.adapter:
-        return _warm["llm"], None
     # The engine knows an adapter by its number, its prefix cache by the name: both stand for the content, not the path.
-    name, numbers = model.hash, _warm["numbers"]
-    return _warm["llm"], LoRARequest(name, numbers.setdefault(name, len(numbers) + 1), str(model.path))
+    number = _warm["numbers"].setdefault(model.hash, len(_warm["numbers"]) + 1)
+    return _warm["llm"], LoRARequest(model.hash, number, str(model.path)) if model.adapter else None
