@@ -12,9 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftlab"
 ORDER = """config runs stats curves charts figures progress organism.world organism.corpus formats turns rows data
-sources hardware folders adapters endpoint models chat checks kvcache decode generate replay preflight attacks judges risks
+sources hardware folders adapters endpoint models chat checks kvcache decode generate vllm_generator replay preflight attacks judges risks
 judging asking direction harness methods checkpoints keeper train evaluation redteam tables agreement
-measure_refusal verdicts organism.build claims report batch cli""".split()
+measure_refusal verdicts organism.build claims report batch bench_gpu cli""".split()
 LIGHT = """config runs formats turns rows data sources checks stats curves charts figures claims report tables
 judges risks judging attacks agreement verdicts""".split()
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"}
