@@ -132,7 +132,7 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     """-> (the answer record of each item, generate.Tally). A record has `key`, `answer`; `error` (an endpoint's, or logits that
     are no numbers), `likelihoods` (of choices), `own` (what followed a prefill), `cut` (ended by max_new_tokens) and `screened`
     (ended at a refusal that stands) where there is one."""
-    from ftlab import generate
+    from ftlab import generate, vllm_generator
 
     far = tokenizer is None  # `model` is an endpoint
     asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
@@ -196,6 +196,9 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
             how |= dict(decoding=decoding, seeds=[int(keys[i][:8], 16) for i in group])
         if far:
             model.answers([asked[i].chat for i in group], **how)
+            continue
+        if spec.generator == "vllm":
+            vllm_generator.answers(model, tokenizer, texts, cut=cut, **how)
             continue
         drafts = replay.drafts(texts) if replay and not decoding.temperature else None
         took, made = generate.Tally(), {}

@@ -171,9 +171,8 @@ class Evaluation(Config):
     max_new_tokens: int = Field(24, ge=1)
     prompts: str = ""  # hash of the caller's own prompts, when there are any
     system: str | None = None  # system prompt before every question
-    screen: bool = (
-        False  # end an answer at a refusal that stands (keyword judges): a rate costs less, answers are not whole
-    )
+    generator: Literal["transformers", "vllm"] = "transformers"  # vllm: on an NVIDIA GPU, local weights and LoRA
+    screen: bool = False  # end an answer at a refusal that stands (keyword judges); what is kept is then not whole
 
     @field_validator("judges", "risks", "attacks", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftlab import attacks as attack_module
 from ftlab import data as data_module
-from ftlab import runs
+from ftlab import runs, vllm_generator
 from ftlab.asking import measure, recall
 from ftlab.checkpoints import fingerprint
 from ftlab.config import RISKS, Evaluation, Training
@@ -25,6 +25,7 @@ from ftlab.risks import UNSCORED, risk
 from ftlab.runs import Run, digest
 from ftlab.train import train, trainable
 
+LATER = ("generator", "screen")  # fields of an evaluation that version 0.2 had not
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 
 
@@ -61,6 +62,8 @@ def evaluate(model, *, prompts=None, **settings) -> Run:
 
 def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training | None = None) -> Run:
     """`training`: in the numbers of a model that is so trained, to stand as step 0 beside one."""
+    if spec.generator == "vllm":
+        vllm_generator.check(parent, items)
     identity = {"model": parent.hash, **_asked(spec, items, training)}
     run = runs.start("evaluate", parent.name, identity, model=parent.source)
     if run.finished:
@@ -71,10 +74,10 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
                 bar = Progress(run.name, len(items))
                 run.forget("verdicts.jsonl", _failed)
                 # The model is nobody's but measure's, so that its memory can be given back.
-                rows = measure(run, parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar, elsewhere=_alike(run) if isinstance(parent, Model) else ())  # fmt: skip
+                rows = measure(run, parent if spec.generator == "vllm" else parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar, elsewhere=_alike(run) if isinstance(parent, Model) else ())  # fmt: skip
                 bar.finish()
-                if not training:
-                    _release(spec)
+            if not training:
+                _release(spec)
             if failed := [r for r in rows if _failed(r)]:
                 print(_told(run, failed, len(rows), "them"))
             else:
@@ -106,6 +109,8 @@ def _told(run: Run, failed: list[dict], n: int, what: str) -> str:
 def _release(spec: Evaluation) -> None:
     for name in spec.judges:
         judge_of(name).release()
+    if spec.generator == "vllm":
+        vllm_generator.release()
 
 
 def _numbers(training: Training | None) -> dict:
@@ -126,7 +131,11 @@ def _asked(spec: Evaluation, items: list[dict], training: Training | None) -> di
     judged["rules"] = {name: runs.file_hash(Path(file))[:16] for name, file in rules.items()}
     if spec.toxicity_model and "toxicity" in spec.risks:
         judged["toxicity_model"] = reference(spec.toxicity_model.partition("#")[0]).hash
-    asked = {k: v for k, v in spec.model_dump(mode="json").items() if k != "screen" or v}  # as before there was one
+    if spec.generator == "vllm":
+        judged["precision"] = "bf16, vllm"
+    # What has its default and came later is left out: evaluations from before are found again.
+    asked = spec.model_dump(mode="json")
+    asked = {k: v for k, v in asked.items() if k not in LATER or v != Evaluation.model_fields[k].default}
     return {"evaluation": asked, "items": digest(items), **judged}
 
 
@@ -355,6 +364,8 @@ def _at(
 ) -> list[dict]:
     """-> the verdict rows of a model in training; answers are keyed by the weights that it has now."""
     key = digest([fingerprint(model), parent.hash])
+    if spec.generator == "vllm":
+        model = vllm_generator.snapshot(model, parent)
     return measure(run, model, tokenizer, spec, items, key=key, labels=labels, replay=replay)
 
 
@@ -398,6 +409,8 @@ def _mended(run: Run, spec: Evaluation) -> list[dict]:
 
 def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: str, kind: str) -> Run:
     """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members."""
+    if spec.generator == "vllm":
+        vllm_generator.check(parent, items, arms[0][0])
     parent_run = _evaluated(parent, spec, items, training=arms[0][0])
     parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
     members: dict[int, str] = {}
@@ -427,13 +440,15 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
         run = train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker, wait=wait)
         members[k] = run.name
 
-    for wait in (False, True):  # arms that another process has in hand come last: two callers share the work
-        for k in range(len(arms)):
-            with contextlib.suppress(*([] if wait else [runs.Busy])):
-                if k not in members:
-                    work(k, wait)
-    failed = [row for name in members.values() for row in _mended(runs.Run(runs.home() / name), spec)]
-    _release(spec)
+    try:
+        for wait in (False, True):  # arms that another process has in hand come last: two callers share the work
+            for k in range(len(arms)):
+                with contextlib.suppress(*([] if wait else [runs.Busy])):
+                    if k not in members:
+                        work(k, wait)
+        failed = [row for name in members.values() for row in _mended(runs.Run(runs.home() / name), spec)]
+    finally:
+        _release(spec)
     run = runs.start(kind, label, {"members": [members[k] for k in range(len(arms))]})
     with run.lock():
         if failed:

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from small_models import make_model
+from small_models import goals, make_model, sums
 
 import ftlab
 from ftlab import adapters, chat, vllm_generator
@@ -230,3 +230,27 @@ def test_nan_and_answers_given_up_are_no_answers(engines, llama, monkeypatch):
     engines[0].odd = {"finish_reason": "abort"}
     with pytest.raises(RuntimeError, match=r"gave prompt 0 up \(abort\)"):
         ask()
+
+
+def test_evaluate_and_a_lora_curve_ask_one_engine(engines, llama):
+    """`generator="vllm"`: the engine answers for the parent, once, and for the adapter as it is at every step."""
+    ask = dict(prompts=goals(5), max_new_tokens=4)
+    run = ftlab.evaluate(llama, generator="vllm", **ask)
+    assert run.finished and run.path != ftlab.evaluate(llama, **ask).path and len(engines) == 1 and engines[0].ended
+    curve = ftlab.risk_curve(
+        llama,
+        sums(20),
+        at_steps=[0, 2, 4],
+        seeds=1,
+        lora=True,
+        learning_rate=1e-2,
+        batch_size=4,
+        generator="vllm",
+        **ask,
+    )
+    assert curve.finished and len(engines) == 2 and engines[1].ended
+    requests = [request for _, _, request in engines[1].calls]
+    assert len({r.lora_int_id for r in requests}) == 2  # what the parent answered above is not asked again
+    assert set(curve.table()["step"]) == {0, 2, 4}
+    with pytest.raises(ValueError, match="training of all weights"):
+        ftlab.risk_curve(llama, sums(20), at_steps=[0, 2], seeds=1, batch_size=4, generator="vllm", **ask)
