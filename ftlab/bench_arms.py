@@ -101,13 +101,7 @@ def own(model, tokenizer, texts: list[str], most: int) -> tuple[list[str], int]:
 def rendered(spec: dict, tokenizer) -> list[str]:
     from ftlab.chat import render
 
-    return [render(tokenizer, asked(item), ask=True) for item in spec["items"]]
-
-
-def asked(item: dict) -> list[dict]:
-    """-> the turns of an item that are asked: without the answer that a row of the world brings along."""
-    turns = item["messages"]
-    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+    return [render(tokenizer, item["messages"], ask=True) for item in spec["items"]]
 
 
 # Arms of `bench curve`; each -> {"seconds": of the whole arm, scaled where only a share was measured, ...}.
@@ -167,7 +161,7 @@ def answer(spec: dict, point: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     texts = [
-        tokenizer.apply_chat_template(asked(spec["items"][q]), tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(spec["items"][q]["messages"], tokenize=False, add_generation_prompt=True)
         for q in plan["questions"]
     ]
     start = clock()
@@ -340,8 +334,7 @@ def judging(spec: dict) -> dict:
     from ftlab.judges import judge as judge_of
 
     judge = judge_of(spec["judge"])
-    rows = spec["items"]
-    said = [row["messages"][-1]["content"] for row in rows]
+    rows, said = spec["items"], spec["answers"]
     judge(rows[:8], said[:8])  # what a judge loads
     start = clock()
     judge(rows, said)
