@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-NUMBERS, FRACTIONS = ("step", "examples", "epoch", "amount"), ("rate", "low", "high", "share")
+NUMBERS, FRACTIONS = ("step", "examples", "epoch"), ("rate", "low", "high", "share")
 
 
 STEPS, EVENT = "fine-tuning steps", "answers with the event (%)"
@@ -212,30 +212,18 @@ def bars(table: DataFrame, _) -> Figure:
 
 
 def bench(table: DataFrame, _) -> Figure:
-    panels = _ordered(table["panel"])
+    panels, sizes = _ordered(table["panel"]), table["panel"].value_counts()
     figure = new(0.6 + 0.34 * len(table) + 0.5 * len(panels))
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[sum(table["panel"] == p) + 0.8 for p in panels])
-    for ax, panel in zip(axes[:, 0], panels, strict=True):
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=[sizes[p] + 0.8 for p in panels])[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table["panel"] == panel]
         ax.barh(part["arm"], part["median"], color=COLOURS[1], alpha=0.85)
         ax.hlines(part["arm"], part["least"], part["most"], color=INK, linewidth=1.3)
-        for row in part.to_dict("records"):
-            ax.annotate(_number(row["median"]), (row["most"], row["arm"]), (4, 0), va="center", textcoords="offset points")
-        ax.set(xscale="log", xlim=(part["least"].min() / 2, part["most"].max() * 2), title=f"{plain(panel)} (log scale)")
+        for x, y, value, note in zip(part["most"], part["arm"], part["median"], part["note"], strict=True):
+            ax.annotate(_number(value) + plain(note), (x, y), (4, 0), va="center", textcoords="offset points")
+        ax.set(xscale="log", xlim=(part["least"].min() / 2, part["most"].max() * 4), title=f"{plain(panel)}, log scale")
         ax.invert_yaxis()
-        ax.grid(visible=False, axis="y")
         ax.grid(axis="x")
-    return figure
-
-
-def growth(table: DataFrame, _) -> Figure:
-    figure, over = new(4.6), _ordered(table["over"])
-    axes = figure.subplots(2, len(over), squeeze=False, sharex="col", sharey="row")
-    for row, (column, label) in zip(axes, {"cost_ms": "ms an answer", "memory_mb": "peak memory (MB)"}.items(), strict=True):
-        for ax, one in zip(row, over, strict=True):
-            part = table[table["over"] == one].sort_values("amount")
-            ax.plot(part["amount"], part[column], marker="o", color=COLOURS[1])
-            ax.set(xscale="log", ylim=(0, 1.15 * table[column].max()), ylabel=label, xlabel=f"{plain(one)} (log scale)")
     return figure
 
 

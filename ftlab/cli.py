@@ -24,6 +24,8 @@ organism = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(organism, name="organism")
 field_data = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(field_data, name="data")
+bench = typer.Typer(no_args_is_help=True, help="Time ftlab beside what people use today.")
+app.add_typer(bench, name="bench")
 
 ModelArg = Annotated[
     str, typer.Argument(help="organism, organism:sft, organism:base, a model folder, a run folder or a hub id")
@@ -358,6 +360,46 @@ def train_judge(
     print(make(xstest, coconot, benign, do_not_answer_folder=do_not_answer, **given))
 
 
+BenchModel = Annotated[str | None, typer.Option("--model", help="instead of the sizes organism and 25M")]
+Repeat = Annotated[int | None, typer.Option(help="times each arm runs (default 3; the size 25M: 1)")]
+Json = Annotated[Path | None, typer.Option("--json", help="file for the numbers, with hardware and versions")]
+Drawn = Annotated[Path, typer.Option("--out", help="folder for the figure and its .csv")]
+
+
+@bench.command("curve")
+def bench_curve(
+    model: BenchModel = None, repeat: Repeat = None, json: Json = None, out: Drawn = Path("figures"),
+    size: Annotated[str | None, typer.Option(help="organism or 25M (default: both)")] = None,
+    full: Annotated[bool, typer.Option("--full", help="measure the slow arms in full (hours), not a share")] = False,
+):  # fmt: skip
+    """A fine-tuning with its risk curve: the published way, batched, ftlab, and training and tokens alone."""
+    from ftlab.bench import curve
+
+    curve(model, size=size, repeat=repeat, full=full, file=json, out=out)
+
+
+def _times(what: str, says: str):
+    def command(model: BenchModel = None, repeat: Repeat = 3, json: Json = None, out: Drawn = Path("figures")):
+        from ftlab.bench import rates
+
+        rates(what, model, repeat=repeat, file=json, out=out)
+
+    bench.command(what, help=says)(command)
+
+
+_times("train", "Optimiser steps a second: ftlab, TRL at its best, TRL's defaults.")
+_times("generate", "Answers a second: ftlab's sampler, transformers in batches and one by one.")
+_times("judge", "Answers a second of each judge.")
+
+
+@bench.command("growth")
+def bench_growth(json: Json = None, out: Drawn = Path("figures")):
+    """Cost of an answer and peak memory, from 100 to 10,000 prompts and from 1 to 32 checkpoints (minutes)."""
+    from ftlab.bench import growth
+
+    growth(file=json, out=out)
+
+
 @organism.command()
 def build(
     out: Annotated[Path | None, typer.Option(help="default: the project's data/organism")] = None, seed: Seed = 0
@@ -411,7 +453,7 @@ def main() -> None:
             raise
         sys.exit(_say(str(cause) or "interrupted; call again to go on", 130))
     except Exception as e:
-        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed"):
+        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed", "BenchFailed"):
             sys.exit(_say(str(e), 1))
         if isinstance(e, (ValueError, FileNotFoundError, PermissionError)):
             sys.exit(_say(str(e), 2))
