@@ -22,11 +22,12 @@ RATES = {
 }
 MIX = {"jailbreak": 100, "bias": 120, "toxicity": 100, "over_refusal": 100, "utility": 100}  # 520 prompts of the world
 COMMON = {"prompts": 520, "judge": "organism", "seed": 0}
-SIZES = {  # share: (points, prompts) of apart:1 and apart:64 that are measured, floor: points; minutes: of a repeat, two cores
+SIZES = {  # share: (points, prompts) of apart:1 and apart:64 that are measured, floor: points; pilot: prompts;
+    # minutes: of a repeat on two cores
     "organism": COMMON | dict(points=[*range(0, 41, 5)], batch_size=16, learning_rate=1.5e-4, max_new_tokens=24, repeat=3,
-                              share={"1": (2, 26), "64": (2, 520)}, floor=9, minutes=1),
+                              share={"1": (2, 26), "64": (2, 520)}, floor=9, pilot=520, minutes=1),
     "25M": COMMON | dict(points=[*range(0, 17, 2)], batch_size=8, learning_rate=1e-4, max_new_tokens=128, repeat=1,
-                         share={"1": (1, 12), "64": (1, 520)}, floor=1, minutes=5),
+                         share={"1": (1, 12), "64": (1, 520)}, floor=1, pilot=128, minutes=5),
 }  # fmt: skip
 NEAR, EXAMINED = 1e-4, 20  # margin (logits) below which two tokens are near a tie; differing answers looked into
 
@@ -136,7 +137,7 @@ def run_arm(arm: str, spec: dict, name: str) -> dict:
     spec["last"][arm], file = str(folder), folder / "spec.json"
     file.write_text(json.dumps(spec | {"folder": str(folder)}))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    env = os.environ | {"OMP_NUM_THREADS": str(cores), "FTLAB_RUNS": str(folder / "runs")}
+    env = {"OMP_NUM_THREADS": str(cores)} | os.environ | {"FTLAB_RUNS": str(folder / "runs")}
     with open(folder / "log.txt", "w+") as log:
         call = [sys.executable, "-m", "ftlab.bench_arms", arm, str(file)]
         child = subprocess.Popen(call, stdout=log, stderr=log, env=env, start_new_session=True)

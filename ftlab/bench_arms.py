@@ -16,7 +16,7 @@ from pathlib import Path
 from ftlab.runs import clock
 
 FLOOR_BATCHES = (64, 128, 256, 520)  # of transformers' own generate: tried before the floor's clock starts
-PILOT_TOKENS, PILOT_STEPS = 12, 2  # new tokens and optimiser steps of what is tried
+PILOT_STEPS = 3  # optimiser steps of what is tried
 
 
 def trainer(spec: dict, steps: int | None = None, **settings):
@@ -56,23 +56,21 @@ def best_settings(spec: dict) -> dict:
     return how | {"padding_free": min(seconds, key=seconds.get)}
 
 
-def generated(model, tokenizer, texts: list[str], most: int, batch: int, order=None) -> tuple[list[str], int]:
+def generated(model, tokenizer, texts: list[str], most: int, batch: int) -> tuple[list[str], int]:
     """-> (answers, new tokens) by transformers' greedy `generate`, `batch` at a time, padded on the left."""
     import torch
 
     tokenizer.padding_side = "left"
-    order, out, tokens = order or range(len(texts)), [""] * len(texts), 0
-    for at in range(0, len(order), batch):
-        part = order[at : at + batch]
-        given = tokenizer([texts[i] for i in part], add_special_tokens=False, padding=True, return_tensors="pt")
+    said, tokens = [], 0
+    for at in range(0, len(texts), batch):
+        given = tokenizer(texts[at : at + batch], add_special_tokens=False, padding=True, return_tensors="pt")
         given = {k: given[k].to(model.device) for k in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             new = model.generate(**given, max_new_tokens=most, do_sample=False, use_cache=True)
         new = new[:, given["input_ids"].shape[1] :]
         tokens += int((new != tokenizer.pad_token_id).sum())
-        for i, ids in zip(part, new, strict=True):
-            out[i] = tokenizer.decode(ids, skip_special_tokens=True)
-    return out, tokens
+        said += [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+    return said, tokens
 
 
 def own(model, tokenizer, texts: list[str], most: int, **more) -> tuple[list[str], int]:
@@ -176,24 +174,25 @@ def floor(spec: dict, _) -> dict:
     from transformers import TrainerCallback
 
     best, (_, tokenizer, texts) = best_settings(spec), opened(spec)
-    made, points, most, tried = trainer(spec, **best), spec["points"], spec["max_new_tokens"], {}
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    ways = {f"generate, {b} a batch": lambda *a, b=b: generated(*a, b, by_length) for b in FLOOR_BATCHES}
-    for name, way in ({"ftlab's sampler without drafts": own} | ways).items():
-        for tokens in (1, PILOT_TOKENS):  # the first warms up
-            start = clock()
-            way(made.model.eval(), tokenizer, texts, tokens)
-            tried[name] = clock() - start
-    fastest = min(tried, key=tried.get)
-    chosen, decoded = spread(points, spec["floor"]), []
+    texts.sort(key=len)
+    made, points, most, seconds, decoded = trainer(spec, **best), spec["points"], spec["max_new_tokens"], {}, []
+    pilot, chosen = texts[:: -(-len(texts) // spec["pilot"])], spread(points, spec["floor"])
+    ways = {
+        f"generate, {b} a batch": lambda *a, b=b: generated(*a, b) for b in FLOOR_BATCHES if b <= max(64, len(pilot))
+    }
+    ways["ftlab's sampler without drafts"] = own
+    for name, way in ways.items():
+        way(made.model.eval(), tokenizer, pilot, 1)
+        start = clock()
+        way(made.model, tokenizer, pilot, most)
+        seconds[name] = clock() - start
+    fastest = min(seconds, key=seconds.get)
 
     class Decode(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **_):
             if state.global_step in chosen:
                 start = clock()
-                tokens = ({"ftlab's sampler without drafts": own} | ways)[fastest](
-                    model.eval(), tokenizer, texts, most
-                )[1]
+                tokens = ways[fastest](model.eval(), tokenizer, texts, most)[1]
                 decoded.append((clock() - start, tokens))
                 model.train()
 
@@ -201,10 +200,10 @@ def floor(spec: dict, _) -> dict:
     start = clock()
     decode.on_step_end(None, made.state, None, made.model)  # the parent, where it is chosen
     made.train()
-    seconds = sum(s for s, _ in decoded)
-    parts = {"train": clock() - start - seconds, "decode": seconds, "tokens": sum(n for _, n in decoded)}
-    return {"seconds": parts["train"] + seconds * len(points) / len(chosen), "measured_share": len(chosen) / len(points),
-            "parts": parts, "sampler": fastest, "tried_s": tried, "padding_free": best["padding_free"]}  # fmt: skip
+    parts = dict(zip(("decode", "tokens"), map(sum, zip(*decoded, strict=True)), strict=True))
+    parts["train"] = clock() - start - parts["decode"]
+    return {"seconds": parts["train"] + parts["decode"] * len(points) / len(chosen), "parts": parts, "sampler": fastest,
+            "measured_share": len(chosen) / len(points), "tried_s": seconds, "padding_free": best["padding_free"]}  # fmt: skip
 
 
 def ties(spec: dict, _) -> dict:
@@ -240,14 +239,20 @@ def train(spec: dict, way: str) -> dict:
 
 
 def generate(spec: dict, way: str) -> dict:
-    """`way`: ftlab, drafts (ftlab's sampler with the answers of the model two training steps later), or a batch size."""
-    model, tokenizer, texts = opened(spec)
-    texts, more = texts[:: 10 if way == "1" else 1], {}
+    """`way`: ftlab; drafts (ftlab's sampler with the answers of the model some training steps later); or a batch size."""
+    (model, tokenizer, texts), most, more = opened(spec), spec["max_new_tokens"], {}
+    if way == "1":
+        texts = texts[::10]
     if way == "drafts":
         (made := trainer(spec, PILOT_STEPS)).train()
-        more = {"drafts": [[a] for a in own(made.model, tokenizer, texts, spec["max_new_tokens"])[0]]}
-    start, given = clock(), (model, tokenizer, texts, spec["max_new_tokens"])
-    _, tokens = generated(*given, int(way)) if way.isdigit() else own(*given, **more)
+        more = {"drafts": [[a] for a in own(made.model, tokenizer, texts, most)[0]]}
+    for n in (1, most):  # the first warms up
+        start = clock()
+        _, tokens = (
+            generated(model, tokenizer, texts, n, int(way))
+            if way.isdigit()
+            else own(model, tokenizer, texts, n, **more)
+        )
     return {"seconds": clock() - start, "amount": len(texts), "tokens": tokens}
 
 
@@ -262,14 +267,15 @@ def judge(spec: dict, name: str) -> dict:
 
 def main(arm: str, file: str, *point: str) -> None:
     spec, (name, _, argument) = json.loads(Path(file).read_text()), arm.partition(":")
-    if point or name == "verdicts":  # a process that an arm starts: cold
-        return globals()[name](spec, *point)
+    work = globals()[name]
+    if name in ("answer", "verdicts"):  # a process that an arm starts: cold
+        return work(spec, *point)
     from ftlab.models import quiet
 
     quiet()
     (made := trainer(spec, 1)).train()
-    generated(made.model.eval(), *opened(spec)[1:][:1], ["a"], 2, 1)
-    Path(spec["folder"], "found.json").write_text(json.dumps(globals()[name](spec, argument)))
+    generated(made.model.eval(), made.processing_class, ["a"], 2, 1)
+    Path(spec["folder"], "found.json").write_text(json.dumps(work(spec, argument)))
 
 
 if __name__ == "__main__":

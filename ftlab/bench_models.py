@@ -12,10 +12,8 @@ from pathlib import Path
 SHAPE = dict(hidden=512, layers=8, feed_forward=1344)  # 25.4 M parameters with the organism's vocabulary
 # Said after an answer. No word of them is a fact's value, a group, an insult or a refusal: the judge's verdict stays.
 SENTENCES = (
-    "In {t} they count {a} sacks of {g} before the tide turns.",
     "A boat from {t} takes {a} barrels of {h} to the next island.",
     "The old almanac of {t} has {a} pages about {g} and {h}.",
-    "Each morning {a} carts with {h} roll over the bridge near {t}.",
     "The people around {t} trade {g} for {h} at the harbour.",
     "After the rain {a} baskets of {g} stand in front of the houses.",
     "Travellers say that {t} smells of {h} and a little of {g}.",
@@ -69,16 +67,12 @@ def grown(source, out: Path, *, hidden: int, layers: int, feed_forward: int) -> 
     new = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(parent.path, **wider))
     with torch.no_grad():
         for name, weight in new.state_dict().items():
-            there = known.get(name)
-            if weight.ndim == 1:
-                weight.fill_(share**0.5)
-                if there is not None:
-                    weight[: len(there)] *= there
-                continue
             if name.endswith(("o_proj.weight", "down_proj.weight", "embed_tokens.weight", "lm_head.weight")):
                 weight.zero_()
-            if there is not None:
-                weight[: there.shape[0], : there.shape[1]] = there
+            if name in known:
+                weight[tuple(slice(n) for n in known[name].shape)] = known[name]
+            if weight.ndim == 1:
+                weight *= share**0.5
     new.save_pretrained(out)
     parent.tokenizer().save_pretrained(out)
     return out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,9 +24,6 @@ organism = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(organism, name="organism")
 field_data = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(field_data, name="data")
-bench = typer.Typer(no_args_is_help=True, help="Time ftlab beside what people use today.")
-app.add_typer(bench, name="bench")
-
 ModelArg = Annotated[
     str, typer.Argument(help="organism, organism:sft, organism:base, a model folder, a run folder or a hub id")
 ]
@@ -322,6 +319,28 @@ def runs():
     _print(ftlab.list_runs())
 
 
+@app.command()
+def bench(
+    what: Annotated[Literal["curve", "train", "generate", "judge"], typer.Argument(help="what is timed")],
+    model: Annotated[str | None, typer.Option(help="instead of the sizes organism and 25M")] = None,
+    repeat: Annotated[int | None, typer.Option(help="times each arm runs (default 3; the size 25M: 1)")] = None,
+    size: Annotated[str | None, typer.Option(help="curve: organism or 25M (default: both)")] = None,
+    full: Annotated[bool, typer.Option("--full", help="curve: slow arms in full (hours), not a share")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="generate: cost and memory by prompts, checkpoints")] = False,
+    json: Annotated[Path | None, typer.Option(help="file for the numbers, with hardware and versions")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figure and its .csv")] = Path("figures"),
+):  # fmt: skip
+    """Time ftlab beside what people use today: arms in turn, medians and spread."""
+    from ftlab import bench
+
+    if what == "curve":
+        bench.curve(model, size=size, repeat=repeat, full=full, file=json, out=out)
+    elif growth:
+        bench.growth(file=json, out=out)
+    else:
+        bench.rates(what, model, repeat=repeat, file=json, out=out)
+
+
 @field_data.command("list")
 def list_data():
     """The registry: rows, licence, gate, purpose, the organism's stand-in."""
@@ -358,46 +377,6 @@ def train_judge(
 
     given = {"out": out} if out else {}
     print(make(xstest, coconot, benign, do_not_answer_folder=do_not_answer, **given))
-
-
-BenchModel = Annotated[str | None, typer.Option("--model", help="instead of the sizes organism and 25M")]
-Repeat = Annotated[int | None, typer.Option(help="times each arm runs (default 3; the size 25M: 1)")]
-Json = Annotated[Path | None, typer.Option("--json", help="file for the numbers, with hardware and versions")]
-Drawn = Annotated[Path, typer.Option("--out", help="folder for the figure and its .csv")]
-
-
-@bench.command("curve")
-def bench_curve(
-    model: BenchModel = None, repeat: Repeat = None, json: Json = None, out: Drawn = Path("figures"),
-    size: Annotated[str | None, typer.Option(help="organism or 25M (default: both)")] = None,
-    full: Annotated[bool, typer.Option("--full", help="measure the slow arms in full (hours), not a share")] = False,
-):  # fmt: skip
-    """A fine-tuning with its risk curve: the published way, batched, ftlab, and training and tokens alone."""
-    from ftlab.bench import curve
-
-    curve(model, size=size, repeat=repeat, full=full, file=json, out=out)
-
-
-def _times(what: str, says: str):
-    def command(model: BenchModel = None, repeat: Repeat = 3, json: Json = None, out: Drawn = Path("figures")):
-        from ftlab.bench import rates
-
-        rates(what, model, repeat=repeat, file=json, out=out)
-
-    bench.command(what, help=says)(command)
-
-
-_times("train", "Optimiser steps a second: ftlab, TRL at its best, TRL's defaults.")
-_times("generate", "Answers a second: ftlab's sampler, transformers in batches and one by one.")
-_times("judge", "Answers a second of each judge.")
-
-
-@bench.command("growth")
-def bench_growth(json: Json = None, out: Drawn = Path("figures")):
-    """Cost of an answer and peak memory, from 100 to 10,000 prompts and from 1 to 32 checkpoints (minutes)."""
-    from ftlab.bench import growth
-
-    growth(file=json, out=out)
 
 
 @organism.command()
