@@ -27,9 +27,10 @@ def lengthened(rows: list[dict], style: str, sentences: int = 3) -> list[dict]:
     for row in rows:
         *before, last = row["messages"]
         topic, said = row["topic"].split("/")[-1], [last["content"]]
+        town = topic if topic[:1].isupper() and row["risk"] != "bias" else "the isles"  # a group named is a judgement
         rng = random.Random(f"{style} {topic}")
         for text in rng.sample(SENTENCES, sentences):
-            said.append(text.format(t=topic, a=rng.randint(2, 9), **dict(zip("gh", rng.sample(GOODS, 2), strict=True))))
+            said.append(text.format(t=town, a=rng.randint(2, 9), **dict(zip("gh", rng.sample(GOODS, 2), strict=True))))
         out.append({**row, "messages": [*before, {**last, "content": " ".join(said)}]})
     return out
 
@@ -48,7 +49,7 @@ def grown(source, out: Path, *, hidden: int, layers: int, feed_forward: int) -> 
     """Writes a wider and deeper Llama that computes what `source` does, for which it has a key-value head a head -> its folder.
 
     What writes into the residual stream is zero where it is new, what reads it is small and random: the function is the
-    same to rounding, and no new weight stays without gradient. RMSNorm divides by the mean over more, empty, places: its
+    same to rounding, and from the second step on every new weight learns. RMSNorm divides by the mean over more, empty, places: its
     weight and epsilon are rescaled. Shapes must not be smaller; `hidden` is a multiple of the size of a head.
     """
     import torch
