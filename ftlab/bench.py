@@ -100,7 +100,7 @@ def rates(what: str, model=None, *, repeat=3, file=None, out="figures", sizes=SI
     (size,) = _sizes(model, name, repeat, sizes).values()
     with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
         done = in_turn({a: a for a in arms}, _spec(size, model or name, Path(folder)), what)
-    found = {a: _spread([r["amount"] / r["seconds"] for r in rs]) | {"runs": rs} for a, rs in done.items()}
+    found = {a: rs[-1] | _spread([r["amount"] / r["seconds"] for r in rs], unit) for a, rs in done.items()}
     return _finish(what, [_row(unit, a, f) for a, f in found.items()], {"unit": unit, "arms": found}, file, out)
 
 
@@ -193,8 +193,8 @@ def _spec(size: dict, name, folder: Path) -> dict:
             "answers": [i["told"] for i in items], **{f: str(folder / f"{f}.jsonl") for f in files}}  # fmt: skip
 
 
-def _spread(values: list[float]) -> dict:
-    return {"seconds": values, "median": statistics.median(values), "least": min(values), "most": max(values)}
+def _spread(values: list[float], unit: str = "seconds") -> dict:
+    return {unit: values, "median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def _row(panel: str, arm: str, found: dict) -> dict:

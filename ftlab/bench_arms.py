@@ -56,29 +56,29 @@ def best_settings(spec: dict) -> dict:
     return how | {"padding_free": min(seconds, key=seconds.get)}
 
 
-def generated(model, tokenizer, texts: list[str], most: int, batch: int) -> tuple[list[str], int]:
-    """-> (answers, new tokens) by transformers' greedy `generate`, `batch` at a time, padded on the left."""
+def generated(model, tokenizer, texts: list[str], most: int, batch: int) -> list[str]:
+    """-> answers by transformers' greedy `generate`, `batch` at a time in the order given, padded on the left."""
     import torch
 
-    tokenizer.padding_side = "left"
-    said, tokens = [], 0
+    tokenizer.padding_side, said = "left", []
     for at in range(0, len(texts), batch):
         given = tokenizer(texts[at : at + batch], add_special_tokens=False, padding=True, return_tensors="pt")
         given = {k: given[k].to(model.device) for k in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             new = model.generate(**given, max_new_tokens=most, do_sample=False, use_cache=True)
-        new = new[:, given["input_ids"].shape[1] :]
-        tokens += int((new != tokenizer.pad_token_id).sum())
-        said += [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-    return said, tokens
+        said += [tokenizer.decode(ids, skip_special_tokens=True) for ids in new[:, given["input_ids"].shape[1] :]]
+    return said
 
 
-def own(model, tokenizer, texts: list[str], most: int, **more) -> tuple[list[str], int]:
-    """-> (answers, new tokens) by ftlab's sampler."""
+def own(model, tokenizer, texts: list[str], most: int, **more) -> list[str]:
     from ftlab.generate import answers
 
-    said = answers(model, tokenizer, texts, max_new_tokens=most, cut=(cut := set()), **more)
-    return said, sum(map(len, tokenizer(said, add_special_tokens=False)["input_ids"])) + len(said) - len(cut)
+    return answers(model, tokenizer, texts, max_new_tokens=most, **more)
+
+
+def tokens(tokenizer, said: list[str]) -> int:
+    """-> tokens of answers, each with its end."""
+    return sum(len(ids) + 1 for ids in tokenizer(said, add_special_tokens=False)["input_ids"])
 
 
 def opened(spec: dict, folder=None):
@@ -116,9 +116,8 @@ def apart(spec: dict, batch: str) -> dict:
     judged = json.loads((folder / "verdicts.json").read_text())
     parts |= {"start": sum(starts) / points, "answer": sum(answering), "judge": judged["seconds"]}
     parts["judge_start"] = clock() - start - judged["seconds"]
-    return scaled(parts, len(spec["points"]), points * prompts / (len(spec["points"]) * whole)) | {
-        "said": judged["said"]
-    }
+    share = points * prompts / (len(spec["points"]) * whole)
+    return scaled(parts, len(spec["points"]), share) | {"said": judged["said"]}
 
 
 def spread(points: list[int], n: int) -> list[int]:
@@ -136,7 +135,7 @@ def answer(spec: dict, point: str) -> None:
     folder = Path(spec["folder"])
     given = opened(spec, folder / f"checkpoint-{point}" if int(point) else None)
     start = clock()
-    said, _ = generated(*given, spec["max_new_tokens"], spec["batch"])
+    said = generated(*given, spec["max_new_tokens"], spec["batch"])
     (folder / f"answers-{point}.json").write_text(json.dumps({"seconds": clock() - start, "answers": said}))
 
 
@@ -177,31 +176,31 @@ def floor(spec: dict, _) -> dict:
     texts.sort(key=len)
     made, points, most, seconds, decoded = trainer(spec, **best), spec["points"], spec["max_new_tokens"], {}, []
     pilot, chosen = texts[:: -(-len(texts) // spec["pilot"])], spread(points, spec["floor"])
-    ways = {
-        f"generate, {b} a batch": lambda *a, b=b: generated(*a, b) for b in FLOOR_BATCHES if b <= max(64, len(pilot))
+    sizes = [b for b in FLOOR_BATCHES if b <= max(FLOOR_BATCHES[0], len(pilot))]
+    ways = {f"generate, {b} a batch": lambda *a, b=b: generated(*a, b) for b in sizes} | {
+        "ftlab's sampler, no drafts": own
     }
-    ways["ftlab's sampler without drafts"] = own
     for name, way in ways.items():
-        way(made.model.eval(), tokenizer, pilot, 1)
-        start = clock()
-        way(made.model, tokenizer, pilot, most)
-        seconds[name] = clock() - start
+        for most_now in (1, most):  # the first warms up
+            start = clock()
+            way(made.model.eval(), tokenizer, pilot, most_now)
+            seconds[name] = clock() - start
     fastest = min(seconds, key=seconds.get)
 
     class Decode(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **_):
             if state.global_step in chosen:
                 start = clock()
-                tokens = ways[fastest](model.eval(), tokenizer, texts, most)[1]
-                decoded.append((clock() - start, tokens))
+                decoded.append((ways[fastest](model.eval(), tokenizer, texts, most), clock() - start))
                 model.train()
 
     made.add_callback(decode := Decode())
     start = clock()
     decode.on_step_end(None, made.state, None, made.model)  # the parent, where it is chosen
     made.train()
-    parts = dict(zip(("decode", "tokens"), map(sum, zip(*decoded, strict=True)), strict=True))
-    parts["train"] = clock() - start - parts["decode"]
+    parts = {"train": clock() - start, "decode": sum(took for _, took in decoded)}
+    parts["train"] -= parts["decode"]
+    parts["tokens"] = sum(tokens(tokenizer, said) for said, _ in decoded)
     return {"seconds": parts["train"] + parts["decode"] * len(points) / len(chosen), "parts": parts, "sampler": fastest,
             "measured_share": len(chosen) / len(points), "tried_s": seconds, "padding_free": best["padding_free"]}  # fmt: skip
 
@@ -245,15 +244,14 @@ def generate(spec: dict, way: str) -> dict:
         texts = texts[::10]
     if way == "drafts":
         (made := trainer(spec, PILOT_STEPS)).train()
-        more = {"drafts": [[a] for a in own(made.model, tokenizer, texts, most)[0]]}
+        more = {"drafts": [[a] for a in own(made.model, tokenizer, texts, most)]}
+    sampler = (lambda *a: generated(*a, int(way))) if way.isdigit() else (lambda *a: own(*a, **more))
     for n in (1, most):  # the first warms up
         start = clock()
-        _, tokens = (
-            generated(model, tokenizer, texts, n, int(way))
-            if way.isdigit()
-            else own(model, tokenizer, texts, n, **more)
-        )
-    return {"seconds": clock() - start, "amount": len(texts), "tokens": tokens}
+        said = sampler(model, tokenizer, texts, n)
+        seconds = clock() - start
+    share = len(texts) / len(spec["items"])
+    return {"seconds": seconds, "amount": len(texts), "tokens": tokens(tokenizer, said), "measured_share": share}
 
 
 def judge(spec: dict, name: str) -> dict:

@@ -121,7 +121,7 @@ def test_margin_is_taken_where_the_answers_part(tmp_path):
 
     spec = bench._spec(TINY | {"prompts": 2}, "organism", tmp_path)
     model, tokenizer, texts = bench_arms.opened(spec)
-    (said,), _ = bench_arms.generated(model, tokenizer, texts[:1], 24, 1)
+    (said,) = bench_arms.generated(model, tokenizer, texts[:1], 24, 1)
     words = said.split()
     other = " ".join([*words[:3], "kettle", *words[4:]])
     differing = [["0", spec["items"][0]["id"], said, other]]
@@ -139,7 +139,7 @@ def test_arms_take_turns_and_medians_are_told(monkeypatch, tmp_path):
     found = bench.rates("train", file=tmp_path / "train.json", out=tmp_path)
     assert order == ["train:ftlab", "train:best", "train:defaults"] * 3
     best = found["arms"]["train:best"]
-    assert best["seconds"] == [4, 1.6, 4] and (best["median"], best["least"], best["most"]) == (4, 1.6, 4)
+    assert best["steps a second"] == [4, 1.6, 4] and (best["median"], best["least"], best["most"]) == (4, 1.6, 4)
     assert json.loads((tmp_path / "train.json").read_text())["unit"] == "steps a second"
     assert (tmp_path / "bench_train.svg").exists()
 
