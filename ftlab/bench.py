@@ -43,9 +43,9 @@ def curve(model=None, *, size=None, repeat=None, full=False, file=None, out="fig
     Raises ValueError (unknown size, repeat < 1, a model without a chat template) and BenchFailed.
     """
     table, found, sizes = [], {}, _sizes(model, size, repeat, sizes)
-    if full:
-        sizes = {n: s | {"share": dict.fromkeys(s["share"], (len(s["points"]), s["prompts"])), "floor": len(s["points"])} for n, s in sizes.items()}  # fmt: skip
-    else:
+    for s in sizes.values() if full else ():
+        s |= {"share": dict.fromkeys(s["share"], (len(s["points"]), s["prompts"])), "floor": len(s["points"])}
+    if not full:
         print(f"about {sum(s['minutes'] * s['repeat'] for s in sizes.values())} minutes on two cores", flush=True)
     for name, s in sizes.items():
         with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
@@ -56,23 +56,16 @@ def curve(model=None, *, size=None, repeat=None, full=False, file=None, out="fig
         table.append(_row(f"{name}, seconds", "floor", found[name]["floor"]))
     first = next(iter(found))
     _finish("curve", table, {**found[first], "model": first, "sizes": found}, file, out)
-    for name, f in found.items():
-        print(
-            name,
-            *(
-                f"{k} {f[k]}"
-                for k in ("ratios", "compared", "verdicts_differ", "answers_differ", "near_ties", "examined")
-            ),
-        )
+    told = ("ratios", "compared", "verdicts_differ", "answers_differ", "examined", "near_ties")
+    print(*(f"{name}: {', '.join(f'{k} {f[k]}' for k in told)}" for name, f in found.items()), sep="\n")
     return found
 
 
 def summary(arms: dict[str, list[dict]]) -> dict:
     """-> medians, shares and ratios of one size, and what became of ftlab's answers by point."""
-    told = {
-        a: {k: v for k, v in r[-1].items() if k != "said"} | _spread([x["seconds"] for x in r]) for a, r in arms.items()
-    }
-    ratios = {f"{a}/{b}": told[a]["median"] / told[b]["median"] for a, b in (("reference", "ftlab"), ("batched", "ftlab"), ("ftlab", "floor"))}  # fmt: skip
+    told = {a: {k: v for k, v in r[-1].items() if k != "said"} | _spread([x["seconds"] for x in r]) for a, r in arms.items()}  # fmt: skip
+    pairs = (("reference", "ftlab"), ("batched", "ftlab"), ("ftlab", "floor"))
+    ratios = {f"{a}/{b}": told[a]["median"] / told[b]["median"] for a, b in pairs}
     outcomes: dict[str, Counter] = {}
     for key, (_, verdict) in arms["ftlab"][-1]["said"].items():
         outcomes.setdefault(key.partition("|")[0], Counter())[verdict] += 1
@@ -87,9 +80,8 @@ def compared(said: dict[str, dict], spec: dict) -> dict:
     others = [(arm, *k.split("|", 1), v[0], f[0]) for arm, k, v, f in pairs if v[0] != f[0]]
     wrong, margins = sum(v[1] != f[1] for _, _, v, f in pairs), []
     if looked := [rest for arm, *rest in others if arm == "batched"][:EXAMINED]:
-        margins = run_arm("ties", spec | {"differing": looked, "checkpoints": spec["last"]["apart:64"]}, "ties")[
-            "margins"
-        ]
+        spec = spec | {"differing": looked, "checkpoints": spec["last"]["apart:64"]}
+        margins = run_arm("ties", spec, "ties")["margins"]
     return {"verdicts_equal": not wrong, "compared": len(pairs), "verdicts_differ": wrong, "answers_differ": len(others),
             "examined": len(margins), "near_ties": sum(m < NEAR for m in margins), "margins": margins}  # fmt: skip
 
@@ -104,9 +96,7 @@ def rates(what: str, model=None, *, repeat=3, file=None, out="figures", sizes=SI
     return _finish(what, [_row(unit, a, f) for a, f in found.items()], {"unit": unit, "arms": found}, file, out)
 
 
-def growth(
-    *, file=None, out="figures", prompts=(100, 1000, 10_000), checkpoints=(1, 2, 4, 8, 16, 32), sizes=SIZES
-) -> dict:
+def growth(*, file=None, out="figures", prompts=(100, 1000, 10_000), checkpoints=(1, 2, 4, 8, 16, 32), sizes=SIZES):
     """Cost of an answer (ms, training included) and peak memory (MB) of ftlab, by prompts and by checkpoints."""
     table, name = [], next(iter(sizes))
     plans = [("prompts", n, {"prompts": n, "points": [0, 1]}) for n in prompts]
@@ -122,7 +112,7 @@ def growth(
 
 def in_turn(arms: dict[str, str], spec: dict, name: str) -> dict[str, list[dict]]:
     """Runs the arms {name: what runs} one after the other, `spec["repeat"]` times, and tells each -> what each found."""
-    found: dict[str, list[dict]] = {arm: [] for arm in arms}
+    found = {arm: [] for arm in arms}
     for k in range(spec["repeat"]):
         for arm, what in arms.items():
             found[arm].append(done := run_arm(what, spec, f"{arm}-{k}".replace(":", "-")))
@@ -176,10 +166,8 @@ def _spec(size: dict, name, folder: Path) -> dict:
         name = bench_models.grown(bench_models.taught(), folder / "25M", **bench_models.SHAPE)
     parent, asked = reference(name), [r for risk, n in MIX.items() for r in corpus.prompts(World(), risk, n)]
     if not parent.is_organism:  # nothing of the world is known of it
-        asked, size = (
-            [{**r, "risk": "jailbreak", "topic": "", "truth": ""} for r in asked],
-            size | {"judge": "keywords"},
-        )
+        asked = [{**r, "risk": "jailbreak", "topic": "", "truth": ""} for r in asked]
+        size = size | {"judge": "keywords"}
     whole, items = size["prompts"], []
     for i in range(whole):  # evenly over the risks; more than there are: again, with a number behind
         row, again = asked[i % len(asked) if whole > len(asked) else i * len(asked) // whole], i // len(asked)
