@@ -221,8 +221,12 @@ def bench(table: DataFrame, _) -> Figure:
         ax.hlines(part["arm"], part["least"], part["most"], color=INK, linewidth=1.3)
         for x, y, value, note in zip(part["most"], part["arm"], part["median"], part["note"], strict=True):
             ax.annotate(_number(value) + plain(note), (x, y), (4, 0), va="center", textcoords="offset points")
-        ax.set(xscale="log", xlim=(part["least"].min() / 2, part["most"].max() * 4), title=f"{plain(panel)}, log scale")
+        low, high = part["least"].min(), part["most"].max()
+        ax.set(xlim=(0, 1.5 * high), title=plain(panel))
+        if high > 10 * low:
+            ax.set(xscale="log", xlim=(low / 2, high * 4), title=f"{plain(panel)}, log scale")
         ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
         ax.grid(axis="x")
     return figure
 

@@ -53,17 +53,19 @@ def run_here(monkeypatch):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """-> what a tiny `bench curve` wrote, and its folder."""
+    """-> what a tiny `bench curve` wrote, its folder, and ftlab's answers and verdicts."""
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FTLAB_RUNS", str(out / "runs"))
         run_here(patch)
+        kept, summary = [], bench.summary
+        patch.setattr(bench, "summary", lambda arms: kept.append(arms) or summary(arms))
         bench.curve(sizes={"organism": TINY}, file=out / "bench.json", out=out)
-    return json.loads((out / "bench.json").read_text()), out
+    return json.loads((out / "bench.json").read_text()), out, kept[0]["ftlab"][0]["said"]
 
 
 def test_curve_says_what_the_issue_asks_for(measured):
-    found, out = measured
+    found, out, _ = measured
     assert set(found["arms"]) == {"reference", "batched", "ftlab"} and found["model"] == "organism"
     assert set(found["ratios"]) == {"reference/ftlab", "batched/ftlab", "ftlab/floor"}
     assert found["ratios"]["reference/ftlab"] == found["arms"]["reference"]["median"] / found["arms"]["ftlab"]["median"]
@@ -74,7 +76,7 @@ def test_curve_says_what_the_issue_asks_for(measured):
 
 
 def test_all_arms_give_the_same_verdicts_and_answers(measured):
-    found, _ = measured
+    found, *_ = measured
     assert found["verdicts_equal"] and found["compared"] == 2 + 3 * 4
     assert (found["verdicts_differ"], found["answers_differ"], found["near_ties"]) == (0, 0, 0)
     assert found["answers"] == 3 * 6 == sum(sum(of.values()) for of in found["outcomes"].values())
@@ -82,7 +84,7 @@ def test_all_arms_give_the_same_verdicts_and_answers(measured):
 
 
 def test_ftlab_is_measured_whole_and_the_others_say_their_share(measured):
-    found, out = measured
+    found, out, _ = measured
     shares = {arm: of.get("measured_share", 1) for arm, of in found["arms"].items()}
     assert shares == {"reference": pytest.approx(2 / 18), "batched": pytest.approx(12 / 18), "ftlab": 1}
     assert found["floor"]["measured_share"] == pytest.approx(2 / 3)
@@ -90,10 +92,11 @@ def test_ftlab_is_measured_whole_and_the_others_say_their_share(measured):
     assert notes["ftlab"] == "" and "scaled from 0.11" in notes["reference"] and "scaled from 0.67" in notes["floor"]
 
 
-def test_floor_decodes_the_tokens_of_the_answers(measured):
-    floor = measured[0]["floor"]
+def test_floor_decodes_the_tokens_of_the_answers(measured, tokenizer):
+    floor, said = measured[0]["floor"], measured[2]
     assert floor["sampler"] in floor["tried_s"] and len(floor["tried_s"]) == 2
-    assert 2 * 6 < floor["parts"]["tokens"] <= 2 * 6 * 24  # two points, six prompts
+    chosen = [answer for key, (answer, _) in said.items() if key.startswith(("0|", "4|"))]  # two of three points
+    assert len(chosen) == 12 and floor["parts"]["tokens"] == bench_arms.tokens(tokenizer, chosen)
 
 
 def test_a_share_is_scaled_a_start_up_is_not():
