@@ -126,8 +126,7 @@ def run_arm(arm: str, spec: dict, name: str) -> dict:
     folder.mkdir()
     spec["last"][arm], file = str(folder), folder / "spec.json"
     file.write_text(json.dumps(spec | {"folder": str(folder)}))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    env = {"OMP_NUM_THREADS": str(cores)} | os.environ | {"FTLAB_RUNS": str(folder / "runs")}
+    env = os.environ | {"OMP_NUM_THREADS": _threads(), "FTLAB_RUNS": str(folder / "runs")}
     with open(folder / "log.txt", "w+") as log:
         call = [sys.executable, "-m", "ftlab.bench_arms", arm, str(file)]
         child = subprocess.Popen(call, stdout=log, stderr=log, env=env, start_new_session=True)
@@ -181,6 +180,12 @@ def _spec(size: dict, name, folder: Path) -> dict:
             "answers": [i["told"] for i in items], **{f: str(folder / f"{f}.jsonl") for f in files}}  # fmt: skip
 
 
+def _threads() -> str:
+    """-> `OMP_NUM_THREADS` of every arm: as the caller set it, else all cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return os.environ.get("OMP_NUM_THREADS") or str(cores)
+
+
 def _spread(values: list[float], unit: str = "seconds") -> dict:
     return {unit: values, "median": statistics.median(values), "least": min(values), "most": max(values)}
 
@@ -198,7 +203,11 @@ def _finish(what: str, table: list[dict], saved: dict, file, out) -> dict:
 
     frame, about = pd.DataFrame(table), runs._provenance()
     print(frame.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    saved |= {"hardware": about["hardware"], "versions": about["versions"], "date": about["started"]}
+    saved |= {
+        "hardware": about["hardware"] | {"threads": _threads()},
+        "versions": about["versions"],
+        "date": about["started"],
+    }
     if file:
         Path(file).write_text(json.dumps(saved, indent=1))
     figures.plot(frame, f"bench_{what}", out, title=f"ftlab bench {what}", caption=f"Medians, least to most. {about['hardware']}, {about['started']}.")  # fmt: skip

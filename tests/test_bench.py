@@ -71,7 +71,7 @@ def test_curve_says_what_the_issue_asks_for(measured):
     assert found["ratios"]["reference/ftlab"] == found["arms"]["reference"]["median"] / found["arms"]["ftlab"]["median"]
     assert found["ratios"]["ftlab/floor"] == found["arms"]["ftlab"]["median"] / found["floor_seconds"]
     assert {k: found[k] for k in found["sizes"]["organism"]} == found["sizes"]["organism"]
-    assert found["hardware"]["cores"] and found["versions"]["torch"] and found["date"]
+    assert found["hardware"]["cores"] and found["hardware"]["threads"] and found["versions"]["torch"] and found["date"]
     assert all((out / f"bench_curve.{end}").stat().st_size for end in ("svg", "png", "csv"))
 
 
