@@ -211,6 +211,26 @@ def bars(table: DataFrame, _) -> Figure:
     return figure
 
 
+def bench(table: DataFrame, _) -> Figure:
+    panels, sizes = _ordered(table["panel"]), table["panel"].value_counts()
+    figure = new(0.6 + 0.34 * len(table) + 0.5 * len(panels))
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=[sizes[p] + 0.8 for p in panels])[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        part = table[table["panel"] == panel]
+        ax.barh(part["arm"], part["median"], color=COLOURS[1], alpha=0.85)
+        ax.hlines(part["arm"], part["least"], part["most"], color=INK, linewidth=1.3)
+        for x, y, value, note in zip(part["most"], part["arm"], part["median"], part["note"], strict=True):
+            ax.annotate(_number(value) + plain(note), (x, y), (4, 0), va="center", textcoords="offset points")
+        low, high = part["least"].min(), part["most"].max()
+        ax.set(xlim=(0, 1.5 * high), title=plain(panel))
+        if high > 10 * low:
+            ax.set(xscale="log", xlim=(low / 2, high * 4), title=f"{plain(panel)}, log scale")
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.grid(axis="x")
+    return figure
+
+
 def draw_lines(ax, table: DataFrame, x: str, series: str, look: Callable) -> list[tuple]:
     """Draws a line with whiskers for each series, a little apart; look(k, series) -> style.
 

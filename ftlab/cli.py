@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,6 @@ organism = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(organism, name="organism")
 field_data = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(field_data, name="data")
-
 ModelArg = Annotated[
     str, typer.Argument(help="organism, organism:sft, organism:base, a model folder, a run folder or a hub id")
 ]
@@ -320,6 +319,32 @@ def runs():
     _print(ftlab.list_runs())
 
 
+@app.command()
+def bench(
+    what: Annotated[Literal["curve", "train", "generate", "judge"], typer.Argument(help="what is timed")] = "curve",
+    model: Annotated[str | None, typer.Option(help="instead of the sizes organism and 25M")] = None,
+    repeat: Annotated[int | None, typer.Option(help="times each arm runs (default 3; the size 25M: 1)")] = None,
+    size: Annotated[str | None, typer.Option(help="curve: organism or 25M (default: both)")] = None,
+    full: Annotated[bool, typer.Option("--full", help="curve: slow arms in full (hours), not a share")] = False,
+    growth: Annotated[bool, typer.Option("--growth", help="generate: cost and memory by prompts, checkpoints")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="instead: training, decoding and a curve on this GPU")] = False,
+    shapes: Annotated[str, typer.Option(help="--gpu: comma-separated, of 1B, 8B, tiny (runs anywhere)")] = "1B,8B",
+    json: Annotated[Path | None, typer.Option(help="file for the numbers, with hardware and versions")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figure and its .csv")] = Path("figures"),
+):  # fmt: skip
+    """Time ftlab beside what people use today: arms in turn, medians and spread."""
+    from ftlab import bench, bench_gpu
+
+    if gpu:
+        bench_gpu.bench_gpu(json=json, shapes=tuple(_names(shapes)))
+    elif what == "curve":
+        bench.curve(model, size=size, repeat=repeat, full=full, file=json, out=out)
+    elif growth:
+        bench.growth(file=json, out=out)
+    else:
+        bench.rates(what, model, repeat=repeat, file=json, out=out)
+
+
 @field_data.command("list")
 def list_data():
     """The registry: rows, licence, gate, purpose, the organism's stand-in."""
@@ -411,7 +436,7 @@ def main() -> None:
             raise
         sys.exit(_say(str(cause) or "interrupted; call again to go on", 130))
     except Exception as e:
-        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed"):
+        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed", "BenchFailed"):
             sys.exit(_say(str(e), 1))
         if isinstance(e, (ValueError, FileNotFoundError, PermissionError)):
             sys.exit(_say(str(e), 2))

@@ -36,6 +36,7 @@ KINDS = {  # one row for each combination of these; the numbers drawn; caption
     "dose": ("examples epoch attack", "rate low high", "Rate by epochs of training and number of examples"),
     "bars": ("group series", "rate low high", "Rate in each group"),
     "judges": ("step judge", "rate low high", "Rate that each judge reports"),
+    "bench": ("panel arm note", "median least most", "Medians of measurements; dark lines: least to most"),
 }
 EXTRAS = {"seeds": ("curve", "step risk seed", "rate"), "lines": ("outcomes", "step label", "rate low high")}
 DEFAULTS = {"band": "", "attack": "", "low": math.nan, "high": math.nan}
@@ -89,6 +90,7 @@ def plot(
     dose      examples, epoch, rate, low, high [, attack]: a line a number of examples, a panel an attack
     bars      group, series, rate, low, high: bars in groups
     judges    step, judge, rate [, low, high]: a line a judge, solid for one that knows the truth
+    bench     panel, arm, note, median, least, most: bars with spread, a panel a quantity with its unit
     A column `band` says in words what low and high are ("95 % simultaneous band, 5 seeds"). NaN is not drawn.
 
     Writes `name.svg`, `.png` (1600 px wide), `.csv` (the table as given; the other frame: `name_seeds.csv` or
