@@ -33,8 +33,7 @@ _CELLS = {
     "outcomes": "tables", "before_after": "tables", "judged": "tables",
     "judge": "verdicts", "human_agreement": "agreement", "judge_agreement": "agreement", "judge_card": "verdicts",
     "plot": "tables", "claim": "claims", "write_report": "report", "reproduce": "batch",
-    "Run": "runs", "load": "runs", "list_runs": "runs", "show_run": "shelf", "verify_runs": "shelf",
-    "clean_runs": "shelf",
+    "Run": "runs", "load": "runs", "list_runs": "runs", "show_run": "shelf", "verify_runs": "shelf", "clean_runs": "shelf",
 }  # fmt: skip
 __all__ = [*_CELLS, "__version__"]
 

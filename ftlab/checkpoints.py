@@ -53,7 +53,6 @@ def newest_checkpoint(run: Run) -> Path | None:
     """
     if any([run.broken(file) for file in LOGS]):  # what is lost may be older than any checkpoint
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-        forget_after(run, 0)
     found = sorted((run.path / "checkpoints").glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
     for made in found:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -14,7 +14,6 @@ import typer
 
 import ftlab
 from ftlab.config import ATTACKS, RISKS
-from ftlab.files import storage
 
 app = typer.Typer(
     add_completion=False,
@@ -321,14 +320,11 @@ def fit(
 @shelf.callback()
 def runs(context: typer.Context):
     """The runs (FTLAB_RUNS, default runs/); without a word: list."""
-    if not context.invoked_subcommand:
-        list_runs()
+    if context.invoked_subcommand in (None, "list"):
+        _print(ftlab.list_runs())
 
 
-@shelf.command("list")
-def list_runs():
-    """Each run: kind, state, start, size."""
-    _print(ftlab.list_runs().drop(columns="finished", errors="ignore"))
+shelf.command("list", help="Each run: kind, state, start, size.")(lambda: None)
 
 
 @shelf.command()
@@ -435,8 +431,7 @@ def _print(table) -> None:
 def main() -> None:
     """Runs the command; a user's mistake ends in a sentence, not in a traceback."""
     try:
-        with storage(Path("runs")):
-            app(standalone_mode=True)
+        app(standalone_mode=True)
     except SystemExit as e:  # typer turns Ctrl-C into the code 130 and loses its words
         cause: BaseException | None = e
         while cause and not isinstance(cause, KeyboardInterrupt):
@@ -447,7 +442,7 @@ def main() -> None:
     except Exception as e:
         if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed", "StorageFull"):
             sys.exit(_say(str(e), 1))
-        if isinstance(e, (ValueError, FileNotFoundError, PermissionError)) or getattr(e, "filename", None):
+        if isinstance(e, (ValueError, OSError)):
             sys.exit(_say(str(e), 2))
         raise
 

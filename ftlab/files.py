@@ -12,10 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# safetensors and tokenizers (Rust) raise an Exception that ends in the number; PyTorch's writer loses the number on the way.
-SAID_FULL = re.compile(
-    rf"\(os error ({'|'.join(map(str, FULL))})\)|PytorchStreamWriter failed|unexpected pos \d+ vs|basic_ios::clear"
-)
+# Exceptions of Rust (safetensors, tokenizers) end in the number; PyTorch's writer loses it on the way.
+SAID = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)|PytorchStreamWriter|unexpected pos \d|basic_ios::clear")
 
 
 class StorageFull(OSError):
@@ -24,15 +22,12 @@ class StorageFull(OSError):
 
 @contextlib.contextmanager
 def storage(path: Path, *, making: bool = False):
-    """Whatever a library raises inside because there is no room (at `path`) becomes `StorageFull` with a sentence.
-
-    `making`: what else keeps a folder from being written (rights, a file in its place) becomes PermissionError.
-    """
+    """Whatever says inside that there is no room (at `path`) becomes StorageFull; `making`: other refusals PermissionError."""
     try:
         yield
     except Exception as e:
         disk = isinstance(e, OSError) and not isinstance(e, (StorageFull, TimeoutError))
-        if e.errno in FULL if disk else SAID_FULL.search(str(e)) and not isinstance(e, StorageFull):
+        if e.errno in FULL if disk else SAID.search(str(e)) and not isinstance(e, StorageFull):
             raise StorageFull(
                 f"{path} could not be written: {e} ({_room(Path(path))}); make room, or lift the limit, and call again: "
                 "what was written before is kept (`ftlab runs clean` shows what could go)"
@@ -49,10 +44,7 @@ def _room(path: Path) -> str:
 
 
 def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
-    """A temporary sibling, fsync, replace: the file is whole or not there. `new`: a file that is there is left alone.
-
-    Raises StorageFull.
-    """
+    """A temporary sibling, fsync, replace: whole or not there. `new`: a file that is there stays. Raises StorageFull."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
         try:
@@ -73,24 +65,20 @@ def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def file_hash(path: Path) -> str:
-    """-> SHA-256 of a file's bytes, hex; remembered while the file's inode, size and times stay the same."""
-    return _file_hash(str(path), *stamp(Path(path)))
+def file_hash(path: Path, anew: bool = False) -> str:
+    """-> SHA-256 of a file's bytes, hex; remembered (but for `anew`) while its inode, size and times stay the same."""
+    return (_file_hash.__wrapped__ if anew else _file_hash)(str(path), *stamp(Path(path)))
 
 
 def stamp(path: Path) -> tuple:
     """-> what changes when a file does; () where there is none."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         stat = path.stat()
-    except FileNotFoundError:
-        return ()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return ()
 
 
 @lru_cache(4096)
 def _file_hash(path: str, *_) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-forget_hashes = _file_hash.cache_clear

@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,10 +26,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ftlab.config import SCHEMA
-from ftlab.files import file_hash, forget_hashes, stamp, storage, write_atomic
+from ftlab.files import file_hash, stamp, storage, write_atomic
 
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened; by `ftlab runs verify` whole
-SHOWN = 10  # damaged lines that are told one by one
 NEEDS = {  # what the readers of a file rely on in every line
     "answers.jsonl": {"key": str, "answer": str},
     "verdicts.jsonl": {"key": str, "risk": str, "prompt_id": str, "verdict": str, "step": (int, float)},
@@ -103,27 +101,20 @@ class Run:
         return not self.problems()
 
     def problems(self, anew: bool = False) -> dict[str, str]:
-        """-> {file or member run: what is wrong with it}; {} for a finished run.
-
-        `anew`: every byte is read again, of large files too, and files that the record does not name are told.
-        """
+        """-> {file or member run: what is wrong}; {} of a finished run. `anew`: every byte is read, extra files are told."""
         try:
             files = {n: (f["bytes"], f["sha256"]) for n, f in self.part("complete.json")["files"].items()}
-        except FileNotFoundError:
-            return {"complete.json": "missing"}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn, or not our record
-            return {"complete.json": "changed"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also a record that is not ours
+            return {"complete.json": "changed" if (self.path / "complete.json").exists() else "missing"}
         found = {n: "extra" for n in _files(self.path) if n not in files} if anew else {}
-        if anew:
-            forget_hashes()
         for name, (size, sha) in files.items():
-            path, read = self.path / name, anew or size <= CHECK_BYTES
+            path = self.path / name
             try:
-                if path.stat().st_size != size or (read and file_hash(path) != sha):
+                if path.stat().st_size != size or ((anew or size <= CHECK_BYTES) and file_hash(path, anew) != sha):
                     found[name] = "changed"
-            except OSError:
+            except (OSError, TypeError):
                 found[name] = "missing"
-        with contextlib.suppress(OSError, ValueError):  # told above
+        with contextlib.suppress(OSError, ValueError, TypeError):  # told above
             members = self.identity.get("members", ())
             found |= {m: "member, not finished" for m in members if not Run(self.path.parent / m).finished}
         return found
@@ -143,14 +134,12 @@ class Run:
         """-> "in hand of process ..." while one works on this run, else ""."""
         from filelock import FileLock, Timeout
 
-        try:
-            if (self.path / ".lock").exists():
-                with FileLock(self.path / ".lock", timeout=0):
-                    pass
-        except Timeout:
-            return f"in hand of {self._owner()}"
-        except OSError:  # what cannot be locked is in nobody's hand
-            pass
+        with contextlib.suppress(OSError):  # what cannot be locked is in nobody's hand
+            try:
+                if (self.path / ".lock").exists():
+                    FileLock(self.path / ".lock", timeout=0).acquire().lock.release()
+            except Timeout:
+                return f"in hand of {self._owner()}"
         return ""
 
     def _owner(self) -> str:
@@ -179,7 +168,7 @@ class Run:
                 print(f"{self.name}: {self._owner()} has ended; going on from what it left", file=sys.stderr)
             command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
             with contextlib.suppress(OSError):  # it is only told to others
-                write_atomic(note, f"process {os.getpid()} on {socket.gethostname()} ({command}) since {_now()}")
+                write_atomic(note, f"process {os.getpid()} on {platform.node()} ({command}) since {_now()}")
             try:
                 yield
             finally:
@@ -219,8 +208,8 @@ class Run:
                 whole = isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in needs)
                 lines.append(record if whole else None)
         if bad := [n for n, record in enumerate(lines, 1) if record is None]:
-            shown = ", ".join(map(str, bad[:SHOWN])) + (f", ... ({len(bad)} lines)" if len(bad) > SHOWN else "")
-            print(f"{path}:{shown}: torn or foreign, left out; it will be computed again", file=sys.stderr)
+            shown = f"{', '.join(map(str, bad[:10]))}: torn or foreign ({len(bad)} in all)"
+            print(f"{path}:{shown}, left out; it will be computed again", file=sys.stderr)
         return lines
 
     def forget(self, file: str, unwanted) -> None:
@@ -232,10 +221,10 @@ class Run:
 
     def complete(self, **summary) -> Run:
         """Writes `stats.json` and, last, `complete.json` with size and SHA-256 of every file of the run."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         write_atomic(self.path / "stats.json", json.dumps(summary, indent=1))
         record = {n: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for n, p in _files(self.path).items()}
         write_atomic(self.path / "complete.json", json.dumps({"finished": _now(), "files": record}, indent=1))
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # not before: a kill here would lose the training
         return self
 
     def table(self):
@@ -256,14 +245,9 @@ class Run:
         rows["state"] += ": call the cell again to go on" if rows["state"] == "unfinished" else ""
         if self.lineage:
             rows["lineage"] = " → ".join([*(f"{a['name']}" for a in self.lineage), self.name])
-        rows |= {
-            k: v
-            for k, v in (self.stats if (self.path / "stats.json").exists() else {}).items()
-            if not isinstance(v, (dict, list))
-        }
-        cells = "".join(
-            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
-        )
+        said, e = self.stats if (self.path / "stats.json").exists() else {}, html.escape
+        rows |= {k: v for k, v in said.items() if not isinstance(v, (dict, list))}
+        cells = "".join(f"<tr><td>{e(str(k))}</td><td>{e(str(v))}</td></tr>" for k, v in rows.items())
         return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
 
 
@@ -285,9 +269,8 @@ def start(kind: str, label: str, identity: dict, **provenance) -> Run:
     with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "config.json").exists():
-            write_atomic(
-                path / "config.json", json.dumps({"identity": identity, "label": label}, indent=1, ensure_ascii=False)
-            )
+            text = json.dumps({"identity": identity, "label": label}, indent=1, ensure_ascii=False)
+            write_atomic(path / "config.json", text)
         if not (path / "provenance.json").exists():
             # takes a while: another process may finish the run meanwhile
             text = json.dumps({**_provenance(), **provenance}, indent=1)
@@ -296,9 +279,9 @@ def start(kind: str, label: str, identity: dict, **provenance) -> Run:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """-> what belongs into a run's record: every file but hidden ones and the record, by its name in the run."""
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return {n: p for p in found if (n := p.relative_to(folder).as_posix()) != "complete.json"}
+    """-> what belongs into a run's record, by its name there: no hidden file, no checkpoint, not the record itself."""
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
+    return {n: p for n, p in found.items() if n != "complete.json" and not n.startswith("checkpoints/")}
 
 
 def _now() -> str:
@@ -314,17 +297,15 @@ def _provenance() -> dict:
             versions[package] = version(package)
     commit = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        root = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        ).stdout.strip()
+        git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     hardware = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
     noted = {"started": _now(), "python": platform.python_version(), "versions": versions}
     return noted | {"commit": commit, "hardware": hardware}
 
 
 def list_runs(folder: Path | None = None):
-    """-> DataFrame of the runs in a folder (default: `home()`): name, kind, state (`Run.state`), finished, started, mb."""
+    """-> DataFrame of the runs in a folder (default: `home()`): name, kind, state (`Run.state`), started, mb."""
     import pandas as pd
 
     rows = []
@@ -333,9 +314,9 @@ def list_runs(folder: Path | None = None):
         with contextlib.suppress(OSError, ValueError):  # a damaged one is listed beside the others
             row |= {"started": run.provenance.get("started"), "kind": run.identity["kind"]}
         with contextlib.suppress(OSError):  # another process works there
-            row["mb"] = sum(p.stat().st_size for p in run.path.rglob("*")) / 1e6
-        rows.append({**row, "finished": row["state"].startswith("finished")})
-    return pd.DataFrame(rows, columns=["name", "kind", "state", "finished", "started", "mb"])
+            row["mb"] = sum(p.stat().st_size for p in run.path.rglob("*") if p.is_file()) / 1e6
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["name", "kind", "state", "started", "mb"])
 
 
 def found(name: str | Path) -> Run:
@@ -351,14 +332,10 @@ def load(name: str | Path) -> Run:
     """-> a finished run by folder or by its name under `home()`, also of an older layout. Raises FileNotFoundError or ValueError."""
     run = found(name)
     if (schema := run.identity["schema"]) > SCHEMA:
-        raise ValueError(
-            f"{run.path} is of layout {schema}, this ftlab reads up to {SCHEMA}; upgrade it, or run it again"
-        )
+        raise ValueError(f"{run.path} is of layout {schema}, this ftlab reads up to {SCHEMA}; upgrade it, or run anew")
     if wrong := run.problems():
         told = ", ".join(f"{n} {why}" for n, why in wrong.items())
-        raise ValueError(
-            f"{run.path} is not finished, or was changed since ({told:.500}); call its cell again to go on"
-        )
+        raise ValueError(f"{run.path} is not finished, or not any more ({told:.300}); call its cell again to go on")
     return run
 
 

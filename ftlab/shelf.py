@@ -10,25 +10,14 @@ from ftlab.runs import Run, digest, found, home
 
 
 def show_run(name: str | Path) -> dict:
-    """-> what a run says of itself: folder, state, config, provenance (lineage), stats, complete (files).
-
-    A file that is missing or damaged is its sentence. Raises FileNotFoundError.
-    """
+    """-> what a run says of itself: folder, state, config (identity), provenance (lineage), stats, complete (files)."""
     run = found(name)
-    said = {"folder": str(run.path), "state": run.state}
-    for part in ("config", "provenance", "stats", "complete"):
-        try:
-            said[part] = run.part(f"{part}.json")
-        except (OSError, ValueError) as e:
-            said[part] = str(e)
-    return said
+    parts = [p for p in ("config", "provenance", "stats", "complete") if (run.path / f"{p}.json").exists()]
+    return {"folder": str(run.path), "state": run.state} | {p: run.part(f"{p}.json") for p in parts}
 
 
 def verify_runs(*names: str | Path):
-    """-> DataFrame of run, file and problem (missing, changed, extra), empty where every byte of every file is as it was.
-
-    Without names, of all runs that were finished. Raises FileNotFoundError.
-    """
+    """-> DataFrame of run, file, problem (missing, changed, extra) after reading every byte; without names, of all finished."""
     import pandas as pd
 
     every = [found(n) for n in names] or [Run(p.parent) for p in sorted(home().glob("*/complete.json"))]
@@ -37,28 +26,23 @@ def verify_runs(*names: str | Path):
 
 
 def clean_runs(yes: bool = False):
-    """-> DataFrame of what nobody will finish (name, what, mb); with `yes` it was removed.
+    """-> DataFrame (name, what, mb) of what nobody will finish; with `yes` it was removed.
 
-    That is runs that were never finished and that no process has in hand, temporary files of writers that were killed,
-    and torn checkpoints. What was ever finished stays, so do the members of such a run, and folders that are no runs.
+    Runs never finished that no process has in hand, temporary files of killed writers, checkpoints of finished runs. What
+    was finished once stays, so do members of such a run, and folders that are no runs.
     """
     import pandas as pd
     from filelock import FileLock, Timeout
 
     runs = [Run(p) for p in sorted(home().glob("*")) if _is_run(p)]
-    begun = [r.name for r in runs if not (r.path / "complete.json").exists()]
-    kept = {m for r in runs if r.name not in begun for m in r.identity.get("members", ())}
+    kept = {m for r in runs if (r.path / "complete.json").exists() for m in r.identity.get("members", ())}
     rows = []
-    for run in runs:
-        whole = run.name in begun and run.name not in kept
-        if run.holder() or not (going := [run.path] if whole else _leftovers(run)):
-            continue
+    for run in (r for r in runs if not r.holder()):
         with contextlib.suppress(Timeout), FileLock(run.path / ".lock", timeout=0) if yes else contextlib.nullcontext():
-            for path in going:
-                files = [p for p in (path, *path.rglob("*")) if p.is_file()]
-                rows.append(
-                    (run.name, "unfinished" if whole else path.name, sum(p.stat().st_size for p in files) / 1e6)
-                )
+            begun = not (run.path / "complete.json").exists() and run.name not in kept
+            for path in [run.path] if begun else _leftovers(run):
+                size = sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+                rows.append((run.name, "unfinished" if begun else path.name, size / 1e6))
                 if yes:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     return pd.DataFrame(rows, columns=["name", "what", "mb"])
@@ -73,7 +57,5 @@ def _is_run(path: Path) -> bool:
 
 
 def _leftovers(run: Run) -> list[Path]:
-    torn = [p for p in run.path.rglob("torn-*") if p.is_dir()]
-    listed = [] if run.problems().get("complete.json") else run.part("complete.json")["files"]
-    torn = [p for p in torn if not any((run.path / n).is_relative_to(p) for n in listed)]
-    return torn + [p for p in run.path.rglob(".*.tmp") if not any(p.is_relative_to(t) for t in torn)]
+    useless = run.finished and '"checkpoints/' not in (run.path / "complete.json").read_text(encoding="utf-8")
+    return [*run.path.rglob(".*.tmp"), *(run.path.glob("checkpoints") if useless else ())]

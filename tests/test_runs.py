@@ -100,18 +100,18 @@ def test_a_foreign_or_torn_completion_record_is_no_completion(run, record):
 
 
 def test_a_torn_last_line_is_reported_left_out_and_swallows_nothing(run, capsys):
-    run.append("answers.jsonl", [{"n": 1}, {"n": 2}])
-    path = run.path / "answers.jsonl"
+    run.append("any.jsonl", [{"n": 1}, {"n": 2}])
+    path = run.path / "any.jsonl"
     whole = path.read_bytes()
     for cut in range(len(whole) - 8, len(whole) - 1):  # anywhere within the second record
         path.write_bytes(whole[:cut])
-        assert run.read("answers.jsonl") == [{"n": 1}]
+        assert run.read("any.jsonl") == [{"n": 1}]
         assert f"{path}:2" in capsys.readouterr().err
-        run.append("answers.jsonl", [{"n": 3}])
-        assert run.read("answers.jsonl") == [{"n": 1}, {"n": 3}]
+        run.append("any.jsonl", [{"n": 3}])
+        assert run.read("any.jsonl") == [{"n": 1}, {"n": 3}]
     path.write_bytes(whole[:-1])  # only the line break is lost: nothing is
-    run.append("answers.jsonl", [{"n": 3}])
-    assert [r["n"] for r in run.read("answers.jsonl")] == [1, 2, 3]
+    run.append("any.jsonl", [{"n": 3}])
+    assert [r["n"] for r in run.read("any.jsonl")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("foreign", [b"null", b"7", b'["a"]', b"\x00\x00\x00\x00", b"\xff\xfe", b"<html>"])
@@ -122,8 +122,9 @@ def test_a_foreign_line_is_left_out(run, foreign):
 
 @pytest.mark.parametrize("text", ["\ud800", "a\u2028b\x85c\x0bd\re\n", "\x00\x1b[2J", "😀" * 9000, '"\\'])
 def test_any_text_survives(run, text):
-    run.append("answers.jsonl", [{"answer": text}, {"answer": ""}])
-    assert run.read("answers.jsonl") == [{"answer": text}, {"answer": ""}]
+    told = [{"key": "a", "answer": text}, {"key": text, "answer": ""}]
+    run.append("answers.jsonl", told)
+    assert run.read("answers.jsonl") == told
     other = start("x", "label", {"system": text})
     assert (
         other.config["identity"]["system"] == text
@@ -205,7 +206,7 @@ def test_list_and_load(run, runs_folder):
     (runs_folder / "somebody's model").mkdir()
     (runs_folder / "somebody's model" / "config.json").write_text("{}")
     table = runs.list_runs()
-    assert dict(zip(table["name"], table["finished"], strict=True)) == {run.name: False, done.name: True}
+    assert dict(zip(table["name"], table["state"], strict=True)) == {run.name: "unfinished", done.name: "finished"}
     assert runs.load(done.name) == done and runs.load(done.path).name == done.name
     with pytest.raises(FileNotFoundError, match=run.name):
         runs.load("nothing-like-it")
@@ -219,13 +220,14 @@ def test_a_start_that_was_cut_short_is_mended(run):
 
 
 def test_no_runs_is_an_empty_table():
-    assert list(runs.list_runs().columns) == ["name", "kind", "finished", "started"]
+    assert list(runs.list_runs().columns) == ["name", "kind", "state", "started", "mb"]
 
 
 def test_a_table_joins_its_members(run):
     other = start("sft", "b", {})
     for member, n in ((run, 1), (other, 2)):
-        member.append("verdicts.jsonl", [{"n": n}])
+        row = {"key": str(n), "risk": "bias", "prompt_id": "p", "verdict": "refused", "step": 0}
+        member.append("verdicts.jsonl", [{**row, "n": n}])
     both = start("curve", "c", {"members": [run.name, other.name]})
     assert both.table()["n"].tolist() == [1, 2]
 
