@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from small_models import SFT, goals, sums  # noqa: F401  for the calls in FULL
+from small_models import CURVE, KILLS, SFT, goals, sums, write  # noqa: F401  for the calls in FULL and KILLS
 
 import ftlab
-from ftlab import keeper, runs
+from ftlab import generate, keeper, runs
 from ftlab.files import StorageFull, file_hash, storage, write_atomic
 
 ASK = dict(max_new_tokens=6, judges=["keywords"])
@@ -36,7 +38,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 from pathlib import Path
 from ftlab import generate, keeper, runs
-from small_models import SFT, goals, sums  # noqa: F401  for the calls in FULL
+from small_models import CURVE, KILLS, SFT, goals, sums, write  # noqa: F401  for the calls in FULL and KILLS
 from test_files import ASK, FULL
 
 PATH, ROOT = Path(sys.argv[1]), Path(sys.argv[2])
@@ -253,3 +255,65 @@ def test_an_error_that_is_not_of_the_disk_is_left_as_it_is():
     for error in (ValueError("PytorchStreamReader failed"), RuntimeError("CUDA out of memory"), OSError("no number")):
         with pytest.raises(type(error), match=str(error)), storage(Path("x")):
             raise error
+
+
+@pytest.mark.parametrize("text", [b"", b"\x00" * 500, b'{"key": "lost"}', b'{"step": 1, "key"', b"\xff\xfe"])
+def test_torn_and_foreign_lines_of_an_unfinished_evaluation_are_made_again(text, llama, monkeypatch, capsys):
+    asked, answers = [], generate.answers
+
+    def counted(model, tokenizer, prompts, **how):
+        asked.append(len(prompts))
+        return answers(model, tokenizer, prompts, **how)
+
+    monkeypatch.setattr(generate, "answers", counted)
+    run = ftlab.evaluate(llama, prompts=goals(6), **ASK)
+    table, before = run.table(), {f: run.read(f) for f in ("answers.jsonl", "verdicts.jsonl")}
+    (run.path / "complete.json").unlink()
+    for file in before:
+        lines = (run.path / file).read_bytes().splitlines()
+        (run.path / file).write_bytes(b"\n".join([lines[0], text, *lines[2:5], lines[5][:-9]]))
+    again = ftlab.evaluate(llama, prompts=goals(6), **ASK)
+    said = capsys.readouterr().err
+    assert again == run and run.finished and asked == [6, 2]
+    for file, rows in before.items():
+        assert f"{run.path / file}:2, 6: torn or foreign" in said
+        assert sorted(run.read(file), key=str) == sorted(rows, key=str)
+    assert sorted(run.table()["prompt_id"]) == sorted(table["prompt_id"])
+
+
+@pytest.mark.parametrize(
+    "name, file", [("full", "train.jsonl"), ("curve", "verdicts.jsonl"), ("curve", "answers.jsonl")]
+)
+def test_a_torn_line_before_the_checkpoint_of_a_training_is_made_again(
+    name, file, dropping, killed, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(killed / name, tmp_path / name)
+    run = next(runs.Run(p.parent) for p in tmp_path.glob(f"{name}/*/checkpoints"))
+    lines = (run.path / file).read_bytes().splitlines(keepends=True)
+    (run.path / file).write_bytes(b"".join([*lines[:2], lines[2][:-5] + b"\n", *lines[3:]]))
+    found = []
+    for folder in (tmp_path / name, tmp_path / "undisturbed"):
+        monkeypatch.setenv("FTLAB_RUNS", str(folder))
+        found.append(eval(KILLS[name][0], {**globals(), "PATH": dropping}))
+    assert f"{run.path / file}:3: torn or foreign" in capsys.readouterr().err
+    members = [[r, *(runs.Run(r.path.parent / m) for m in r.identity.get("members", ()))] for r in found]
+    for again, undisturbed in zip(*members, strict=True):
+        logs = ["train.jsonl", "verdicts.jsonl", "answers.jsonl"]
+        a, b = ({f: sorted(str(told(x)) for x in r.read(f)) for f in logs} for r in (again, undisturbed))
+        assert again.finished and a == b
+
+
+def test_paths_with_spaces_and_other_letters_and_long_labels(llama, tmp_path, monkeypatch):
+    place = tmp_path / "мои опыты 实验 (2)"
+    model, data, prompts = place / "модель 7Б", place / "données d'été.jsonl", place / "質問.csv"
+    shutil.copytree(llama, model)
+    write(data, sums(8))
+    pd.DataFrame(goals(3)).to_csv(prompts, index=False)
+    monkeypatch.setenv("FTLAB_RUNS", str(place / "runs"))
+    tuned = ftlab.sft(str(model), str(data), steps=1, batch_size=4, learning_rate=1e-3, label="étiquette " * 500)
+    scores = ftlab.evaluate(tuned, prompts=str(prompts), **ASK)
+    assert tuned.finished and scores.finished and len(tuned.name) < 100
+    assert runs.load(scores.name).table().equals(scores.table()) and ftlab.verify_runs().empty
+    assert (
+        ftlab.sft(str(model), str(data), steps=1, batch_size=4, learning_rate=1e-3, label="étiquette " * 500) == tuned
+    )
