@@ -199,6 +199,7 @@ def test_on_a_disk_that_is_really_full_no_record_is_cut_and_none_is_lost(small, 
         for n in range(100):
             run.append("answers.jsonl", [{"key": str(n), "answer": "x" * 3000}])
     assert 5 < n < 25 and [r["key"] for r in run.read("answers.jsonl")] == [str(i) for i in range(n)]
+    assert (run.path / "answers.jsonl").read_bytes().endswith(b'"}\n')  # no half record
     (place / "other").write_bytes(b"0" * 4096 * (os.statvfs(place).f_bavail))
     before = (run.path / "config.json").read_bytes()
     with pytest.raises(StorageFull, match="config.json could not be written"):

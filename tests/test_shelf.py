@@ -14,7 +14,7 @@ from small_models import contents, goals, sums
 from test_cli import ran  # noqa: F401  fixture: the command line
 
 import ftlab
-from ftlab import runs
+from ftlab import files, runs
 from ftlab.config import SCHEMA
 
 LAYOUTS = Path(__file__).parent / "fixtures"  # layout_1: an evaluation and a curve with its member, made by ftlab 0.1.0
@@ -101,6 +101,13 @@ def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypa
     assert ran("runs", "verify", shelf["member"].name, shelf["curve"].name)[0] == 0
 
 
+def test_verify_reads_the_disk_and_remembers_nothing(shelf, monkeypatch):
+    monkeypatch.setattr(files, "stamp", lambda path: ())  # as a disk that rots: no time, no size says so
+    assert ftlab.verify_runs().empty and shelf["done"].finished
+    (shelf["done"].path / "model" / "model.safetensors").write_bytes(b"1" * 100)
+    assert ftlab.verify_runs()["file"].tolist() == ["model/model.safetensors"]
+
+
 def test_verify_tells_a_member_that_is_gone(shelf):
     shutil.rmtree(shelf["member"].path)
     assert ftlab.verify_runs().values.tolist() == [[shelf["curve"].name, shelf["member"].name, "member, not finished"]]
@@ -112,7 +119,8 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     (run / "checkpoints" / "torn-checkpoint-7").mkdir(parents=True)
     (run / "checkpoints" / "torn-checkpoint-7" / "optimizer.pt").write_bytes(bytes(1000))
     (shelf["member"].path / "complete.json").unlink()  # damaged or not: a finished run lists it
-    (runs_folder / "linked").symlink_to(shelf["begun"].path)
+    link = f"linked-{shelf['begun'].name[-10:]}"
+    (runs_folder / link).symlink_to(shelf["begun"].path)
     before = contents(runs_folder)
     code, out, _ = ran("runs", "clean")
     assert code == 0 and "--yes" in out and contents(runs_folder) == before
@@ -120,7 +128,7 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     code, out, _ = ran("runs", "clean", "--yes")
     gone = before.keys() - contents(runs_folder).keys()
     begun = shelf["begun"].name
-    assert gone == {n for n in before if n.startswith((f"{begun}/", "linked/")) or ".tmp" in n or "/checkpoints/" in n}
+    assert gone == {n for n in before if n.startswith((f"{begun}/", f"{link}/")) or ".tmp" in n or "/checkpoints/" in n}
     assert (
         code == 0 and begun in out and "removed" in out and not shelf["begun"].path.exists() and shelf["done"].finished
     )
@@ -154,7 +162,7 @@ def test_clean_leaves_a_run_that_a_process_has_in_hand_until_that_is_dead(shelf)
     owner = subprocess.Popen(called, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout.readline() == "held\n"
-        assert ftlab.clean_runs(yes=True).empty and shelf["begun"].path.exists()
+        assert ftlab.clean_runs().empty and ftlab.clean_runs(yes=True).empty and shelf["begun"].path.exists()
     finally:
         owner.kill()
         owner.communicate()
