@@ -192,24 +192,25 @@ class Run:
 
     def read(self, file: str) -> list[dict]:
         """-> records of a JSONL file of the run; a line that is torn, or lacks what `NEEDS` says, is reported and left out."""
-        return [r for r in self._lines(file) if r is not None]
+        lines = self._lines(file)
+        if bad := [n for n, record in enumerate(lines, 1) if record is None]:
+            told = f"foreign or torn line left out ({len(bad)} in all); it will be computed again"
+            print(f"{self.path / file}:{', '.join(map(str, bad[:10]))}: {told}", file=sys.stderr)
+        return [r for r in lines if r is not None]
 
     def broken(self, file: str) -> bool:
         """Whether a line before the last is damaged: not by a kill, so that what is lost may be older than a checkpoint."""
         return None in self._lines(file)[:-1]
 
     def _lines(self, file: str) -> list[dict | None]:
-        path, needs, lines = self.path / file, NEEDS.get(file, {}).items(), []
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
+        needs, lines = NEEDS.get(file, {}).items(), []
+        with contextlib.suppress(FileNotFoundError), open(self.path / file, "rb") as f:
             for line in f:
                 record = None
                 with contextlib.suppress(ValueError, RecursionError):
                     record = json.loads(line)
                 whole = isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in needs)
                 lines.append(record if whole else None)
-        if bad := [n for n, record in enumerate(lines, 1) if record is None]:
-            shown = f"{', '.join(map(str, bad[:10]))}: torn or foreign ({len(bad)} in all)"
-            print(f"{path}:{shown}, left out; it will be computed again", file=sys.stderr)
         return lines
 
     def forget(self, file: str, unwanted) -> None:

@@ -15,7 +15,6 @@ from ftlab.checkpoints import fingerprint, forget_after, lineage, newest_checkpo
 from ftlab.config import Training
 from ftlab.data import shared
 from ftlab.endpoint import Endpoint
-from ftlab.files import storage
 from ftlab.keeper import TrainingFailed, keeper_class, measured
 from ftlab.models import Model, quiet, released
 from ftlab.models import model as reference
@@ -173,7 +172,7 @@ def _fitted(run: Run, config: Training, attempt) -> None:
     micro = config.batch_size // config.accumulation
     while True:
         try:
-            with released(), storage(run.path):
+            with released(), runs.storage(run.path):
                 return attempt(micro)
         except Exception as e:
             if not _out_of_memory(e):

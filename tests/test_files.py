@@ -277,7 +277,7 @@ def test_torn_and_foreign_lines_of_an_unfinished_evaluation_are_made_again(text,
     said = capsys.readouterr().err
     assert again == run and run.finished and asked == [6, 2]
     for file, rows in before.items():
-        assert f"{run.path / file}:2, 6: torn or foreign" in said
+        assert f"{run.path / file}:2, 6: foreign or torn" in said
         assert sorted(run.read(file), key=str) == sorted(rows, key=str)
     assert sorted(run.table()["prompt_id"]) == sorted(table["prompt_id"])
 
@@ -300,7 +300,7 @@ def test_a_torn_line_before_the_checkpoint_of_a_training_is_made_again(
     for folder in (tmp_path / name, tmp_path / "undisturbed"):
         monkeypatch.setenv("FTLAB_RUNS", str(folder))
         found.append(eval(KILLS[name][0], {**globals(), "PATH": dropping}))
-    assert f"{run.path / file}:3: torn or foreign" in capsys.readouterr().err
+    assert f"{run.path / file}:3: foreign or torn" in capsys.readouterr().err
     members = [[r, *(runs.Run(r.path.parent / m) for m in r.identity.get("members", ()))] for r in found]
     for again, undisturbed in zip(*members, strict=True):
         logs = ["train.jsonl", "verdicts.jsonl", "answers.jsonl"]
