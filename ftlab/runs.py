@@ -26,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ftlab.config import SCHEMA
-from ftlab.files import file_hash, stamp, storage, write_atomic
+from ftlab.files import StorageFull, file_hash, stamp, storage, write_atomic  # noqa: F401  found here by the others
 
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened; by `ftlab runs verify` whole
 NEEDS = {  # what the readers of a file rely on in every line

@@ -231,6 +231,7 @@ def test_a_read_only_disk_is_a_sentence_but_finished_work_opens(small, monkeypat
     assert set(runs.list_runs()["state"]) == {"finished", "unfinished"} and ftlab.clean_runs()["name"].tolist() == [
         begun.name
     ]
+    assert runs.StorageFull is StorageFull
     for call in (lambda: runs.start("x", "new", {}), lambda: begun.lock().__enter__()):
         with pytest.raises(PermissionError, match="cannot be written.*Read-only file system.*set FTLAB_RUNS"):
             call()
