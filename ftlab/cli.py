@@ -425,7 +425,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _print(table) -> None:
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    print("none" if table.empty else table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 
 def main() -> None:
