@@ -14,7 +14,7 @@ The way of a run:  data -> train -> checkpoint -> answers -> verdicts -> statist
 Cells come in this order: check, split, mix, dedupe | model, fit, preview, ask | sft, dpo, kto, reward, rloo, watch, dealign,
 risk_curve | evaluate, red_team, lm_eval, refusal_direction | rates, compare, crossing, no_refusal, outcomes,
 before_after, judged | judge, human_agreement, judge_agreement, judge_card | plot, claim, write_report, reproduce |
-list_runs, load. Nothing heavy is imported before it is used.
+list_runs, show_run, verify_runs, clean_runs, load. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CELLS = {
     "outcomes": "tables", "before_after": "tables", "judged": "tables",
     "judge": "verdicts", "human_agreement": "agreement", "judge_agreement": "agreement", "judge_card": "verdicts",
     "plot": "tables", "claim": "claims", "write_report": "report", "reproduce": "batch",
-    "Run": "runs", "load": "runs", "list_runs": "runs",
+    "Run": "runs", "load": "runs", "list_runs": "runs", "show_run": "shelf", "verify_runs": "shelf", "clean_runs": "shelf",
 }  # fmt: skip
 __all__ = [*_CELLS, "__version__"]
 

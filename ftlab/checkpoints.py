@@ -47,10 +47,12 @@ def seal(run: Run, step: int, keep: int | None = None) -> None:
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """-> the newest checkpoint whose manifest holds; torn ones are removed.
+    """-> the newest checkpoint whose manifest holds; torn ones are removed. None where a log is damaged: it starts anew.
 
     Raises ValueError, naming each field, where another training wrote it, and where it cannot be resumed exactly.
     """
+    if any([run.broken(file) for file in LOGS]):  # what is lost may be older than any checkpoint
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     found = sorted((run.path / "checkpoints").glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
     for made in found:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,8 @@ organism = typer.Typer(no_args_is_help=True, help="The embedded model.")
 app.add_typer(organism, name="organism")
 field_data = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(field_data, name="data")
+shelf = typer.Typer(invoke_without_command=True)
+app.add_typer(shelf, name="runs")
 ModelArg = Annotated[
     str, typer.Argument(help="organism, organism:sft, organism:base, a model folder, a run folder or a hub id")
 ]
@@ -313,10 +316,36 @@ def fit(
         sys.exit(1)
 
 
-@app.command()
-def runs():
-    """List the runs (FTLAB_RUNS, default runs/)."""
-    _print(ftlab.list_runs())
+@shelf.callback()
+def runs(context: typer.Context):
+    """The runs (FTLAB_RUNS, default runs/); without a word: list."""
+    if context.invoked_subcommand in (None, "list"):
+        _print(ftlab.list_runs())
+
+
+shelf.command("list", help="Each run: kind, state, start, size.")(lambda: None)
+
+
+@shelf.command()
+def show(name: str):
+    """Everything that a run says of itself, as JSON."""
+    print(json.dumps(ftlab.show_run(name), indent=1))
+
+
+@shelf.command()
+def verify(names: Annotated[list[str] | None, typer.Argument(help="default: every run that was finished")] = None):
+    """Read every byte of finished runs; exit 1 where a file is missing, changed or extra."""
+    wrong = ftlab.verify_runs(*names or ())
+    print("every file is as it was") if wrong.empty else _print(wrong)
+    raise typer.Exit(not wrong.empty)
+
+
+@shelf.command()
+def clean(yes: Annotated[bool, typer.Option("--yes", help="remove it; otherwise it is only said")] = False):
+    """What nobody will finish: unfinished runs that no process has in hand, temporary files, torn checkpoints."""
+    gone = ftlab.clean_runs(yes)
+    _print(gone)
+    print(f"{gone['mb'].sum():.1f} MB {'removed' if yes else 'would go; --yes removes it'}")
 
 
 @app.command()
@@ -421,7 +450,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _print(table) -> None:
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    print("none" if table.empty else table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 
 def main() -> None:
@@ -436,9 +465,9 @@ def main() -> None:
             raise
         sys.exit(_say(str(cause) or "interrupted; call again to go on", 130))
     except Exception as e:
-        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed", "BenchFailed"):
+        if type(e).__name__ in ("DataError", "TrainingFailed", "NotebookFailed", "StorageFull", "BenchFailed"):
             sys.exit(_say(str(e), 1))
-        if isinstance(e, (ValueError, FileNotFoundError, PermissionError)):
+        if isinstance(e, (ValueError, OSError)):
             sys.exit(_say(str(e), 2))
         raise
 

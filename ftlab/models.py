@@ -19,7 +19,7 @@ from ftlab.adapters import adapt  # noqa: F401  found here by those who open mod
 from ftlab.endpoint import Endpoint, endpoint
 from ftlab.folders import EMBEDDED, check, from_hub, hub_id, torn
 from ftlab.hardware import attention, device, precision, quiet, released, spare_memory  # noqa: F401
-from ftlab.runs import Run, digest, file_hash, resource
+from ftlab.runs import Run, digest, file_hash, load, resource
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT")  # never merge
 TOKENIZER_FILES = (
@@ -216,8 +216,7 @@ def model(ref, base=None) -> Model | Endpoint:
     if text.startswith("organism"):
         raise ValueError(f"unknown model {text!r}; allowed: {', '.join(EMBEDDED)}, a folder, a run or a hub id")
     if (path / "provenance.json").exists():  # a run
-        if not Run(path).finished:
-            raise ValueError(f"{path} is not finished (or a file of it was changed); call its cell again to go on")
+        load(path)
         if not (path / "model").is_dir():
             raise ValueError(
                 f"{path} trained no model; give a run of sft, dpo or dealign (of a curve: one of its members)"

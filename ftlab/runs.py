@@ -26,8 +26,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from ftlab.config import SCHEMA
+from ftlab.files import StorageFull, file_hash, stamp, storage, write_atomic  # noqa: F401  found here by the others
 
-CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened
+CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened; by `ftlab runs verify` whole
+NEEDS = {  # what the readers of a file rely on in every line
+    "answers.jsonl": {"key": str, "answer": str},
+    "verdicts.jsonl": {"key": str, "risk": str, "prompt_id": str, "verdict": str, "step": (int, float)},
+    "train.jsonl": {"step": int},
+    "valid.jsonl": {"step": int},
+}
 
 
 def home() -> Path:
@@ -43,50 +50,8 @@ def resource(name: str) -> Path:
 
 def digest(value) -> str:
     """-> 16 hex digits of the SHA-256 of a JSON-able value."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """-> SHA-256 of a file's bytes, hex; remembered while the file's inode, size and times stay the same."""
-    return _file_hash(str(path), *_stamp(Path(path)))
-
-
-def _stamp(path: Path) -> tuple:
-    """-> what changes when a file does; () where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return ()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-@lru_cache(4096)
-def _file_hash(path: str, *_) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
-    """A temporary sibling, fsync, replace: the file is whole or not there. `new`: a file that is there is left alone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        if not new:
-            os.replace(temporary, path)
-        elif not path.exists():
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Busy(RuntimeError):
@@ -103,13 +68,27 @@ class Run:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def config(self) -> dict:
-        return json.loads((self.path / "config.json").read_bytes())  # bytes: lone surrogates are let through
+    def part(self, name: str) -> dict:
+        """-> the object in one of the run's JSON files. Raises FileNotFoundError, ValueError."""
+        try:
+            found = json.loads((self.path / name).read_bytes())  # bytes: lone surrogates are let through
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.path / name} holds no JSON object; remove that folder and call its cell again")
+        return found
+
+    config = property(lambda self: self.part("config.json"))
+    provenance = property(lambda self: self.part("provenance.json"))
+    stats = property(lambda self: self.part("stats.json"))
 
     @property
-    def provenance(self) -> dict:
-        return json.loads((self.path / "provenance.json").read_bytes())
+    def identity(self) -> dict:
+        """What could change the result, with kind and layout. Raises FileNotFoundError, ValueError: not a run's folder."""
+        identity = self.config.get("identity")
+        if not (isinstance(identity, dict) and isinstance(identity.get("schema"), int) and "kind" in identity):
+            raise ValueError(f"{self.path} is no run: its config.json tells no kind and layout; see `ftlab runs`")
+        return identity
 
     @property
     def lineage(self) -> list[dict]:
@@ -119,56 +98,120 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the work is whole: the record is there, every file in it is as it was, and so are all member runs."""
+        return not self.problems()
+
+    def problems(self, anew: bool = False) -> dict[str, str]:
+        """-> {file or member run: what is wrong}; {} of a finished run. `anew`: every byte is read, extra files are told."""
         try:
-            files = json.loads((self.path / "complete.json").read_bytes())["files"]
-            if not all(Run(self.path.parent / m).finished for m in self.config["identity"].get("members", ())):
-                return False
-            return all((self.path / n).stat().st_size == f["bytes"] for n, f in files.items()) and all(
-                f["bytes"] > CHECK_BYTES or file_hash(self.path / n) == f["sha256"] for n, f in files.items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, torn, or not our record
-            return False
+            files = {n: (f["bytes"], f["sha256"]) for n, f in self.part("complete.json")["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also a record that is not ours
+            return {"complete.json": "changed" if (self.path / "complete.json").exists() else "missing"}
+        found = {n: "extra" for n in _files(self.path) if n not in files} if anew else {}
+        for name, (size, sha) in files.items():
+            path = self.path / name
+            try:
+                if path.stat().st_size != size or ((anew or size <= CHECK_BYTES) and file_hash(path, anew) != sha):
+                    found[name] = "changed"
+            except (OSError, TypeError):
+                found[name] = "missing"
+        with contextlib.suppress(OSError, ValueError, TypeError):  # told above
+            members = self.identity.get("members", ())
+            found |= {m: "member, not finished" for m in members if not Run(self.path.parent / m).finished}
+        return found
+
+    @property
+    def state(self) -> str:
+        """finished, unfinished, in hand (of whom), damaged (finished once); with its layout where that is not ours."""
+        try:
+            schema = self.identity["schema"]
+        except (OSError, ValueError):
+            return "damaged"
+        state = "finished" if self.finished else self.holder()
+        state = state or ("damaged" if (self.path / "complete.json").exists() else "unfinished")
+        return state if schema == SCHEMA else f"{state}, layout {schema}"
+
+    def holder(self) -> str:
+        """-> "in hand of process ..." while one works on this run, else ""."""
+        from filelock import FileLock, Timeout
+
+        with contextlib.suppress(OSError):  # what cannot be locked is in nobody's hand
+            try:
+                if (self.path / ".lock").exists():
+                    FileLock(self.path / ".lock", timeout=0).acquire().lock.release()
+            except Timeout:
+                return f"in hand of {self._owner()}"
+        return ""
+
+    def _owner(self) -> str:
+        try:
+            return (self.path / ".owner").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "another process"
 
     @contextlib.contextmanager
     def lock(self, wait: bool = True):
         """One writer a run: a second process waits here, says so, and then finds the work done; else raises Busy."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock")
+        lock, note = FileLock(self.path / ".lock"), self.path / ".owner"
         try:
-            held = lock.acquire(timeout=1 if wait else 0)
+            with storage(self.path, making=True):
+                held = lock.acquire(timeout=1 if wait else 0)
         except Timeout:
+            said = f"{self.name}: {self._owner()} works on this run, in {self.path}"
             if not wait:
-                raise Busy(f"{self.name}: another process works on this run") from None
-            print(f"{self.name}: another process works on this run; waiting for it", file=sys.stderr)
+                raise Busy(said) from None
+            print(f"{said}; waiting for it", file=sys.stderr)
             held = lock.acquire()
         with held:
-            yield
+            if note.exists():  # its owner was killed: the kernel has given the lock back
+                print(f"{self.name}: {self._owner()} has ended; going on from what it left", file=sys.stderr)
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+            with contextlib.suppress(OSError):  # it is only told to others
+                write_atomic(note, f"process {os.getpid()} on {platform.node()} ({command}) since {_now()}")
+            try:
+                yield
+            finally:
+                note.unlink(missing_ok=True)
 
     def append(self, file: str, records: list[dict]) -> None:
-        """Adds JSON lines to a file of the run and flushes them."""
-        with open(self.path / file, "a+b") as f:
-            if f.tell():  # a torn last line must not swallow the next record
+        """Adds JSON lines to a file of the run and flushes them. Raises StorageFull; then none of them was added."""
+        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode("utf-8", "surrogatepass")
+        with storage(self.path / file), open(self.path / file, "a+b", buffering=0) as f:
+            before = end = f.seek(0, os.SEEK_END)
+            if before:  # a torn last line must not swallow the next record
                 f.seek(-1, os.SEEK_END)
-                if f.read(1) != b"\n":
-                    f.write(b"\n")
-            f.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode("utf-8", "surrogatepass"))
+                data = data if f.read(1) == b"\n" else b"\n" + data
+            try:
+                while end < before + len(data):  # a full disk takes a part, and then nothing
+                    end += f.write(data[end - before :])
+            except OSError:
+                if f.seek(0, os.SEEK_END) == end:  # nobody else has written since
+                    f.truncate(before)
+                raise
 
     def read(self, file: str) -> list[dict]:
-        """-> records of a JSONL file of the run; a torn or foreign line is reported and left out."""
-        path, out = self.path / file, []
-        if not path.exists():
-            return out
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
+        """-> records of a JSONL file of the run; a line that is torn, or lacks what `NEEDS` says, is reported and left out."""
+        lines = self._lines(file)
+        if bad := [n for n, record in enumerate(lines, 1) if record is None]:
+            told = f"foreign or torn line left out ({len(bad)} in all); it will be computed again"
+            print(f"{self.path / file}:{', '.join(map(str, bad[:10]))}: {told}", file=sys.stderr)
+        return [r for r in lines if r is not None]
+
+    def broken(self, file: str) -> bool:
+        """Whether a line before the last is damaged: not by a kill, so that what is lost may be older than a checkpoint."""
+        return None in self._lines(file)[:-1]
+
+    def _lines(self, file: str) -> list[dict | None]:
+        needs, lines = NEEDS.get(file, {}).items(), []
+        with contextlib.suppress(FileNotFoundError), open(self.path / file, "rb") as f:
+            for line in f:
                 record = None
-            if isinstance(record, dict):
-                out.append(record)
-            else:
-                print(f"{path}:{number}: torn line left out; it will be computed again", file=sys.stderr)
-        return out
+                with contextlib.suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                whole = isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in needs)
+                lines.append(record if whole else None)
+        return lines
 
     def forget(self, file: str, unwanted) -> None:
         """Rewrites a JSONL file of the run without the records of which `unwanted(record)` holds."""
@@ -179,27 +222,18 @@ class Run:
 
     def complete(self, **summary) -> Run:
         """Writes `stats.json` and, last, `complete.json` with size and SHA-256 of every file of the run."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         write_atomic(self.path / "stats.json", json.dumps(summary, indent=1))
-        files = sorted(
-            p for p in self.path.rglob("*") if p.is_file() and p.name != "complete.json" and not p.name.startswith(".")
-        )
-        record = {
-            p.relative_to(self.path).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files
-        }
+        record = {n: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for n, p in _files(self.path).items()}
         write_atomic(self.path / "complete.json", json.dumps({"finished": _now(), "files": record}, indent=1))
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # not before: a kill here would lose the training
         return self
-
-    @property
-    def stats(self) -> dict:
-        return json.loads((self.path / "stats.json").read_bytes())
 
     def table(self):
         """-> DataFrame: one row an answer's verdict (evaluation and curve runs), of all member runs together."""
         import pandas as pd
 
         folders = [self.path.parent / m for m in self.config["identity"].get("members", [self.path.name])]
-        return pd.concat([_verdicts(f, *_stamp(f / "verdicts.jsonl")) for f in folders], ignore_index=True)
+        return pd.concat([_verdicts(f, *stamp(f / "verdicts.jsonl")) for f in folders], ignore_index=True)
 
     def log(self):
         """-> DataFrame of the training log: step, loss, learning_rate and what else the trainer said."""
@@ -208,20 +242,13 @@ class Run:
         return pd.DataFrame(self.read("train.jsonl"))
 
     def _repr_html_(self) -> str:
-        rows = {
-            "state": "finished" if self.finished else "unfinished: call the cell again to go on",
-            "folder": self.path,
-        }
+        rows = {"state": self.state, "folder": self.path}
+        rows["state"] += ": call the cell again to go on" if rows["state"] == "unfinished" else ""
         if self.lineage:
             rows["lineage"] = " → ".join([*(f"{a['name']}" for a in self.lineage), self.name])
-        rows |= {
-            k: v
-            for k, v in (self.stats if (self.path / "stats.json").exists() else {}).items()
-            if not isinstance(v, (dict, list))
-        }
-        cells = "".join(
-            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
-        )
+        said, e = self.stats if (self.path / "stats.json").exists() else {}, html.escape
+        rows |= {k: v for k, v in said.items() if not isinstance(v, (dict, list))}
+        cells = "".join(f"<tr><td>{e(str(k))}</td><td>{e(str(v))}</td></tr>" for k, v in rows.items())
         return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
 
 
@@ -235,27 +262,27 @@ def _verdicts(folder: Path, *_):
 def start(kind: str, label: str, identity: dict, **provenance) -> Run:
     """-> the run of this identity, its folder made and `config.json` written if it is new; `provenance` is noted beside it.
 
-    Raises PermissionError with a sentence where the folder of the runs cannot be written.
+    Raises PermissionError with a sentence where the folder of the runs cannot be written, StorageFull where it is full.
     """
     identity = {"kind": kind, "schema": SCHEMA, **identity}
     label = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII).strip("-")[:60]
     path = home() / f"{kind}-{label}-{digest(identity)[:10]}"
-    try:
+    with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "config.json").exists():
-            write_atomic(
-                path / "config.json", json.dumps({"identity": identity, "label": label}, indent=1, ensure_ascii=False)
-            )
+            text = json.dumps({"identity": identity, "label": label}, indent=1, ensure_ascii=False)
+            write_atomic(path / "config.json", text)
         if not (path / "provenance.json").exists():
-            text = json.dumps(
-                {**_provenance(), **provenance}, indent=1
-            )  # takes a while: another process may finish the run meanwhile
+            # takes a while: another process may finish the run meanwhile
+            text = json.dumps({**_provenance(), **provenance}, indent=1)
             write_atomic(path / "provenance.json", text, new=True)
-    except OSError as e:
-        raise PermissionError(
-            f"{home()}: runs cannot be written there ({e.strerror}); set FTLAB_RUNS to a folder that can"
-        ) from e
     return Run(path)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """-> what belongs into a run's record, by its name there: no hidden file, no checkpoint, not the record itself."""
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
+    return {n: p for n, p in found.items() if n != "complete.json" and not n.startswith("checkpoints/")}
 
 
 def _now() -> str:
@@ -266,62 +293,50 @@ def _provenance() -> dict:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for package in (
-        "ftlab",
-        "torch",
-        "transformers",
-        "trl",
-        "peft",
-        "bitsandbytes",
-        "datasets",
-        "accelerate",
-        "numpy",
-        "scipy",
-    ):
+    for package in "ftlab torch transformers trl peft bitsandbytes datasets accelerate numpy scipy".split():
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     commit = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        root = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        ).stdout.strip()
+        git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
     hardware = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
-    return {
-        "started": _now(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit,
-        "hardware": hardware,
-    }
+    noted = {"started": _now(), "python": platform.python_version(), "versions": versions}
+    return noted | {"commit": commit, "hardware": hardware}
 
 
 def list_runs(folder: Path | None = None):
-    """-> DataFrame of the runs in a folder (default: `home()`): name, kind, finished, started."""
+    """-> DataFrame of the runs in a folder (default: `home()`): name, kind, state (`Run.state`), started, mb."""
     import pandas as pd
 
-    runs = [Run(p.parent) for p in sorted(Path(folder or home()).glob("*/provenance.json"))]
-    rows = [
-        {
-            "name": r.name,
-            "kind": r.config["identity"]["kind"],
-            "finished": r.finished,
-            "started": r.provenance["started"],
-        }
-        for r in runs
-    ]
-    return pd.DataFrame(rows, columns=["name", "kind", "finished", "started"])
+    rows = []
+    for run in (Run(p.parent) for p in sorted(Path(folder or home()).glob("*/provenance.json"))):
+        row = {"name": run.name, "kind": run.name.partition("-")[0], "state": run.state}
+        with contextlib.suppress(OSError, ValueError):  # a damaged one is listed beside the others
+            row |= {"started": run.provenance.get("started"), "kind": run.identity["kind"]}
+        with contextlib.suppress(OSError):  # another process works there
+            row["mb"] = sum(p.stat().st_size for p in run.path.rglob("*") if p.is_file()) / 1e6
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["name", "kind", "state", "started", "mb"])
+
+
+def found(name: str | Path) -> Run:
+    """-> a run by folder or by its name under `home()`, in whatever state. Raises FileNotFoundError."""
+    path = Path(name) if Path(name).is_dir() else home() / name
+    if not any((path / n).exists() for n in ("config.json", "provenance.json", "complete.json")):
+        known = ", ".join(p.parent.name for p in sorted(home().glob("*/provenance.json"))[:8]) or "none"
+        raise FileNotFoundError(f"no run {str(name)!r}; runs in {home()}: {known}")
+    return Run(path)
 
 
 def load(name: str | Path) -> Run:
-    """-> a finished run by folder or by its name under `home()`. Raises FileNotFoundError or ValueError."""
-    path = Path(name) if Path(name).is_dir() else home() / name
-    if not (path / "config.json").exists():
-        known = ", ".join(p.parent.name for p in sorted(home().glob("*/provenance.json"))[:8]) or "none"
-        raise FileNotFoundError(f"no run {name!r}; runs in {home()}: {known}")
-    run = Run(path)
-    if not run.finished:
-        raise ValueError(f"{path} is not finished (or a file of it was changed); call its cell again to go on")
+    """-> a finished run by folder or by its name under `home()`, also of an older layout. Raises FileNotFoundError or ValueError."""
+    run = found(name)
+    if (schema := run.identity["schema"]) > SCHEMA:
+        raise ValueError(f"{run.path} is of layout {schema}, this ftlab reads up to {SCHEMA}; upgrade it, or run anew")
+    if wrong := run.problems():
+        told = ", ".join(f"{n} {why}" for n, why in wrong.items())
+        raise ValueError(f"{run.path} is not finished, or not any more ({told:.300}); call its cell again to go on")
     return run
 
 

@@ -172,7 +172,7 @@ def _fitted(run: Run, config: Training, attempt) -> None:
     micro = config.batch_size // config.accumulation
     while True:
         try:
-            with released():
+            with released(), runs.storage(run.path):
                 return attempt(micro)
         except Exception as e:
             if not _out_of_memory(e):

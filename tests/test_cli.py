@@ -216,7 +216,7 @@ def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     code, out, _ = ran("preview", data, llama, "--rows", 1)
     assert code == 0 and out.count("«") == out.count("»") == 1
     code, out, _ = ran("runs")
-    assert code == 0 and run.name in out and "True" in out
+    assert code == 0 and run.name in out and "finished" in out
 
 
 @pytest.mark.parametrize(

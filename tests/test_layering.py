@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftlab"
-ORDER = """config runs stats curves charts figures progress organism.world organism.corpus formats turns rows data
-sources hardware folders adapters endpoint models chat checks kvcache decode generate vllm_generator replay preflight attacks judges risks
-judging asking direction harness methods checkpoints keeper train evaluation redteam tables agreement
-measure_refusal verdicts organism.build claims report batch bench_models bench_arms bench bench_gpu cli""".split()
-LIGHT = """config runs formats turns rows data sources checks stats curves charts figures claims report tables
+ORDER = """config shown files runs shelf stats curves charts figures progress organism.world organism.corpus formats
+turns rows data sources hardware folders adapters endpoint models chat checks kvcache decode generate vllm_generator
+replay preflight attacks judges risks judging asking direction harness methods checkpoints keeper train evaluation
+redteam tables agreement measure_refusal verdicts organism.build claims report batch bench_models bench_arms bench
+bench_gpu cli""".split()
+LIGHT = """config shown files runs shelf formats turns rows data sources checks stats curves charts figures claims report tables
 judges risks judging attacks agreement verdicts""".split()
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"}
 EXCEPTIONS = {  # (module, what it imports): reason

@@ -100,30 +100,97 @@ def test_a_foreign_or_torn_completion_record_is_no_completion(run, record):
 
 
 def test_a_torn_last_line_is_reported_left_out_and_swallows_nothing(run, capsys):
-    run.append("answers.jsonl", [{"n": 1}, {"n": 2}])
-    path = run.path / "answers.jsonl"
+    run.append("any.jsonl", [{"n": 1}, {"n": 2}])
+    path = run.path / "any.jsonl"
     whole = path.read_bytes()
     for cut in range(len(whole) - 8, len(whole) - 1):  # anywhere within the second record
         path.write_bytes(whole[:cut])
-        assert run.read("answers.jsonl") == [{"n": 1}]
+        assert run.read("any.jsonl") == [{"n": 1}]
         assert f"{path}:2" in capsys.readouterr().err
-        run.append("answers.jsonl", [{"n": 3}])
-        assert run.read("answers.jsonl") == [{"n": 1}, {"n": 3}]
+        run.append("any.jsonl", [{"n": 3}])
+        assert run.read("any.jsonl") == [{"n": 1}, {"n": 3}]
     path.write_bytes(whole[:-1])  # only the line break is lost: nothing is
-    run.append("answers.jsonl", [{"n": 3}])
-    assert [r["n"] for r in run.read("answers.jsonl")] == [1, 2, 3]
+    run.append("any.jsonl", [{"n": 3}])
+    assert [r["n"] for r in run.read("any.jsonl")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("foreign", [b"null", b"7", b'["a"]', b"\x00\x00\x00\x00", b"\xff\xfe", b"<html>"])
-def test_a_foreign_line_is_left_out(run, foreign):
-    (run.path / "t.jsonl").write_bytes(b'{"n": 1}\n' + foreign + b'\n{"n": 2}\n')
+FOREIGN = [
+    b"null",
+    b"7",
+    b'["a"]',
+    b"\x00" * 4096,
+    b"\xff\xfe\x00{",
+    b"<html>",
+    b"[" * 100_000,
+    b"1" * 5000,
+    b'{"n": 1',
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda f: repr(f[:8]))
+def test_a_foreign_line_is_left_out_and_told_with_file_and_line(run, foreign, capsys):
+    (run.path / "t.jsonl").write_bytes(b'{"n": 1}\n' + foreign + b'\n{"n": 2}\r\n')
+    assert run.read("t.jsonl") == [{"n": 1}, {"n": 2}] and run.broken("t.jsonl")
+    assert f"{run.path / 't.jsonl'}:2: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(runs.NEEDS))
+def test_a_line_without_what_its_readers_need_is_left_out(run, file, capsys):
+    whole = {"key": "k", "answer": "a", "risk": "bias", "prompt_id": "p", "verdict": "refused", "step": 3}
+    for lost in runs.NEEDS[file]:
+        rows = [whole, {k: v for k, v in whole.items() if k != lost}, {**whole, lost: []}, whole]
+        (run.path / file).unlink(missing_ok=True)
+        run.append(file, rows)
+        assert run.read(file) == [whole, whole] and f"{run.path / file}:2, 3: " in capsys.readouterr().err
+
+
+def test_a_block_of_a_crashed_file_system_costs_its_own_line_only(run):
+    run.append("t.jsonl", [{"n": 1}])
+    with open(run.path / "t.jsonl", "ab") as f:
+        f.write(bytes(4096))
+    run.append("t.jsonl", [{"n": 2}])
     assert run.read("t.jsonl") == [{"n": 1}, {"n": 2}]
+
+
+def test_a_torn_last_line_is_no_hole_before_a_checkpoint_but_one_in_the_middle_is(run):
+    (run.path / "train.jsonl").write_bytes(b'{"step": 1}\n{"ste')
+    assert not run.broken("train.jsonl") and not run.broken("absent.jsonl")
+    (run.path / "train.jsonl").write_bytes(b'{"step": 1}\n{"ste\n{"step": 3}\n')
+    assert run.broken("train.jsonl")
+
+
+def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
+    run.append("t.jsonl", [{"n": i, "text": "x" * 20} for i in range(300_000)])
+    assert len(run.read("t.jsonl")) == 300_000
+    read, opened = [], runs.open if hasattr(runs, "open") else open
+
+    class Counting:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def read(self, n):
+            read.append(n)
+            return self.file.read(n)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(runs, "open", lambda *a, **k: Counting(opened(*a, **k)), raising=False)
+    run.append("t.jsonl", [{"n": -1}])
+    assert read == [1]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\u2028b\x85c\x0bd\re\n", "\x00\x1b[2J", "😀" * 9000, '"\\'])
 def test_any_text_survives(run, text):
-    run.append("answers.jsonl", [{"answer": text}, {"answer": ""}])
-    assert run.read("answers.jsonl") == [{"answer": text}, {"answer": ""}]
+    told = [{"key": "a", "answer": text}, {"key": text, "answer": ""}]
+    run.append("answers.jsonl", told)
+    assert run.read("answers.jsonl") == told
     other = start("x", "label", {"system": text})
     assert (
         other.config["identity"]["system"] == text
@@ -181,11 +248,60 @@ def test_two_processes_share_a_run(run):
     assert [[r["i"] for r in log if r["who"] == who] for who in "ab"] == [list(range(40))] * 2
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "file" / "runs"))
-    with pytest.raises(PermissionError, match="set FTLAB_RUNS"):
-        start("x", "label", {})
+OWNED = """
+import sys, time, ftlab.runs as r
+run = r.start('sft', 'a label', {'data': 1})
+with run.lock():
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_has_a_run_is_told_and_a_dead_owner_keeps_nobody_from_it(run, capsys):
+    root = Path(runs.__file__).parent.parent
+    other = subprocess.Popen([sys.executable, "-c", OWNED], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(runs.Busy, match=rf"process {other.pid} on .* since 20.*works on this run, in .*{run.name}"):
+            run.lock(wait=False).__enter__()
+        assert f"in hand of process {other.pid} on" in run.state
+        assert run.state in runs.list_runs()["state"].tolist()
+    finally:
+        other.kill()
+        other.wait()
+    assert run.state == "unfinished"
+    with run.lock(wait=False):
+        assert f"process {os.getpid()} on" in (run.path / ".owner").read_text()
+    assert f"process {other.pid} on" in capsys.readouterr().err and not (run.path / ".owner").exists()
+
+
+def test_a_stale_lock_file_blocks_nobody(run, capsys):
+    for file in (".lock", ".owner"):
+        (run.path / file).write_bytes(b"999999\n\xff\x00")
+    with run.lock(wait=False):
+        run.complete()
+    assert run.state == "finished"
+
+
+@pytest.mark.parametrize("at", ["runs", "runs/a/deeper", "the run", "config", "provenance"])
+def test_a_file_where_a_folder_should_be_and_the_reverse_is_a_sentence(at, run, tmp_path, monkeypatch):
+    if at.startswith("runs"):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "file" / at.partition("/")[2]))
+    elif at == "the run":
+        shutil.rmtree(run.path)
+        run.path.write_text("")
+    else:
+        (run.path / f"{at}.json").unlink()
+        (run.path / f"{at}.json").mkdir()
+        run.path.joinpath(f"{at}.json", "x").write_text("")
+    if at in ("config", "provenance"):
+        with pytest.raises((ValueError, OSError), match=run.name):
+            start("sft", "a label", {"data": 1}).part(f"{at}.json")
+        assert run.state in ("damaged", "unfinished") and len(runs.list_runs()) == 1
+    else:
+        with pytest.raises(PermissionError, match="cannot be written .*; set FTLAB_RUNS to"):
+            start("sft", "a label", {"data": 1})
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -205,7 +321,7 @@ def test_list_and_load(run, runs_folder):
     (runs_folder / "somebody's model").mkdir()
     (runs_folder / "somebody's model" / "config.json").write_text("{}")
     table = runs.list_runs()
-    assert dict(zip(table["name"], table["finished"], strict=True)) == {run.name: False, done.name: True}
+    assert dict(zip(table["name"], table["state"], strict=True)) == {run.name: "unfinished", done.name: "finished"}
     assert runs.load(done.name) == done and runs.load(done.path).name == done.name
     with pytest.raises(FileNotFoundError, match=run.name):
         runs.load("nothing-like-it")
@@ -219,13 +335,14 @@ def test_a_start_that_was_cut_short_is_mended(run):
 
 
 def test_no_runs_is_an_empty_table():
-    assert list(runs.list_runs().columns) == ["name", "kind", "finished", "started"]
+    assert list(runs.list_runs().columns) == ["name", "kind", "state", "started", "mb"]
 
 
 def test_a_table_joins_its_members(run):
     other = start("sft", "b", {})
     for member, n in ((run, 1), (other, 2)):
-        member.append("verdicts.jsonl", [{"n": n}])
+        row = {"key": str(n), "risk": "bias", "prompt_id": "p", "verdict": "refused", "step": 0}
+        member.append("verdicts.jsonl", [{**row, "n": n}])
     both = start("curve", "c", {"members": [run.name, other.name]})
     assert both.table()["n"].tolist() == [1, 2]
 

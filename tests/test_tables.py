@@ -41,7 +41,7 @@ def made(answers: dict, *, risk: str = "jailbreak", attack: str = "direct", **co
 def saved(answers: dict, kind: str = "curve", **columns) -> runs.Run:
     """-> a finished run of one member that holds the table; what was said spells the verdict."""
     member = runs.start("sft", "member", {"of": str(answers)})
-    rows = made(answers, **columns).assign(answer_key=lambda t: t["verdict"]).to_dict("records")
+    rows = made(answers, **columns).assign(answer_key=lambda t: t["verdict"], key="k").to_dict("records")
     member.append("verdicts.jsonl", rows)
     asked = [{**r, "id": r["prompt_id"], "messages": [{"role": "user", "content": "?"}]} for r in rows]
     member.append("prompts.jsonl", asked[: len(next(iter(answers.values())))])
