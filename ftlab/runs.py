@@ -27,6 +27,7 @@ from pathlib import Path
 
 from ftlab.config import SCHEMA
 
+YOUNG_NS = 2 * 10**9  # the coarsest clock of a file system: FAT
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened
 
 
@@ -49,8 +50,11 @@ def digest(value) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """-> SHA-256 of a file's bytes, hex; remembered while the file's inode, size and times stay the same."""
-    return _file_hash(str(path), *_stamp(Path(path)))
+    """-> SHA-256 of a file's bytes, hex; remembered while the file's inode, size and times stay the same, once it is so
+    old that the clock of its file system tells it from the next version."""
+    stamp = _stamp(Path(path))
+    young = stamp and time.time_ns() - stamp[-1] < YOUNG_NS
+    return (_file_hash.__wrapped__ if young else _file_hash)(str(path), *stamp)
 
 
 def _stamp(path: Path) -> tuple:
@@ -179,15 +183,20 @@ class Run:
 
     def complete(self, **summary) -> Run:
         """Writes `stats.json` and, last, `complete.json` with size and SHA-256 of every file of the run."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         write_atomic(self.path / "stats.json", json.dumps(summary, indent=1))
         files = sorted(
-            p for p in self.path.rglob("*") if p.is_file() and p.name != "complete.json" and not p.name.startswith(".")
+            p
+            for p in self.path.rglob("*")
+            if p.is_file()
+            and p.name != "complete.json"
+            and not p.name.startswith(".")
+            and self.path / "checkpoints" not in p.parents
         )
         record = {
             p.relative_to(self.path).as_posix(): {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in files
         }
         write_atomic(self.path / "complete.json", json.dumps({"finished": _now(), "files": record}, indent=1))
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # not before: a kill here would lose the training
         return self
 
     @property

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -74,7 +76,8 @@ def state(root: Path) -> dict:
         out[path.name, "files"] = sorted(files)
         out |= {(path.name, name): p.read_bytes() for name, p in files.items() if name.startswith("model/")}
         for name in RECORDS:
-            records = run.read(name)
+            with contextlib.redirect_stderr(io.StringIO()):
+                records = run.read(name)
             keys = [r["key"] for r in records if "key" in r]
             assert len(keys) == len(set(keys)), f"{path.name}/{name}: one key twice"
             out[path.name, name] = sorted(records, key=lambda r: (r.get("step", 0), r.get("key", ""), json.dumps(r)))
@@ -84,10 +87,10 @@ def state(root: Path) -> dict:
 
 def had(root: Path) -> dict[str, int]:
     """-> how many different answers and judgements there are."""
+    quiet = contextlib.redirect_stderr(io.StringIO())  # of torn lines
     files = {"asked": (root / "runs").glob("*/answers.jsonl"), "judged": (root / "runs/.judged").glob("*.jsonl")}
-    return {
-        kind: len({r["key"] for p in found for r in runs.Run(p.parent).read(p.name)}) for kind, found in files.items()
-    }
+    with quiet:
+        return {k: len({r["key"] for p in v for r in runs.Run(p.parent).read(p.name)}) for k, v in files.items()}
 
 
 def asked(root: Path) -> dict[str, list[int]]:
@@ -130,7 +133,9 @@ def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random) -> list
     assert not differ, f"{cell}, {killed}: not the same: {differ}"
     for kind, numbers in counts.items():  # what was there was never asked again; of the rest the last call asked all
         missing = [last[kind] - b[kind] for b in before]
-        assert all(n <= m for n, m in zip(numbers, missing, strict=False)), f"{cell}, {killed}: {kind} {numbers} of {missing}"
+        assert all(n <= m for n, m in zip(numbers, missing, strict=False)), (
+            f"{cell}, {killed}: {kind} {numbers} of {missing}"
+        )
         assert numbers[attempt] == missing[attempt], f"{cell}, {killed}: {kind} {numbers} of {missing}"
     return killed
 
