@@ -207,7 +207,7 @@ def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, s
     checkpoint = newest_checkpoint(run)
     set_seed(config.seed)  # before the adapter exists: its initial weights are part of the seed
     tokenizer, model = parent.tokenizer(), methods.opened(parent, config)
-    if (found := parent.hash) != run.config["identity"]["parent"]:  # while this call waited, or loaded
+    if parent.hash != run.config["identity"]["parent"]:  # while this call waited, or loaded
         raise ValueError(
             f"{parent.path} was changed while {run.name} began; call the cell again to train what is there"
         )

@@ -63,10 +63,10 @@ def child(request: dict, model: Path) -> None:
     """Calls the cell; sends itself the signal at the asked event; leaves the counts of all events in `root`/events."""
     import safetensors.torch
     import torch
+    from small_models import goals, pairs, sums
 
     import ftlab
     from ftlab import generate, judges, keeper, runs
-    from small_models import goals, pairs, sums
 
     root = Path(request["root"])
     signal.signal(signal.SIGINT, signal.default_int_handler)

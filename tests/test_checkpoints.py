@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-from small_models import SFT, goals, make_model, make_tokenizer, pairs, sums
+from small_models import SFT, goals, make_model, make_tokenizer, sums
 from test_train import STOPPING, every_second, interrupted, often, stopped_at, weights  # noqa: F401  often: a fixture
 
 import ftlab
-from ftlab import checkpoints, keeper, methods, runs, train
+from ftlab import checkpoints, methods, runs, train
 
 
 @pytest.fixture(scope="module")
