@@ -80,7 +80,8 @@ def _step(made: Path) -> int:
 def _fault(made: Path) -> str:
     """-> the first file of a checkpoint that is not as it was sealed, and what is wrong with it; "" where it is whole."""
     try:
-        files = json.loads((made / "whole.json").read_bytes())["files"]
+        record = json.loads((made / "whole.json").read_bytes())
+        files, _ = record["files"], record["identity"]
         lost = [n for n in NEEDED if n not in files]
         if lost := lost + ["weights"] * (not any(n.endswith(".safetensors") for n in files)):
             return f"whole.json lists no {', '.join(lost)}: from weights alone another training would follow"
