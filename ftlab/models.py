@@ -36,9 +36,7 @@ class Model:
     base: Model | None = field(default=None, repr=False)  # below an adapter, where the caller named it
     hub: str = field(default="", repr=False)  # id, of a model that came from the hub
     revision: str = field(default="", repr=False)  # its commit
-    _named: dict = field(
-        default_factory=dict, repr=False, compare=False
-    )  # below an adapter, by what its file names now
+    _named: dict = field(default_factory=dict, repr=False, compare=False)  # what an adapter's file names, once found
 
     @property
     def adapter(self) -> dict | None:
