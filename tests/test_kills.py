@@ -22,6 +22,7 @@ from ftlab import runs
 
 KILLS = int(os.environ.get("FTLAB_SOAK", "5"))
 FIRST = ["full", "curve", "evaluate", "lora", "dpo"]
+AMID = {"evaluate": ["after counting", "after answers"], "curve": ["after answers", ""]}  # the first kill, in turn
 RECORDS = ("train.jsonl", "valid.jsonl", "prompts.jsonl", "answers.jsonl", "verdicts.jsonl")
 
 
@@ -102,21 +103,22 @@ def asked(root: Path) -> dict[str, list[int]]:
     return out
 
 
-def drawn(rng: random.Random, seconds: float, events: dict[str, int]) -> dict:
-    """-> a moment: any time, or the n-th time that something happens."""
-    if rng.random() < 0.4:
+def drawn(rng: random.Random, seconds: float, events: dict[str, int], event: str = "") -> dict:
+    """-> a moment: any time, or the n-th time that something happens (something like `event`)."""
+    if not event and rng.random() < 0.4:
         return {"after": rng.uniform(0, seconds)}
-    at = rng.choice(sorted(events))
+    at = rng.choice(sorted(e for e in events if event in e))
     return {"at": at, "n": rng.randint(1, events[at])}
 
 
-def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random) -> list[str]:
-    """Kills a cell up to four times, lets it through, and holds that nothing is lost and nothing differs -> where it was killed."""
+def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random, event: str) -> list[str]:
+    """Kills a cell up to four times (first at `event`, if any), lets it through, and holds that nothing is lost and nothing
+    differs -> where it was killed."""
     expected, seconds, first, events = zygote.undisturbed(cell, root.parent)
     killed, before = [], []
     for attempt in range(99):
         through = len(killed) == 4 or (killed and rng.random() < 0.5)
-        kill = None if through else drawn(rng, seconds, events if killed else first)
+        kill = None if through else drawn(rng, seconds, *((events,) if killed else (first, event)))
         by = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
         before.append(had(root))
         ended = zygote.call(cell, root, attempt, kill, by)["ended"]
@@ -127,7 +129,7 @@ def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random) -> list
             break
         else:  # it was faster than the clock: a new one
             root, before = root.with_name(root.name + "+"), []
-            return disturbed(zygote, cell, root, rng)
+            return disturbed(zygote, cell, root, rng, event)
     found, last, counts = state(root), had(root), asked(root)
     differ = sorted({str(k) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)})
     assert not differ, f"{cell}, {killed}: not the same: {differ}"
@@ -144,8 +146,9 @@ def test_random_kills_lose_nothing_and_change_nothing(zygote, tmp_path):
     names, failed, dead = [*FIRST, *(c for c in CELLS if c not in FIRST)], [], 0
     for k in range(KILLS):
         cell = names[k % len(names)]
+        event = AMID.get(cell, [""])[k // len(names) % len(AMID.get(cell, [""]))]
         try:
-            killed = disturbed(zygote, cell, tmp_path / f"kill {k}", random.Random(f"kill {k}"))
+            killed = disturbed(zygote, cell, tmp_path / f"kill {k}", random.Random(f"kill {k}"), event)
         except AssertionError as e:
             failed.append(str(e))
             print(f"{k + 1:3} {cell}: LOST: {e}", flush=True)
