@@ -1,8 +1,8 @@
-# make reproduce | test | lab | check: each sets up .venv by itself the first time.
+# make reproduce | test | soak | lab | check: each sets up .venv by itself the first time.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup reproduce test lab check clean
+.PHONY: setup reproduce test soak lab check clean
 
 setup: .venv/ready
 
@@ -26,6 +26,9 @@ reproduce: .venv/ready
 
 test: .venv/test
 	$(BIN)/python -m pytest tests
+
+soak: .venv/test
+	FTLAB_SOAK=$(or $(KILLS),50) $(BIN)/python -m pytest tests/test_kills.py -s
 
 lab: .venv/lab
 	$(BIN)/jupyter lab notebooks

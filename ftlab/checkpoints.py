@@ -1,15 +1,15 @@
 """What a training leaves on disk: checkpoints that are whole and its own, the folder of the model at the end.
 
 A checkpoint holds weights, optimiser, schedule and random state (TRL's), and `whole.json`: size and SHA-256 of every
-file and the identity of the run that wrote it. One that is torn is never used; one of another run is refused.
+file and the identity of the run that wrote it. One that is torn is set aside, never used; one of another run is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from ftlab import adapters, runs
@@ -47,30 +47,59 @@ def seal(run: Run, step: int, keep: int | None = None) -> None:
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """-> the newest checkpoint whose manifest holds; torn ones are removed. None where a log is damaged: it starts anew.
+    """-> the newest checkpoint that is whole, and so is the best one before it; those that are not are set aside as
+    `torn-checkpoint-N`, and stderr says which file is at fault and what follows. None where a log is damaged: it starts anew.
 
-    Raises ValueError, naming each field, where another training wrote it, and where it cannot be resumed exactly.
+    Raises ValueError, naming each field, where another training wrote it.
     """
     if any([run.broken(file) for file in LOGS]):  # what is lost may be older than any checkpoint
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    found = sorted((run.path / "checkpoints").glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
-    for made in found:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads((made / "whole.json").read_bytes())
-            if all(
-                (made / n).stat().st_size == size and runs.file_hash(made / n) == sha
-                for n, (size, sha) in record["files"].items()
-            ):
-                break
-        shutil.rmtree(made, ignore_errors=True)
-    else:
-        return None
-    refuse_other(f"{made} was written", record["identity"], run.config["identity"])
-    if lost := [n for n in NEEDED if n not in record["files"]]:
-        raise ValueError(
-            f"{made} holds no {', '.join(lost)}: from weights alone another training would follow; remove the folder to start anew"
-        )
-    return made
+    said, usable = [], None
+    valid = [(r["loss"], r["step"]) for r in run.read("valid.jsonl") if "loss" in r]
+    for made in sorted((run.path / "checkpoints").glob("checkpoint-*"), key=lambda p: -_step(p)):
+        checks = [c for c in valid if c[1] <= _step(made)]
+        needed = [made, *([folder(run, min(checks)[1])] if checks else [])]  # the best one gives the weights at the end
+        faults = [f"{p.name}/{fault}" for p in needed if (fault := _fault(p))]
+        if not faults:
+            usable = made
+            break
+        shutil.rmtree(aside := made.with_name(f"torn-{made.name}"), ignore_errors=True)
+        made.rename(aside)
+        said.append(f"{faults[0]}; set aside as {aside.name}")
+    for line in said:
+        follows = f"going on from {usable.name}" if usable else "training starts anew"
+        print(f"{run.name}: {line}; {follows}", file=sys.stderr)
+    if usable:
+        written = json.loads((usable / "whole.json").read_bytes())["identity"]
+        refuse_other(f"{usable} was written", written, run.config["identity"])
+    return usable
+
+
+def _step(made: Path) -> int:
+    return int(made.name.rpartition("-")[2])
+
+
+def _fault(made: Path) -> str:
+    """-> the first file of a checkpoint that is not as it was sealed, and what is wrong with it; "" where it is whole."""
+    try:
+        record = json.loads((made / "whole.json").read_bytes())
+        files, _ = record["files"], record["identity"]
+        lost = [n for n in NEEDED if n not in files]
+        if lost := lost + ["weights"] * (not any(n.endswith(".safetensors") for n in files)):
+            return f"whole.json lists no {', '.join(lost)}: from weights alone another training would follow"
+        for name, (size, sha) in files.items():
+            if not (file := made / name).exists():
+                return f"{name} is missing"
+            if (found := file.stat().st_size) != size:
+                return f"{name} has {found} bytes, not {size}"
+            if runs.file_hash(file) != sha:
+                return f"{name} was changed"
+        step = json.loads((made / "trainer_state.json").read_bytes())["global_step"]
+        return f"trainer_state.json is of step {step}" if step != _step(made) else ""
+    except FileNotFoundError:
+        return "whole.json is missing: saving was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"whole.json cannot be read ({type(e).__name__}: {e})"
 
 
 def refuse_other(what: str, there: dict, here: dict) -> None:

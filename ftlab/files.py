@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from functools import lru_cache
 from pathlib import Path
 
+YOUNG_NS = 2 * 10**9  # the coarsest clock of a file system: FAT
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Exceptions of Rust (safetensors, tokenizers) end in the number; PyTorch's writer loses it on the way.
 SAID = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)|PytorchStreamWriter|unexpected pos \d|basic_ios::clear")
@@ -66,8 +68,11 @@ def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
 
 
 def file_hash(path: Path, anew: bool = False) -> str:
-    """-> SHA-256 of a file's bytes, hex; remembered (but for `anew`) while its inode, size and times stay the same."""
-    return (_file_hash.__wrapped__ if anew else _file_hash)(str(path), *stamp(Path(path)))
+    """-> SHA-256 of a file's bytes, hex; remembered (but for `anew`) while its inode, size and times stay the same,
+    once it is so old that the clock of its file system tells it from the next version."""
+    now = stamp(Path(path))
+    young = now and time.time_ns() - now[-1] < YOUNG_NS
+    return (_file_hash.__wrapped__ if anew or young else _file_hash)(str(path), *now)
 
 
 def stamp(path: Path) -> tuple:

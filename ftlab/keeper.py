@@ -66,6 +66,8 @@ def keeper_class():
             said = run.read("valid.jsonl")
             self.checks = [(r["loss"], r["step"]) for r in said if "loss" in r]
             self.ended = next((r["ended"] for r in said if "ended" in r), "")  # why the training ended early
+            if told := run.read("train.jsonl"):  # TRL counts anew after a resume
+                trainer._total_train_tokens = int(told[-1].get("num_tokens", 0))
             self.every = 0
             if trainer.eval_dataset is not None:
                 an_epoch = math.ceil(len(trainer.train_dataset) / config.batch_size)

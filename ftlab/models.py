@@ -11,7 +11,6 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 from ftlab import adapters
@@ -37,17 +36,23 @@ class Model:
     base: Model | None = field(default=None, repr=False)  # below an adapter, where the caller named it
     hub: str = field(default="", repr=False)  # id, of a model that came from the hub
     revision: str = field(default="", repr=False)  # its commit
+    _named: dict = field(default_factory=dict, repr=False, compare=False)  # what an adapter's file names, once found
 
-    @cached_property
+    @property
     def adapter(self) -> dict | None:
         """The adapter's configuration where the folder holds a PEFT adapter, else None."""
         file = self.path / "adapter_config.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
-    @cached_property
+    @property
     def parent(self) -> Model | None:
         """The model below an adapter, else None."""
-        return self.base or (_below(self.path, self.adapter) if self.adapter else None)
+        if not (adapter := self.adapter):
+            return None
+        named = adapter.get("base_model_name_or_path"), adapter.get("revision")
+        if not self.base and named not in self._named:
+            self._named[named] = _below(self.path, adapter)
+        return self.base or self._named[named]
 
     @property
     def source(self) -> dict:

@@ -7,7 +7,9 @@ never touched. Traps of the stack that are guarded here are listed with each gua
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 import sys
 
 from ftlab import methods, runs
@@ -148,6 +150,7 @@ def train(
     source = {"name": data.name, "hash": data.hash, "rows": len(data), **({"made": data.made} if data.made else {})}
     run = runs.start(config.method, name, identity, lineage=lineage(parent), model=parent.source, data=source)
     if run.finished:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # left by a kill after the record was written
         return run
     there = {k: v for k, v in run.config["identity"].items() if k not in ("kind", "schema")}
     refuse_other(f"{run.path} was begun", there, identity)
@@ -204,6 +207,10 @@ def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, s
     checkpoint = newest_checkpoint(run)
     set_seed(config.seed)  # before the adapter exists: its initial weights are part of the seed
     tokenizer, model = parent.tokenizer(), methods.opened(parent, config)
+    if parent.hash != run.config["identity"]["parent"]:  # while this call waited, or loaded
+        raise ValueError(
+            f"{parent.path} was changed while {run.name} began; call the cell again to train what is there"
+        )
     tokenizer.padding_side = "right"
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{parent.path}: no trainable parameter; open the model without a read-only adapter")
@@ -218,7 +225,8 @@ def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, s
     trainer.add_callback(keeper)
     if 0 in config.at_steps and measure and not checkpoint:
         measured(measure, run, model, tokenizer, 0, progress)
-    if keeper.ended:  # it was stopped between its last checkpoint and the end
+    last = checkpoint and json.loads((checkpoint / "trainer_state.json").read_bytes())["max_steps"] == start
+    if keeper.ended or last:  # killed between its last checkpoint and the end: transformers would take one more step
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state.global_step = start
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import weakref
 
@@ -211,3 +212,80 @@ def test_a_models_own_folder_is_only_read(folder):
     before = contents(folder)
     ftlab.ask(folder, "Where is my kite?", max_new_tokens=2)
     assert contents(folder) == before
+
+
+# Two models under one path, one after the other
+
+
+def swapped(file, content: bytes) -> None:
+    """Another content of the same size, in place, under the old times."""
+    times, old = file.stat(), file.read_bytes()
+    assert content != old and len(content) == len(old)
+    with open(file, "r+b") as f:
+        f.write(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def other_weights(folder) -> None:
+    from safetensors.torch import load, save
+
+    (file,) = folder.glob("*.safetensors")
+    tensors = {name: t.flip(0).contiguous() for name, t in load(file.read_bytes()).items()}
+    swapped(file, save(tensors, metadata={"format": "pt"}))
+
+
+def other_text(folder, name: str, old: bytes, new: bytes) -> None:
+    whole = (folder / name).read_bytes()
+    swapped(folder / name, whole.replace(old, new))
+
+
+SWAPS = {  # what is done to (base, adapter)
+    "weights below": lambda base, adapter: other_weights(base),
+    "adapter": lambda base, adapter: other_weights(adapter),
+    "alpha": lambda base, adapter: other_text(adapter, "adapter_config.json", b'"lora_alpha": 32', b'"lora_alpha": 96'),
+    "another base": lambda base, adapter: other_text(adapter, "adapter_config.json", b"/base", b"/next"),
+    "template": lambda base, adapter: other_text(adapter, "chat_template.jinja", b"| trim", b"|upper"),
+    "tokenizer": lambda base, adapter: other_text(adapter, "tokenizer.json", b'"id": 3,', b'"id": 2,'),
+}
+
+
+@pytest.mark.parametrize("what", SWAPS)
+@pytest.mark.parametrize("kept", [True, False], ids=["held", "opened again"])
+def test_a_swap_in_place_crosses_no_cache(what, kept, llama, tmp_path, monkeypatch):
+    """Same path, size and times; the caller may hold the reference: other hash, other weights, other runs, other answers."""
+    base, adapter = shutil.copytree(llama, tmp_path / "base"), tmp_path / "adapter"
+    shutil.copytree(make_model(tmp_path / "other", "llama", seed=9), tmp_path / "next")
+    shutil.copytree(
+        ftlab.sft(base, sums(8), steps=3, batch_size=4, learning_rate=1e-2, lora=True).path / "model", adapter
+    )
+    held = ftlab.model(adapter)
+    settings = dict(prompts=["Ann has 2 apples and 7 plums. How many in all?"], max_new_tokens=8)
+    before, first = held.hash, ftlab.evaluate(held, **settings)
+    was, trained = held.load().state_dict(), "another tokenizer"
+    if what != "tokenizer":
+        trained = ftlab.sft(held, sums(8), steps=1, batch_size=4, learning_rate=1e-2)
+    SWAPS[what](base, adapter)
+    now = held if kept else ftlab.model(adapter)
+    elsewhere = ftlab.model(shutil.copytree(adapter, tmp_path / "copy"))  # what a fresh eye sees
+    assert now.hash == elsewhere.hash != before
+    same = all(torch_equal(a, b) for a, b in zip(now.load().state_dict().values(), elsewhere.load().state_dict().values(), strict=True))  # fmt: skip
+    moved = not all(torch_equal(a, b) for a, b in zip(now.load().state_dict().values(), was.values(), strict=True))
+    assert same and moved == (what not in ("template", "tokenizer"))
+    second = ftlab.evaluate(now, **settings)
+    assert second.path != first.path
+    keys = [{r["key"] for r in run.read("answers.jsonl")} for run in (first, second)]
+    assert not keys[0] & keys[1]
+    if what != "tokenizer":
+        assert ftlab.sft(now, sums(8), steps=1, batch_size=4, learning_rate=1e-2).path != trained.path
+
+
+def torch_equal(a, b) -> bool:
+    return bool((a == b).all())
+
+
+def test_a_run_on_a_base_that_was_changed_is_refused(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    run = ftlab.sft(base, sums(8), steps=1, batch_size=4, learning_rate=1e-2, lora=True)
+    other_weights(base)
+    with pytest.raises(ValueError, match="is an adapter on .*base, which has changed since; train it again"):
+        ftlab.evaluate(run, prompts=["Where?"])

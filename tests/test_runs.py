@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_a_damaged_file_makes_a_run_unfinished(run, file, how):
     assert not run.finished
     with pytest.raises((ValueError, FileNotFoundError), match=run.name):
         runs.load(run.name)
+
+
+def test_a_file_that_the_clock_cannot_tell_from_the_last_one_is_read_again(tmp_path, monkeypatch):
+    """Clocks of file systems tick in ms (Linux before 6.13) to 2 s: two versions may bear one size and one time."""
+    file, now = tmp_path / "model.safetensors", time.time_ns()
+    for age, again in ((0, True), (-(10**10), True), (10**10, False)):  # ns; before zero: a server's clock is ahead
+        monkeypatch.setattr("ftlab.files.stamp", lambda path, age=age: (1, 3, now - age, now - age))
+        file.write_bytes(b"one")
+        one = runs.file_hash(file)
+        file.write_bytes(b"two")
+        assert (runs.file_hash(file) != one) == again
 
 
 @pytest.mark.parametrize(

@@ -386,8 +386,7 @@ def test_resumed_after_sigkill_equals_uninterrupted(name, call, killed, dropping
     again, straight = resumed(name, killed, monkeypatch, lambda: call(dropping))
     assert weights(again) == weights(straight)
     assert again.log()["step"].tolist() == list(range(1, 11))
-    assert again.log()["loss"].tolist() == straight.log()["loss"].tolist()
-    assert again.log()["learning_rate"].tolist() == straight.log()["learning_rate"].tolist()
+    assert again.read("train.jsonl") == straight.read("train.jsonl")
 
 
 def interrupted(step: int, monkeypatch, kind=signal.SIGINT):
@@ -436,28 +435,6 @@ def test_ctrl_c_at_the_last_step_loses_nothing(dropping, monkeypatch):
     assert runs.load(run).log()["step"].tolist() == list(range(1, 11))
 
 
-@pytest.mark.parametrize("tear", ["cut", "altered", "gone", "no manifest", "half a manifest"])
-def test_a_torn_checkpoint_is_never_used(tear, llama, often, monkeypatch):
-    interrupted(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        ftlab.sft(llama, sums(20), **SFT)
-    run = runs.Run(next(runs.home().iterdir()))
-    checkpoint = checkpoints.newest_checkpoint(run)
-    assert checkpoint.name == "checkpoint-4"
-    if tear == "cut":
-        os.truncate(checkpoint / "optimizer.pt", 1000)
-    elif tear == "altered":
-        whole = (checkpoint / "model.safetensors").read_bytes()
-        (checkpoint / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    elif tear == "gone":
-        (checkpoint / "optimizer.pt").unlink()
-    elif tear == "no manifest":
-        (checkpoint / "whole.json").unlink()
-    else:
-        os.truncate(checkpoint / "whole.json", 20)
-    assert checkpoints.newest_checkpoint(run) is None and not checkpoint.exists()
-
-
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -487,7 +464,11 @@ def test_every_method_resumes_as_if_never_stopped(dropping, method, settings, mo
     with pytest.raises(KeyboardInterrupt, match="stopped at step 4; call the cell again to go on"):
         call()
     again = call()
-    assert weights(again) == weights(straight) and again.log()["loss"].tolist() == straight.log()["loss"].tolist()
+    assert weights(again) == weights(straight)
+    logs = [
+        [{k: v for k, v in r.items() if k != "step_time"} for r in run.read("train.jsonl")] for run in (again, straight)
+    ]
+    assert logs[0] == logs[1]  # also what TRL counts over the whole training
 
 
 def every_second(prompts, completions, **_):
@@ -502,56 +483,6 @@ def stopped_at(step: int, monkeypatch, call):
         call()
     (left,) = (p for p in runs.home().iterdir() if not runs.Run(p).finished)
     return runs.Run(left)
-
-
-OTHER = {
-    "training.batch_size": {"batch_size": 2},
-    "training.accumulation": {"accumulation": 2},
-    "training.seed": {"seed": 1},
-    "training.learning_rate": {"learning_rate": 1e-3},
-    "data": {"data": sums(21)},
-    "parent": {},  # another template
-}
-
-
-@pytest.mark.parametrize("field", OTHER)
-def test_a_checkpoint_of_another_training_is_refused_with_the_field(field, llama, tmp_path, monkeypatch):
-    folder, asked = shutil.copytree(llama, tmp_path / "model"), {"data": sums(20), **SFT}
-    one = stopped_at(4, monkeypatch, lambda: ftlab.sft(folder, **asked))
-    kept = shutil.copytree(one.path / "checkpoints", tmp_path / "kept")
-    shutil.rmtree(one.path)
-    if field == "parent":
-        template = folder / "chat_template.jinja"
-        template.write_text(template.read_text().replace("| trim", ""))
-    other = stopped_at(4, monkeypatch, lambda: ftlab.sft(folder, **asked | OTHER[field]))
-    shutil.rmtree(other.path / "checkpoints")
-    shutil.copytree(kept, other.path / "checkpoints")
-    with pytest.raises(
-        ValueError, match=f"checkpoint-4 was written by another training: .*{field} = .*; remove that folder"
-    ):
-        ftlab.sft(folder, **asked | OTHER[field])
-
-
-def test_a_run_whose_record_was_changed_is_refused_with_the_field(llama, monkeypatch):
-    run = stopped_at(4, monkeypatch, lambda: ftlab.sft(llama, sums(20), **SFT))
-    config = json.loads((run.path / "config.json").read_text())
-    config["identity"]["training"]["batch_size"] = 2
-    (run.path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"was begun by another training: training.batch_size = 2 \(here 4\)"):
-        ftlab.sft(llama, sums(20), **SFT)
-
-
-@pytest.mark.parametrize("lost", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
-def test_a_checkpoint_of_weights_alone_is_refused(lost, llama, monkeypatch):
-    """transformers would go on without a word, on another trajectory."""
-    run = stopped_at(4, monkeypatch, lambda: ftlab.sft(llama, sums(20), **SFT))
-    checkpoint = run.path / "checkpoints/checkpoint-4"
-    (checkpoint / lost).unlink()
-    checkpoints.seal(run, 4)
-    with pytest.raises(
-        ValueError, match=f"checkpoint-4 holds no {lost}: from weights alone another training would follow"
-    ):
-        ftlab.sft(llama, sums(20), **SFT)
 
 
 # Validation

@@ -1,0 +1,188 @@
+"""Kills cells at chosen moments. One process has imported everything; every call of a cell is a child that it forks.
+
+    python killing.py MODEL       reads one request a line (JSON) and answers with one line
+
+A request: `cell` (of `CELLS`), `root` (an empty or half-filled folder: runs, counters), `kill`: null, {"after": s} or
+{"at": EVENT, "n": N} (the N-th time that EVENT happens), and `signal`. The answer: `ended` (exit status, or minus the
+signal), `seconds`, `events`: how often each happened, `error`: the last words of a child that failed.
+
+An event is what the child does to its own files, as Python's audit hooks report it before it happens (open, rename,
+remove, mkdir, rmtree), or the middle of writing a file: half of it is then there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+import types
+from collections import Counter
+from pathlib import Path
+
+SETTINGS = dict(steps=7, batch_size=4, learning_rate=2e-3)
+CURVE = dict(at_steps=[0, 2, 5], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
+CELLS = {
+    "full": "ftlab.sft(PATH, sums(16), **SETTINGS)",
+    "lora": "ftlab.sft(PATH, sums(16), lora=True, **SETTINGS)",
+    "dpo": "ftlab.dpo(PATH, pairs(16), **SETTINGS)",
+    "valid": "ftlab.sft(PATH, sums(20), valid=0.2, eval_every=2, patience=3, **SETTINGS | {'learning_rate': 1e-2})",
+    "curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), **CURVE)",
+    "lora curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), lora=True, **CURVE)",
+    "evaluate": "ftlab.evaluate(PATH, prompts=goals(16), judges=['counting', 'refusal'], max_new_tokens=6)",
+}
+WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"}
+
+
+def plain(path) -> str:
+    """-> the name of a file without what differs from run to run."""
+    return re.sub("[0-9]+", "N", re.sub("[0-9a-f]{10,}", "HASH", Path(path).name))
+
+
+def counting(noted) -> types.ModuleType:
+    """-> a judge that costs something: what it has said is kept pair by pair, and every pair that it is asked is noted."""
+    from ftlab.judges import Judgement
+    from ftlab.judges._cache import remembered
+
+    def ask(todo, keep):
+        for key, _, answer in todo:
+            noted("judged", key)
+            keep(key, Judgement("refused" if len(answer) % 2 else "complied", score=0.5))
+
+    module = types.ModuleType("ftlab.judges.counting")
+    module.VERSION = "1"
+    module.judge = lambda rows, answers, argument: remembered("counting", "1", rows, answers, ask)
+    return module
+
+
+def child(request: dict, model: Path) -> None:
+    """Calls the cell; sends itself the signal at the asked event; leaves the counts of all events in `root`/events."""
+    import safetensors.torch
+    import torch
+    from small_models import goals, pairs, sums
+
+    import ftlab
+    from ftlab import generate, judges, keeper, runs
+
+    root = Path(request["root"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["FTLAB_RUNS"] = home = str(root / "runs")
+    kill, seen = request["kill"] or {}, Counter()
+    keeper.CHECKPOINT_S = keeper.CHECKPOINT_COST = 0  # a checkpoint every step
+    generate.TOKENS_A_BATCH = 200
+    out = [os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("asked", "judged", "events")]
+
+    def noted(kind: str, what: str) -> None:
+        os.write(out[kind == "judged"], (json.dumps([request["try"], what]) + "\n").encode())
+
+    def happens(event: str) -> bool:
+        """-> whether this is the moment."""
+        seen[event] += 1
+        return event == kill.get("at") and seen[event] == kill["n"]
+
+    def die(torn: Path | str = "", size: int = 0) -> None:
+        if request["signal"] == signal.SIGKILL and torn:
+            os.truncate(torn, size)
+        os.kill(os.getpid(), request["signal"])
+
+    def hook(name: str, args: tuple) -> None:
+        if name == "open" and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR):
+            name, path = "write", args[0]
+        elif name in WRITING and isinstance(args[0], (str, os.PathLike)):
+            path = str(args[1] if name == "os.rename" else args[0])
+        else:
+            return
+        inside = path.startswith(home) or not path.startswith("/")  # rmtree works with names in an open folder
+        if inside and happens(f"{name} {plain(path)}"):
+            die()
+
+    def halves(function):
+        """The file that is saved is cut to half, and the process is dead."""
+
+        def save(*args, **named):
+            made = function(*args, **named)
+            file = next((a for a in (*args, *named.values()) if isinstance(a, (str, os.PathLike))), None)
+            if file and happens(f"half {plain(file)}"):
+                die(file, os.path.getsize(file) // 2)
+            return made
+
+        return save
+
+    append, answers = runs.Run.append, generate.answers
+
+    def half_appended(self, file, records):
+        if records and happens(f"half {plain(file)}"):
+            path = self.path / file
+            before = path.stat().st_size if path.exists() else 0
+            append(self, file, records)
+            die(path, (before + path.stat().st_size) // 2)
+        else:
+            append(self, file, records)
+        if records and happens(f"after {plain(file)}"):
+            die()
+
+    def and_note(model, tokenizer, prompts, **settings):
+        for p in prompts:
+            noted("asked", p)
+        return answers(model, tokenizer, prompts, **settings)
+
+    runs.Run.append, generate.answers = half_appended, and_note
+    for function in (torch.save, safetensors.torch.save_file):
+        wrapped = halves(function)
+        for module in list(sys.modules.values()):
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                if value is function:
+                    setattr(module, name, wrapped)
+    judges.JUDGES["counting"] = ""
+    sys.modules["ftlab.judges.counting"] = counting(noted)
+    sys.addaudithook(hook)
+    status = 0
+    try:
+        eval(CELLS[request["cell"]], globals() | dict(ftlab=ftlab, goals=goals, pairs=pairs, sums=sums, PATH=model))
+    except KeyboardInterrupt:
+        status = 130
+    os.write(out[2], json.dumps({"events": seen, "modules": list(sys.modules)}).encode())
+    os._exit(status)
+
+
+def main(model: Path) -> None:
+    for name in ("ftlab", "datasets", "peft", "trl", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "pandas"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        root = Path(request["root"])
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "events").unlink(missing_ok=True)
+        started = time.monotonic()
+        if not (pid := os.fork()):
+            said = os.open(root / f"said-{request['try']}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1), os.dup2(said, 2)
+            try:
+                child(request, model)
+            except KeyboardInterrupt:
+                os._exit(130)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        waited = request["kill"] and request["kill"].get("after")
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if waited and time.monotonic() - started >= waited:
+                os.kill(pid, request["signal"])
+                waited = None
+            time.sleep(0.002)
+        answer = {"ended": os.waitstatus_to_exitcode(ended[1]), "seconds": time.monotonic() - started, "events": {}}
+        if text := (root / "events").read_text() if (root / "events").exists() else "":
+            told = json.loads(text)
+            answer["events"] = told["events"]
+            for name in told["modules"]:  # so that the next child does not pay for it
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
