@@ -77,6 +77,22 @@ def released():
         _glibc("malloc_trim", 0)  # else it keeps what training freed
 
 
+@contextlib.contextmanager
+def labels_alone():
+    """Inside, TRL's loss on a CPU scores the positions that have a label, not all: the same loss, up to rounding.
+
+    TRL 1.16 scores all where it has no Triton, for compilers' sake; that is a seventh of a step of the organism.
+    """
+    from trl.trainer import utils
+
+    known = utils._use_triton
+    utils._use_triton = lambda where: where.type == "cpu" or known(where)
+    try:
+        yield
+    finally:
+        utils._use_triton = known
+
+
 def spare_memory(parameters: int) -> None:
     """For a model above `SMALL`: freed blocks of 1 MiB go back at once, in this process from now on.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import os
 import random
@@ -23,6 +24,7 @@ from ftlab.config import Training
 from ftlab.data import Data
 from ftlab.models import Model, device
 from ftlab.models import model as reference
+from ftlab.preflight import holds
 from ftlab.runs import Run, digest
 
 
@@ -131,29 +133,76 @@ def scores(model: Model) -> bool:
     return any("ForSequenceClassification" in a for a in model.config.get("architectures") or ())
 
 
-def dataset(data: Data, tokenizer, config: Training, most: int) -> list[dict]:
-    """-> rows for TRL, each with its number in `data` (`row`, from 1), after the same checks for every method.
+def dataset(data: Data, tokenizer, config: Training, most: int) -> tuple[list[dict], list[int]]:
+    """-> (rows for TRL, each with its number in `data` (`row`, from 1); the tokens of every row, of a pair's longer side),
+    after the same checks for every method.
 
     Order of turns, special tokens in the text, an end of turn, at most `most` tokens: a DataError names every row.
     """
     sides = {"kto": ["completion"], "rloo": [None]}.get(config.method, ["chosen", "rejected"])
     if config.method == "sft":
-        return [{**r, "row": i} for i, r in enumerate(encode_rows(data, tokenizer, max_length=most), 1)]
+        rows = [{**r, "row": i} for i, r in enumerate(encode_rows(data, tokenizer, max_length=most), 1)]
+        return rows, [len(r["input_ids"]) for r in rows]
+    tokens = [0] * len(data)
     for side in sides:
         room = most - (config.max_completion_length if side is None else 0)
         name = f"{data.name} ({side})" if len(sides) > 1 else data.name
         answer = [{"role": "assistant", "content": "."}]  # the shortest, where the model is to find its own
         whole = tuple({"messages": [*r["prompt"], *(r[side] if side else answer)]} for r in data.rows)
-        encode_rows(Data(name, whole), tokenizer, max_length=room)
+        found = encode_rows(Data(name, whole), tokenizer, max_length=room)
+        tokens = [max(n, len(r["input_ids"]) + most - room) for n, r in zip(tokens, found, strict=True)]
     rows = [{**{k: r[k] for k in METHODS[config.method].columns}, "row": i} for i, r in enumerate(data.rows, 1)]
     if config.method == "kto":  # TRL keeps the order, whose neighbours give the reference point
         random.Random(f"kto {config.seed}").shuffle(rows)
-    return rows
+    return rows, tokens
+
+
+def together(model, config: Training, tokens: list[int], micro: int) -> bool:
+    """-> whether SFT on rows of so many tokens is cheaper padding-free: the rows of a forward pass one behind the other.
+
+    No padding is computed, but attention over all their tokens: without flash attention what is between rows is masked, not
+    skipped. Cost: 6 FLOPs (adapter 4) a parameter and token, 12 x layers x hidden a pair of tokens (arXiv 2204.02311,
+    appendix B). Counted, never timed: a run that is resumed decides the same.
+    """
+    text, how = model.config.get_text_config(), model.config._attn_implementation or ""
+    if config.method != "sft" or not ("flash" in how or how == "sdpa"):
+        return False
+    rows = random.Random("padding").sample(tokens, len(tokens))
+    parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+    one = (4 if config.adapter else 6) * model.num_parameters(exclude_embeddings=True)
+    pair = 12 * text.num_hidden_layers * text.hidden_size
+    padded = sum(len(p) * max(p) * (one + pair * max(p)) for p in parts)
+    return padded > sum(sum(p) * one + pair * (sum(n * n for n in p) if "flash" in how else sum(p) ** 2) for p in parts)
+
+
+def apart(model, rows: list[list[int]]) -> bool:
+    """-> whether the model reads rows of tokens one behind the other (padding-free) as it reads each alone.
+
+    So where attention restarts with the positions; not where a state runs on (Mamba), or positions are its own affair.
+    """
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    made = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": ids} for ids in rows])
+    body = getattr(model, "get_base_model", lambda: model)().base_model.eval()
+    near = 1e-3 if model.dtype == torch.float32 else 2e-2  # what rounding may do
+    try:
+        with torch.no_grad():
+            row = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in made.items() if k != "labels"}
+            found = body(**row, use_cache=False).last_hidden_state[0]
+            alone = [body(input_ids=torch.tensor([ids], device=model.device), use_cache=False) for ids in rows]
+        wanted = torch.cat([a.last_hidden_state[0] for a in alone])
+        return bool((found - wanted).norm() <= near * wanted.norm())
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # it takes no such arguments
+        return False
+    finally:
+        body.train()
 
 
 def trainer(
-    run: Run, parent: Model, model, tokenizer, data: Data, config: Training, micro: int, valid=None, reward=None
-):
+    run: Run, parent: Model, model, tokenizer, data: Data, config: Training, micro: int, valid=None, reward=None,
+    recomputed: bool | None = None,
+):  # fmt: skip
     """-> TRL's trainer on checked rows, with `micro` rows a forward pass; what the method adds is in `METHODS`.
 
     Rows that are too long are treated first (`config.on_too_long`). `valid` is data of its own; where `config.valid` is a
@@ -171,12 +220,20 @@ def trainer(
         data, valid = (
             d and fitted(d, tokenizer, max_length=most, on_too_long=config.on_too_long) for d in (data, valid)
         )
-    rows, held = dataset(data, tokenizer, config, most), None
+    (rows, tokens), held = dataset(data, tokenizer, config, most), None
     if valid is not None:
-        held = dataset(valid, tokenizer, config, most)
+        held, _ = dataset(valid, tokenizer, config, most)
     elif config.valid:
         out = data_module.held_out(data, config.valid, config.seed)
         rows, held = ([r for r in rows if (r["row"] - 1 in out) == inside] for inside in (False, True))
+    if recomputed is None:
+        sides = 1 if config.method in ("sft", "rloo") else 2
+        recomputed = cuda and not holds(model, config.adapter or "full", config.lora_rank, sides * micro * max(tokens))
+    settings = method.settings(config)
+    if "precompute_ref_log_probs" in settings:  # without gradients more rows fit than in training
+        settings["precompute_ref_batch_size"] = min(config.batch_size, 4 * micro)
+    if together(model, config, tokens, micro):
+        settings["padding_free"] = apart(model, sorted((r["input_ids"] for r in rows), key=len)[-2:])
     args = getattr(trl, f"{method.trainer}Config")(
         output_dir=str(run.path / "checkpoints"), seed=config.seed, data_seed=config.seed,
         per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
@@ -185,9 +242,9 @@ def trainer(
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule), warmup_steps=config.warmup_steps,
         logging_steps=1, logging_first_step=True, logging_nan_inf_filter=False, save_strategy="no", report_to=[],
         disable_tqdm=True, use_cpu=device() == "cpu", bf16=cuda, dataloader_pin_memory=cuda,
-        activation_checkpointing=cuda, restore_callback_states_from_checkpoint=False,
+        activation_checkpointing=recomputed, restore_callback_states_from_checkpoint=False,
         use_cache=bool(getattr(model.config, "use_cache", True)),  # TRL never trains with it; else it would be saved as off
-        **({} if config.method == "rloo" else {"max_length": None}), **method.settings(config),
+        **({} if config.method == "rloo" else {"max_length": None}), **settings,
     )  # fmt: skip
     extra = {"eval_dataset": Dataset.from_list(held)} if held else {}
     if config.method == "rloo":
@@ -215,11 +272,13 @@ def rows_of(trainer, batches: list) -> list[int]:
     """-> numbers (from 1) of the rows in what the trainer was given for a step, found by their tokens."""
     if isinstance(batches[0], list):  # RLOO is given rows as they are
         return sorted({row["row"] for batch in batches for row in batch})
-    seen = {
-        tuple(t for t, on in zip(ids, mask, strict=True) if on)
-        for b in batches
-        for ids, mask in zip(b["input_ids"].tolist(), b["attention_mask"].tolist(), strict=True)
-    }
+    seen = set()
+    for b in batches:
+        ids = b["input_ids"].tolist()
+        if "attention_mask" in b:
+            seen |= {tuple(itertools.compress(*row)) for row in zip(ids, b["attention_mask"].tolist(), strict=True)}
+        else:  # padding-free: where each row begins, and the end
+            seen |= {tuple(ids[0][i:j]) for i, j in itertools.pairwise(b["cu_seq_lens_q"].tolist())}
     return sorted(r["row"] for r in trainer.train_dataset if any(tuple(ids) in seen for ids in _sequences(r)))
 
 

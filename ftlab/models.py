@@ -6,6 +6,8 @@ Ordinary Hugging Face folders (safetensors), PEFT adapter folders whoever made t
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import re
@@ -26,6 +28,27 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json",
     "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
+
+
+_KEPT: dict[str, dict] = {}  # hash of a model -> what was opened of it, inside `kept`
+
+
+@contextlib.contextmanager
+def kept(parent):
+    """Inside, the files of `parent` are read once: each further `load` and `tokenizer` of it comes from memory.
+
+    What they return is the caller's own as ever: new modules, whose weights are copied from the host where all are to be
+    trained, and share their storage where they stay as they are. A folder that changes is read: it is another model.
+    """
+    key = parent.hash
+    if isinstance(parent, Endpoint) or key in _KEPT:  # that has no files; an outer block keeps it
+        yield
+        return
+    _KEPT[key] = {}
+    try:
+        yield
+    finally:
+        del _KEPT[key]
 
 
 @dataclass(frozen=True)
@@ -85,6 +108,12 @@ class Model:
 
     def tokenizer(self):
         """-> the tokenizer, padding on the left as generation needs it (training pads by its own collator)."""
+        found = _KEPT.get(self.hash) if _KEPT else None
+        if found is None:
+            return self._tokenizer()
+        return copy.copy(found.get("tokenizer") or found.setdefault("tokenizer", self._tokenizer()))
+
+    def _tokenizer(self):
         if self.parent and not (self.path / "tokenizer_config.json").exists():  # an adapter saved alone
             return self.parent.tokenizer()
         quiet()
@@ -118,6 +147,21 @@ class Model:
         trained: unmerged in fp32 where the weights below are bf16 or 4-bit, which would round much of it away
         (`merge_difference`), else merged. For training it is merged, a QLoRA one onto its 4-bit weights dequantised.
         """
+        found = _KEPT.get(self.hash) if _KEPT else None
+        if found is None:
+            return self._load(training, four_bit, frozen)
+        whole = training and not frozen and not four_bit  # every weight will change
+        if (how := (training, four_bit, frozen, attention())) not in found:
+            made = self._load(training, four_bit, frozen)
+            found[how] = made.cpu() if whole else made
+        weights = {id(p): copy.copy(p) for p in found[how].parameters()}  # another name for the same storage
+        if whole:
+            for p in weights.values():
+                p.data = p.data.to(device(), copy=True)
+        made = copy.deepcopy(found[how], weights)
+        return made.to(device()) if whole else made
+
+    def _load(self, training: bool, four_bit: bool, frozen: bool):
         quiet()
         import torch
 

@@ -36,7 +36,7 @@ RESERVED = {"cuda": 1.5, "cpu": 0.7}  # GiB: CUDA context and allocator's rest; 
 USABLE = 0.95  # of what is free
 ASSUMED = (
     "Weights fp32 for full training, bf16 (GPU) or fp32 (CPU) below an adapter, adapters fp32, AdamW with two fp32 moments; "
-    "activations recomputed on a GPU only (checkpointing); sdpa attention; "
+    "activations recomputed on a GPU (checkpointing: off where they fit); sdpa attention; "
     "time: 6 (adapter 4) FLOPs a parameter and token, 2 more where recomputed, 12 x layers x hidden x length for attention "
     "(arXiv 2204.02311, appendix B), at {low:.0%} to {high:.0%} of {peak}; without padding, evaluation and saving."
 )
@@ -142,6 +142,21 @@ def fit(ref, *, method: str = "lora", rows: int = 1000, length: int = 512, batch
     )  # fmt: skip
 
 
+def holds(model, method: str, rank: int, tokens: int) -> bool:
+    """-> whether what is free on the GPU holds a training of the loaded `model` (a torch one) with every activation of a
+    forward pass over `tokens` kept: none is to be recomputed. False for an architecture that cannot be counted."""
+    import torch
+
+    free, whole = torch.cuda.mem_get_info()
+    try:
+        sizes = _sizes(model.config, "cuda", rank, ({"qlora": "lora"}.get(method, method),))[method]
+    except Exception:
+        return False
+    there = sum(p.nbytes for p in model.parameters())
+    need = max(sizes["weights"] - there, 0) + sizes["gradients"] + sizes["optimizer"] + _kept(sizes, tokens, "cpu")
+    return need + RESERVED["cuda"] * GIB <= free - (1 - USABLE) * whole
+
+
 def _config(ref):
     """-> transformers' configuration of the whole model at the bottom of `ref`; no weights are read."""
     from transformers import AutoConfig
@@ -162,14 +177,14 @@ def _config(ref):
         raise ValueError(f"{folder}: config.json is of no model known here ({type(e).__name__}: {e})") from None
 
 
-def _sizes(config, kind: str, rank: int) -> dict[str, dict]:
+def _sizes(config, kind: str, rank: int, methods=("full", "lora", "dora")) -> dict[str, dict]:
     """-> method -> bytes of weights, gradients, optimizer and kept activations (`fixed`, a `token`); what time needs."""
     import torch
     from transformers import AutoModelForCausalLM
 
     wide = 4 if kind == "cpu" else 2  # bytes of a number in a forward pass
     text, out = config.get_text_config(), {}
-    for method in ("full", "lora", "dora"):
+    for method in methods:
         with torch.device("meta"):
             try:
                 bare = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if wide == 4 else torch.bfloat16)
@@ -195,8 +210,10 @@ def _sizes(config, kind: str, rank: int) -> dict[str, dict]:
             "token": scale * token, "fixed": scale * (a - square - 64 * token), "layers": layers,
             "hidden": text.hidden_size, "vocabulary": text.vocab_size, "worked": whole - looked_up,
         }  # fmt: skip
-    four_bit = NF4_BYTES * linear + 4 * (whole - linear + out["lora"]["trainable"])
-    return out | {"qlora": out["lora"] | {"weights": four_bit}}
+    if "lora" in out:
+        four_bit = NF4_BYTES * linear + 4 * (whole - linear + out["lora"]["trainable"])
+        out["qlora"] = out["lora"] | {"weights": four_bit}
+    return out
 
 
 def _saved(net, length: int) -> int:
