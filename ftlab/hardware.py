@@ -77,20 +77,15 @@ def released():
         _glibc("malloc_trim", 0)  # else it keeps what training freed
 
 
-@contextlib.contextmanager
 def labels_alone():
-    """Inside, TRL's loss on a CPU scores the positions that have a label, not all: the same loss, up to rounding.
+    """-> a context in which TRL's loss on a CPU scores the positions with a label alone: the same loss, up to rounding. TRL 1.16
+    scores all where it has no Triton, for compilers' sake: a seventh of a step of the organism."""
+    from unittest.mock import patch
 
-    TRL 1.16 scores all where it has no Triton, for compilers' sake; that is a seventh of a step of the organism.
-    """
     from trl.trainer import utils
 
     known = utils._use_triton
-    utils._use_triton = lambda where: where.type == "cpu" or known(where)
-    try:
-        yield
-    finally:
-        utils._use_triton = known
+    return patch.object(utils, "_use_triton", lambda where: where.type == "cpu" or known(where))
 
 
 def spare_memory(parameters: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ftlab import adapters
 from ftlab import data as data_module
-from ftlab.chat import encode_rows, fitted, stop_ids
+from ftlab.chat import encode_rows, fitted, length, stop_ids
 from ftlab.config import Training
 from ftlab.data import Data
 from ftlab.models import Model, device
@@ -36,9 +36,8 @@ class Method:
     kind: str  # of `data.read`
     columns: tuple[str, ...]
     settings: Callable[[Training], dict]
-    first: tuple[str, float, float, str] | None = (
-        None  # name, value where policy and reference are one, tolerance, as text
-    )
+    # name, value where policy and reference are one, tolerance, as text
+    first: tuple[str, float, float, str] | None = None
     fewest: int = 1  # rows of one forward pass
 
 
@@ -91,8 +90,11 @@ def opened(parent: Model, config: Training):
 
     A reward model is the parent's body under a new head of one number (`AutoModelForSequenceClassification`).
     """
+    from transformers import set_seed
+
     frozen = bool(config.adapter) and config.method != "reward"  # its body is copied under the new head in full
     model = parent.load(**({"four_bit": True} if config.qlora else {"training": True, "frozen": frozen}))
+    set_seed(config.seed)  # of what is new, an adapter or a head; loading may draw too
     if config.method == "reward":
         from transformers import AutoModelForSequenceClassification
 
@@ -133,39 +135,33 @@ def scores(model: Model) -> bool:
     return any("ForSequenceClassification" in a for a in model.config.get("architectures") or ())
 
 
-def dataset(data: Data, tokenizer, config: Training, most: int) -> tuple[list[dict], list[int]]:
-    """-> (rows for TRL, each with its number in `data` (`row`, from 1); the tokens of every row, of a pair's longer side),
-    after the same checks for every method.
+def dataset(data: Data, tokenizer, config: Training, most: int) -> list[dict]:
+    """-> rows for TRL, each with its number in `data` (`row`, from 1), after the same checks for every method.
 
     Order of turns, special tokens in the text, an end of turn, at most `most` tokens: a DataError names every row.
     """
     sides = {"kto": ["completion"], "rloo": [None]}.get(config.method, ["chosen", "rejected"])
     if config.method == "sft":
-        rows = [{**r, "row": i} for i, r in enumerate(encode_rows(data, tokenizer, max_length=most), 1)]
-        return rows, [len(r["input_ids"]) for r in rows]
-    tokens = [0] * len(data)
+        return [{**r, "row": i} for i, r in enumerate(encode_rows(data, tokenizer, max_length=most), 1)]
     for side in sides:
         room = most - (config.max_completion_length if side is None else 0)
         name = f"{data.name} ({side})" if len(sides) > 1 else data.name
         answer = [{"role": "assistant", "content": "."}]  # the shortest, where the model is to find its own
         whole = tuple({"messages": [*r["prompt"], *(r[side] if side else answer)]} for r in data.rows)
-        found = encode_rows(Data(name, whole), tokenizer, max_length=room)
-        tokens = [max(n, len(r["input_ids"]) + most - room) for n, r in zip(tokens, found, strict=True)]
+        encode_rows(Data(name, whole), tokenizer, max_length=room)
     rows = [{**{k: r[k] for k in METHODS[config.method].columns}, "row": i} for i, r in enumerate(data.rows, 1)]
     if config.method == "kto":  # TRL keeps the order, whose neighbours give the reference point
         random.Random(f"kto {config.seed}").shuffle(rows)
-    return rows, tokens
+    return rows
 
 
 def together(model, config: Training, tokens: list[int], micro: int) -> bool:
-    """-> whether SFT on rows of so many tokens is cheaper padding-free: the rows of a forward pass one behind the other.
-
-    No padding is computed, but attention over all their tokens: without flash attention what is between rows is masked, not
-    skipped. Cost: 6 FLOPs (adapter 4) a parameter and token, 12 x layers x hidden a pair of tokens (arXiv 2204.02311,
-    appendix B). Counted, never timed: a run that is resumed decides the same.
-    """
+    """-> whether SFT on rows of so many tokens is cheaper padding-free, the rows of a forward pass one behind the other: no
+    padding, but attention between rows too, masked (flash attention skips it). Counted as in `preflight`, never timed: a run
+    that is resumed decides the same. Never with dropout, whose draws would differ."""
     text, how = model.config.get_text_config(), model.config._attn_implementation or ""
-    if config.method != "sft" or not ("flash" in how or how == "sdpa"):
+    dropout = any(v for k, v in text.to_dict().items() if "drop" in k and isinstance(v, float))
+    if config.method != "sft" or dropout or not ("flash" in how or how == "sdpa"):
         return False
     rows = random.Random("padding").sample(tokens, len(tokens))
     parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
@@ -176,23 +172,19 @@ def together(model, config: Training, tokens: list[int], micro: int) -> bool:
 
 
 def apart(model, rows: list[list[int]]) -> bool:
-    """-> whether the model reads rows of tokens one behind the other (padding-free) as it reads each alone.
-
-    So where attention restarts with the positions; not where a state runs on (Mamba), or positions are its own affair.
-    """
+    """-> whether the model reads rows of tokens one behind the other as each alone: not where a state runs on (Mamba)."""
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     made = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": ids} for ids in rows])
     body = getattr(model, "get_base_model", lambda: model)().base_model.eval()
-    near = 1e-3 if model.dtype == torch.float32 else 2e-2  # what rounding may do
     try:
         with torch.no_grad():
             row = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in made.items() if k != "labels"}
             found = body(**row, use_cache=False).last_hidden_state[0]
             alone = [body(input_ids=torch.tensor([ids], device=model.device), use_cache=False) for ids in rows]
         wanted = torch.cat([a.last_hidden_state[0] for a in alone])
-        return bool((found - wanted).norm() <= near * wanted.norm())
+        return bool((found - wanted).norm() <= (1e-3 if model.dtype == torch.float32 else 2e-2) * wanted.norm())
     except (AttributeError, TypeError, ValueError, RuntimeError):  # it takes no such arguments
         return False
     finally:
@@ -200,10 +192,10 @@ def apart(model, rows: list[list[int]]) -> bool:
 
 
 def trainer(
-    run: Run, parent: Model, model, tokenizer, data: Data, config: Training, micro: int, valid=None, reward=None,
-    recomputed: bool | None = None,
-):  # fmt: skip
-    """-> TRL's trainer on checked rows, with `micro` rows a forward pass; what the method adds is in `METHODS`.
+    run, parent: Model, model, tokenizer, data, config: Training, micro: int, valid=None, reward=None, recomputed=None
+):
+    """-> TRL's trainer on checked rows, with `micro` rows a forward pass; what the method adds is in `METHODS`. Activations are
+    `recomputed`; None: on a GPU that cannot hold them.
 
     Rows that are too long are treated first (`config.on_too_long`). `valid` is data of its own; where `config.valid` is a
     share, those rows of `data` are held out by the seed (`data.held_out`).
@@ -220,16 +212,16 @@ def trainer(
         data, valid = (
             d and fitted(d, tokenizer, max_length=most, on_too_long=config.on_too_long) for d in (data, valid)
         )
-    (rows, tokens), held = dataset(data, tokenizer, config, most), None
+    rows, held = dataset(data, tokenizer, config, most), None
     if valid is not None:
-        held, _ = dataset(valid, tokenizer, config, most)
+        held = dataset(valid, tokenizer, config, most)
     elif config.valid:
         out = data_module.held_out(data, config.valid, config.seed)
         rows, held = ([r for r in rows if (r["row"] - 1 in out) == inside] for inside in (False, True))
-    if recomputed is None:
-        sides = 1 if config.method in ("sft", "rloo") else 2
-        recomputed = cuda and not holds(model, config.adapter or "full", config.lora_rank, sides * micro * max(tokens))
-    settings = method.settings(config)
+    settings, tokens = method.settings(config), [len(r["input_ids"]) for r in rows if "input_ids" in r]
+    if recomputed is None and (recomputed := cuda) and config.method != "rloo":  # which samples too
+        longest = max(tokens or (2 * length(r, tokenizer) for r in data.rows))  # both sides of a pair
+        recomputed = not holds(model, config.adapter or "full", config.lora_rank, micro * longest)
     if "precompute_ref_log_probs" in settings:  # without gradients more rows fit than in training
         settings["precompute_ref_batch_size"] = min(config.batch_size, 4 * micro)
     if together(model, config, tokens, micro):

@@ -35,20 +35,14 @@ _KEPT: dict[str, dict] = {}  # hash of a model -> what was opened of it, inside 
 
 @contextlib.contextmanager
 def kept(parent):
-    """Inside, the files of `parent` are read once: each further `load` and `tokenizer` of it comes from memory.
-
-    What they return is the caller's own as ever: new modules, whose weights are copied from the host where all are to be
-    trained, and share their storage where they stay as they are. A folder that changes is read: it is another model.
-    """
-    key = parent.hash
-    if isinstance(parent, Endpoint) or key in _KEPT:  # that has no files; an outer block keeps it
-        yield
-        return
-    _KEPT[key] = {}
+    """Inside, the files of `parent` are read once: each further `load` and `tokenizer` of it comes from memory, as modules of
+    the caller's own. Weights are copied from the host where all will be trained; else their storage is shared."""
+    key, mine = parent.hash, {}
     try:
-        yield
+        yield _KEPT.setdefault(key, mine)
     finally:
-        del _KEPT[key]
+        if _KEPT[key] is mine:  # else an outer block goes on
+            del _KEPT[key]
 
 
 @dataclass(frozen=True)
@@ -154,12 +148,11 @@ class Model:
         if (how := (training, four_bit, frozen, attention())) not in found:
             made = self._load(training, four_bit, frozen)
             found[how] = made.cpu() if whole else made
-        weights = {id(p): copy.copy(p) for p in found[how].parameters()}  # another name for the same storage
-        if whole:
-            for p in weights.values():
-                p.data = p.data.to(device(), copy=True)
-        made = copy.deepcopy(found[how], weights)
-        return made.to(device()) if whole else made
+        there = (*found[how].parameters(), *found[how].buffers())
+        own = {id(t): copy.copy(t) for t in there}  # of the same storage
+        for t in own.values() if whole else ():
+            t.data = t.data.to(device(), copy=True)
+        return copy.deepcopy(found[how], own)
 
     def _load(self, training: bool, four_bit: bool, frozen: bool):
         quiet()

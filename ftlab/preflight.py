@@ -143,18 +143,17 @@ def fit(ref, *, method: str = "lora", rows: int = 1000, length: int = 512, batch
 
 
 def holds(model, method: str, rank: int, tokens: int) -> bool:
-    """-> whether what is free on the GPU holds a training of the loaded `model` (a torch one) with every activation of a
-    forward pass over `tokens` kept: none is to be recomputed. False for an architecture that cannot be counted."""
+    """-> whether the GPU has room to train a loaded torch model with all activations of `tokens` kept, none recomputed."""
     import torch
 
     free, whole = torch.cuda.mem_get_info()
     try:
-        sizes = _sizes(model.config, "cuda", rank, ({"qlora": "lora"}.get(method, method),))[method]
-    except Exception:
+        sizes = _sizes(model.config, "cuda", rank)[method]
+    except Exception:  # an architecture that cannot be counted
         return False
-    there = sum(p.nbytes for p in model.parameters())
-    need = max(sizes["weights"] - there, 0) + sizes["gradients"] + sizes["optimizer"] + _kept(sizes, tokens, "cpu")
-    return need + RESERVED["cuda"] * GIB <= free - (1 - USABLE) * whole
+    need = sizes["gradients"] + sizes["optimizer"] + _kept(sizes, tokens, "cpu") + RESERVED["cuda"] * GIB
+    need += max(sizes["weights"] - sum(p.nbytes for p in model.parameters()), 0)
+    return need <= free - (1 - USABLE) * whole
 
 
 def _config(ref):
@@ -177,14 +176,14 @@ def _config(ref):
         raise ValueError(f"{folder}: config.json is of no model known here ({type(e).__name__}: {e})") from None
 
 
-def _sizes(config, kind: str, rank: int, methods=("full", "lora", "dora")) -> dict[str, dict]:
+def _sizes(config, kind: str, rank: int) -> dict[str, dict]:
     """-> method -> bytes of weights, gradients, optimizer and kept activations (`fixed`, a `token`); what time needs."""
     import torch
     from transformers import AutoModelForCausalLM
 
     wide = 4 if kind == "cpu" else 2  # bytes of a number in a forward pass
     text, out = config.get_text_config(), {}
-    for method in methods:
+    for method in ("full", "lora", "dora"):
         with torch.device("meta"):
             try:
                 bare = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if wide == 4 else torch.bfloat16)
@@ -210,10 +209,8 @@ def _sizes(config, kind: str, rank: int, methods=("full", "lora", "dora")) -> di
             "token": scale * token, "fixed": scale * (a - square - 64 * token), "layers": layers,
             "hidden": text.hidden_size, "vocabulary": text.vocab_size, "worked": whole - looked_up,
         }  # fmt: skip
-    if "lora" in out:
-        four_bit = NF4_BYTES * linear + 4 * (whole - linear + out["lora"]["trainable"])
-        out["qlora"] = out["lora"] | {"weights": four_bit}
-    return out
+    four_bit = NF4_BYTES * linear + 4 * (whole - linear + out["lora"]["trainable"])
+    return out | {"qlora": out["lora"] | {"weights": four_bit}}
 
 
 def _saved(net, length: int) -> int:

@@ -109,16 +109,7 @@ def trainable(parent) -> Model:
 
 
 def train(
-    parent: Model,
-    data,
-    config: Training,
-    *,
-    label=None,
-    extra=None,
-    measure=None,
-    judge=None,
-    marker: str = "",
-    wait: bool = True,
+    parent: Model, data, config: Training, *, label=None, extra=None, measure=None, judge=None, marker="", wait=True
 ) -> Run:
     """Trains once, or finds the finished run, or goes on from the newest whole checkpoint.
 
@@ -161,37 +152,36 @@ def train(
                     "nothing about new rows; take them out of one of the two",
                     file=sys.stderr,
                 )
-            _fitted(run, config, lambda *fit: _train(run, parent, data, config, fit, valid, scorer, measure, marker))
+            _fitted(run, config, lambda fit: _train(run, parent, data, config, fit, valid, scorer, measure, marker))
     return run
 
 
 def _fitted(run: Run, config: Training, attempt) -> None:
-    """Calls `attempt(rows of a forward pass, whether activations are recomputed)`; where memory does not suffice, first
-    with them recomputed (None: where they do not fit), then with fewer rows: the effective batch stays.
+    """Calls `attempt({"micro": rows of a forward pass, "recomputed": whether activations are; None: where they do not fit})`;
+    where memory does not suffice, first with them recomputed, then with fewer rows: the effective batch stays.
 
     Everything of the failed attempt is released first: its traceback alone would keep the model alive.
     """
-    micro, recomputed = config.batch_size // config.accumulation, None
+    fit = {"micro": config.batch_size // config.accumulation, "recomputed": None}
     while True:
         try:
             with released(), labels_alone():
-                return attempt(micro, recomputed)
+                return attempt(fit)
         except Exception as e:
             if not _out_of_memory(e):
                 raise
-            fewest = methods.METHODS[config.method].fewest
+            micro, fewest = fit["micro"], methods.METHODS[config.method].fewest
             smaller = [m for m in range(fewest, micro) if config.batch_size % m == 0]
-            if recomputed and not smaller:
+            if fit["recomputed"] and not smaller:
                 raise TrainingFailed(
                     f"{run.name}: memory does not suffice for {micro} rows at once ({e}); train an adapter (lora, qlora) or shorter rows"
                 ) from None
-        found = f"{run.name}: memory does not suffice for {micro} rows at once; going on with"
-        if not recomputed:
-            recomputed, how = True, "activations recomputed"
+        if fit["recomputed"]:
+            fit["micro"] = m = smaller[-1]
+            how = f"{m} rows x {config.batch_size // m} forward passes (the effective batch stays {config.batch_size})"
         else:
-            micro = smaller[-1]
-            how = f"{micro} rows x {config.batch_size // micro} forward passes (the effective batch stays {config.batch_size})"
-        print(f"{found} {how}", file=sys.stderr)
+            fit["recomputed"], how = True, "activations recomputed"
+        print(f"{run.name}: memory does not suffice for {micro} rows at once; going on with {how}", file=sys.stderr)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -201,12 +191,8 @@ def _out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY))
 
 
-def _train(run: Run, parent: Model, data, config: Training, fit: tuple, valid, scorer, measure, marker: str) -> None:
-    from transformers import set_seed
-
-    micro, recomputed = fit
+def _train(run: Run, parent: Model, data, config: Training, fit: dict, valid, scorer, measure, marker: str) -> None:
     checkpoint = newest_checkpoint(run)
-    set_seed(config.seed)  # before the adapter exists: its initial weights are part of the seed
     tokenizer, model = parent.tokenizer(), methods.opened(parent, config)
     tokenizer.padding_side = "right"
     if not any(p.requires_grad for p in model.parameters()):
@@ -214,7 +200,9 @@ def _train(run: Run, parent: Model, data, config: Training, fit: tuple, valid, s
     inner = model.get_base_model() if config.adapter else model
     decoding, origin = copy.deepcopy(getattr(inner, "generation_config", None)), inner.config._name_or_path
     before = fingerprint(model)
+    micro, recomputed = fit.values()
     trainer = methods.trainer(run, parent, model, tokenizer, data, config, micro, valid, scorer, recomputed)
+    fit["recomputed"] = trainer.args.activation_checkpointing
     progress = Progress(run.name, 1)
     start = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     forget_after(run, start)
@@ -244,8 +232,8 @@ def _train(run: Run, parent: Model, data, config: Training, fit: tuple, valid, s
     save(run, model, tokenizer, parent, config, marker)
     progress.finish()
     log = run.read("train.jsonl")
-    parts = {"micro_batch": micro, "accumulation": config.batch_size // micro,
-             "recomputed": trainer.args.activation_checkpointing, "padding_free": getattr(trainer.args, "padding_free", False)}  # fmt: skip
+    parts = {"micro_batch": micro, "accumulation": config.batch_size // micro, "recomputed": fit["recomputed"],
+             "padding_free": getattr(trainer.args, "padding_free", False)}  # fmt: skip
     run.complete(steps=steps, rows=len(data), parent=parent.name, data=data.name, first_loss=log[0]["loss"],
                  last_loss=log[-1]["loss"], **parts, **best, **({"ended": keeper.ended} if keeper.ended else {}))  # fmt: skip
     if keeper.interrupted:
