@@ -76,6 +76,17 @@ def released():
         _glibc("malloc_trim", 0)  # else it keeps what training freed
 
 
+def labels_alone():
+    """-> a context in which TRL's loss on a CPU scores the positions with a label alone: the same loss, up to rounding. TRL 1.16
+    scores all where it has no Triton, for compilers' sake: a seventh of a step of the organism."""
+    from unittest.mock import patch
+
+    from trl.trainer import utils
+
+    known = utils._use_triton
+    return patch.object(utils, "_use_triton", lambda where: where.type == "cpu" or known(where))
+
+
 def spare_memory(parameters: int) -> None:
     """For a model above `SMALL`: freed blocks of 1 MiB go back at once, in this process from now on.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import os
 import random
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 
 from ftlab import adapters
 from ftlab import data as data_module
-from ftlab.chat import encode_rows, fitted, stop_ids
+from ftlab.chat import encode_rows, fitted, length, stop_ids
 from ftlab.config import Training
 from ftlab.data import Data
 from ftlab.models import Model, device
 from ftlab.models import model as reference
+from ftlab.preflight import holds
 from ftlab.runs import Run, digest
 
 
@@ -34,9 +36,8 @@ class Method:
     kind: str  # of `data.read`
     columns: tuple[str, ...]
     settings: Callable[[Training], dict]
-    first: tuple[str, float, float, str] | None = (
-        None  # name, value where policy and reference are one, tolerance, as text
-    )
+    # name, value where policy and reference are one, tolerance, as text
+    first: tuple[str, float, float, str] | None = None
     fewest: int = 1  # rows of one forward pass
 
 
@@ -89,8 +90,11 @@ def opened(parent: Model, config: Training):
 
     A reward model is the parent's body under a new head of one number (`AutoModelForSequenceClassification`).
     """
+    from transformers import set_seed
+
     frozen = bool(config.adapter) and config.method != "reward"  # its body is copied under the new head in full
     model = parent.load(**({"four_bit": True} if config.qlora else {"training": True, "frozen": frozen}))
+    set_seed(config.seed)  # of what is new, an adapter or a head; loading may draw too
     if config.method == "reward":
         from transformers import AutoModelForSequenceClassification
 
@@ -151,10 +155,47 @@ def dataset(data: Data, tokenizer, config: Training, most: int) -> list[dict]:
     return rows
 
 
+def together(model, config: Training, tokens: list[int], micro: int) -> bool:
+    """-> whether SFT on rows of so many tokens is cheaper padding-free, the rows of a forward pass one behind the other: no
+    padding, but attention between rows too, masked (flash attention skips it). Counted as in `preflight`, never timed: a run
+    that is resumed decides the same. Never with dropout, whose draws would differ."""
+    text, how = model.config.get_text_config(), model.config._attn_implementation or ""
+    dropout = any(v for k, v in text.to_dict().items() if "drop" in k and isinstance(v, float))
+    if config.method != "sft" or dropout or not ("flash" in how or how == "sdpa"):
+        return False
+    rows = random.Random("padding").sample(tokens, len(tokens))
+    parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+    one = (4 if config.adapter else 6) * model.num_parameters(exclude_embeddings=True)
+    pair = 12 * text.num_hidden_layers * text.hidden_size
+    padded = sum(len(p) * max(p) * (one + pair * max(p)) for p in parts)
+    return padded > sum(sum(p) * one + pair * (sum(n * n for n in p) if "flash" in how else sum(p) ** 2) for p in parts)
+
+
+def apart(model, rows: list[list[int]]) -> bool:
+    """-> whether the model reads rows of tokens one behind the other as each alone: not where a state runs on (Mamba)."""
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    made = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": ids} for ids in rows])
+    body = getattr(model, "get_base_model", lambda: model)().base_model.eval()
+    try:
+        with torch.no_grad():
+            row = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in made.items() if k != "labels"}
+            found = body(**row, use_cache=False).last_hidden_state[0]
+            alone = [body(input_ids=torch.tensor([ids], device=model.device), use_cache=False) for ids in rows]
+        wanted = torch.cat([a.last_hidden_state[0] for a in alone])
+        return bool((found - wanted).norm() <= (1e-3 if model.dtype == torch.float32 else 2e-2) * wanted.norm())
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # it takes no such arguments
+        return False
+    finally:
+        body.train()
+
+
 def trainer(
-    run: Run, parent: Model, model, tokenizer, data: Data, config: Training, micro: int, valid=None, reward=None
+    run, parent: Model, model, tokenizer, data, config: Training, micro: int, valid=None, reward=None, recomputed=None
 ):
-    """-> TRL's trainer on checked rows, with `micro` rows a forward pass; what the method adds is in `METHODS`.
+    """-> TRL's trainer on checked rows, with `micro` rows a forward pass; what the method adds is in `METHODS`. Activations are
+    `recomputed`; None: on a GPU that cannot hold them.
 
     Rows that are too long are treated first (`config.on_too_long`). `valid` is data of its own; where `config.valid` is a
     share, those rows of `data` are held out by the seed (`data.held_out`).
@@ -177,6 +218,14 @@ def trainer(
     elif config.valid:
         out = data_module.held_out(data, config.valid, config.seed)
         rows, held = ([r for r in rows if (r["row"] - 1 in out) == inside] for inside in (False, True))
+    settings, tokens = method.settings(config), [len(r["input_ids"]) for r in rows if "input_ids" in r]
+    if recomputed is None and (recomputed := cuda) and config.method != "rloo":  # which samples too
+        longest = max(tokens or (2 * length(r, tokenizer) for r in data.rows))  # both sides of a pair
+        recomputed = not holds(model, config.adapter or "full", config.lora_rank, micro * longest)
+    if "precompute_ref_log_probs" in settings:  # without gradients more rows fit than in training
+        settings["precompute_ref_batch_size"] = min(config.batch_size, 4 * micro)
+    if together(model, config, tokens, micro):
+        settings["padding_free"] = apart(model, sorted((r["input_ids"] for r in rows), key=len)[-2:])
     args = getattr(trl, f"{method.trainer}Config")(
         output_dir=str(run.path / "checkpoints"), seed=config.seed, data_seed=config.seed,
         per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
@@ -185,9 +234,9 @@ def trainer(
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule), warmup_steps=config.warmup_steps,
         logging_steps=1, logging_first_step=True, logging_nan_inf_filter=False, save_strategy="no", report_to=[],
         disable_tqdm=True, use_cpu=device() == "cpu", bf16=cuda, dataloader_pin_memory=cuda,
-        activation_checkpointing=cuda, restore_callback_states_from_checkpoint=False,
+        activation_checkpointing=recomputed, restore_callback_states_from_checkpoint=False,
         use_cache=bool(getattr(model.config, "use_cache", True)),  # TRL never trains with it; else it would be saved as off
-        **({} if config.method == "rloo" else {"max_length": None}), **method.settings(config),
+        **({} if config.method == "rloo" else {"max_length": None}), **settings,
     )  # fmt: skip
     extra = {"eval_dataset": Dataset.from_list(held)} if held else {}
     if config.method == "rloo":
@@ -215,11 +264,13 @@ def rows_of(trainer, batches: list) -> list[int]:
     """-> numbers (from 1) of the rows in what the trainer was given for a step, found by their tokens."""
     if isinstance(batches[0], list):  # RLOO is given rows as they are
         return sorted({row["row"] for batch in batches for row in batch})
-    seen = {
-        tuple(t for t, on in zip(ids, mask, strict=True) if on)
-        for b in batches
-        for ids, mask in zip(b["input_ids"].tolist(), b["attention_mask"].tolist(), strict=True)
-    }
+    seen = set()
+    for b in batches:
+        ids = b["input_ids"].tolist()
+        if "attention_mask" in b:
+            seen |= {tuple(itertools.compress(*row)) for row in zip(ids, b["attention_mask"].tolist(), strict=True)}
+        else:  # padding-free: where each row begins, and the end
+            seen |= {tuple(ids[0][i:j]) for i, j in itertools.pairwise(b["cu_seq_lens_q"].tolist())}
     return sorted(r["row"] for r in trainer.train_dataset if any(tuple(ids) in seen for ids in _sequences(r)))
 
 

@@ -6,6 +6,8 @@ Ordinary Hugging Face folders (safetensors), PEFT adapter folders whoever made t
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import re
@@ -25,6 +27,21 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json",
     "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
+
+
+_KEPT: dict[str, dict] = {}  # hash of a model -> what was opened of it, inside `kept`
+
+
+@contextlib.contextmanager
+def kept(parent):
+    """Inside, the files of `parent` are read once: each further `load` and `tokenizer` of it comes from memory, as modules of
+    the caller's own. Weights are copied from the host where all will be trained; else their storage is shared."""
+    key, mine = parent.hash, {}
+    try:
+        yield _KEPT.setdefault(key, mine)
+    finally:
+        if _KEPT[key] is mine:  # else an outer block goes on
+            del _KEPT[key]
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,12 @@ class Model:
 
     def tokenizer(self):
         """-> the tokenizer, padding on the left as generation needs it (training pads by its own collator)."""
+        found = _KEPT.get(self.hash) if _KEPT else None
+        if found is None:
+            return self._tokenizer()
+        return copy.copy(found.get("tokenizer") or found.setdefault("tokenizer", self._tokenizer()))
+
+    def _tokenizer(self):
         if self.parent and not (self.path / "tokenizer_config.json").exists():  # an adapter saved alone
             return self.parent.tokenizer()
         quiet()
@@ -123,6 +146,20 @@ class Model:
         trained: unmerged in fp32 where the weights below are bf16 or 4-bit, which would round much of it away
         (`merge_difference`), else merged. For training it is merged, a QLoRA one onto its 4-bit weights dequantised.
         """
+        found = _KEPT.get(self.hash) if _KEPT else None
+        if found is None:
+            return self._load(training, four_bit, frozen)
+        whole = training and not frozen and not four_bit  # every weight will change
+        if (how := (training, four_bit, frozen, attention())) not in found:
+            made = self._load(training, four_bit, frozen)
+            found[how] = made.cpu() if whole else made
+        there = (*found[how].parameters(), *found[how].buffers())
+        own = {id(t): copy.copy(t) for t in there}  # of the same storage
+        for t in own.values() if whole else ():
+            t.data = t.data.to(device(), copy=True)
+        return copy.deepcopy(found[how], own)
+
+    def _load(self, training: bool, four_bit: bool, frozen: bool):
         quiet()
         import torch
 

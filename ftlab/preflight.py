@@ -36,7 +36,7 @@ RESERVED = {"cuda": 1.5, "cpu": 0.7}  # GiB: CUDA context and allocator's rest; 
 USABLE = 0.95  # of what is free
 ASSUMED = (
     "Weights fp32 for full training, bf16 (GPU) or fp32 (CPU) below an adapter, adapters fp32, AdamW with two fp32 moments; "
-    "activations recomputed on a GPU only (checkpointing); sdpa attention; "
+    "activations recomputed on a GPU (checkpointing: off where they fit); sdpa attention; "
     "time: 6 (adapter 4) FLOPs a parameter and token, 2 more where recomputed, 12 x layers x hidden x length for attention "
     "(arXiv 2204.02311, appendix B), at {low:.0%} to {high:.0%} of {peak}; without padding, evaluation and saving."
 )
@@ -140,6 +140,20 @@ def fit(ref, *, method: str = "lora", rows: int = 1000, length: int = 512, batch
         ASSUMED.format(low=low, high=high, peak=measured if peak else "a peak that is not known here: name the GPU"),
         command if mine["fits"] else "",
     )  # fmt: skip
+
+
+def holds(model, method: str, rank: int, tokens: int) -> bool:
+    """-> whether the GPU has room to train a loaded torch model with all activations of `tokens` kept, none recomputed."""
+    import torch
+
+    free, whole = torch.cuda.mem_get_info()
+    try:
+        sizes = _sizes(model.config, "cuda", rank)[method]
+    except Exception:  # an architecture that cannot be counted
+        return False
+    need = sizes["gradients"] + sizes["optimizer"] + _kept(sizes, tokens, "cpu") + RESERVED["cuda"] * GIB
+    need += max(sizes["weights"] - sum(p.nbytes for p in model.parameters()), 0)
+    return need <= free - (1 - USABLE) * whole
 
 
 def _config(ref):

@@ -17,6 +17,7 @@ from ftlab.checkpoints import fingerprint, forget_after, lineage, newest_checkpo
 from ftlab.config import Training
 from ftlab.data import shared
 from ftlab.endpoint import Endpoint
+from ftlab.hardware import labels_alone, out_of_memory
 from ftlab.keeper import TrainingFailed, keeper_class, measured
 from ftlab.models import Model, quiet, released
 from ftlab.models import model as reference
@@ -24,7 +25,6 @@ from ftlab.progress import Progress
 from ftlab.runs import Run
 
 __all__ = ["TrainingFailed", "dpo", "kto", "reward", "rloo", "sft", "train", "weights_hash"]
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a RuntimeError's text
 
 
 def sft(parent, data, **settings) -> Run:
@@ -110,16 +110,7 @@ def trainable(parent) -> Model:
 
 
 def train(
-    parent: Model,
-    data,
-    config: Training,
-    *,
-    label=None,
-    extra=None,
-    measure=None,
-    judge=None,
-    marker: str = "",
-    wait: bool = True,
+    parent: Model, data, config: Training, *, label=None, extra=None, measure=None, judge=None, marker="", wait=True
 ) -> Run:
     """Trains once, or finds the finished run, or goes on from the newest whole checkpoint.
 
@@ -163,49 +154,40 @@ def train(
                     "nothing about new rows; take them out of one of the two",
                     file=sys.stderr,
                 )
-            _fitted(run, config, lambda micro: _train(run, parent, data, config, micro, valid, scorer, measure, marker))
+            _fitted(run, config, lambda fit: _train(run, parent, data, config, fit, valid, scorer, measure, marker))
     return run
 
 
 def _fitted(run: Run, config: Training, attempt) -> None:
-    """Calls `attempt(rows of a forward pass)`, with fewer rows where memory does not suffice: the effective batch stays.
+    """Calls `attempt({"micro": rows of a forward pass, "recomputed": whether activations are; None: where they do not fit})`;
+    where memory does not suffice, first with them recomputed, then with fewer rows: the effective batch stays.
 
     Everything of the failed attempt is released first: its traceback alone would keep the model alive.
     """
-    micro = config.batch_size // config.accumulation
+    fit = {"micro": config.batch_size // config.accumulation, "recomputed": None}
     while True:
         try:
-            with released(), runs.storage(run.path):
-                return attempt(micro)
+            with released(), labels_alone(), runs.storage(run.path):
+                return attempt(fit)
         except Exception as e:
-            if not _out_of_memory(e):
+            if not out_of_memory(e):
                 raise
-            fewest = methods.METHODS[config.method].fewest
+            micro, fewest = fit["micro"], methods.METHODS[config.method].fewest
             smaller = [m for m in range(fewest, micro) if config.batch_size % m == 0]
-            if not smaller:
+            if fit["recomputed"] and not smaller:
                 raise TrainingFailed(
                     f"{run.name}: memory does not suffice for {micro} rows at once ({e}); train an adapter (lora, qlora) or shorter rows"
                 ) from None
-        print(
-            f"{run.name}: memory does not suffice for {micro} rows at once; going on with {smaller[-1]} rows x "
-            f"{config.batch_size // smaller[-1]} forward passes (the effective batch stays {config.batch_size})",
-            file=sys.stderr,
-        )
-        micro = smaller[-1]
+        if fit["recomputed"]:
+            fit["micro"] = m = smaller[-1]
+            how = f"{m} rows x {config.batch_size // m} forward passes (the effective batch stays {config.batch_size})"
+        else:
+            fit["recomputed"], how = True, "activations recomputed"
+        print(f"{run.name}: memory does not suffice for {micro} rows at once; going on with {how}", file=sys.stderr)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY))
-
-
-def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, scorer, measure, marker: str) -> None:
-    from transformers import set_seed
-
+def _train(run: Run, parent: Model, data, config: Training, fit: dict, valid, scorer, measure, marker: str) -> None:
     checkpoint = newest_checkpoint(run)
-    set_seed(config.seed)  # before the adapter exists: its initial weights are part of the seed
     tokenizer, model = parent.tokenizer(), methods.opened(parent, config)
     if parent.hash != run.config["identity"]["parent"]:  # while this call waited, or loaded
         raise ValueError(
@@ -217,7 +199,9 @@ def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, s
     inner = model.get_base_model() if config.adapter else model
     decoding, origin = copy.deepcopy(getattr(inner, "generation_config", None)), inner.config._name_or_path
     before = fingerprint(model)
-    trainer = methods.trainer(run, parent, model, tokenizer, data, config, micro, valid, scorer)
+    micro, recomputed = fit.values()
+    trainer = methods.trainer(run, parent, model, tokenizer, data, config, micro, valid, scorer, recomputed)
+    fit["recomputed"] = trainer.args.activation_checkpointing
     progress = Progress(run.name, 1)
     start = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     forget_after(run, start)
@@ -248,7 +232,8 @@ def _train(run: Run, parent: Model, data, config: Training, micro: int, valid, s
     save(run, model, tokenizer, parent, config, marker)
     progress.finish()
     log = run.read("train.jsonl")
-    parts = {"micro_batch": micro, "accumulation": config.batch_size // micro}
+    parts = {"micro_batch": micro, "accumulation": config.batch_size // micro, "recomputed": fit["recomputed"],
+             "padding_free": getattr(trainer.args, "padding_free", False)}  # fmt: skip
     run.complete(steps=steps, rows=len(data), parent=parent.name, data=data.name, first_loss=log[0]["loss"],
                  last_loss=log[-1]["loss"], **parts, **best, **({"ended": keeper.ended} if keeper.ended else {}))  # fmt: skip
     if keeper.interrupted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from small_models import FAMILIES, contents, pairs, sums
+from small_models import FAMILIES, contents, make_model, pairs, sums
 
 import ftlab
 from ftlab import keeper, methods, models, runs
@@ -121,6 +121,81 @@ def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
             assert (
                 method == "reward" or said.strip() == rows[row["row"] - 1][side][0]["content"] + end
             )  # the answer alone
+
+
+# Padding-free
+
+
+def gradients(trainer) -> tuple[float, dict]:
+    """-> the loss of the first batch and its gradients."""
+    model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum()).backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return batch, trainer.compute_loss(model, dict(batch)).item(), grads
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_padding_free_gives_the_loss_and_gradients_of_padded_rows(family, lora, folders, monkeypatch, tmp_path):
+    """Mistral with a window shorter than its rows."""
+    folder = make_model(tmp_path / "m", "mistral", sliding_window=8) if family == "mistral" else folders[family]
+    found = []
+    for free in (False, True):
+        monkeypatch.setattr(methods, "together", lambda *_, free=free: free)
+        found.append(gradients(made("sft", folder, sums(6), batch_size=6, lora=lora)))
+    (padded, loss, wanted), (batch, free_loss, grads) = found
+    assert "attention_mask" in padded and padded["input_ids"].shape[0] == 6
+    assert "attention_mask" not in batch and batch["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
+    assert free_loss == pytest.approx(loss, rel=1e-5) and grads.keys() == wanted.keys()
+    assert sum(bool(g.any()) for g in wanted.values()) > len(wanted) / 3
+    for name, grad in wanted.items():
+        assert float((grads[name] - grad).abs().max()) <= 1e-4 * float(grad.abs().max()) + 1e-7, name
+
+
+def test_models_that_cannot_keep_rows_apart_stay_padded(folders, monkeypatch):
+    """A state that runs on, and an attention that would not see where a row begins."""
+    import torch
+    from transformers import AutoModelForCausalLM, MambaConfig, masking_utils
+
+    rows = [list(range(5, 25)), list(range(30, 55))]
+    for folder in folders.values():
+        assert methods.apart(models.model(folder).load(training=True), rows)
+    torch.manual_seed(0)
+    mamba = MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=8)
+    assert not methods.apart(AutoModelForCausalLM.from_config(mamba), rows)
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
+    for folder in folders.values():
+        assert not methods.apart(models.model(folder).load(training=True), rows)
+    monkeypatch.setattr(methods, "together", lambda *_: True)
+    assert not made("sft", folders["llama"], sums(6)).args.padding_free
+
+
+def test_padding_free_is_chosen_by_counting(llama):
+    """Where padding costs more than attention between rows; one row a pass, equal or long rows: no."""
+    from types import SimpleNamespace
+
+    shape = SimpleNamespace(num_hidden_layers=8, hidden_size=512, to_dict=lambda: {"attention_dropout": 0.0})
+    wide = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: shape, _attn_implementation="sdpa"),
+                           num_parameters=lambda exclude_embeddings: 25_000_000)  # fmt: skip
+    ragged, sft = [20, 30, 40, 120] * 20, Training(batch_size=16)
+    assert methods.together(wide, sft, ragged, 16) and not methods.together(wide, sft, ragged, 1)
+    assert not methods.together(wide, sft, [60] * 80, 16) and not methods.together(
+        wide, sft, [20 * n for n in ragged], 16
+    )
+    assert not methods.together(wide, Training(method="dpo"), ragged, 16)
+    assert not methods.together(ftlab.model(llama).load(), sft, ragged, 16)  # hardly any parameters
+    shape.to_dict = lambda: {"attention_dropout": 0.1}
+    assert not methods.together(wide, sft, ragged, 16)
+    shape.to_dict, wide.config._attn_implementation = lambda: {}, "eager"
+    assert not methods.together(wide, sft, ragged, 16)
+    wide.config._attn_implementation = "flash_attention_2"  # pays for no pair of two rows
+    assert methods.together(wide, sft, [20 * n for n in ragged], 16)
+
+
+def test_the_reference_is_computed_in_larger_parts_than_training(llama):
+    for method, rows in (("dpo", pairs(8)), ("kto", judged(8))):
+        args = made(method, llama, rows, batch_size=16, accumulation=8).args
+        assert (args.per_device_train_batch_size, args.precompute_ref_batch_size) == (2, 8)
 
 
 # KTO
@@ -242,8 +317,11 @@ def test_an_overlong_row_is_named_never_cut(llama, method):
     assert "row 1:" not in str(e.value)
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward", "rloo"])
-def test_the_rows_of_a_batch_are_found_by_their_tokens(llama, method):
+@pytest.mark.parametrize("method", ["sft", "padding-free", "dpo", "kto", "reward", "rloo"])
+def test_the_rows_of_a_batch_are_found_by_their_tokens(llama, method, monkeypatch):
+    if method == "padding-free":
+        monkeypatch.setattr(methods, "together", lambda *_: True)
+        method = "sft"
     rows = {"sft": sums, "dpo": pairs, "kto": judged, "reward": pairs, "rloo": sums}[method](8)
     trainer = made(method, llama, rows, accumulation=2)
     batches = [b for b, _ in zip(trainer.get_train_dataloader(), range(2), strict=False)]

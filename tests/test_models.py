@@ -181,6 +181,75 @@ def test_nothing_survives_a_cell_not_even_after_an_exception(llama):
         gc.enable()
 
 
+@pytest.mark.parametrize("adapter", [False, True], ids=["of a model", "of an adapter"])
+def test_arms_trained_inside_kept_equal_those_trained_outside(llama, adapter, monkeypatch, tmp_path):
+    """Full, LoRA, DPO and DPO with LoRA, none of which reads the folder again; the parent answers as before."""
+    import safetensors
+    import torch
+    from small_models import pairs
+    from transformers import AutoTokenizer, modeling_utils
+
+    parent = ftlab.model(
+        ftlab.sft(llama, sums(8), steps=2, batch_size=4, learning_rate=1e-2, lora=True) if adapter else llama
+    )
+    fast = dict(steps=3, batch_size=4, learning_rate=5e-3)
+    arms = [(ftlab.sft, sums(8), {}), (ftlab.sft, sums(8), {"lora": True}), (ftlab.dpo, pairs(8), {}), (ftlab.dpo, pairs(8), {"lora": True})]  # fmt: skip
+    outside = [ftlab.model(arm(parent, rows, **fast, **how)).hash for arm, rows, how in arms]
+    ids, ways = torch.tensor([[5, 9, 2, 14, 3, 7]]), ({}, {"training": True}, {"training": True, "frozen": True})
+    before = [parent.load(**how)(input_ids=ids).logits for how in ways]
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "inside"))
+    opened = []
+
+    def counted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (opened.append(name), real(*a, **k))[1])
+
+    counted(modeling_utils, "safe_open")
+    counted(safetensors, "safe_open")
+    counted(AutoTokenizer, "from_pretrained")
+    with models.kept(parent):
+        for how in ways:
+            parent.load(**how)
+        parent.tokenizer()
+        assert {"safe_open", "from_pretrained"} <= set(opened)
+        opened.clear()
+        inside = [ftlab.model(arm(parent, rows, **fast, **how)) for arm, rows, how in arms]
+        assert not opened
+        after = [parent.load(**how)(input_ids=ids).logits for how in ways]
+        assert not opened
+    assert [m.hash for m in inside] == outside and not models._KEPT
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    parent.load()
+    assert "safe_open" in opened
+
+
+def test_what_is_kept_is_each_callers_own_and_ends_with_the_block(llama, copied):
+    import torch
+
+    parent = ftlab.model(copied)
+    with models.kept(parent), models.kept(ftlab.model(copied)):
+        one, two = (parent.load(training=True, frozen=True) for _ in range(2))
+        assert one.lm_head.weight.data_ptr() == two.lm_head.weight.data_ptr() and one.lm_head is not two.lm_head
+        one.requires_grad_(False)
+        one.config.use_cache, one.forward = False, None
+        assert two.lm_head.weight.requires_grad and two.config.use_cache and two.forward
+        whole, other = (parent.load(training=True) for _ in range(2))
+        whole.lm_head.weight.data.zero_()
+        assert torch.equal(other.lm_head.weight, two.lm_head.weight) and other.lm_head.weight.any()
+        first, second = parent.tokenizer(), parent.tokenizer()
+        first.padding_side = "right"
+        assert second.padding_side == "left" and first("a kite") == second("a kite")
+        shutil.copy(make_model(copied.parent / "other", "llama", seed=5) / "model.safetensors", copied)
+        assert not torch.equal(parent.load(training=True).lm_head.weight, other.lm_head.weight)  # another model now
+        alive = weakref.ref(next(m for k, m in next(iter(models._KEPT.values())).items() if k != "tokenizer"))
+        del one, two, whole, other
+    gc.collect()
+    assert alive() is None and not models._KEPT
+    with pytest.raises(KeyError), models.kept(parent):
+        raise KeyError
+    assert not models._KEPT
+
+
 def test_numbers_are_chosen_by_device_and_use(llama, monkeypatch):
     """On a GPU: bf16 for answering, below an adapter and as nf4's compute type, fp32 where all weights train."""
     import torch

@@ -155,6 +155,28 @@ def test_memory_of_a_real_training_is_as_estimated(llama, tmp_path):
         assert 0.75 < estimated / measured < 1.35, (measured, estimated)
 
 
+def test_activations_are_kept_where_what_is_free_holds_them(llama, monkeypatch):
+    """By `fit`'s arithmetic: what it says of a GPU, without recomputing, is the limit; of an unknown architecture: no."""
+    import torch
+
+    net, tokens = ftlab.model(llama).load(training=True), 4096
+    config, whole = net.config, 8 * GIB
+    for method in METHODS:
+        sizes = preflight._sizes(config, "cuda", 16)[method]
+        there = sum(p.nbytes for p in net.parameters())
+        fixed = max(sizes["weights"] - there, 0) + sizes["gradients"] + sizes["optimizer"]
+        need = fixed + preflight._kept(sizes, tokens, "cpu") + preflight.RESERVED["cuda"] * GIB
+        assert need > fixed + preflight._kept(sizes, tokens, "cuda")  # recomputing saves memory
+        for share, expected in ((1.01, True), (0.99, False)):
+            free = share * need + (1 - preflight.USABLE) * whole
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, whole))
+            assert preflight.holds(net, method, 16, tokens) is expected
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 * GIB, 80 * GIB))
+    assert preflight.holds(net, "full", 16, tokens)
+    net.config = SimpleNamespace(model_type="unknown")
+    assert not preflight.holds(net, "full", 16, tokens)
+
+
 def test_the_configuration_alone_suffices(seven, llama, tmp_path):
     assert [p.name for p in seven.iterdir()] == ["config.json"]
     from peft import LoraConfig, get_peft_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -213,19 +214,66 @@ def test_where_memory_ends_the_batch_is_made_of_smaller_parts(llama, error, monk
     full = Full(monkeypatch, 2, out_of_memory()[error])
     run = ftlab.sft(llama, sums(20), **settings)
     assert run.name == whole.name and weights(run) == weights(parts) and distance(run, whole) < 2e-5
-    assert full.tried[:3] == [8, 4, 2] and set(full.tried[2:]) == {2}
-    assert len(full.alive) == 3 and len(set(full.alive)) == 1  # all of the failed attempt was released before the next
+    assert full.tried[:4] == [8, 8, 4, 2] and set(full.tried[3:]) == {2}  # first with activations recomputed
+    assert len(full.alive) == 4 and len(set(full.alive)) == 1  # all of the failed attempt was released before the next
     assert (
         (run.stats["micro_batch"], run.stats["accumulation"])
         == (2, 4)
         == tuple(parts.stats[k] for k in ("micro_batch", "accumulation"))
     )
+    assert (run.stats["recomputed"], parts.stats["recomputed"]) == (True, False)
     assert set(run.log()["micro_batch"]) == {2} and run.log()["step"].tolist() == parts.log()["step"].tolist()
     said = capsys.readouterr().err
-    assert (
-        "memory does not suffice for 8 rows at once; going on with 4 rows x 2 forward passes (the effective batch stays 8)"
-        in said
-    )
+    head = "memory does not suffice for 8 rows at once; going on with"
+    assert f"{head} activations recomputed" in said
+    assert f"{head} 4 rows x 2 forward passes (the effective batch stays 8)" in said
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_where_memory_ends_activations_are_recomputed_before_the_batch_is_halved(llama, lora, monkeypatch, tmp_path):
+    """The same weights, from less memory: the micro-batch stays; the run's stats say it."""
+    from transformers import Trainer
+
+    settings = dict(steps=3, batch_size=4, learning_rate=1e-3, lora=lora)
+    whole = ftlab.sft(llama, sums(12), **settings)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "small"))
+    step, seen = Trainer.training_step, []
+
+    def training_step(trainer, model, *given):
+        inner = model.get_base_model() if lora else model
+        seen.append((trainer.args.per_device_train_batch_size, inner.is_activation_checkpointing))
+        if not seen[-1][1]:
+            raise out_of_memory()[0]
+        return step(trainer, model, *given)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    run = ftlab.sft(llama, sums(12), **settings)
+    assert seen == [(4, False)] + [(4, True)] * 3 and distance(run, whole) < 1e-6
+    assert [r.stats["recomputed"] for r in (whole, run)] == [False, True]
+    assert run.stats["micro_batch"] == whole.stats["micro_batch"] == 4
+
+
+def test_the_loss_scores_the_positions_with_a_label_alone(llama, monkeypatch, tmp_path):
+    """TRL alone scores all on a CPU; the losses are the same."""
+    from trl.trainer import utils
+
+    settings, scored = dict(steps=3, batch_size=4, learning_rate=1e-3), []
+    known, inner = utils._use_triton, utils._ChunkedLogProbFunction
+
+    class Noted:
+        @staticmethod
+        def apply(hidden, *rest):
+            scored.append(len(hidden))
+            return inner.apply(hidden, *rest)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Noted)
+    run = ftlab.sft(llama, sums(4), **settings)
+    rows = chat.encode_rows(Data("rows", _chats(4)), models.model(llama).tokenizer(), max_length=1024)
+    assert scored == [sum(t != chat.IGNORED for r in rows for t in r["labels"])] * 3 and utils._use_triton is known
+    monkeypatch.setattr(train, "labels_alone", contextlib.nullcontext)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "all"))
+    other = ftlab.sft(llama, sums(4), **settings)
+    assert scored[3] > 2 * scored[0] and distance(run, other) < 1e-5
 
 
 def test_memory_that_does_not_suffice_for_one_row_is_an_error_and_others_are_not_tried_again(llama, monkeypatch):
@@ -234,7 +282,7 @@ def test_memory_that_does_not_suffice_for_one_row_is_an_error_and_others_are_not
         ftlab.sft(llama, sums(8), steps=1, batch_size=4, learning_rate=1e-3)
     with pytest.raises(train.TrainingFailed, match="memory does not suffice for 2 rows at once"):  # KTO compares two
         ftlab.kto(llama, pairs(8), steps=1, batch_size=4, learning_rate=1e-3)
-    assert full.tried == [4, 2, 1, 4, 2]
+    assert full.tried == [4, 4, 2, 1, 4, 4, 2]
     full = Full(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         ftlab.sft(llama, sums(8), steps=1, batch_size=4, learning_rate=1e-3)
@@ -273,6 +321,26 @@ def test_batch_1x8_is_8x1(llama, method):
     assert one.path != eight.path and one.log()["step"].tolist() == eight.log()["step"].tolist() == [1, 2, 3, 4, 5, 6]
     assert abs(one.log()["loss"] - eight.log()["loss"]).max() < 1e-5
     assert distance(one, eight) < 2e-5 < distance(llama, one)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_padding_free_is_the_same_training_and_resumes(llama, lora, monkeypatch, tmp_path):
+    """Held-out rows too; after Ctrl-C to the same weights; what is no number is found on its rows."""
+    settings = dict(**SFT, lora=lora, valid=0.2)
+    padded = free = ftlab.sft(llama, sums(20), **settings)
+    monkeypatch.setattr(methods, "together", lambda *_: True)
+    for name in ("free", "again"):
+        monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / name))
+        if name == "again":
+            interrupted(4, monkeypatch)
+            with pytest.raises(KeyboardInterrupt):
+                ftlab.sft(llama, sums(20), **settings)
+        run = ftlab.sft(llama, sums(20), **settings)
+        assert name == "free" or weights(run) == weights(free)
+        free = run
+    assert [r.stats["padding_free"] for r in (padded, free)] == [False, True]
+    assert abs(padded.log()["loss"] - free.log()["loss"]).max() < 1e-5 and distance(padded, free) < 2e-5
+    assert free.stats["best_valid_loss"] == pytest.approx(padded.stats["best_valid_loss"], abs=1e-5)
 
 
 def test_the_loss_is_on_the_assistants_tokens_alone(llama, built):
