@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftlab"
-ORDER = """config runs stats curves charts figures progress organism.world organism.corpus formats turns rows data
+ORDER = """config shown runs stats curves charts figures progress organism.world organism.corpus formats turns rows data
 sources hardware folders adapters endpoint models chat checks generate preflight attacks judges risks
 judging asking direction harness methods checkpoints keeper train evaluation redteam tables agreement
 measure_refusal verdicts organism.build claims report batch cli""".split()
-LIGHT = """config runs formats turns rows data sources checks stats curves charts figures claims report tables
+LIGHT = """config shown runs formats turns rows data sources checks stats curves charts figures claims report tables
 judges risks judging attacks agreement verdicts""".split()
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"}
 EXCEPTIONS = {  # (module, what it imports): reason
