@@ -1,16 +1,19 @@
 """Data sets of the field: where they are, under which licence and gate, for what; fetched only when the user names one.
 
 `data/sources.json` is the registry. A file goes into `FTLAB_DATA` (default: ~/.cache/ftlab/data), never into the project, and
-is checked against its checksum where one is known. Needs no torch.
+is checked against its checksum where one is known. What came of an interrupted download lies beside it as `.NAME.HASH.part`
+and is gone on with where the content is pinned. Needs no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from functools import lru_cache
@@ -21,9 +24,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from ftlab.config import Config
 from ftlab.formats import DataError
-from ftlab.runs import resource
+from ftlab.runs import clock, digest, resource
+from ftlab.shown import redacted, safe
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # without a byte, or with fewer than SLOWEST
+SLOWEST = 1000  # bytes
+WAIT_S, WAITS = 10, 3  # longest wait that a server may ask for, and how often, before it is told to the user
 
 
 class Source(Config):
@@ -82,8 +88,8 @@ def listing():
 def get(name: str, out=None) -> Path:
     """-> path of a data set's file, fetched where it is not there yet (then no network is used).
 
-    Raises ValueError (unknown name), DataError (offline, gated, or a checksum that does not hold: nothing is written; the
-    sentence names the organism's stand-in).
+    Raises ValueError (unknown name), DataError (offline, half a download, a server that is slow or wants to be left alone,
+    gated, or a checksum that does not hold: nothing is written under its name; the sentence names the organism's stand-in).
     """
     if name not in sources():
         raise ValueError(f"unknown data set {name!r}; allowed: {', '.join(sources())}")
@@ -95,14 +101,20 @@ def get(name: str, out=None) -> Path:
     instead = f"meanwhile use the stand-in: {source.stand_in}"
     if not source.urls and not source.hub:
         raise DataError(f"{name} cannot be fetched from here (gate: {source.gate}): {source.how}; {instead}")
+    parts = {u: path.with_name(f".{path.name}.{digest([u, source.sha256])}.part") for u in source.urls}
     try:
-        content = _hub(source) if source.hub else b"".join(map(_fetch, source.urls))
-    except (OSError, ValueError, ImportError) as e:  # URLError, timeouts and the hub's errors are OSErrors
-        why = re.sub(r"\s+", " ", str(e)).strip()[:200]
+        if source.hub:
+            content = _hub(source)
+        else:
+            content = b"".join(_fetch(u, part if source.sha256 else None) for u, part in parts.items())
+    except Exception as e:  # each library has its own classes
+        why = safe(redacted(re.sub(r"\s+", " ", str(e)).strip()), 200)
         gate = "" if source.gate == "open" else f"; it is gated: {source.how}"
         raise DataError(
             f"{name} was not fetched from {source.page} ({type(e).__name__}: {why}){gate}; go online, or put the file at {path}; {instead}"
         ) from None
+    for part in parts.values():  # whole; if it is not what was promised, it must not be gone on with
+        part.unlink(missing_ok=True)
     _verify(name, source, content, f"what {source.page} gave; nothing was written")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -118,10 +130,48 @@ def get(name: str, out=None) -> Path:
     return path
 
 
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        content = answer.read()
-    return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
+def _fetch(url: str, part: Path | None) -> bytes:
+    """-> the content of an address, gone on with from `part` if there is one; waits where the server asks for a little time."""
+    for left in range(WAITS, -1, -1):
+        have = part.stat().st_size if part and part.exists() else 0
+        asked = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+                content = _received(answer, part, have)
+            return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
+        except urllib.error.HTTPError as e:
+            told = e.headers.get("Retry-After", "")
+            if e.code == 416 and have:  # nothing after what there is
+                part.unlink()
+            elif e.code not in (429, 503) or not told:
+                raise
+            elif not left or not told.isdigit() or int(told) > WAIT_S:
+                when = f"in {told} s" if told.isdigit() else f"after {told}"
+                raise OSError(f"{e.code} {e.reason}: the server wants to be left alone; call again {when}") from None
+            else:
+                time.sleep(int(told))
+    raise OSError("the server gave no range of the file; call again")
+
+
+def _received(answer, part: Path | None, have: int) -> bytes:
+    """-> all that came, also in earlier calls. Raises OSError where it is less than was promised, or comes too slowly."""
+    have = have if answer.status == 206 else 0  # else the server sends all of it once more
+    promised, came, since, before = answer.headers.get("Content-Length"), 0, clock(), 0
+    if part:
+        part.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "ab" if have else "wb") if part else io.BytesIO() as f:
+        while piece := answer.read1(2**16):
+            f.write(piece)
+            came += len(piece)
+            if clock() - since > TIMEOUT_S:
+                if came - before < SLOWEST:
+                    raise OSError(f"fewer than {SLOWEST} bytes in {TIMEOUT_S} s; call again later")
+                since, before = clock(), came
+        if promised and came < int(promised):
+            raise OSError(f"half a download, {have + came} of {have + int(promised)} bytes; call again to go on")
+        if part is None:
+            return f.getvalue()
+    return part.read_bytes()
 
 
 def _hub(source: Source) -> bytes:
