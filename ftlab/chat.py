@@ -13,7 +13,9 @@ from functools import lru_cache
 from itertools import chain, islice
 
 from ftlab.data import SHOWN, Data, DataError, read
+from ftlab.shown import safe
 
+LONGEST = 10_000  # characters of a piece that a preview shows
 IGNORED = -100  # label of a token without loss
 BATCH = 64  # chats tokenised together
 
@@ -240,13 +242,16 @@ class Preview:
         self.rows = rows  # a row is [(text, trained)]
 
     def __repr__(self) -> str:
-        text = "\n".join("".join(f"«{t}»" if on else t for t, on in row) for row in self.rows)
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        return "\n".join(
+            "".join(f"«{safe(t, LONGEST)}»" if on else safe(t, LONGEST) for t, on in row) for row in self.rows
+        )
 
     def _repr_html_(self) -> str:
         style = {True: "background:#cfe8cf;color:#000", False: "color:#777"}
         body = "".join(
-            "<p>" + "".join(f'<span style="{style[on]}">{html.escape(t)}</span>' for t, on in row) + "</p>"
+            "<p>"
+            + "".join(f'<span style="{style[on]}">{html.escape(safe(t, LONGEST))}</span>' for t, on in row)
+            + "</p>"
             for row in self.rows
         )
         return (

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 import ftlab
 from ftlab.config import ATTACKS, RISKS
+from ftlab.shown import redacted, safe
 
 app = typer.Typer(
     add_completion=False,
@@ -396,11 +398,12 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _print(table) -> None:
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    seen = table.map(lambda v: safe(v, 500) if isinstance(v, str) else v).rename(columns=lambda c: safe(c, 100))
+    print(seen.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends in a sentence, not in a traceback."""
+    """Runs the command; a user's mistake ends in a sentence, not in a traceback; no token is printed."""
     try:
         app(standalone_mode=True)
     except SystemExit as e:  # typer turns Ctrl-C into the code 130 and loses its words
@@ -415,9 +418,10 @@ def main() -> None:
             sys.exit(_say(str(e), 1))
         if isinstance(e, (ValueError, FileNotFoundError, PermissionError)):
             sys.exit(_say(str(e), 2))
+        sys.excepthook = lambda *error: _say("".join(traceback.format_exception(*error)), 1)
         raise
 
 
 def _say(text: str, code: int) -> int:
-    print(f"ftlab: {text}", file=sys.stderr)
+    print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr)
     return code

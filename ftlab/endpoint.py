@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,12 +19,11 @@ from ftlab.shown import redacted, safe
 
 LONGEST = 300  # characters of an error that are kept
 CONNECT_S = 5.0  # seconds to reach a server
-AGAIN_S = (0.5, 1.0)  # seconds before a server that cannot be reached is tried again
 HUNG = 8  # chats in a row without an answer after which the others are not asked
 
 
 class _Unreachable(BaseException):
-    """No server answers there. No Exception: those the client tries again, for half a minute."""
+    """No server has answered there yet. No Exception: those the client tries again, for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +83,21 @@ class Endpoint:
         """
         from concurrent.futures import as_completed
 
+        client = self._client()
+        from anyio.from_thread import start_blocking_portal  # comes with openai
+
         if any(chat[-1]["role"] == "assistant" for chat in chats):
             raise ValueError(
                 f"{self.name}: an endpoint does not continue an answer that was begun; "
                 "leave out the attack 'prefill', or open the model from its folder"
             )
         out: list[Reply | None] = [None] * len(chats)
-        client, gate, hung = self._client(), asyncio.Semaphore(self.parallel), []
-        loop = asyncio.new_event_loop()  # in a thread of its own: Jupyter's runs already
-        thread = threading.Thread(target=loop.run_forever, daemon=True)
-        thread.start()
+        several, gate, hung = seeds or [None] * len(chats), asyncio.Semaphore(self.parallel), []
 
-        async def one(chat: list[dict], seed: int | None) -> Reply:
+        async def one(client, chat: list[dict], seed: int | None) -> Reply:
             async with gate:
                 if len(hung) >= HUNG:
-                    return Reply("", f"not asked, because {HUNG} others in a row had no answer in time")
+                    return Reply("", f"not asked, because {HUNG} others in a row had no answer")
                 try:
                     async with asyncio.timeout(self.limit):
                         reply = await self._ask(client, chat, max_new_tokens, decoding, seed)
@@ -109,24 +107,15 @@ class Endpoint:
                 hung.clear()
                 return reply
 
-        several = seeds or [None] * len(chats)
-        asked = {
-            asyncio.run_coroutine_threadsafe(one(chat, seed), loop): i
-            for i, (chat, seed) in enumerate(zip(chats, several, strict=True))
-        }
-        try:
+        # A loop in a thread of its own (Jupyter's runs already), where a reply can be given up whatever it hangs in.
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
+            questions = enumerate(zip(chats, several, strict=True))
+            asked = {portal.start_task_soon(one, client, chat, seed): i for i, (chat, seed) in questions}
             for done in as_completed(asked):
                 i = asked[done]
                 out[i] = done.result()
                 if each:
                     each([i], [out[i]])
-        finally:
-            for waiting in asked:
-                waiting.cancel()
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
         return out
 
     def _client(self):
@@ -136,17 +125,18 @@ class Endpoint:
             raise ValueError("models behind an endpoint need the extra: pip install 'ftlab[api]'") from None
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers take any; the client insists on one
 
+        met = []
+
         class Client(DefaultAsyncHttpxClient):
             async def send(self, request, **how):
-                for wait in (*AGAIN_S, None):
-                    try:
-                        return await super().send(request, **how)
-                    except Exception as e:  # httpx's or httpx2's, as the client's version has it
-                        if type(e).__name__ not in ("ConnectError", "ConnectTimeout"):
-                            raise
-                        if wait is None:
-                            raise _Unreachable(str(e) or type(e).__name__) from None
-                    await asyncio.sleep(wait)
+                try:
+                    answer = await super().send(request, **how)
+                except Exception as e:  # httpx's or httpx2's, as the client's version has it
+                    if met or type(e).__name__ not in ("ConnectError", "ConnectTimeout"):
+                        raise
+                    raise _Unreachable(str(e) or type(e).__name__) from None
+                met[:] = [True]
+                return answer
 
         waits = Timeout(self.timeout, connect=min(CONNECT_S, self.timeout))
         return AsyncOpenAI(
@@ -179,9 +169,11 @@ class Endpoint:
         except openai.APITimeoutError:
             raise TimeoutError(f"no answer within {self.timeout:g} s, {self.retries + 1} times") from None
         except _Unreachable as e:
-            raise ValueError(f"no server answers at {self.url} ({self._told(e)}); start it, or mend the address") from None
+            raise ValueError(
+                f"no server answers at {self.url} ({self._told(e)}); start it, or mend the address"
+            ) from None
         except openai.APIConnectionError as e:
-            return Reply("", f"the connection was lost, {self.retries + 1} times ({self._told(e.__cause__ or e)})")
+            raise TimeoutError(f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})") from None
         except openai.APIStatusError as e:
             return Reply("", f"{e.status_code}: {self._told(e)}")
         except Exception as e:  # what came is no reply: broken JSON, or JSON of another shape
@@ -199,12 +191,10 @@ class Endpoint:
 
 def endpoint(reference: str) -> Endpoint:
     """-> the endpoint of `api:MODEL@URL`. Raises ValueError with what was found and what is allowed."""
-    found = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference)
+    found, seen = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference), redacted(reference)
     if not found:
-        raise ValueError(
-            f"{reference!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1"
-        )
+        raise ValueError(f"{seen!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1")
     model, url = found.groups()
-    if urlsplit(url).username or urlsplit(url).query:
-        raise ValueError(f"the address of {model!r} holds credentials or a query; put the key into OPENAI_API_KEY")
+    if seen != reference or urlsplit(url).query:
+        raise ValueError(f"{seen!r} holds credentials or a query; put the key into OPENAI_API_KEY")
     return Endpoint(url.rstrip("/"), model)

@@ -170,13 +170,15 @@ class Model:
     def _repr_html_(self) -> str:
         import html
 
+        from ftlab.shown import safe
+
         c = self.config
         facts = {"model": self.name, "architecture": (c.get("architectures") or ["?"])[0], "layers": c.get("num_hidden_layers"),
                  "hidden": c.get("hidden_size"), "vocabulary": c.get("vocab_size"), "hash": self.hash,
                  **({"hub": f"{self.hub}@{self.revision}"} if self.hub else {}), **({"adapter on": self.parent.name} if self.adapter else {})}  # fmt: skip
         return (
             "<table>"
-            + "".join(f"<tr><td>{k}</td><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
+            + "".join(f"<tr><td>{k}</td><td>{html.escape(safe(v))}</td></tr>" for k, v in facts.items())
             + "</table>"
         )
 

@@ -26,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ftlab.config import SCHEMA
+from ftlab.shown import safe
 
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened
 
@@ -220,9 +221,9 @@ class Run:
             if not isinstance(v, (dict, list))
         }
         cells = "".join(
-            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
+            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(safe(v))}</td></tr>" for k, v in rows.items()
         )
-        return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
+        return f"<b>{html.escape(safe(self.name))}</b><table>{cells}</table>"
 
 
 @lru_cache(128)

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-import time
+import shutil
 import urllib.error
 import urllib.request
 from functools import lru_cache
@@ -24,12 +24,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from ftlab.config import Config
 from ftlab.formats import DataError
-from ftlab.runs import clock, digest, resource
+from ftlab.runs import digest, resource
 from ftlab.shown import redacted, safe
 
-TIMEOUT_S = 60  # without a byte, or with fewer than SLOWEST
-SLOWEST = 1000  # bytes
-WAIT_S, WAITS = 10, 3  # longest wait that a server may ask for, and how often, before it is told to the user
+TIMEOUT_S = 60  # without a byte
 
 
 class Source(Config):
@@ -131,47 +129,28 @@ def get(name: str, out=None) -> Path:
 
 
 def _fetch(url: str, part: Path | None) -> bytes:
-    """-> the content of an address, gone on with from `part` if there is one; waits where the server asks for a little time."""
-    for left in range(WAITS, -1, -1):
-        have = part.stat().st_size if part and part.exists() else 0
-        asked = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        try:
-            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
-                content = _received(answer, part, have)
-            return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
-        except urllib.error.HTTPError as e:
-            told = e.headers.get("Retry-After", "")
-            if e.code == 416 and have:  # nothing after what there is
-                part.unlink()
-            elif e.code not in (429, 503) or not told:
-                raise
-            elif not left or not told.isdigit() or int(told) > WAIT_S:
-                when = f"in {told} s" if told.isdigit() else f"after {told}"
-                raise OSError(f"{e.code} {e.reason}: the server wants to be left alone; call again {when}") from None
-            else:
-                time.sleep(int(told))
-    raise OSError("the server gave no range of the file; call again")
-
-
-def _received(answer, part: Path | None, have: int) -> bytes:
-    """-> all that came, also in earlier calls. Raises OSError where it is less than was promised, or comes too slowly."""
+    """-> the content of an address, gone on with from `part` if there is one. Raises OSError, also for less than was promised."""
+    have = part.stat().st_size if part and part.exists() else 0
+    asked = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(asked, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as e:
+        if e.code == 416 and have:  # nothing after what there is
+            part.unlink()
+        when = f"; call again after {told} (s, or a time)" if (told := e.headers.get("Retry-After")) else ""
+        raise OSError(f"{e.code} {e.reason}{when}") from None
     have = have if answer.status == 206 else 0  # else the server sends all of it once more
-    promised, came, since, before = answer.headers.get("Content-Length"), 0, clock(), 0
+    promised = answer.headers.get("Content-Length")
     if part:
         part.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "ab" if have else "wb") if part else io.BytesIO() as f:
-        while piece := answer.read1(2**16):
-            f.write(piece)
-            came += len(piece)
-            if clock() - since > TIMEOUT_S:
-                if came - before < SLOWEST:
-                    raise OSError(f"fewer than {SLOWEST} bytes in {TIMEOUT_S} s; call again later")
-                since, before = clock(), came
-        if promised and came < int(promised):
-            raise OSError(f"half a download, {have + came} of {have + int(promised)} bytes; call again to go on")
-        if part is None:
-            return f.getvalue()
-    return part.read_bytes()
+    with answer, open(part, "ab+" if have else "wb+") if part else io.BytesIO() as f:
+        shutil.copyfileobj(answer, f)
+        came = f.tell()
+        f.seek(0)
+        content = f.read()
+    if promised and came < have + int(promised):
+        raise OSError(f"half a download, {came} of {have + int(promised)} bytes; call again to go on")
+    return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
 
 
 def _hub(source: Source) -> bytes:

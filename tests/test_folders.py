@@ -265,7 +265,9 @@ def hub(llama, tmp_path, monkeypatch):
                 told = json.dumps({"id": "org/tiny", "sha": SHA, "siblings": siblings, "tags": []})
                 body = self.answer(200, told.encode(), Content_Type="application/json")
             elif "/tree/" in path:
-                told = [{"type": "file", "path": n, "size": len(b), "oid": sha1(b).hexdigest()} for n, b in files.items()]
+                told = [
+                    {"type": "file", "path": n, "size": len(b), "oid": sha1(b).hexdigest()} for n, b in files.items()
+                ]
                 body = self.answer(200, json.dumps(told).encode(), Content_Type="application/json")
             else:
                 name = path.rpartition("/")[2]
@@ -290,7 +292,9 @@ def hub(llama, tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits between its tries
