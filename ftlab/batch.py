@@ -147,7 +147,7 @@ def run_notebook(
         _keep(part, failed, at.index, reason)
         if not isinstance(e, Exception):
             raise
-        raise NotebookFailed(redacted(f"{source.name}, {at}: {reason}. What ran is in {failed}")) from e
+        raise NotebookFailed(safe(redacted(f"{source.name}, {at}: {reason}. What ran is in {failed}"))) from e
     done.metadata.papermill.update(input_path=str(notebook), output_path=str(output))
     runs.write_atomic(target, nbformat.writes(redacted_in(done)))
     part.unlink(missing_ok=True)
