@@ -83,8 +83,8 @@ def check_parameters(notebook: str | Path, parameters: dict) -> None:
 def _no_token(parameters: dict) -> None:
     if held := [name for name, value in parameters.items() if redacted(str(value)) != str(value)]:
         raise ValueError(
-            f"parameter {', '.join(map(redacted, held))} holds a token or a password, which the executed notebook would show; "
-            "leave it out and set HF_TOKEN (the hub) or OPENAI_API_KEY (an endpoint) in the environment"
+            f"parameter {', '.join(map(redacted, held))} holds a token or a password, which the "
+            "executed notebook would show; leave it out and set HF_TOKEN or OPENAI_API_KEY in the environment"
         )
 
 
@@ -385,14 +385,12 @@ def _cut(msg: dict, room: int) -> int:
 def _reason(error: BaseException, timeout_s: float) -> str:
     """-> the last line of an error, in words where the library's own say little."""
     kind = type(error).__name__
-    if "IOPub" in str(error):
-        return "the cell's output did not all come (there may be too much of it)"
     if kind == "CellTimeoutError":
-        return f"the cell took longer than {timeout_s:g} s"
+        return "its output did not all come" if "IOPub" in str(error) else f"the cell took longer than {timeout_s:g} s"
     if kind == "DeadKernelError" or "Kernel died" in str(error):
         return "the kernel died (it was killed, ran out of memory, or could not start)"
     kind, text = getattr(error, "ename", kind), str(getattr(error, "evalue", error)).strip()
-    return redacted(safe(f"{kind}: {text.splitlines()[-1]}", 500)) if text else kind
+    return safe(f"{kind}: {text.splitlines()[-1]}", 500) if text else kind
 
 
 def _keep(partial: Path, failed: Path, index: int, reason: str) -> None:

@@ -15,7 +15,6 @@ from itertools import chain, islice
 from ftlab.data import SHOWN, Data, DataError, read
 from ftlab.shown import safe
 
-LONGEST = 10_000  # characters of a piece that a preview shows
 IGNORED = -100  # label of a token without loss
 BATCH = 64  # chats tokenised together
 
@@ -239,19 +238,15 @@ class Preview:
     """Rows with their loss mask: trained tokens coloured in Jupyter, between « and » in a terminal."""
 
     def __init__(self, rows: list[list[tuple[str, bool]]]):
-        self.rows = rows  # a row is [(text, trained)]
+        self.rows = [[(safe(t, 10_000), on) for t, on in row] for row in rows]  # a row is [(text, trained)]
 
     def __repr__(self) -> str:
-        return "\n".join(
-            "".join(f"«{safe(t, LONGEST)}»" if on else safe(t, LONGEST) for t, on in row) for row in self.rows
-        )
+        return "\n".join("".join(f"«{t}»" if on else t for t, on in row) for row in self.rows)
 
     def _repr_html_(self) -> str:
         style = {True: "background:#cfe8cf;color:#000", False: "color:#777"}
         body = "".join(
-            "<p>"
-            + "".join(f'<span style="{style[on]}">{html.escape(safe(t, LONGEST))}</span>' for t, on in row)
-            + "</p>"
+            "<p>" + "".join(f'<span style="{style[on]}">{html.escape(t)}</span>' for t, on in row) + "</p>"
             for row in self.rows
         )
         return (

@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from ftlab.config import GREEDY, Decoding
@@ -18,12 +19,11 @@ from ftlab.runs import digest
 from ftlab.shown import redacted, safe
 
 LONGEST = 300  # characters of an error that are kept
-CONNECT_S = 5.0  # seconds to reach a server
 HUNG = 8  # chats in a row without an answer after which the others are not asked
 
 
 class _Unreachable(BaseException):
-    """No server has answered there yet. No Exception: those the client tries again, for half a minute."""
+    """No server is there. No Exception: those the client tries again, for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Endpoint:
     url: str
     model: str
     retries: int = field(default=5, compare=False)  # after the first try
-    timeout: float = field(default=120.0, compare=False)  # seconds of one try in which nothing comes
+    timeout: float = field(default=120.0, compare=False)  # seconds without a byte
     limit: float = field(default=300.0, compare=False)  # seconds of a reply with all its tries
     parallel: int = field(default=8, compare=False)  # requests at a time
     is_organism = False
@@ -81,10 +81,8 @@ class Endpoint:
         `error`. Raises ValueError where no request can succeed: no server, model or access; a chat that ends with the
         assistant's turn (a prefill), which this protocol does not have.
         """
-        from concurrent.futures import as_completed
-
-        client = self._client()
-        from anyio.from_thread import start_blocking_portal  # comes with openai
+        client = self._client()  # tells where the extra is missing, with which anyio comes
+        from anyio.from_thread import start_blocking_portal
 
         if any(chat[-1]["role"] == "assistant" for chat in chats):
             raise ValueError(
@@ -92,7 +90,8 @@ class Endpoint:
                 "leave out the attack 'prefill', or open the model from its folder"
             )
         out: list[Reply | None] = [None] * len(chats)
-        several, gate, hung = seeds or [None] * len(chats), asyncio.Semaphore(self.parallel), []
+        several, done = seeds or [None] * len(chats), SimpleQueue()
+        gate, hung = asyncio.Semaphore(self.parallel), []
 
         async def one(client, chat: list[dict], seed: int | None) -> Reply:
             async with gate:
@@ -104,16 +103,19 @@ class Endpoint:
                 except TimeoutError as e:
                     hung.append(chat)
                     return Reply("", str(e) or f"no whole answer within {self.limit:g} s")
+                except ValueError:  # no other could succeed
+                    hung.extend([chat] * HUNG)
+                    raise
                 hung.clear()
                 return reply
 
         # A loop in a thread of its own (Jupyter's runs already), where a reply can be given up whatever it hangs in.
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
-            questions = enumerate(zip(chats, several, strict=True))
-            asked = {portal.start_task_soon(one, client, chat, seed): i for i, (chat, seed) in questions}
-            for done in as_completed(asked):
-                i = asked[done]
-                out[i] = done.result()
+            asked = [portal.start_task_soon(one, client, *question) for question in zip(chats, several, strict=True)]
+            for i, reply in enumerate(asked):
+                reply.add_done_callback(lambda _, i=i: done.put(i))
+            for i in (done.get() for _ in chats):
+                out[i] = asked[i].result()
                 if each:
                     each([i], [out[i]])
         return out
@@ -125,20 +127,15 @@ class Endpoint:
             raise ValueError("models behind an endpoint need the extra: pip install 'ftlab[api]'") from None
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers take any; the client insists on one
 
-        met = []
-
         class Client(DefaultAsyncHttpxClient):
             async def send(self, request, **how):
                 try:
-                    answer = await super().send(request, **how)
+                    return await super().send(request, **how)
                 except Exception as e:  # httpx's or httpx2's, as the client's version has it
-                    if met or type(e).__name__ not in ("ConnectError", "ConnectTimeout"):
-                        raise
-                    raise _Unreachable(str(e) or type(e).__name__) from None
-                met[:] = [True]
-                return answer
+                    lost = type(e).__name__ in ("ConnectError", "ConnectTimeout")
+                    raise (_Unreachable(str(e) or type(e).__name__) if lost else e) from None
 
-        waits = Timeout(self.timeout, connect=min(CONNECT_S, self.timeout))
+        waits = Timeout(self.timeout, connect=min(5.0, self.timeout))  # seconds
         return AsyncOpenAI(
             base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client(timeout=waits)
         )
@@ -155,10 +152,8 @@ class Endpoint:
                 **{k: v for k, v in drawn.items() if v is not None},
             )  # fmt: skip
             choice = made.choices[0]
-            text, finish = (
-                choice.message.content or getattr(choice.message, "refusal", None) or "",
-                choice.finish_reason,
-            )
+            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            finish = choice.finish_reason
         except (openai.NotFoundError, openai.AuthenticationError, openai.PermissionDeniedError) as e:
             todo = "give the server's own name of the model, and its address up to /v1"
             if not isinstance(e, openai.NotFoundError):

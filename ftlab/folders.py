@@ -88,10 +88,7 @@ def hub_id(text: str) -> tuple[str, str | None] | None:
 
 
 def from_hub(name: str, revision: str | None = None, only=WANTED) -> Path:
-    """-> the folder of a snapshot in the cache, named by its commit. Downloads what is not there yet, goes on where it stopped.
-
-    Raises FileNotFoundError, also where the cache holds a part of it only and the hub cannot give the rest.
-    """
+    """-> the folder of a snapshot in the cache, named by its commit. Downloads what is not there yet; a part is no folder."""
     from huggingface_hub import snapshot_download
 
     try:

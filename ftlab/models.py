@@ -20,6 +20,7 @@ from ftlab.endpoint import Endpoint, endpoint
 from ftlab.folders import EMBEDDED, check, from_hub, hub_id, torn
 from ftlab.hardware import attention, device, precision, quiet, released, spare_memory  # noqa: F401
 from ftlab.runs import Run, digest, file_hash, resource
+from ftlab.shown import safe
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT")  # never merge
 TOKENIZER_FILES = (
@@ -169,8 +170,6 @@ class Model:
 
     def _repr_html_(self) -> str:
         import html
-
-        from ftlab.shown import safe
 
         c = self.config
         facts = {"model": self.name, "architecture": (c.get("architectures") or ["?"])[0], "layers": c.get("num_hidden_layers"),

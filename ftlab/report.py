@@ -195,8 +195,7 @@ def _markdown(page: dict) -> str:
 
 def _shown(value):
     """-> a text of the page without controls and tokens; pictures as they are."""
-    is_text = isinstance(value, str) and not value.startswith("data:image/")
-    return safe(redacted(value), 20_000) if is_text else value
+    return safe(redacted(value), 20_000) if isinstance(value, str) and value[:11] != "data:image/" else value
 
 
 def _html(page: dict) -> str:

@@ -20,15 +20,11 @@ TOKENS = re.compile(  # prefix and length: `risk-curve`, `task-...` and `sk-` be
 
 
 def safe(text: object, most: int = 2000) -> str:
-    """-> at most `most` characters, then how many more there are; what does not print (ANSI escapes, carriage returns, direction
-    overrides, lone surrogates) as its escape. Line feeds stay."""
+    """-> `most` characters, and how many more there are; what does not print (ANSI, \\r, bidi, lone surrogates) as its escape."""
     text = str(text)
     more = f"... ({len(text) - most} characters more)" if len(text) > most else ""
-    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text[:most]) + more
-
-
-def _escape(found) -> str:
-    return (found if isinstance(found, str) else found[0]).encode("unicode_escape").decode()
+    seen = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text[:most])
+    return "".join(seen) + more
 
 
 def redacted(text: str) -> str:
@@ -43,21 +39,19 @@ def redacted_in(value):
     """-> lists and dicts (JSON, a notebook) with `redacted` over every text in them; the containers are changed in place."""
     if isinstance(value, str):
         return redacted(value)
-    if isinstance(value, (dict, list)):
-        for k, v in value.items() if isinstance(value, dict) else enumerate(value):
-            value[k] = redacted_in(v)
+    for k, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        value[k] = redacted_in(v)
     return value
 
 
 def for_csv(value):
-    """-> what a spreadsheet shows and does not run: a text that begins like a formula gets a ' before it, controls are escaped.
-    Numbers, also as texts, stay as they are."""
+    """-> what a spreadsheet does not run: ' before a text like a formula, controls escaped; numbers, also as texts, as they are."""
     if not isinstance(value, str):
         return value
     try:
         float(value)
     except ValueError:
-        return "'" * value.lstrip(" ").startswith(FORMULA) + CONTROLS.sub(_escape, value)
+        return "'" * value.lstrip(" ").startswith(FORMULA) + CONTROLS.sub(lambda c: safe(c[0]), value)
     return value
 
 

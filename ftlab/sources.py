@@ -1,13 +1,11 @@
 """Data sets of the field: where they are, under which licence and gate, for what; fetched only when the user names one.
 
 `data/sources.json` is the registry. A file goes into `FTLAB_DATA` (default: ~/.cache/ftlab/data), never into the project, and
-is checked against its checksum where one is known. What came of an interrupted download lies beside it as `.NAME.HASH.part`
-and is gone on with where the content is pinned. Needs no torch.
+is checked against its checksum where one is known: then half a download is gone on with (`.NAME.HASH.part`). Needs no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -86,8 +84,8 @@ def listing():
 def get(name: str, out=None) -> Path:
     """-> path of a data set's file, fetched where it is not there yet (then no network is used).
 
-    Raises ValueError (unknown name), DataError (offline, half a download, a server that is slow or wants to be left alone,
-    gated, or a checksum that does not hold: nothing is written under its name; the sentence names the organism's stand-in).
+    Raises ValueError (unknown name), DataError (offline, half a download, gated, or a checksum that does not hold: nothing is
+    written under its name; the sentence names the organism's stand-in).
     """
     if name not in sources():
         raise ValueError(f"unknown data set {name!r}; allowed: {', '.join(sources())}")
@@ -99,12 +97,10 @@ def get(name: str, out=None) -> Path:
     instead = f"meanwhile use the stand-in: {source.stand_in}"
     if not source.urls and not source.hub:
         raise DataError(f"{name} cannot be fetched from here (gate: {source.gate}): {source.how}; {instead}")
-    parts = {u: path.with_name(f".{path.name}.{digest([u, source.sha256])}.part") for u in source.urls}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = {u: path.with_name(f".{path.name}.{digest([u, source.sha256])}.part") for u in source.urls if source.sha256}
     try:
-        if source.hub:
-            content = _hub(source)
-        else:
-            content = b"".join(_fetch(u, part if source.sha256 else None) for u, part in parts.items())
+        content = _hub(source) if source.hub else b"".join(_fetch(u, parts.get(u)) for u in source.urls)
     except Exception as e:  # each library has its own classes
         why = safe(redacted(re.sub(r"\s+", " ", str(e)).strip()), 200)
         gate = "" if source.gate == "open" else f"; it is gated: {source.how}"
@@ -114,7 +110,6 @@ def get(name: str, out=None) -> Path:
     for part in parts.values():  # whole; if it is not what was promised, it must not be gone on with
         part.unlink(missing_ok=True)
     _verify(name, source, content, f"what {source.page} gave; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
@@ -123,8 +118,7 @@ def get(name: str, out=None) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -141,15 +135,12 @@ def _fetch(url: str, part: Path | None) -> bytes:
         raise OSError(f"{e.code} {e.reason}{when}") from None
     have = have if answer.status == 206 else 0  # else the server sends all of it once more
     promised = answer.headers.get("Content-Length")
-    if part:
-        part.parent.mkdir(parents=True, exist_ok=True)
     with answer, open(part, "ab+" if have else "wb+") if part else io.BytesIO() as f:
         shutil.copyfileobj(answer, f)
-        came = f.tell()
         f.seek(0)
         content = f.read()
-    if promised and came < have + int(promised):
-        raise OSError(f"half a download, {came} of {have + int(promised)} bytes; call again to go on")
+    if promised and len(content) < have + int(promised):
+        raise OSError(f"half a download, {len(content)} of {have + int(promised)} bytes; call again to go on")
     return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
 
 

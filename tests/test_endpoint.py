@@ -247,18 +247,18 @@ def test_a_hanging_endpoint_is_an_error_after_its_limit(how, stubborn):
 def test_one_that_hangs_up_midway_is_an_error(stubborn):
     start, asked = stubborn
     [reply] = ask(replace(start([HEAD + b"{"], hang_up=True), retries=1), "hello")
-    assert reply.error.startswith("the connection was lost, 2 times (") and not reply.text and len(asked) == 2
+    assert reply.error.startswith("no connection, 2 times (") and not reply.text and len(asked) == 2
 
 
 def test_one_that_answers_nobody_is_not_asked_for_ever(stubborn):
     start, asked = stubborn
     replies = ask(replace(start(), limit=0.3), *map(str, range(100)))
     assert len(asked) <= 16 and all(r.error for r in replies)
-    assert replies[-1].error == "not asked, because 8 others in a row had no answer in time"
+    assert replies[-1].error == "not asked, because 8 others in a row had no answer"
 
 
 def test_a_dead_server_is_told_without_the_clients_retries(local, monkeypatch):
-    """Refused connections are tried three times within two seconds; the client's own back-off would take half a minute."""
+    """Refused connections are told at once; the client's own back-off would take half a minute."""
     import asyncio
 
     slept, real = [], asyncio.sleep
@@ -267,7 +267,8 @@ def test_a_dead_server_is_told_without_the_clients_retries(local, monkeypatch):
         slept.append(seconds)
         await real(0)
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr("anyio.sleep", sleep)
     with pytest.raises(ValueError, match="no server answers at http://127.0.0.1:9/v1 .*; start it"):
         ask(replace(local, url="http://127.0.0.1:9/v1", retries=5), "hello", "again")
-    assert sum(s for s in slept if s) <= 2 * 1.5
+    assert not any(slept)

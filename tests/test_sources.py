@@ -126,7 +126,7 @@ def test_offline_gated_and_unknown_are_sentences(web):
         get("hex-phi")
     with pytest.raises(ValueError, match="unknown data set 'x'; allowed: advbench, advbench-50"):
         get("x")
-    assert not folder().exists()
+    assert not any(folder().iterdir())
 
 
 def test_a_gated_hub_file_says_so(monkeypatch):
@@ -233,41 +233,34 @@ def test_a_server_without_ranges_and_one_that_has_changed(flaky):
     assert get("mine").read_bytes() == CONTENT
     (folder() / "advbench.csv").rename(part)  # all of it came, then the process was killed
     does += [(416, {})]
+    with pytest.raises(DataError, match="416"):
+        get("mine")
     assert get("mine").read_bytes() == CONTENT
 
 
-def test_a_server_that_stalls_or_drips_is_left(flaky, monkeypatch):
+def test_a_server_that_stalls_is_left(flaky, monkeypatch):
     offer, does, _ = flaky
     offer(True)
     monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
     does.append("stalls")
     with pytest.raises(DataError, match="TimeoutError: timed out"):
         get("mine")
-    monkeypatch.setattr(sources, "TIMEOUT_S", 60)
-    ticks = iter(range(0, 10**6, 61))
-    monkeypatch.setattr(sources, "clock", lambda: next(ticks))
-    monkeypatch.setattr(sources, "SLOWEST", 10**6)
-    with pytest.raises(DataError, match="fewer than 1000000 bytes in 60 s"):
-        get("mine")
 
 
-def test_a_server_that_wants_to_be_left_alone(flaky, monkeypatch):
-    """429: waits where a few seconds are asked, three times at most; else says when to call again. 500 is a sentence."""
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (429, {"Retry-After": "3600"}, "429 .*call again after 3600 "),
+        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, "call again after Wed, 21 Oct"),
+        (429, {}, "429 Too Many Requests"),
+        (500, {}, "500 Internal Server Error"),
+    ],
+)
+def test_a_server_that_refuses_is_a_sentence(flaky, status, headers, said):
     offer, does, asked = flaky
     offer(True)
-    slept = []
-    monkeypatch.setattr(sources.time, "sleep", slept.append)
-    does += [(429, {"Retry-After": "2"}), (503, {"Retry-After": "3"})]
-    assert get("mine").read_bytes() == CONTENT and slept == [2, 3] and len(asked) == 3
-    (folder() / "advbench.csv").unlink()
-    for answers, said in (
-        ([(429, {"Retry-After": "2"})] * 4, "429 .*call again in 2 s"),
-        ([(429, {"Retry-After": "3600"})], "429 .*call again in 3600 s"),
-        ([(429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})], "call again after Wed, 21 Oct"),
-        ([(429, {})], "HTTP Error 429"),
-        ([(500, {})], "HTTP Error 500"),
-    ):
-        does += answers
-        with pytest.raises(DataError, match=f"mine was not fetched from .*{said}.*stand-in"):
-            get("mine")
-        assert not does and not (folder() / "advbench.csv").exists()
+    does.append((status, headers))
+    with pytest.raises(DataError, match=f"mine was not fetched from .*{said}.*stand-in"):
+        get("mine")
+    assert not any(folder().iterdir())
+    assert get("mine").read_bytes() == CONTENT and len(asked) == 2
