@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from ftlab import data, models, report, runs
-from ftlab.shown import redacted, redacted_in, safe
+from ftlab.shown import redacted, safe, throughout
 
 # Notebooks of a lane run one after the other, lanes side by side; 02 finds the curve that 03 has made by then.
 LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))
@@ -149,7 +149,7 @@ def run_notebook(
             raise
         raise NotebookFailed(safe(redacted(f"{source.name}, {at}: {reason}. What ran is in {failed}"))) from e
     done.metadata.papermill.update(input_path=str(notebook), output_path=str(output))
-    runs.write_atomic(target, nbformat.writes(redacted_in(done)))
+    runs.write_atomic(target, nbformat.writes(throughout(done, redacted)))
     part.unlink(missing_ok=True)
     return Path(output)
 
@@ -345,7 +345,7 @@ def _kernel(env: dict, kernels: list | None):
             if msg["parent_header"].get("msg_id") != self.cell or msg["msg_type"] == "clear_output":
                 self.cell, self.room = msg["parent_header"].get("msg_id"), OUTPUT
             self.room -= _cut(msg, self.room)
-            redacted_in(msg["content"])
+            throughout(msg["content"], redacted)
             return msg
 
     class Client(AsyncKernelClient):
@@ -404,7 +404,7 @@ def _keep(partial: Path, failed: Path, index: int, reason: str) -> None:
         if not any(state.get("status") == "failed" for state in states):
             for k, state in enumerate(states[max(index, 0) :]):
                 state.update({"status": "pending"} if k else {"status": "failed", "exception": True})
-        nbformat.write(redacted_in(notebook), partial)
+        nbformat.write(throughout(notebook, redacted), partial)
     with contextlib.suppress(OSError):
         os.replace(partial, failed)
 

@@ -89,9 +89,8 @@ class Endpoint:
                 f"{self.name}: an endpoint does not continue an answer that was begun; "
                 "leave out the attack 'prefill', or open the model from its folder"
             )
-        out: list[Reply | None] = [None] * len(chats)
-        several, done = seeds or [None] * len(chats), SimpleQueue()
-        gate, hung = asyncio.Semaphore(self.parallel), []
+        out, several = [None] * len(chats), seeds or [None] * len(chats)
+        gate, done, hung = asyncio.Semaphore(self.parallel), SimpleQueue(), []
 
         async def one(client, chat: list[dict], seed: int | None) -> Reply:
             async with gate:
@@ -137,7 +136,7 @@ class Endpoint:
 
         waits = Timeout(self.timeout, connect=min(5.0, self.timeout))  # seconds
         return AsyncOpenAI(
-            base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client(timeout=waits)
+            base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client()
         )
 
     async def _ask(self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None) -> Reply:
@@ -164,9 +163,7 @@ class Endpoint:
         except openai.APITimeoutError:
             raise TimeoutError(f"no answer within {self.timeout:g} s, {self.retries + 1} times") from None
         except _Unreachable as e:
-            raise ValueError(
-                f"no server answers at {self.url} ({self._told(e)}); start it, or mend the address"
-            ) from None
+            raise ValueError(f"no server answers at {self.url} ({self._told(e)}); start it, or mend its URL") from None
         except openai.APIConnectionError as e:
             raise TimeoutError(f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})") from None
         except openai.APIStatusError as e:

@@ -26,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ftlab.config import SCHEMA
-from ftlab.shown import safe
+from ftlab.shown import encodable, safe, throughout
 
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened
 
@@ -230,7 +230,7 @@ class Run:
 def _verdicts(folder: Path, *_):
     import pandas as pd
 
-    return pd.DataFrame(Run(folder).read("verdicts.jsonl"))
+    return pd.DataFrame(throughout(Run(folder).read("verdicts.jsonl"), encodable))
 
 
 def start(kind: str, label: str, identity: dict, **provenance) -> Run:

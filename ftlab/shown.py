@@ -9,6 +9,7 @@ import re
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets run (OWASP, CSV injection)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # but tab and line feed; lone surrogates
+NUMBER = re.compile(r"[+-]?([\d.]+(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
 KEYS = ("OPENAI_API_KEY", "HF_TOKEN")  # variables of which also the value itself is never shown
 TOKENS = re.compile(  # prefix and length: `risk-curve`, `task-...` and `sk-` before short words are none
     r"(?:(?<![\w-])|(?<=\\[nrt])|(?<=[\d\[]m))(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]*?\w{16,}[\w-]*)"  # also after \n, ANSI colours
@@ -35,24 +36,25 @@ def redacted(text: str) -> str:
     return TOKENS.sub(lambda found: f"{found[1] or found[2] or ''}[token removed]" + "@" * found[0].endswith("@"), text)
 
 
-def redacted_in(value):
-    """-> lists and dicts (JSON, a notebook) with `redacted` over every text in them; the containers are changed in place."""
+def encodable(text: str) -> str:
+    """-> the text with lone surrogates, which no table of pandas can hold, as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def throughout(value, change):
+    """-> lists and dicts (JSON, a notebook) with `change` made to every text in them; the containers are changed in place."""
     if isinstance(value, str):
-        return redacted(value)
+        return change(value)
     for k, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        value[k] = redacted_in(v)
+        value[k] = throughout(v, change)
     return value
 
 
 def for_csv(value):
     """-> what a spreadsheet does not run: ' before a text like a formula, controls escaped; numbers, also as texts, as they are."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or NUMBER.fullmatch(value):
         return value
-    try:
-        float(value)
-    except ValueError:
-        return "'" * value.lstrip(" ").startswith(FORMULA) + CONTROLS.sub(lambda c: safe(c[0]), value)
-    return value
+    return "'" * value.lstrip(" ").startswith(FORMULA) + CONTROLS.sub(lambda c: safe(c[0]), value)
 
 
 def csv(table) -> str:

@@ -17,7 +17,7 @@ from ftlab.formats import records
 from ftlab.judges import JUDGES
 from ftlab.judges import judge as judge_of
 from ftlab.runs import resource, write_atomic
-from ftlab.shown import csv, safe
+from ftlab.shown import csv, encodable, safe, throughout
 
 DEFAULT = ("refusal", "keywords")
 SHOWN = 20  # rows where judges part that are printed; and problems of a file
@@ -67,7 +67,8 @@ def judge(file, *, prompt: str, response: str, judges=DEFAULT, out=None) -> pd.D
             getattr(import_module(f"ftlab.judges.{one.name.partition(':')[0]}"), "release", lambda: None)()
         added |= {f"{field}{tail}": [getattr(j, field) for j in found] for field in ("verdict", "score", "why")}
         added |= {} if tail else {"judge": one.name}
-    table = pd.DataFrame(kept, columns=columns).assign(**added)
+    texts = throughout([dict(r) for r in kept], encodable)
+    table = pd.DataFrame(texts, columns=columns).assign(**throughout(added, encodable))
     if out is not None:
         save(table, Path(out))
     return table
