@@ -137,8 +137,7 @@ def _fetch(url: str, part: Path | None) -> bytes:
     promised = answer.headers.get("Content-Length")
     with answer, open(part, "ab+" if have else "wb+") if part else io.BytesIO() as f:
         shutil.copyfileobj(answer, f)
-        f.seek(0)
-        content = f.read()
+        content = f.seek(0) or f.read()
     if promised and len(content) < have + int(promised):
         raise OSError(f"half a download, {len(content)} of {have + int(promised)} bytes; call again to go on")
     return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content

@@ -41,6 +41,7 @@ def server(monkeypatch):
             pass
 
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.handle_error = lambda *_: None  # a client that has hung up
     threading.Thread(target=made.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield f"http://127.0.0.1:{made.server_port}/v1", asked, lambda say: state.update(say=say)
