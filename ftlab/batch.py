@@ -24,11 +24,13 @@ from functools import partial
 from pathlib import Path
 
 from ftlab import data, models, report, runs
+from ftlab.shown import redacted, safe, throughout
 
 # Notebooks of a lane run one after the other, lanes side by side; 02 finds the curve that 03 has made by then.
 LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))
 SEEDS = 5  # training seeds of a claim
 HARMFUL = 100  # adversarial examples of the largest dose of 04
+OUTPUT = 10_000_000  # characters of a cell's outputs that are kept
 LINE_S = 60.0  # seconds between two lines of progress where there is no terminal
 QUICK = {  # parameters of `quick`; `seeds` of the caller go before these
     "02_risk_ratio": {"seeds": 2, "n_prompts": 50, "at_steps": [0, 3, 10, 30]},
@@ -60,6 +62,7 @@ def check_parameters(notebook: str | Path, parameters: dict) -> None:
     if path.suffix != ".ipynb" or not path.is_file():
         raise FileNotFoundError(f"{notebook}: no such notebook; give the path of a local .ipynb file")
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    _no_token(parameters)
     known, problems = {p.name: p for c in cells[:1] for p in PythonTranslator.inspect(c)}, []
     for name, value in parameters.items():
         if name not in known:
@@ -75,6 +78,14 @@ def check_parameters(notebook: str | Path, parameters: dict) -> None:
         allowed = [f"\n  {p.name}: {p.inferred_type_name} = {p.default}  {p.help}" for p in known.values()]
         known = "".join(allowed) or " none"
         raise ValueError(f"{path.name}: {'; '.join(problems)}. Allowed parameters:{known}")
+
+
+def _no_token(parameters: dict) -> None:
+    if held := [name for name, value in parameters.items() if redacted(str(value)) != str(value)]:
+        raise ValueError(
+            f"parameter {', '.join(map(redacted, held))} holds a token or a password, which the "
+            "executed notebook would show; leave it out and set HF_TOKEN or OPENAI_API_KEY in the environment"
+        )
 
 
 def run_notebook(
@@ -136,9 +147,9 @@ def run_notebook(
         _keep(part, failed, at.index, reason)
         if not isinstance(e, Exception):
             raise
-        raise NotebookFailed(f"{source.name}, {at}: {reason}. What ran is in {failed}") from e
+        raise NotebookFailed(safe(redacted(f"{source.name}, {at}: {reason}. What ran is in {failed}"))) from e
     done.metadata.papermill.update(input_path=str(notebook), output_path=str(output))
-    runs.write_atomic(target, nbformat.writes(done))
+    runs.write_atomic(target, nbformat.writes(throughout(done, redacted)))
     part.unlink(missing_ok=True)
     return Path(output)
 
@@ -163,6 +174,7 @@ def reproduce(
     notebook and claims. Raises ValueError, FileNotFoundError or PermissionError before any work, RuntimeError if
     another run writes there, NotebookFailed with every failure: there is then no page, nor an older one.
     """
+    _no_token({"model": model, "benign": benign, "prompts": prompts, "harmful": harmful, "out": out})
     if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1):
         raise ValueError(f"seeds is {seeds!r}; allowed is a whole number of training seeds, 1 or more")
     files = {"benign": benign, "prompts": prompts, "harmful": harmful}
@@ -320,29 +332,65 @@ class _Place:
 def _kernel(env: dict, kernels: list | None):
     """-> kernel manager class that starts this interpreter, whatever a user's kernelspec `python3` names."""
     from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
+    from jupyter_client import AsyncKernelClient, AsyncKernelManager
+    from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.kernelspec import KernelSpec
+    from traitlets import Type
+
+    class Outputs(AsyncZMQSocketChannel):
+        cell, room = None, 0
+
+        async def get_msg(self, *given, **how):
+            msg = await super().get_msg(*given, **how)
+            if msg["parent_header"].get("msg_id") != self.cell or msg["msg_type"] == "clear_output":
+                self.cell, self.room = msg["parent_header"].get("msg_id"), OUTPUT
+            self.room -= _cut(msg, self.room)
+            throughout(msg["content"], redacted)
+            return msg
+
+    class Client(AsyncKernelClient):
+        iopub_channel_class = Type(Outputs)
+
+    quiet = subprocess.DEVNULL  # what the kernel's own children write would reach the terminal as it is
 
     class ThisInterpreter(AsyncKernelManager):
+        client_factory = Type(Client)
         kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))  # argv[0] is sys.executable
 
         async def start_kernel(self, **kw):
-            await super().start_kernel(**kw | {"env": {**os.environ, **env}, "stderr": subprocess.DEVNULL})
+            await super().start_kernel(**kw | {"env": {**os.environ, **env}, "stdout": quiet, "stderr": quiet})
             if kernels is not None:
                 kernels.append(self)
 
     return ThisInterpreter
 
 
+def _cut(msg: dict, room: int) -> int:
+    """-> characters of an output message, which is cut to the room that its cell has left, with a note."""
+    kind, content = msg["msg_type"], msg["content"]
+    if kind == "error":
+        content |= {"evalue": content["evalue"][-10_000:], "traceback": [t[:50_000] for t in content["traceback"]]}
+    if kind not in ("stream", "display_data", "execute_result", "update_display_data"):
+        return 0
+    size = len(content["text"]) if kind == "stream" else sum(len(str(v)) for v in content["data"].values())
+    if size > room:
+        note, kind, size = f"\n... (output beyond {OUTPUT:,} characters of this cell is left out)\n", "stream", room
+        msg["content"] = {"name": content.get("name", "stdout"), "text": content.get("text", "")[:room] + note}
+        if room <= 0:  # said already
+            kind, msg["content"] = "status", {"execution_state": "busy"}
+        msg["msg_type"] = msg["header"]["msg_type"] = kind
+    return 0 if kind == "update_display_data" else size  # which takes an older one's place
+
+
 def _reason(error: BaseException, timeout_s: float) -> str:
     """-> the last line of an error, in words where the library's own say little."""
     kind = type(error).__name__
     if kind == "CellTimeoutError":
-        return f"the cell took longer than {timeout_s:g} s"
+        return "its output did not all come" if "IOPub" in str(error) else f"the cell took longer than {timeout_s:g} s"
     if kind == "DeadKernelError" or "Kernel died" in str(error):
         return "the kernel died (it was killed, ran out of memory, or could not start)"
     kind, text = getattr(error, "ename", kind), str(getattr(error, "evalue", error)).strip()
-    return f"{kind}: {text.splitlines()[-1]}" if text else kind
+    return safe(f"{kind}: {text.splitlines()[-1]}", 500) if text else kind
 
 
 def _keep(partial: Path, failed: Path, index: int, reason: str) -> None:
@@ -356,7 +404,7 @@ def _keep(partial: Path, failed: Path, index: int, reason: str) -> None:
         if not any(state.get("status") == "failed" for state in states):
             for k, state in enumerate(states[max(index, 0) :]):
                 state.update({"status": "pending"} if k else {"status": "failed", "exception": True})
-        nbformat.write(notebook, partial)
+        nbformat.write(throughout(notebook, redacted), partial)
     with contextlib.suppress(OSError):
         os.replace(partial, failed)
 

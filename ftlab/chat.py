@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import chain, islice
 
 from ftlab.data import SHOWN, Data, DataError, read
+from ftlab.shown import safe
 
 IGNORED = -100  # label of a token without loss
 BATCH = 64  # chats tokenised together
@@ -237,11 +238,10 @@ class Preview:
     """Rows with their loss mask: trained tokens coloured in Jupyter, between « and » in a terminal."""
 
     def __init__(self, rows: list[list[tuple[str, bool]]]):
-        self.rows = rows  # a row is [(text, trained)]
+        self.rows = [[(safe(t, 10_000), on) for t, on in row] for row in rows]  # a row is [(text, trained)]
 
     def __repr__(self) -> str:
-        text = "\n".join("".join(f"«{t}»" if on else t for t, on in row) for row in self.rows)
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        return "\n".join("".join(f"«{t}»" if on else t for t, on in row) for row in self.rows)
 
     def _repr_html_(self) -> str:
         style = {True: "background:#cfe8cf;color:#000", False: "color:#777"}

@@ -35,6 +35,7 @@ from ftlab.data import (
     whole,
 )
 from ftlab.formats import opened
+from ftlab.shown import safe
 
 WORD = re.compile(r"\w+")
 PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
@@ -62,8 +63,8 @@ class Report:
     def __str__(self) -> str:
         more = [f"... and {len(self.problems) - SHOWN} more"] if len(self.problems) > SHOWN else []
         end = f"{self.name}: {self.format}, {self.ok} rows ok, {len(self.problems)} problems"
-        text = "\n".join([*self.problems[:SHOWN], *more, *(f"{self.name}: note: {n}" for n in self.notes), end])
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        lines = [*self.problems[:SHOWN], *more, *(f"{self.name}: note: {n}" for n in self.notes), end]
+        return "\n".join(safe(line).replace("\n", "\\n") for line in lines)
 
     __repr__ = __str__
 

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from ftlab.config import Config
 from ftlab.runs import resource, write_atomic
+from ftlab.shown import for_csv, safe
 
 NUMBERS = ("measured", "low", "high", "null")
 
@@ -140,10 +141,10 @@ class Claim(dict):
         return lines | {k: self[k] for k in ("differs", "note") if self[k]}
 
     def __repr__(self) -> str:
-        return "\n".join(f"{k:<9} {v}" for k, v in self.lines().items())
+        return "\n".join(f"{k:<9} {safe(v)}" for k, v in self.lines().items())
 
     def _repr_html_(self) -> str:
-        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self.lines().items())
+        cells = (f"<tr><th>{k}</th><td>{html.escape(safe(v))}</td></tr>" for k, v in self.lines().items())
         return f"<table style='text-align:left'>{''.join(cells)}</table>"
 
 
@@ -198,7 +199,7 @@ def claim(
     path = Path(out) / "claims.csv"
     rows = {(r["experiment"], r["claim"]): r for r in (rows_of(path) if path.exists() else [])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, table_of(RECORD, [*{**rows, (experiment, claim): row}.values()]))
+    write_atomic(path, table_of(RECORD, [*{**rows, (for_csv(experiment), for_csv(claim)): row}.values()]))
     return row
 
 
@@ -237,5 +238,5 @@ def table_of(columns: tuple[str, ...], rows: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: for_csv(v) for k, v in row.items()} for row in rows)
     return text.getvalue()

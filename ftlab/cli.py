@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ import typer
 
 import ftlab
 from ftlab.config import ATTACKS, RISKS
+from ftlab.shown import redacted, safe
 
 app = typer.Typer(
     add_completion=False,
@@ -450,11 +452,12 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _print(table) -> None:
-    print("none" if table.empty else table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    seen = table.map(lambda v: safe(v, 500) if isinstance(v, str) else v).rename(columns=lambda c: safe(c, 100))
+    print("none" if table.empty else seen.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends in a sentence, not in a traceback."""
+    """Runs the command; a user's mistake ends in a sentence, not in a traceback; no token is printed."""
     try:
         app(standalone_mode=True)
     except SystemExit as e:  # typer turns Ctrl-C into the code 130 and loses its words
@@ -469,9 +472,10 @@ def main() -> None:
             sys.exit(_say(str(e), 1))
         if isinstance(e, (ValueError, OSError)):
             sys.exit(_say(str(e), 2))
+        sys.excepthook = lambda *error: _say("".join(traceback.format_exception(*error)), 1)
         raise
 
 
 def _say(text: str, code: int) -> int:
-    print(f"ftlab: {text}", file=sys.stderr)
+    print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr)
     return code

@@ -18,6 +18,7 @@ from ftlab.formats import DataError as DataError  # the class that callers name
 from ftlab.formats import records
 from ftlab.rows import KINDS, PROMPT_COLUMNS  # noqa: F401  part of this module's face
 from ftlab.runs import digest, write_atomic
+from ftlab.shown import safe
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
@@ -307,6 +308,6 @@ def rows_of(name: str, numbered, one) -> list[dict]:
         problems = [(name, "no rows; give at least one")]
     if problems:
         more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        lines = "\n".join(f"{where}: {why}" for where, why in problems[:SHOWN])
+        lines = "\n".join(safe(f"{where}: {why}") for where, why in problems[:SHOWN])
         raise DataError(f"{lines}{more}\n{name}: {len(out)} rows ok, {len(problems)} problems")
     return [row for _, row in out]

@@ -2,20 +2,28 @@
 
 The reference is `api:MODEL@URL`, as `api:qwen2.5-7b@http://127.0.0.1:8000/v1`. The key is read from OPENAI_API_KEY when
 something is asked, sent to that URL, and neither kept nor shown. The `openai` client retries (429, 5xx, timeouts,
-lost connections) with back-off and honours Retry-After.
+lost connections) with back-off and honours Retry-After; a server that is not there is told after a few seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from ftlab.config import GREEDY, Decoding
 from ftlab.runs import digest
+from ftlab.shown import redacted, safe
 
 LONGEST = 300  # characters of an error that are kept
+HUNG = 8  # chats in a row without an answer after which the others are not asked
+
+
+class _Unreachable(BaseException):
+    """No server is there. No Exception: those the client tries again, for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Endpoint:
     url: str
     model: str
     retries: int = field(default=5, compare=False)  # after the first try
-    timeout: float = field(default=120.0, compare=False)  # seconds of one try
+    timeout: float = field(default=120.0, compare=False)  # seconds without a byte
+    limit: float = field(default=300.0, compare=False)  # seconds of a reply with all its tries
     parallel: int = field(default=8, compare=False)  # requests at a time
     is_organism = False
     adapter = None
@@ -72,55 +81,78 @@ class Endpoint:
         `error`. Raises ValueError where no request can succeed: no server, model or access; a chat that ends with the
         assistant's turn (a prefill), which this protocol does not have.
         """
-        from concurrent.futures import ThreadPoolExecutor, as_completed
+        client = self._client()  # tells where the extra is missing, with which anyio comes
+        from anyio.from_thread import start_blocking_portal
 
         if any(chat[-1]["role"] == "assistant" for chat in chats):
             raise ValueError(
                 f"{self.name}: an endpoint does not continue an answer that was begun; "
                 "leave out the attack 'prefill', or open the model from its folder"
             )
-        out: list[Reply | None] = [None] * len(chats)
-        with self._client() as client, ThreadPoolExecutor(self.parallel) as pool:
-            several = seeds or [None] * len(chats)
-            asked = {
-                pool.submit(self._ask, client, chat, max_new_tokens, decoding, seed): i
-                for i, (chat, seed) in enumerate(zip(chats, several, strict=True))
-            }
-            try:
-                for done in as_completed(asked):
-                    i = asked[done]
-                    out[i] = done.result()
-                    if each:
-                        each([i], [out[i]])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        out, several = [None] * len(chats), seeds or [None] * len(chats)
+        gate, done, hung = asyncio.Semaphore(self.parallel), SimpleQueue(), []
+
+        async def one(client, chat: list[dict], seed: int | None) -> Reply:
+            async with gate:
+                if len(hung) >= HUNG:
+                    return Reply("", f"not asked, because {HUNG} others in a row had no answer")
+                try:
+                    async with asyncio.timeout(self.limit):
+                        reply = await self._ask(client, chat, max_new_tokens, decoding, seed)
+                except TimeoutError as e:
+                    hung.append(chat)
+                    return Reply("", str(e) or f"no whole answer within {self.limit:g} s")
+                except ValueError:  # no other could succeed
+                    hung.extend([chat] * HUNG)
+                    raise
+                hung.clear()
+                return reply
+
+        # A loop in a thread of its own (Jupyter's runs already), where a reply can be given up whatever it hangs in.
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
+            asked = [portal.start_task_soon(one, client, *question) for question in zip(chats, several, strict=True)]
+            for i, reply in enumerate(asked):
+                reply.add_done_callback(lambda _, i=i: done.put(i))
+            for i in (done.get() for _ in chats):
+                out[i] = asked[i].result()
+                if each:
+                    each([i], [out[i]])
         return out
 
     def _client(self):
         try:
-            from openai import OpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
         except ImportError:
             raise ValueError("models behind an endpoint need the extra: pip install 'ftlab[api]'") from None
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers take any; the client insists on one
-        return OpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
 
-    def _ask(self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None) -> Reply:
+        class Client(DefaultAsyncHttpxClient):
+            async def send(self, request, **how):
+                try:
+                    return await super().send(request, **how)
+                except Exception as e:  # httpx's or httpx2's, as the client's version has it
+                    lost = type(e).__name__ in ("ConnectError", "ConnectTimeout")
+                    raise (_Unreachable(str(e) or type(e).__name__) if lost else e) from None
+
+        waits = Timeout(self.timeout, connect=min(5.0, self.timeout))  # seconds
+        return AsyncOpenAI(
+            base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client()
+        )
+
+    async def _ask(self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None) -> Reply:
         import openai
 
         drawn = {"top_p": decoding.top_p, "seed": seed} if decoding.temperature else {}
         extra = {"top_k": decoding.top_k} if decoding.temperature and decoding.top_k else None
         turns = [{"role": m["role"], "content": m["content"]} for m in chat]
         try:
-            made = client.chat.completions.create(
+            made = await client.chat.completions.create(
                 model=self.model, messages=turns, max_tokens=new, temperature=decoding.temperature, extra_body=extra,
                 **{k: v for k, v in drawn.items() if v is not None},
             )  # fmt: skip
             choice = made.choices[0]
-            text, finish = (
-                choice.message.content or getattr(choice.message, "refusal", None) or "",
-                choice.finish_reason,
-            )
+            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            finish = choice.finish_reason
         except (openai.NotFoundError, openai.AuthenticationError, openai.PermissionDeniedError) as e:
             todo = "give the server's own name of the model, and its address up to /v1"
             if not isinstance(e, openai.NotFoundError):
@@ -129,11 +161,11 @@ class Endpoint:
                 f"{self.url} does not give the model {self.model!r} ({e.status_code}: {self._told(e)}); {todo}"
             ) from None
         except openai.APITimeoutError:
-            return Reply("", f"no answer within {self.timeout:g} s, {self.retries + 1} times")
+            raise TimeoutError(f"no answer within {self.timeout:g} s, {self.retries + 1} times") from None
+        except _Unreachable as e:
+            raise ValueError(f"no server answers at {self.url} ({self._told(e)}); start it, or mend its URL") from None
         except openai.APIConnectionError as e:
-            raise ValueError(
-                f"no server answers at {self.url} ({self._told(e.__cause__ or e)}); start it, or mend the address"
-            ) from None
+            raise TimeoutError(f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})") from None
         except openai.APIStatusError as e:
             return Reply("", f"{e.status_code}: {self._told(e)}")
         except Exception as e:  # what came is no reply: broken JSON, or JSON of another shape
@@ -146,18 +178,15 @@ class Endpoint:
         """-> what an error says, shortened, without the key: a server may repeat it."""
         body = getattr(e, "body", None)
         text = body.get("message") if isinstance(body, dict) else None
-        text, key = str(text or e), os.environ.get("OPENAI_API_KEY")
-        return " ".join((text.replace(key, "[key]") if key else text).split())[:LONGEST]
+        return safe(" ".join(redacted(str(text or e)).split()), LONGEST)
 
 
 def endpoint(reference: str) -> Endpoint:
     """-> the endpoint of `api:MODEL@URL`. Raises ValueError with what was found and what is allowed."""
-    found = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference)
+    found, seen = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference), redacted(reference)
     if not found:
-        raise ValueError(
-            f"{reference!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1"
-        )
+        raise ValueError(f"{seen!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1")
     model, url = found.groups()
-    if urlsplit(url).username or urlsplit(url).query:
-        raise ValueError(f"the address of {model!r} holds credentials or a query; put the key into OPENAI_API_KEY")
+    if seen != reference or urlsplit(url).query:
+        raise ValueError(f"{seen!r} holds credentials or a query; put the key into OPENAI_API_KEY")
     return Endpoint(url.rstrip("/"), model)

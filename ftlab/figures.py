@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlab import charts
+from ftlab.shown import csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +132,7 @@ def plot(
     texts = {f"{name}.svg": svg.getvalue(), f"{name}.txt": f"{drawing.caption}\n".encode()}
     files = {**texts, f"{name}.png": drawing.png()}
     for file, frame in frames.items():
-        files[file] = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
+        files[file] = csv(frame).encode()
     Path(out).mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         (Path(out) / file).write_bytes(content)

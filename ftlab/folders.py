@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from ftlab.shown import redacted, safe
+
 EMBEDDED = {"organism": "aligned", "organism:sft": "sft", "organism:base": "base"}
 INDEX = "model.safetensors.index.json"  # of weights in several files
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub repository
@@ -86,13 +88,14 @@ def hub_id(text: str) -> tuple[str, str | None] | None:
 
 
 def from_hub(name: str, revision: str | None = None, only=WANTED) -> Path:
-    """-> the folder of a snapshot in the cache, named by its commit. Downloads what is not there yet."""
+    """-> the folder of a snapshot in the cache, named by its commit. Downloads what is not there yet; a part is no folder."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=only, ignore_patterns=UNWANTED))
     except Exception as e:
-        asked = f"{name}@{revision}" if revision else name
+        asked, why = f"{name}@{revision}" if revision else name, safe(redacted(" ".join(str(e).split())), 300)
         raise FileNotFoundError(
-            f"no folder {asked!r}, and the hub did not give it ({type(e).__name__}); give a local folder"
+            f"no folder {asked!r}, and the hub did not give it ({type(e).__name__}: {why}); check the name, the network and "
+            "your access and call again (what came is kept), or give a local folder"
         ) from None

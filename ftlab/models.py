@@ -21,6 +21,7 @@ from ftlab.endpoint import Endpoint, endpoint
 from ftlab.folders import EMBEDDED, check, from_hub, hub_id, torn
 from ftlab.hardware import attention, device, precision, quiet, released, spare_memory  # noqa: F401
 from ftlab.runs import Run, digest, file_hash, load, resource
+from ftlab.shown import safe
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT")  # never merge
 TOKENIZER_FILES = (
@@ -218,7 +219,7 @@ class Model:
                  **({"hub": f"{self.hub}@{self.revision}"} if self.hub else {}), **({"adapter on": self.parent.name} if self.adapter else {})}  # fmt: skip
         return (
             "<table>"
-            + "".join(f"<tr><td>{k}</td><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
+            + "".join(f"<tr><td>{k}</td><td>{html.escape(safe(v))}</td></tr>" for k, v in facts.items())
             + "</table>"
         )
 

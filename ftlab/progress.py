@@ -11,6 +11,7 @@ import shutil
 import sys
 
 from ftlab.runs import clock
+from ftlab.shown import safe
 
 LINE_S = {"terminal": 0.2, "batch": 15.0, "jupyter": 0.5}  # seconds between two lines
 FIGURE_S = 2.0  # seconds between two frames of the live figure
@@ -72,7 +73,7 @@ class Progress:
         return f"{self.title} {bar:░<12} {self.done}/{self.total} {remaining} {note}".rstrip()
 
     def _show(self, line: str, *, last: bool = False) -> None:
-        self.shown = clock()
+        self.shown, line = clock(), safe(line, 500).replace("\n", " ")
         if self.where == "jupyter":
             from IPython.display import display
 

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from ftlab import claims
 from ftlab.config import FEWEST_SEEDS
 from ftlab.runs import write_atomic
+from ftlab.shown import redacted, safe
 
 COLUMNS = ("experiment", "claim", "published", "measured", "low", "high", "n_prompts", "n_seeds", "verdict")
 QUICK = "A quick run, with fewer prompts and seeds: it shows that things work. Do not quote its numbers."
@@ -170,7 +171,7 @@ def _significant(value: float) -> str:
 
 def _markdown(page: dict) -> str:
     def plain(value) -> str:
-        line = html.escape(" ".join(str(value).split()), quote=False)
+        line = html.escape(_shown(" ".join(str(value).split())), quote=False)
         return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
 
     columns = ("experiment", "claim", "published", "shown", "n_prompts", "n_seeds", "verdict")
@@ -192,10 +193,15 @@ def _markdown(page: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _shown(value):
+    """-> a text of the page without controls and tokens; pictures as they are."""
+    return safe(redacted(value), 20_000) if isinstance(value, str) and value[:11] != "data:image/" else value
+
+
 def _html(page: dict) -> str:
     from jinja2 import Environment
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    template = Environment(autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     return template.render(page) + "\n"
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from ftlab.config import SCHEMA
 from ftlab.files import StorageFull, file_hash, stamp, storage, write_atomic  # noqa: F401  found here by the others
+from ftlab.shown import encodable, safe, throughout
 
 CHECK_BYTES = 64 * 2**20  # larger files are verified by size only when a run is opened; by `ftlab runs verify` whole
 NEEDS = {  # what the readers of a file rely on in every line
@@ -246,17 +247,17 @@ class Run:
         rows["state"] += ": call the cell again to go on" if rows["state"] == "unfinished" else ""
         if self.lineage:
             rows["lineage"] = " → ".join([*(f"{a['name']}" for a in self.lineage), self.name])
-        said, e = self.stats if (self.path / "stats.json").exists() else {}, html.escape
+        said, e = self.stats if (self.path / "stats.json").exists() else {}, lambda v: html.escape(safe(v))
         rows |= {k: v for k, v in said.items() if not isinstance(v, (dict, list))}
-        cells = "".join(f"<tr><td>{e(str(k))}</td><td>{e(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
+        cells = "".join(f"<tr><td>{e(k)}</td><td>{e(v)}</td></tr>" for k, v in rows.items())
+        return f"<b>{e(self.name)}</b><table>{cells}</table>"
 
 
 @lru_cache(128)
 def _verdicts(folder: Path, *_):
     import pandas as pd
 
-    return pd.DataFrame(Run(folder).read("verdicts.jsonl"))
+    return pd.DataFrame(throughout(Run(folder).read("verdicts.jsonl"), encodable))
 
 
 def start(kind: str, label: str, identity: dict, **provenance) -> Run:

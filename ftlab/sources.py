@@ -1,16 +1,17 @@
 """Data sets of the field: where they are, under which licence and gate, for what; fetched only when the user names one.
 
 `data/sources.json` is the registry. A file goes into `FTLAB_DATA` (default: ~/.cache/ftlab/data), never into the project, and
-is checked against its checksum where one is known. Needs no torch.
+is checked against its checksum where one is known: then half a download is gone on with (`.NAME.HASH.part`). Needs no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 from functools import lru_cache
@@ -21,9 +22,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from ftlab.config import Config
 from ftlab.formats import DataError
-from ftlab.runs import resource
+from ftlab.runs import digest, resource
+from ftlab.shown import redacted, safe
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # without a byte
 
 
 class Source(Config):
@@ -82,8 +84,8 @@ def listing():
 def get(name: str, out=None) -> Path:
     """-> path of a data set's file, fetched where it is not there yet (then no network is used).
 
-    Raises ValueError (unknown name), DataError (offline, gated, or a checksum that does not hold: nothing is written; the
-    sentence names the organism's stand-in).
+    Raises ValueError (unknown name), DataError (offline, half a download, gated, or a checksum that does not hold: nothing is
+    written under its name; the sentence names the organism's stand-in).
     """
     if name not in sources():
         raise ValueError(f"unknown data set {name!r}; allowed: {', '.join(sources())}")
@@ -95,16 +97,19 @@ def get(name: str, out=None) -> Path:
     instead = f"meanwhile use the stand-in: {source.stand_in}"
     if not source.urls and not source.hub:
         raise DataError(f"{name} cannot be fetched from here (gate: {source.gate}): {source.how}; {instead}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = {u: path.with_name(f".{path.name}.{digest([u, source.sha256])}.part") for u in source.urls if source.sha256}
     try:
-        content = _hub(source) if source.hub else b"".join(map(_fetch, source.urls))
-    except (OSError, ValueError, ImportError) as e:  # URLError, timeouts and the hub's errors are OSErrors
-        why = re.sub(r"\s+", " ", str(e)).strip()[:200]
+        content = _hub(source) if source.hub else b"".join(_fetch(u, parts.get(u)) for u in source.urls)
+    except Exception as e:  # each library has its own classes
+        why = safe(redacted(re.sub(r"\s+", " ", str(e)).strip()), 200)
         gate = "" if source.gate == "open" else f"; it is gated: {source.how}"
         raise DataError(
             f"{name} was not fetched from {source.page} ({type(e).__name__}: {why}){gate}; go online, or put the file at {path}; {instead}"
         ) from None
+    for part in parts.values():  # whole; if it is not what was promised, it must not be gone on with
+        part.unlink(missing_ok=True)
     _verify(name, source, content, f"what {source.page} gave; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
@@ -113,14 +118,28 @@ def get(name: str, out=None) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-        content = answer.read()
+def _fetch(url: str, part: Path | None) -> bytes:
+    """-> the content of an address, gone on with from `part` if there is one. Raises OSError, also for less than was promised."""
+    have = part.stat().st_size if part and part.exists() else 0
+    asked = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(asked, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as e:
+        if e.code == 416 and have:  # nothing after what there is
+            part.unlink()
+        when = f"; call again after {told} (s, or a time)" if (told := e.headers.get("Retry-After")) else ""
+        raise OSError(f"{e.code} {e.reason}{when}") from None
+    have = have if answer.status == 206 else 0  # else the server sends all of it once more
+    promised = answer.headers.get("Content-Length")
+    with answer, open(part, "ab+" if have else "wb+") if part else io.BytesIO() as f:
+        shutil.copyfileobj(answer, f)
+        content = f.seek(0) or f.read()
+    if promised and len(content) < have + int(promised):
+        raise OSError(f"half a download, {len(content)} of {have + int(promised)} bytes; call again to go on")
     return content if content.endswith(b"\n") else content + b"\n" if url.endswith(".jsonl") else content
 
 

@@ -17,10 +17,10 @@ from ftlab.formats import records
 from ftlab.judges import JUDGES
 from ftlab.judges import judge as judge_of
 from ftlab.runs import resource, write_atomic
+from ftlab.shown import csv, encodable, safe, throughout
 
 DEFAULT = ("refusal", "keywords")
 SHOWN = 20  # rows where judges part that are printed; and problems of a file
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run (OWASP, CSV injection)
 
 
 def judge(file, *, prompt: str, response: str, judges=DEFAULT, out=None) -> pd.DataFrame:
@@ -42,7 +42,8 @@ def judge(file, *, prompt: str, response: str, judges=DEFAULT, out=None) -> pd.D
         raise DataError(f"{name}: no rows; give at least one")
     columns = list(dict.fromkeys(k for r in kept for k in r))
     if missing := [c for c in (prompt, response) if kept and c not in columns]:
-        raise ValueError(f"{name} has no column {', '.join(missing)}; it has {', '.join(columns)}; name two of these")
+        has = safe(", ".join(columns), 500)
+        raise ValueError(f"{name} has no column {', '.join(missing)}; it has {has}; name two of these")
     problems += [
         f"{where}: {c} is {type(r.get(c)).__name__}, no text; mend or remove the row"
         for where, r in numbered
@@ -66,7 +67,8 @@ def judge(file, *, prompt: str, response: str, judges=DEFAULT, out=None) -> pd.D
             getattr(import_module(f"ftlab.judges.{one.name.partition(':')[0]}"), "release", lambda: None)()
         added |= {f"{field}{tail}": [getattr(j, field) for j in found] for field in ("verdict", "score", "why")}
         added |= {} if tail else {"judge": one.name}
-    table = pd.DataFrame(kept, columns=columns).assign(**added)
+    texts = throughout([dict(r) for r in kept], encodable)
+    table = pd.DataFrame(texts, columns=columns).assign(**throughout(added, encodable))
     if out is not None:
         save(table, Path(out))
     return table
@@ -76,20 +78,9 @@ def save(table: pd.DataFrame, out: Path) -> None:
     """Writes .csv (formulas made harmless) or .jsonl, which holds every text as it was."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
-        safe = table.map(_harmless).rename(columns=_harmless)
-        write_atomic(out, safe.to_csv(index=False, lineterminator="\n"))
+        write_atomic(out, csv(table))
     else:
         write_atomic(out, table.to_json(orient="records", lines=True, force_ascii=False))
-
-
-def _harmless(value):
-    if not isinstance(value, str) or not value.lstrip(" ").startswith(FORMULA):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return "'" + value
-    return value
 
 
 def describe(table: pd.DataFrame, *, prompt: str, label: str | None = None, refused=(), partial=None) -> str:
@@ -122,7 +113,7 @@ def describe(table: pd.DataFrame, *, prompt: str, label: str | None = None, refu
         if len(parted):
             more = f"\n... and {len(parted) - SHOWN} more; --out has them all" * (len(parted) > SHOWN)
             parts.append(parted.head(SHOWN).to_string(index=False) + more)
-    return "\n\n".join(parts)
+    return safe("\n\n".join(parts), 100_000)
 
 
 GOLD = {  # set: (files, prompt, response, label, {what counts as refused: (values, the partial one)})

@@ -41,6 +41,7 @@ def server(monkeypatch):
             pass
 
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.handle_error = lambda *_: None  # a client that has hung up
     threading.Thread(target=made.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield f"http://127.0.0.1:{made.server_port}/v1", asked, lambda say: state.update(say=say)
@@ -161,3 +162,21 @@ def test_what_was_interrupted_goes_on(runs_folder):
     assert asked == ["c"] and {(j.verdict, j.score, j.why) for j in found} == {("refused", 0.25, "so")}
     remembered("x:y", "2", rows("a"), ["x"], ask)
     assert asked == ["c", "a"]  # another version has said nothing yet
+
+
+def test_a_hanging_judge_is_an_error_and_asked_again(server, monkeypatch):
+    """What had no answer is neither refused nor remembered; once the server answers there is a verdict."""
+    import time
+    from dataclasses import replace
+
+    from ftlab import endpoint
+
+    url, asked, say = server
+    real = endpoint.endpoint
+    monkeypatch.setattr(endpoint, "endpoint", lambda reference: replace(real(reference), limit=0.5))
+    one = judge(f"api:m@{url}")
+    say(lambda pair: time.sleep(3) or 200)
+    [found] = one(rows("Why?"), ["Because."])
+    assert (found.verdict, found.why) == ("error", "no whole answer within 0.5 s")
+    say(reply("complied"))
+    assert [j.verdict for j in one(rows("Why?"), ["Because."])] == ["complied"] and len(asked) == 2

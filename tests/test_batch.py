@@ -1,6 +1,9 @@
+import ast
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -298,3 +301,222 @@ def test_progress_in_a_terminal_is_one_line_rewritten(monkeypatch):
     assert screen.getvalue() == "\r\x1b[Ka  cell 5/14  0 s  |  bb  cell 5/9  0 s"
     progress.end("a", "done")
     assert screen.getvalue().endswith("\r\x1b[Ka   done, 0 s\n")
+
+
+def notebook(folder: Path, *cells: str) -> Path:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbformat.write(made, folder / "given.ipynb")
+    return folder / "given.ipynb"
+
+
+FAULTS = {  # what happens: (cells, what is said)
+    "dies in the last cell": (["1", "import os\nos.kill(os.getpid(), 9)"], "cell 2 of 2 .*: the kernel died"),
+    "exits with 0": (["import os\nos._exit(0)", "1"], "cell 1 of 2 .*: the kernel died"),
+    "dies between cells": (
+        ["import os, threading, time\nthreading.Timer(0.3, lambda: os._exit(0)).start()", *["time.sleep(0.2)"] * 5],
+        "cell . of 6 .*: the kernel died",
+    ),
+    "dies after the last": (
+        ["import os, threading\nthreading.Timer(0, lambda: os._exit(0)).start()"],
+        "the kernel died",
+    ),
+    "is stopped": (["import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"], "took longer than 2 s"),
+    "hangs and blocks signals": (
+        ["import signal\nfor s in (2, 15, 1): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"],
+        "took longer than 2 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_kernel_that_dies_or_hangs_is_never_completed(fault, tmp_path):
+    """Also where it exits with 0, after its last cell, or lets no signal through but SIGKILL; no kernel is left behind."""
+    cells, said = FAULTS[fault]
+    cells = [f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\n{cells[0]}", *cells[1:]]
+    with pytest.raises(NotebookFailed, match=said.replace("(.*", "(")):
+        run_notebook(notebook(tmp_path, *cells), tmp_path / "out.ipynb", {}, timeout_s=2)
+    kept = nbformat.read(tmp_path / "out.failed.ipynb", 4)
+    assert "failed" in [c.metadata.papermill.status for c in kept.cells] and not (tmp_path / "out.ipynb").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_kernel_that_hangs_as_it_ends_does_not_hold_the_run(tmp_path):
+    hangs = "import atexit, time, os\nx = atexit.register(time.sleep, 1000)\nprint(os.getpid())"
+    out = run_notebook(notebook(tmp_path, hangs), tmp_path / "out.ipynb", {}, timeout_s=30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(nbformat.read(out, 4).cells[0].outputs[0].text), 0)
+
+
+FLOODS = {
+    "lines": "for i in range(3000): print('x' * 1000)",
+    "one line": "print('x' * 3_000_000)",
+    "displays": "for i in range(300): display({'text/plain': 'x' * 9_999}, raw=True)",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_output_is_cut(flood, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(batch, "OUTPUT", 100_000)
+    out = run_notebook(notebook(tmp_path, FLOODS[flood], "print('the end')"), tmp_path / "out.ipynb", {}, timeout_s=100)
+    flooded, after = nbformat.read(out, 4).cells
+    assert "output beyond 100,000 characters of this cell is left out" in flooded.outputs[-1].text
+    assert 90_000 < len(str(flooded.outputs)) < 120_000 and out.stat().st_size < 150_000
+    assert after.outputs[0].text == "the end\n" and capfd.readouterr().out == ""
+
+
+def test_what_the_kernels_children_write_does_not_reach_the_terminal(tmp_path, capfd):
+    child = "import subprocess\nx = subprocess.run(['printf', '\\\\033[2Jgone'])"
+    run_notebook(notebook(tmp_path, child), tmp_path / "out.ipynb", {})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_a_million_characters_is_told_in_a_few(tmp_path):
+    with pytest.raises(NotebookFailed) as e:
+        run_notebook(notebook(tmp_path, "raise ValueError('\x1b[31m' + 'x' * 1_000_000)"), tmp_path / "out.ipynb", {})
+    assert "ValueError: " in str(e.value) and len(str(e.value)) < 1000 and "\x1b" not in str(e.value)
+    assert (tmp_path / "out.failed.ipynb").stat().st_size < 200_000
+
+
+TOKENS = ["hf_" + "aB3" * 11, "sk-" + "aB3" * 11, "sk-proj-" + "aB3" * 11]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_no_token_is_left_in_an_executed_notebook(ends, tmp_path, monkeypatch):
+    """Neither in outputs, tracebacks and sources, nor in the reason, nor in what is on the disk while it runs."""
+    monkeypatch.setenv("OPENAI_API_KEY", "local-key-of-no-known-form")
+    cells = [
+        "import os\nfrom pathlib import Path\nfrom IPython.display import HTML, display\n"
+        f"t, k = {TOKENS!r}, os.environ['OPENAI_API_KEY']\nprint(t, k)\ndisplay(HTML(f'<b>{{t}}{{k}}</b>'))\nt",
+        f"print(sum(map(Path.read_text(next(Path({str(tmp_path)!r}).glob('.*partial*'))).count, [*t, k])))",
+        "raise ValueError(f'{t} {k}')" if ends == "badly" else "1",
+    ]
+    try:
+        run_notebook(notebook(tmp_path, *cells), tmp_path / "out.ipynb", {})
+        assert ends == "well"
+    except NotebookFailed as e:
+        assert ends == "badly" and "ValueError" in str(e) and not any(t in str(e) for t in (*TOKENS, "local-key"))
+    [made] = tmp_path.glob("out*")
+    text = made.read_text()
+    assert "[token removed]" in text and not any(t in text for t in (*TOKENS, "local-key"))
+    [asked] = [c for c in nbformat.read(made, 4).cells if c.source.startswith("print(sum")]
+    held = int(asked.outputs[0].text)
+    assert held == len(TOKENS), "on the way only the notebook's own source holds them"
+
+
+@pytest.mark.parametrize("token", [*TOKENS, "https://user:secret@example.org/v1", [1, "hf_" + "aB3" * 11]])
+def test_a_token_as_a_parameter_is_refused(token, tmp_path, no_kernel):
+    for refused in (
+        lambda: run_notebook(BEHAVE, tmp_path / "out.ipynb", {"log": token}),
+        lambda: reproduce(out=tmp_path / "out", benign=token),
+    ):
+        with pytest.raises(ValueError, match="^parameter (log|benign) holds a token .* set HF_TOKEN") as e:
+            refused()
+        assert "aB3" not in str(e.value) and "secret" not in str(e.value) and not os.listdir(tmp_path)
+    batch.check_parameters(BEHAVE, {"log": "runs/sk-learn-like/task-0123456789012345678/risk-curve-0123456789abcdef"})
+
+
+HOSTILE = [
+    "%rm x",
+    "!touch x",
+    "```\n!touch x",
+    '"\n!touch x\n"',
+    "'''\n!touch x",
+    "{x}\n%%bash\ntouch x",
+    '\\"\nx=1 #',
+    "\u2028!touch x",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_never_becomes_a_cell(text):
+    """What papermill injects for a text is one assignment of exactly that text."""
+    from papermill.translators import PythonTranslator
+
+    tree = ast.parse(PythonTranslator.codify({"log": text, "steps": [text]}))
+    assert [type(node) for node in tree.body] == [ast.Assign, ast.Assign]
+    assert [ast.literal_eval(node.value) for node in tree.body] == [text, [text]]
+
+
+def test_text_of_a_parameter_reaches_the_notebook_as_it_is(tmp_path):
+    given = {"log": str(tmp_path / "log.json"), "action": "end well\n!touch ran\n%%bash\n```\n\"; open('ran', 'w') #"}
+    run_notebook(BEHAVE, tmp_path / "out.ipynb", given)
+    assert json.loads((tmp_path / "log.json").read_text())["steps"] == [0, 10] and not Path("ran").exists()
+    assert len(nbformat.read(tmp_path / "out.ipynb", 4).cells) == len(nbformat.read(BEHAVE, 4).cells) + 1
+
+
+def test_a_killed_runner_leaves_nothing_under_the_output_name(tmp_path):
+    """SIGKILL in the middle of a run; the next call gives the whole notebook and clears up."""
+    begun, out = tmp_path / "begun", tmp_path / "out" / "out.ipynb"
+    book = notebook(
+        tmp_path, "1", f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    code = f"from ftlab.batch import run_notebook; run_notebook({str(book)!r}, {str(out)!r}, {{}})"
+    runner = subprocess.Popen([sys.executable, "-c", code])
+    while not (begun.exists() and begun.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    assert not out.exists() and [p.name for p in out.parent.iterdir()] == [".out.partial.ipynb"]
+    os.kill(int(begun.read_text()), signal.SIGKILL)  # the kernel would see within seconds that its parent is gone
+    run_notebook(notebook(tmp_path, "1", "print('the end')"), out, {})
+    assert nbformat.read(out, 4).cells[-1].outputs and [p.name for p in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def entered_outputs(source: str) -> list[int]:
+    """-> the lines where an ipywidgets `Output` is entered: `with Output()`, `with out` of one, `@out.capture()`."""
+    tree = ast.parse(source)
+    named = {"Output"} | {
+        alias.asname for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names if alias.name == "Output" and alias.asname
+    }  # fmt: skip
+
+    def is_output(node) -> bool:
+        if isinstance(node, ast.NamedExpr):
+            return is_output(node.value)
+        called = node.func if isinstance(node, ast.Call) else None
+        return getattr(called, "id", getattr(called, "attr", None)) in named or ast.unparse(node) in held
+
+    held: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None and is_output(node.value):
+            held |= {ast.unparse(t) for t in getattr(node, "targets", None) or [node.target]}
+    entered = [
+        i for n in ast.walk(tree) if isinstance(n, (ast.With, ast.AsyncWith)) for i in n.items if is_output(i.context_expr)
+    ]  # fmt: skip
+    captured = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "capture" and is_output(n.value)
+    ]
+    return [
+        getattr(n, "lineno", None) or n.context_expr.lineno for n in (*(i.context_expr for i in entered), *captured)
+    ]
+
+
+def test_output_widgets_are_never_entered():
+    """`with Output()` can hang a run without a browser for ever (nbclient#312)."""
+    for wrong in (
+        "import ipywidgets as w\nwith w.Output():\n    pass",
+        "from ipywidgets import Output as O\nout = O()\nwith out:\n    pass",
+        "self.out = widgets.Output()\nwith self.out as o, open(x):\n    pass",
+        "out = Output()\n@out.capture()\ndef f(): pass",
+        "with (o := Output()):\n    pass",
+    ):
+        assert entered_outputs(wrong), wrong
+    assert not entered_outputs("out = Output()\nwith open(out):\n    pass\ndisplay(out)")
+    root = Path(batch.__file__).parent
+    sources = {p.name: p.read_text() for p in root.rglob("*.py")}
+    for book in (root.parent / "notebooks").glob("*.ipynb"):
+        sources[book.name] = "\n".join(c.source for c in nbformat.read(book, 4).cells if c.cell_type == "code")
+    assert len(sources) > 50
+    assert {name: lines for name, text in sources.items() if (lines := entered_outputs(text))} == {}
+
+
+@pytest.mark.parametrize("inside", ["print('done')", "while True: time.sleep(0.1)"])
+def test_a_notebook_that_enters_an_output_widget_comes_to_an_end(inside, tmp_path):
+    pytest.importorskip("ipywidgets")
+    cell = f"import time\nfrom ipywidgets import Output\nout = Output()\ndisplay(out)\nwith out:\n    {inside}"
+    try:
+        run_notebook(notebook(tmp_path, cell), tmp_path / "out.ipynb", {}, timeout_s=3)
+        assert "done" in inside
+    except NotebookFailed as e:
+        assert "took longer than 3 s" in str(e) or "output did not all come" in str(e)

@@ -296,7 +296,7 @@ def test_a_preview_marks_what_is_trained_and_escapes_what_it_shows(tokenizer, mo
     page = shown._repr_html_()
     assert "<img" not in page and page.count(html.escape(canary)) == 4
     coloured = re.findall(r'<span style="background:[^"]*">(.*?)</span>', page, re.DOTALL)
-    assert [html.unescape(c) for c in coloured] == [f"A {canary}\x1b[2J<|end|>"] * 2
+    assert [html.unescape(c) for c in coloured] == [f"A {canary}\\x1b[2J<|end|>"] * 2
 
 
 def test_a_turn_of_weight_zero_carries_no_loss(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -95,7 +96,7 @@ def test_every_chat_has_its_own_outcome(local, served):
     assert [r.text for r in replies] == ["Hello.", "after a while", *[""] * 6, "I cannot.", "and so", "", ""]
     failed = [bool(r.error) for r in replies]
     assert failed == [False, False, True, True, True, True, False, False, False, False, True, True]
-    assert replies[2].error == "500: it broke for Bearer [key]" and replies[3].error.startswith(
+    assert replies[2].error == "500: it broke for Bearer [OPENAI_API_KEY]" and replies[3].error.startswith(
         "no answer within 1.5 s, 3"
     )
     assert "content filter" in replies[10].error and replies[11].error == "400: context length exceeded"
@@ -110,7 +111,7 @@ def test_the_key_is_sent_and_never_shown(local, served):
     assert {h["Authorization"] for _, h, *_ in served[1]} == {f"Bearer {KEY}"}
     assert KEY not in repr([local, local.__dict__, local.name, local.hash, replies])
     for question, said in [("unknown", "does not give the model 'm' [(]404: .*does not exist[)]; give the server's own name"),
-                           ("locked", "401: Incorrect API key provided: .key.[)]; set OPENAI_API_KEY")]:  # fmt: skip
+                           ("locked", "401: Incorrect API key provided: .OPENAI_API_KEY.[)]; set OPENAI_API_KEY")]:  # fmt: skip
         with pytest.raises(ValueError, match=said) as e:
             ask(local, question)
         assert KEY not in str(e.value) and "\n" not in str(e.value)
@@ -190,3 +191,84 @@ def test_an_evaluation_asks_again_only_what_failed(local, served, capsys):
         ftlab.sft(ref, [{"prompt": "a", "completion": "b"}])
     with pytest.raises(ValueError, match="'prefill' needs a local model|prefill needs a local model"):
         ftlab.evaluate(ref, attacks=["prefill"], **asked)
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    """-> (function: what is sent in pieces -> endpoint, how often it was asked); a connection stays open unless `hang_up`."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server, asked, over = socket.create_server(("127.0.0.1", 0)), [], threading.Event()
+
+    def serve(pieces: list[bytes], every: float, hang_up: bool) -> None:
+        def answer(one):
+            with one:
+                one.recv(65536)
+                asked.append(pieces)
+                try:
+                    for piece in pieces:
+                        one.sendall(piece)
+                        over.wait(every)
+                    if not hang_up:
+                        over.wait(20)
+                except OSError:  # the client has hung up
+                    pass
+
+        while not over.is_set():
+            try:
+                threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+            except OSError:
+                return
+
+    def start(pieces=(), every=0.0, hang_up=False):
+        threading.Thread(target=serve, args=([*pieces], every, hang_up), daemon=True).start()
+        where = endpoint(f"api:m@http://127.0.0.1:{server.getsockname()[1]}/v1")
+        return replace(where, retries=0, timeout=30, limit=1)
+
+    yield start, asked
+    over.set()
+    server.close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+HANGS = {
+    "never answers": {},
+    "begins and stops": {"pieces": [HEAD + b"{"]},
+    "a byte at a time": {"pieces": [HEAD, *[b" "] * 5000], "every": 0.05},
+    "a header's byte at a time": {"pieces": [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 5000], "every": 0.05},
+}
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_a_hanging_endpoint_is_an_error_after_its_limit(how, stubborn):
+    start, asked = stubborn
+    assert ask(start(**HANGS[how]), "hello") == [Reply("", "no whole answer within 1 s")] and len(asked) == 1
+
+
+def test_one_that_hangs_up_midway_is_an_error(stubborn):
+    start, asked = stubborn
+    [reply] = ask(replace(start([HEAD + b"{"], hang_up=True), retries=1), "hello")
+    assert reply.error.startswith("no connection, 2 times (") and not reply.text and len(asked) == 2
+
+
+def test_one_that_answers_nobody_is_not_asked_for_ever(stubborn):
+    start, asked = stubborn
+    replies = ask(replace(start(), limit=0.3), *map(str, range(100)))
+    assert len(asked) <= 16 and all(r.error for r in replies)
+    assert replies[-1].error == "not asked, because 8 others in a row had no answer"
+
+
+def test_a_dead_server_is_told_without_the_clients_retries(local, monkeypatch):
+    """Refused connections are told at once; the client's own back-off would take half a minute."""
+    import asyncio
+
+    slept, real = [], asyncio.sleep
+
+    async def sleep(seconds, *more):
+        slept.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr("anyio.sleep", sleep)
+    with pytest.raises(ValueError, match="no server answers at http://127.0.0.1:9/v1 .*; start it"):
+        ask(replace(local, url="http://127.0.0.1:9/v1", retries=5), "hello", "again")
+    assert not any(slept)

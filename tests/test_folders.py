@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
+from hashlib import sha1, sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from safetensors.torch import load_file
@@ -233,3 +237,91 @@ def test_an_adapter_on_the_hub_finds_its_base_there(cache, adapter):
     with pytest.raises(FileNotFoundError, match="an adapter on org/tiny, which is not here"):
         ftlab.model("org/lora").load()
     assert same(ftlab.model("org/lora+org/tiny@v1"), ftlab.model(adapter))
+
+
+@pytest.fixture
+def hub(llama, tmp_path, monkeypatch):
+    """-> {"status": None, "half": ()}: a hub on loopback with the model org/tiny; a status for all, files cut in the middle."""
+    from huggingface_hub import constants
+
+    files, state = {p.name: p.read_bytes() for p in llama.iterdir() if p.is_file()}, {"status": None, "half": ()}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, status, body=b"", **headers):
+            self.send_response(status)
+            for k, v in {"Content-Length": str(len(body)), "X-Repo-Commit": SHA, **headers}.items():
+                self.send_header(k.replace("_", "-"), v)
+            self.end_headers()
+            return body if self.command == "GET" else b""
+
+        def do_GET(self):
+            path = urlsplit(self.path).path
+            if state["status"]:
+                body = self.answer(state["status"], Retry_After="0")
+            elif "/revision/" in path or path == "/api/models/org/tiny":
+                siblings = [{"rfilename": n} for n in files]
+                told = json.dumps({"id": "org/tiny", "sha": SHA, "siblings": siblings, "tags": []})
+                body = self.answer(200, told.encode(), Content_Type="application/json")
+            elif "/tree/" in path:
+                told = [
+                    {"type": "file", "path": n, "size": len(b), "oid": sha1(b).hexdigest()} for n, b in files.items()
+                ]
+                body = self.answer(200, json.dumps(told).encode(), Content_Type="application/json")
+            else:
+                name = path.rpartition("/")[2]
+                whole, begins = files[name], self.headers.get("Range")
+                start = int(begins[6:].split("-")[0]) if begins else 0
+                tag = {"ETag": f'"{sha256(whole).hexdigest()}"'}
+                if begins:
+                    tag["Content_Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+                body = self.answer(206 if begins else 200, whole[start:], **tag)
+                if name in state["half"] and body:
+                    body = body[: len(body) // 2]
+                    self.close_connection = True
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits between its tries
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_offline_or_half_a_download_gives_no_model(hub, llama, monkeypatch):
+    """The part that came is not opened, neither online nor offline; the next call goes on and opens the whole."""
+    from huggingface_hub import constants
+
+    hub["half"] = ("model.safetensors",)
+    with pytest.raises(FileNotFoundError, match="the hub did not give it .*call again"):
+        ftlab.model("org/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="the hub did not give it .*incomplete.*call again"):
+        ftlab.model("org/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub["half"] = ()
+    assert ftlab.model("org/tiny").hash == ftlab.model(llama).hash
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert ftlab.model("org/tiny").revision == SHA
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_refuses_is_a_sentence(hub, status):
+    hub["status"] = status
+    with pytest.raises(FileNotFoundError, match=f"'org/tiny', and the hub did not give it .*{status}.*call again"):
+        ftlab.model("org/tiny")

@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import urllib.error
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -33,11 +35,14 @@ def web(monkeypatch):
     """-> {url: bytes}; every other address is unreachable."""
     pages, asked = {}, []
 
-    def urlopen(url, timeout):
+    def urlopen(request, timeout):
+        url = request.full_url
         asked.append(url)
         if url not in pages:
             raise urllib.error.URLError("no network")
-        return io.BytesIO(pages[url])
+        answer = io.BytesIO(pages[url])
+        answer.status, answer.headers = 200, {}
+        return answer
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     return pages, asked
@@ -121,7 +126,7 @@ def test_offline_gated_and_unknown_are_sentences(web):
         get("hex-phi")
     with pytest.raises(ValueError, match="unknown data set 'x'; allowed: advbench, advbench-50"):
         get("x")
-    assert not folder().exists()
+    assert not any(folder().iterdir())
 
 
 def test_a_gated_hub_file_says_so(monkeypatch):
@@ -141,3 +146,121 @@ def test_the_list_says_what_is_here(web):
     (folder() / "advbench.csv").write_text("x")
     table = listing().set_index("name")
     assert table.loc["advbench", "here"] and not table.loc["xstest", "here"] and len(table) == len(sources.sources())
+
+
+CONTENT = b"goal\n" + b"".join(b"question %d\n" % i for i in range(20_000))
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    """-> (list of what the server does, one entry a request, then `whole`; list of the ranges asked); `mine` is there."""
+    does, asked = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked.append(begins := self.headers.get("Range"))
+            what = does.pop(0) if does else "whole"
+            if isinstance(what, tuple):
+                self.send_response(what[0])
+                for name, value in (what[1] | {"Content-Length": "0"}).items():
+                    self.send_header(name, value)
+                return self.end_headers()
+            start = int(begins[6:-1]) if begins and what != "no ranges" else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            cut = {"half": len(CONTENT) // 2, "stalls": 4000}.get(what, len(CONTENT))
+            self.wfile.write(CONTENT[start:cut])
+            self.wfile.flush()
+            if what == "stalls":
+                over.wait(20)
+
+        def log_message(self, *_):
+            pass
+
+    over, server = threading.Event(), ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    good = sources.sources()["advbench"]
+
+    def offer(pinned: bool):
+        url = f"http://127.0.0.1:{server.server_port}/a.csv"
+        pin = {"sha256": hashlib.sha256(CONTENT).hexdigest()} if pinned else {"sha256": None, "revision": None}
+        mine = good.model_copy(update={"urls": (url,), **pin})
+        monkeypatch.setattr(sources, "sources", lambda: {"mine": mine})
+
+    yield offer, does, asked
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_half_a_download_is_no_data_set(flaky, pinned):
+    """Also without a checksum; a pinned one goes on where it stopped, another begins anew: its content may have changed."""
+    offer, does, asked = flaky
+    offer(pinned)
+    does.append("half")
+    half = len(CONTENT) // 2
+    with pytest.raises(DataError, match=f"half a download, {half} of {len(CONTENT)} bytes; call again to go on"):
+        get("mine")
+    assert not (folder() / "advbench.csv").exists()
+    assert get("mine").read_bytes() == CONTENT
+    assert asked == [None, f"bytes={half}-" if pinned else None]
+    assert [p.name for p in folder().iterdir()] == ["advbench.csv"]
+
+
+def test_a_server_without_ranges_and_one_that_has_changed(flaky):
+    offer, does, asked = flaky
+    offer(True)
+    does += ["half", "no ranges"]
+    with pytest.raises(DataError, match="half a download"):
+        get("mine")
+    assert get("mine").read_bytes() == CONTENT and asked[1]
+    (folder() / "advbench.csv").unlink()
+    does.append("half")
+    with pytest.raises(DataError):
+        get("mine")
+    part = next(folder().glob(".*.part"))
+    part.write_bytes(b"of another version" + part.read_bytes()[18:])
+    with pytest.raises(DataError, match="SHA-256 .*nothing was written"):
+        get("mine")
+    assert not list(folder().iterdir())
+    assert get("mine").read_bytes() == CONTENT
+    (folder() / "advbench.csv").rename(part)  # all of it came, then the process was killed
+    does += [(416, {})]
+    with pytest.raises(DataError, match="416"):
+        get("mine")
+    assert get("mine").read_bytes() == CONTENT
+
+
+def test_a_server_that_stalls_is_left(flaky, monkeypatch):
+    offer, does, _ = flaky
+    offer(True)
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
+    does.append("stalls")
+    with pytest.raises(DataError, match="TimeoutError: timed out"):
+        get("mine")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (429, {"Retry-After": "3600"}, "429 .*call again after 3600 "),
+        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, "call again after Wed, 21 Oct"),
+        (429, {}, "429 Too Many Requests"),
+        (500, {}, "500 Internal Server Error"),
+    ],
+)
+def test_a_server_that_refuses_is_a_sentence(flaky, status, headers, said):
+    offer, does, asked = flaky
+    offer(True)
+    does.append((status, headers))
+    with pytest.raises(DataError, match=f"mine was not fetched from .*{said}.*stand-in"):
+        get("mine")
+    assert not any(folder().iterdir())
+    assert get("mine").read_bytes() == CONTENT and len(asked) == 2

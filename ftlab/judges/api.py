@@ -70,6 +70,7 @@ def _chat(rubric: str, key: str, prompt: str, answer: str) -> list[dict]:
 
 def _read(reply: str, key: str, answer: str) -> Judgement:
     """-> the verdict of the JSON objects in a reply that carry the pair's id; they must agree."""
+    reply = reply[-20_000:]  # reading takes the square of its length
     decoder, found, at = json.JSONDecoder(), [], reply.find("{")
     while at >= 0:
         try:
