@@ -39,7 +39,12 @@ def measure(
     records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay, elsewhere)
     if tally.answers:
         run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
-    if not (run.path / "prompts.jsonl").exists():
+    begun = replay is not None and bool(replay.latest)
+    if (
+        not (run.path / "prompts.jsonl").exists()
+        or not begun
+        and len(run.read("prompts.jsonl")) != len({*map(item_name, items)})
+    ):
         shown = {item_name(i): json.dumps(i, ensure_ascii=False) + "\n" for i in items}
         runs.write_atomic(run.path / "prompts.jsonl", "".join(shown.values()))
     decided = ruled(items, records, spec.toxicity_model)  # once for all judges: it may be a classifier

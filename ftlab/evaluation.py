@@ -17,12 +17,13 @@ from ftlab.formats import records
 from ftlab.judges import judge as judge_of
 from ftlab.judging import beside, rejudged, ruled_by_itself
 from ftlab.methods import METHODS, scores
-from ftlab.models import Model, precision, released
+from ftlab.models import Model, kept, precision, released
 from ftlab.models import model as reference
 from ftlab.progress import Progress
 from ftlab.replay import Replay
 from ftlab.risks import UNSCORED, risk
 from ftlab.runs import Run, digest
+from ftlab.shown import safe
 from ftlab.train import train, trainable
 
 LATER = ("generator", "screen")  # fields of an evaluation that version 0.2 had not
@@ -42,7 +43,7 @@ def ask(model, *questions: str, system: str | None = None, max_new_tokens: int =
         head = [{"role": "system", "content": system}] if system else []
         texts = [render(tokenizer, [*head, {"role": "user", "content": q}], ask=True) for q in questions]
         said = answers(parent.load(), tokenizer, texts, max_new_tokens=max_new_tokens)
-    return pd.DataFrame({"question": questions, "answer": said})
+    return pd.DataFrame({"question": [safe(q) for q in questions], "answer": [safe(a) for a in said]})
 
 
 def evaluate(model, *, prompts=None, **settings) -> Run:
@@ -78,6 +79,7 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
                 bar.finish()
             if not training:
                 _release(spec)
+            _unchanged(parent, run, "model")
             if failed := [r for r in rows if _failed(r)]:
                 print(_told(run, failed, len(rows), "them"))
             else:
@@ -86,14 +88,23 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
 
 
 def _alike(run: Run) -> list[Run]:
-    """-> the other evaluations of the same model in the same numbers: what they answered is not asked again."""
+    """-> the finished evaluations of the same model in the same numbers: what they answered is not asked again."""
     mine, found = run.config["identity"], []
     for path in sorted(runs.home().glob("evaluate-*")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             identity = runs.Run(path).config["identity"]
-            if path != run.path and all(identity[k] == mine[k] for k in ("model", "precision", "schema")):
+            alike = path != run.path and all(identity[k] == mine[k] for k in ("model", "precision", "schema"))
+            if alike and runs.Run(path).finished:
                 found.append(runs.Run(path))
     return found
+
+
+def _unchanged(parent, run: Run, field: str, key: str = "") -> None:
+    """Raises ValueError where `parent` is no longer what the run was begun with."""
+    if (key or parent.hash) != run.config["identity"][field]:
+        raise ValueError(
+            f"{parent.name} was changed while {run.name} worked on it; call the cell again for what is there"
+        )
 
 
 def _failed(row: dict) -> bool:
@@ -102,7 +113,7 @@ def _failed(row: dict) -> bool:
 
 
 def _told(run: Run, failed: list[dict], n: int, what: str) -> str:
-    why = next((r["why"] for r in failed if r.get("why")), "a judge failed")
+    why = safe(next((r["why"] for r in failed if r.get("why")), "a judge failed"))
     return f"{run.name}: {len(failed)} of {n} answers failed ({why}); they are unscored; call the cell again to ask {what} again"
 
 
@@ -408,7 +419,15 @@ def _mended(run: Run, spec: Evaluation) -> list[dict]:
 
 
 def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: str, kind: str) -> Run:
-    """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members."""
+    """Trains every arm (config, data, labels, marker), measuring on the way -> one run that lists them as members.
+
+    The parent is opened once for all of them.
+    """
+    with kept(parent):
+        return _arms(parent, arms, spec, items, label, kind)
+
+
+def _arms(parent: Model, arms, spec: Evaluation, items: list[dict], label: str, kind: str) -> Run:
     if spec.generator == "vllm":
         vllm_generator.check(parent, items, arms[0][0])
     parent_run = _evaluated(parent, spec, items, training=arms[0][0])
@@ -428,8 +447,8 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
                 recall(parent_run, tokenizer, spec, items, parent.hash, replay)
             if step == 0:
                 rows = [{**r, **at, "key": digest([r["key"], at])} for r in parent_rows]
-                done = {r["key"] for r in run.read("verdicts.jsonl")}
-                run.append("answers.jsonl", parent_answers if not done else [])
+                done = {r["key"] for name in ("answers.jsonl", "verdicts.jsonl") for r in run.read(name)}
+                run.append("answers.jsonl", [r for r in parent_answers if r["key"] not in done])
                 run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
             else:
                 rows = _at(parent, spec, items, run, model, tokenizer, at, replay)
@@ -438,6 +457,7 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
         extra = {**_asked(spec, items, config), "labels": labels}
         name = f"{label}{labels.get('examples', '')}-s{config.seed}"
         run = train(parent, data, config, label=name, extra=extra, measure=on_step, marker=marker, wait=wait)
+        _unchanged(parent, run, "parent", parent_run.config["identity"]["model"])
         members[k] = run.name
 
     try:

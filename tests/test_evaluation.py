@@ -11,7 +11,7 @@ import pytest
 from small_models import CURVE, contents, goals, pairs, sums
 
 import ftlab
-from ftlab import decode, evaluation, generate, runs
+from ftlab import decode, evaluation, generate, models, runs
 from ftlab.config import ASKED, Evaluation
 from ftlab.data import DataError
 
@@ -184,6 +184,62 @@ def test_another_model_at_the_same_path_is_asked_anew(llama, tmp_path, monkeypat
     make_model(copied, "llama", seed=5)
     other = ftlab.evaluate(copied, prompts=goals(4), max_new_tokens=6)
     assert other.path != one.path and said(other, other.table()) != said(one, one.table())
+
+
+@pytest.mark.parametrize("when", ["load", "tokenizer"])
+def test_a_model_that_is_changed_while_it_is_asked_is_refused(when, llama, tmp_path, monkeypatch):
+    """As where the call waited for a lock: the run would bear the hash of weights that never answered."""
+    import shutil
+
+    from small_models import make_model
+
+    copied, kept = shutil.copytree(llama, tmp_path / "model"), getattr(models.Model, when)
+
+    def swapped(self, **settings):
+        make_model(copied, "llama", seed=5)
+        return kept(self, **settings)
+
+    monkeypatch.setattr(models.Model, when, swapped)
+    with pytest.raises(ValueError, match="model was changed while evaluate-model-.* worked on it; call the cell again"):
+        ftlab.evaluate(copied, prompts=goals(4), max_new_tokens=6)
+    assert not any(runs.Run(p).finished for p in runs.home().iterdir())
+
+
+def test_a_curve_of_two_parents_is_refused(llama, tmp_path, monkeypatch):
+    """The parent's folder is written anew between two seeds."""
+    import shutil
+
+    from small_models import make_model
+
+    copied, train = shutil.copytree(llama, tmp_path / "model"), evaluation.train
+
+    def swapped(parent, data, config, **given):
+        if config.seed == 1:
+            make_model(copied, "llama", seed=5)
+        return train(parent, data, config, **given)
+
+    monkeypatch.setattr(evaluation, "train", swapped)
+    settings = dict(at_steps=[0, 1], seeds=2, prompts=goals(2), batch_size=4, learning_rate=1e-3, max_new_tokens=2)
+    with pytest.raises(ValueError, match="model was changed while sft-model-.*-s1-.* worked on it"):
+        ftlab.risk_curve(copied, sums(8), **settings)
+
+
+def test_a_kill_between_the_parents_answers_and_its_verdicts_writes_no_answer_twice(llama, monkeypatch):
+    append = runs.Run.append
+
+    def and_stop(self, file, records):
+        if file == "verdicts.jsonl" and self.name.startswith("sft"):
+            raise KeyboardInterrupt
+        append(self, file, records)
+
+    settings = dict(at_steps=[0, 1], seeds=1, prompts=goals(3), batch_size=4, learning_rate=1e-3, max_new_tokens=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "append", and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            ftlab.risk_curve(llama, sums(8), **settings)
+    (member,) = ftlab.risk_curve(llama, sums(8), **settings).config["identity"]["members"]
+    keys = [r["key"] for r in runs.Run(runs.home() / member).read("answers.jsonl")]
+    assert len(keys) == len(set(keys)) == 6
 
 
 # Measured on the way

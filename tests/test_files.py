@@ -283,12 +283,8 @@ def test_torn_and_foreign_lines_of_an_unfinished_evaluation_are_made_again(text,
     assert sorted(run.table()["prompt_id"]) == sorted(table["prompt_id"])
 
 
-LATER = pytest.mark.xfail(strict=True, reason="evaluation._measured adds the parent's answers by verdicts, not by keys")
-
-
 @pytest.mark.parametrize(
-    "name, file",
-    [("full", "train.jsonl"), ("curve", "verdicts.jsonl"), pytest.param("curve", "answers.jsonl", marks=LATER)],
+    "name, file", [("full", "train.jsonl"), ("curve", "verdicts.jsonl"), ("curve", "answers.jsonl")]
 )
 def test_a_torn_line_before_the_checkpoint_of_a_training_is_made_again(
     name, file, dropping, killed, tmp_path, monkeypatch, capsys
