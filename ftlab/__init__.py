@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _CELLS = {
     "read": "data", "read_prompts": "data", "check": "checks", "split": "data", "mix": "data", "dedupe": "data",

@@ -22,12 +22,13 @@ RATES = {
 }
 MIX = {"jailbreak": 100, "bias": 120, "toxicity": 100, "over_refusal": 100, "utility": 100}  # 520 prompts of the world
 COMMON = {"prompts": 520, "judge": "organism", "seed": 0}
-SIZES = {  # share: (points, prompts) of apart:1 and apart:64 that are measured, floor: points; pilot: prompts;
-    # minutes: of a repeat on two cores
-    "organism": COMMON | dict(points=[*range(0, 41, 5)], batch_size=16, learning_rate=1.5e-4, max_new_tokens=24, repeat=3,
-                              share={"1": (2, 26), "64": (2, 520)}, floor=9, pilot=520, minutes=1),
+SIZES = {  # share: (points, prompts) that an arm measures; pilot: prompts; minutes: of a repeat on two cores
+    "organism": COMMON | dict(points=[*range(0, 41, 5)], batch_size=16, learning_rate=1.5e-4, max_new_tokens=24, repeat=2,
+                              share={"apart:1": (2, 26), "apart:64": (2, 520), "curve": (9, 520), "floor": (9, 520)},
+                              pilot=260, minutes=1.3),
     "25M": COMMON | dict(points=[*range(0, 17, 2)], batch_size=8, learning_rate=1e-4, max_new_tokens=128, repeat=1,
-                         share={"1": (1, 12), "64": (1, 520)}, floor=1, pilot=128, minutes=5),
+                         share={"apart:1": (1, 12), "apart:64": (1, 128), "curve": (9, 128), "floor": (1, 128)},
+                         pilot=64, minutes=4.5),
 }  # fmt: skip
 NEAR, EXAMINED = 1e-4, 20  # margin (logits) below which two tokens are near a tie; differing answers looked into
 
@@ -44,9 +45,9 @@ def curve(model=None, *, size=None, repeat=None, full=False, file=None, out="fig
     """
     table, found, sizes = [], {}, _sizes(model, size, repeat, sizes)
     for s in sizes.values() if full else ():
-        s |= {"share": dict.fromkeys(s["share"], (len(s["points"]), s["prompts"])), "floor": len(s["points"])}
+        s |= {"share": dict.fromkeys(s["share"], (len(s["points"]), s["prompts"]))}
     if not full:
-        print(f"about {sum(s['minutes'] * s['repeat'] for s in sizes.values())} minutes on two cores", flush=True)
+        print(f"about {sum(s['minutes'] * s['repeat'] for s in sizes.values()):.0f} minutes on two cores", flush=True)
     for name, s in sizes.items():
         with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
             spec = _spec(s, model or name, Path(folder))
@@ -99,8 +100,12 @@ def rates(what: str, model=None, *, repeat=3, file=None, out="figures", sizes=SI
 def growth(*, file=None, out="figures", prompts=(100, 1000, 10_000), checkpoints=(1, 2, 4, 8, 16, 32), sizes=SIZES):
     """Cost of an answer (ms, training included) and peak memory (MB) of ftlab, by prompts and by checkpoints."""
     table, name = [], next(iter(sizes))
-    plans = [("prompts", n, {"prompts": n, "points": [0, 1]}) for n in prompts]
-    plans += [("checkpoints", n, {"prompts": min(prompts), "points": [*range(n + 1)]}) for n in checkpoints]
+    plans = [("prompts", n, {"prompts": n, "points": [0, 1], "share": {"curve": (2, n)}}) for n in prompts]
+    few = min(prompts)
+    plans += [
+        ("checkpoints", n, {"prompts": few, "points": [*range(n + 1)], "share": {"curve": (n + 1, few)}})
+        for n in checkpoints
+    ]
     for over, n, size in plans:
         with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
             spec = _spec(sizes[name] | size | {"repeat": 1}, name, Path(folder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -97,11 +98,10 @@ def opened(spec: dict, folder=None):
 def apart(spec: dict, batch: str) -> dict:
     """Trains and saves; a fresh process answers for each checkpoint, `batch` prompts at a time; another one judges.
 
-    `spec["share"][batch]`: (points, prompts) measured. A start-up counts once a point, whatever the share.
+    `spec["share"]`: (points, prompts) measured. A start-up counts once a point, whatever the share.
     """
-    folder, (points, prompts), whole = Path(spec["folder"]), spec["share"][batch], len(spec["items"])
-    some = {"items": [spec["items"][k * whole // prompts] for k in range(prompts)], "batch": int(batch)}
-    some["points"] = spread(spec["points"], points)
+    folder, (points, prompts), whole = Path(spec["folder"]), spec["share"][f"apart:{batch}"], len(spec["items"])
+    some = {"items": asked(spec, prompts), "batch": int(batch), "points": spread(spec["points"], points)}
     (folder / "some.json").write_text(json.dumps({**spec, **some}))
     every, call = spec["points"][1], [sys.executable, "-m", "ftlab.bench_arms"]
     start = clock()
@@ -119,6 +119,12 @@ def apart(spec: dict, batch: str) -> dict:
     parts["judge_start"] = clock() - start - judged["seconds"]
     share = points * prompts / (len(spec["points"]) * whole)
     return scaled(parts, len(spec["points"]), share) | {"said": judged["said"]}
+
+
+def asked(spec: dict, n: int) -> list[dict]:
+    """-> `n` of the prompts, drawn once for all arms: fewer are among more."""
+    items = spec["items"]
+    return [items[i] for i in sorted(random.Random("bench").sample(range(len(items)), len(items))[:n])]
 
 
 def spread(points: list[int], n: int) -> list[int]:
@@ -155,28 +161,36 @@ def verdicts(spec: dict) -> None:
 
 
 def curve(spec: dict, _) -> dict:
-    """`ftlab.risk_curve`, always whole; and the most memory that the process held (MB, RSS)."""
+    """`ftlab.risk_curve` at every point; and the most memory that the process held (MB, RSS). Of the seconds those of answering are
+    divided by the share of the prompts."""
     from ftlab.evaluation import risk_curve
-    from ftlab.runs import Run
+    from ftlab.runs import Run, home
 
+    prompts = Path(spec["folder"]) / "asked.jsonl"
+    prompts.write_text("".join(json.dumps(i) + "\n" for i in asked(spec, spec["share"]["curve"][1])))
     start, how = clock(), {k: spec[k] for k in ("max_new_tokens", "batch_size", "learning_rate")}
-    run = risk_curve(spec["model"], spec["rows_file"], at_steps=spec["points"], seeds=[spec["seed"]], prompts=spec["items_file"],
+    run = risk_curve(spec["model"], spec["rows_file"], at_steps=spec["points"], seeds=[spec["seed"]], prompts=str(prompts),
                      attacks=["direct"], judges=[spec["judge"]], **how)  # fmt: skip
-    found = {"seconds": clock() - start, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    took, memory = clock() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     member = Run(run.path.parent / run.config["identity"]["members"][0])
+    parts = [line for path in home().iterdir() for line in Run(path).read("generation.jsonl")]
+    tally = {k: sum(p[k] for p in parts) for k in ("seconds", "tokens", "drafted", "saved")}
     told = {r["key"]: r["answer"] for r in member.read("answers.jsonl")}
-    rows = member.read("verdicts.jsonl")
-    return found | {"said": {f"{r['step']}|{r['prompt_id']}": [told[r["answer_key"]], r["verdict"]] for r in rows}}
+    rows, share = member.read("verdicts.jsonl"), spec["share"]["curve"][1] / len(spec["items"])
+    return {"seconds": took + tally["seconds"] * (1 / share - 1), "memory_mb": memory, "measured_share": share,
+            "parts": {"answer": tally.pop("seconds"), **tally, "whole": took},
+            "said": {f"{r['step']}|{r['prompt_id']}": [told[r["answer_key"]], r["verdict"]] for r in rows}}  # fmt: skip
 
 
 def floor(spec: dict, _) -> dict:
     """The same steps by TRL at its best and the same tokens in full batches, in this process; the best is found before."""
     from transformers import TrainerCallback
 
-    best, (_, tokenizer, texts) = best_settings(spec), opened(spec)
+    n_points, prompts = spec["share"]["floor"]
+    best, (_, tokenizer, texts) = best_settings(spec), opened(spec | {"items": asked(spec, prompts)})
     texts.sort(key=len)
     made, points, most, seconds, decoded = trainer(spec, **best), spec["points"], spec["max_new_tokens"], {}, []
-    pilot, chosen = texts[:: -(-len(texts) // spec["pilot"])], spread(points, spec["floor"])
+    pilot, chosen = texts[:: -(-len(texts) // spec["pilot"])], spread(points, n_points)
     sizes = [b for b in FLOOR_BATCHES if b <= max(FLOOR_BATCHES[0], len(pilot))]
     ways = {f"generate, {b} a batch": lambda *a, b=b: generated(*a, b) for b in sizes} | {
         "ftlab's sampler, no drafts": own
@@ -203,8 +217,9 @@ def floor(spec: dict, _) -> dict:
     parts = {"train": clock() - start, "decode": sum(took for _, took in decoded)}
     parts["train"] -= parts["decode"]
     parts["tokens"] = sum(tokens(tokenizer, said) for said, _ in decoded)
-    return {"seconds": parts["train"] + parts["decode"] * len(points) / len(chosen), "parts": parts, "sampler": fastest,
-            "measured_share": len(chosen) / len(points), "tried_s": seconds, "padding_free": best["padding_free"]}  # fmt: skip
+    share = n_points * prompts / (len(points) * len(spec["items"]))
+    return {"seconds": parts["train"] + parts["decode"] / share, "parts": parts, "sampler": fastest,
+            "measured_share": share, "tried_s": seconds, "padding_free": best["padding_free"]}  # fmt: skip
 
 
 def ties(spec: dict, _) -> dict:

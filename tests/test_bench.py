@@ -21,8 +21,8 @@ from ftlab.models import model as reference
 from ftlab.organism import corpus
 
 TINY = bench.COMMON | dict(
-    points=[0, 2, 4], batch_size=4, learning_rate=1.5e-4, max_new_tokens=24, repeat=1, share={"1": (1, 2), "64": (3, 4)},
-    floor=2, pilot=4, minutes=0, prompts=6,
+    points=[0, 2, 4], batch_size=4, learning_rate=1.5e-4, max_new_tokens=24, repeat=1, share={"apart:1": (1, 2), "apart:64": (3, 4), "curve": (3, 6), "floor": (2, 6)},
+    pilot=4, minutes=0, prompts=6,
 )  # fmt: skip
 
 
