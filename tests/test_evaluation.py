@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -174,8 +175,6 @@ def test_the_same_text_is_asked_once(llama, monkeypatch):
 
 
 def test_another_model_at_the_same_path_is_asked_anew(llama, tmp_path, monkeypatch):
-    import shutil
-
     from small_models import make_model
 
     copied = shutil.copytree(llama, tmp_path / "model")
@@ -189,8 +188,6 @@ def test_another_model_at_the_same_path_is_asked_anew(llama, tmp_path, monkeypat
 @pytest.mark.parametrize("when", ["load", "tokenizer"])
 def test_a_model_that_is_changed_while_it_is_asked_is_refused(when, llama, tmp_path, monkeypatch):
     """As where the call waited for a lock: the run would bear the hash of weights that never answered."""
-    import shutil
-
     from small_models import make_model
 
     copied, kept = shutil.copytree(llama, tmp_path / "model"), getattr(models.Model, when)
@@ -207,8 +204,6 @@ def test_a_model_that_is_changed_while_it_is_asked_is_refused(when, llama, tmp_p
 
 def test_a_curve_of_two_parents_is_refused(llama, tmp_path, monkeypatch):
     """The parent's folder is written anew between two seeds."""
-    import shutil
-
     from small_models import make_model
 
     copied, train = shutil.copytree(llama, tmp_path / "model"), evaluation.train
@@ -313,10 +308,11 @@ def test_a_curve_with_dpo(llama):
 
 
 @pytest.mark.parametrize(("name", "left"), [("curve", 6), ("curve without checkpoint", 6)])
-def test_a_killed_curve_goes_on_where_it_stopped(name, left, killed, dropping, monkeypatch):
+def test_a_killed_curve_goes_on_where_it_stopped(name, left, killed, dropping, monkeypatch, tmp_path):
     """No answer of a point before the kill is asked for again, and the table is that of an uninterrupted curve."""
     straight = ftlab.risk_curve(dropping, sums(20), prompts=goals(6), **CURVE)
-    monkeypatch.setenv("FTLAB_RUNS", str(killed / name))
+    shutil.copytree(killed / name, tmp_path / name)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / name))
     seen = asked(monkeypatch)
     again = ftlab.risk_curve(dropping, sums(20), prompts=goals(6), **CURVE)
     assert len(seen) == left  # those of seed 1 at step 6

@@ -20,7 +20,7 @@ OTHER = {  # another value of every field
     "at_steps": (0, 1), "stop_when_broken": True, "risks": ("bias",), "attacks": ("direct",), "n_prompts": 5,
     "split": "valid", "judges": ("keywords",), "samples": 2, "prompt_seed": 1, "toxicity_model": "x", "decoding": {"temperature": 1}, "max_new_tokens": 5, "prompts": "ab", "system": "Be brief.",
     "dora": True, "qlora": True, "num_generations": 4, "max_completion_length": 8, "valid": 0.1, "eval_every": 2, "patience": 2,
-    "stop_above": {"jailbreak": 0.1},
+    "stop_above": {"jailbreak": 0.1}, "generator": "vllm", "screen": True,
 }  # fmt: skip
 
 

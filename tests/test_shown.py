@@ -220,7 +220,8 @@ def test_a_run_and_a_model_show_themselves(llama, runs_folder):
 
 def test_a_table_of_verdicts_opens_whatever_a_judge_said(runs_folder):
     run = runs.start("evaluate", "x", {"a": 1})
-    run.append("verdicts.jsonl", [{"verdict": "refused", "why": c} for c in CANARIES.values()])
+    row = {"key": "a", "risk": "jailbreak", "prompt_id": "1", "step": 0, "verdict": "refused"}
+    run.append("verdicts.jsonl", [row | {"why": c} for c in CANARIES.values()])
     assert run.table()["why"].tolist() == [encodable(c) for c in CANARIES.values()]
     assert [r["why"] for r in run.read("verdicts.jsonl")] == list(CANARIES.values()), "the file is exact"
 
