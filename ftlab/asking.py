@@ -212,7 +212,7 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
         )
         generate.answers(model, tokenizer, texts, **how)
         said |= {texts[b]: new for b, new in made.items()}
-        if drafts:
+        if replay and not decoding.temperature:
             replay.weigh(took)
         tally += took
     records = [known[k] for k in keys]

@@ -22,6 +22,7 @@ FORWARD_TOKENS = {"cpu": 1024}
 FORWARD_TOKENS_ELSEWHERE = 8192
 LOGITS_BYTES = 2**28  # of the verified places of one forward pass
 FEW, MOST_ROWS = 16, 1024  # of a batch
+LONG_S = 0.1  # a step that long needs no second measurement
 GAIN = 0.93  # twice the rows must take at most this much of the seconds a row; else they are not worth their memory
 ROUNDING = {
     "bfloat16": 2.0**-6,
@@ -277,7 +278,8 @@ class Work:
         return cache
 
     def _shape(self) -> tuple:
-        return self.config.model_type, self.model.num_parameters(), str(self.model.dtype), str(self.model.device)
+        most = 1 << (len(self.ids) - 1).bit_length()  # rows that are worth to be tried
+        return self.config.model_type, self.model.num_parameters(), str(self.model.dtype), str(self.model.device), most
 
     def _rows(self, wanted: int) -> int:
         """-> rows of a batch: doubled as long as a step's seconds a row fall, within the memory there is."""
@@ -285,7 +287,7 @@ class Work:
             return max(wanted, 1)
         if (known := _measured.get(self._shape())) is None:
             known, fastest, rows = FEW, None, FEW
-            while rows <= MOST_ROWS:
+            while rows <= min(MOST_ROWS, self._shape()[-1]):
                 try:
                     each = self._step_s(rows) / rows
                 except Exception as e:
@@ -302,7 +304,7 @@ class Work:
         return max(1, min(known, wanted, self._fitting(max(map(len, self.ids)) + self.new)))
 
     def _step_s(self, rows: int) -> float:
-        """-> seconds of a decoding step: the shortest of three."""
+        """-> seconds of a decoding step: the shortest of three, of a long one the first."""
         import torch
 
         cache, mask, times = self._cache(), None, []
@@ -312,6 +314,8 @@ class Work:
             logits, mask = self._forward(token, cache, mask, 1)
             token = logits.max(-1)[1].cpu().to(token.device)  # waits for the device
             times.append(clock() - began)
+            if len(times) > 1 and times[-1] > LONG_S:
+                break
         return min(times[1:])
 
     def _fitting(self, columns: int) -> int:

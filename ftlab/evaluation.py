@@ -61,8 +61,8 @@ def evaluate(model, *, prompts=None, **settings) -> Run:
     return _evaluated(parent, *plan(parent, prompts, settings))
 
 
-def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training | None = None) -> Run:
-    """`training`: in the numbers of a model that is so trained, to stand as step 0 beside one."""
+def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training | None = None, replay=None) -> Run:
+    """`training`: in the numbers of a model that is so trained, to stand as step 0 beside one, with its `replay`."""
     if spec.generator == "vllm":
         vllm_generator.check(parent, items)
     identity = {"model": parent.hash, **_asked(spec, items, training)}
@@ -75,7 +75,7 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
                 bar = Progress(run.name, len(items))
                 run.forget("verdicts.jsonl", _failed)
                 # The model is nobody's but measure's, so that its memory can be given back.
-                rows = measure(run, parent if spec.generator == "vllm" else parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar, elsewhere=_alike(run) if isinstance(parent, Model) else ())  # fmt: skip
+                rows = measure(run, parent if spec.generator == "vllm" else parent.load(**_numbers(training)), parent.tokenizer(), spec, items, key=parent.hash, labels={"step": 0}, progress=bar, replay=replay, elsewhere=_alike(run) if isinstance(parent, Model) else ())  # fmt: skip
                 bar.finish()
             if not training:
                 _release(spec)
@@ -430,10 +430,10 @@ def _measured(parent: Model, arms, spec: Evaluation, items: list[dict], label: s
 def _arms(parent: Model, arms, spec: Evaluation, items: list[dict], label: str, kind: str) -> Run:
     if spec.generator == "vllm":
         vllm_generator.check(parent, items, arms[0][0])
-    parent_run = _evaluated(parent, spec, items, training=arms[0][0])
+    replay, begun = Replay(), set()
+    parent_run = _evaluated(parent, spec, items, arms[0][0], replay)
     parent_rows, parent_answers = parent_run.read("verdicts.jsonl"), parent_run.read("answers.jsonl")
     members: dict[int, str] = {}
-    replay, begun = Replay(), set()
 
     def work(k: int, wait: bool) -> None:
         config, data, labels, marker = arms[k]

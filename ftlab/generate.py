@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ftlab.config import GREEDY, Decoding
 from ftlab.decode import Work
+from ftlab.hardware import blocks_kept
 from ftlab.runs import clock
 
 TOKENS_A_BATCH = 16_384  # of `likelihoods`: prompts and choices
@@ -206,7 +207,7 @@ def _decoding(model):
     mixed = torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda" and model.dtype == torch.float32)
     model.eval()
     try:
-        with torch.inference_mode(), mixed:
+        with torch.inference_mode(), mixed, blocks_kept():
             yield
     finally:
         model.train(was_training)

@@ -7,14 +7,15 @@ switched off by measurement where it does not.
 from __future__ import annotations
 
 KEPT = 3  # different earlier answers to a prompt, the latest first
-ENOUGH = 64  # decoded tokens from which on their seconds are a measurement
+REST = 3  # calls without drafts after one in which they did not pay
 
 
 class Replay:
     """One object a curve; its arms share it."""
 
     def __init__(self):
-        self.on = True
+        self.plain: float | None = None  # seconds a new token without drafts
+        self.off = 0  # calls left without drafts
         self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
         self.latest: dict = {}  # hash of the model that answered last -> its records by key
         self.held: dict = {}  # name of a file -> (path, its records when it was first read, its size since)
@@ -34,7 +35,7 @@ class Replay:
     def drafts(self, prompts: list[str]) -> list[list] | None:
         """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
         found = [list(self.said.get(p, ())) for p in prompts]
-        return found if self.on and any(found) else None
+        return found if not self.off and any(found) else None
 
     def remember(self, prompts: list[str], answers: list) -> None:
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -42,12 +43,14 @@ class Replay:
             self.said[prompt] = (answer, *others[: KEPT - 1])
 
     def weigh(self, tally) -> None:
-        """Switches drafts off where reading them took longer than decoding the tokens that they saved would have."""
-        decoded = tally.tokens - tally.saved
-        if tally.drafted and decoded >= ENOUGH:
-            a_step = (tally.seconds - tally.drafting) / decoded
-            read = tally.drafting * tally.drafted / (tally.drafted + tally.prompted)
-            self.on = tally.saved * a_step > read
+        """Sets drafts off for `REST` calls where a token took longer with them than without, as last measured."""
+        if not tally.tokens:
+            return
+        each = tally.seconds / tally.tokens
+        if not tally.drafted:
+            self.plain, self.off = each, max(self.off - 1, 0)
+        elif self.plain is not None and each > self.plain:
+            self.off = REST
 
 
 def _size(path) -> int:
