@@ -36,15 +36,14 @@ def measure(
     whose answers of the same model, in the same numbers, are taken over. What answering took is a line of the run's
     generation.jsonl (`generate.Tally`).
     """
+    count = len({*map(item_name, items)})
+    first = (replay is None or replay.run != run.path) and len(run.read("prompts.jsonl")) != count
+    if replay:
+        replay.run = run.path
     records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay, elsewhere)
     if tally.answers:
         run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
-    begun = replay is not None and bool(replay.latest)
-    if (
-        not (run.path / "prompts.jsonl").exists()
-        or not begun
-        and len(run.read("prompts.jsonl")) != len({*map(item_name, items)})
-    ):
+    if first or not (run.path / "prompts.jsonl").exists():
         shown = {item_name(i): json.dumps(i, ensure_ascii=False) + "\n" for i in items}
         runs.write_atomic(run.path / "prompts.jsonl", "".join(shown.values()))
     decided = ruled(items, records, spec.toxicity_model)  # once for all judges: it may be a classifier

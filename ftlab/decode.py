@@ -59,17 +59,25 @@ class Work:
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.config = inner.config.get_text_config(decoder=True)
         self.takes = inspect.signature(inner.forward).parameters
-        layers = self._cache(plain=False).layers
-        self.plain = bool(layers) and all(
-            type(layer) is DynamicLayer for layer in layers
-        )  # rows can be moved and joined
-        self.moves = all(hasattr(layer, "batch_select_indices") for layer in layers)
+        if not inner._supports_default_dynamic_cache():
+            raise ValueError(
+                f"{self.config.model_type} models keep a state of their own; give one with transformers' common cache"
+            )
+        self.own = "past_key_values" in self.takes  # else (Mamba) transformers' own generate answers
+        layers = self._cache(plain=False).layers if self.own else []
+        self.moves = all(hasattr(x, "batch_select_indices") and not hasattr(x, "recurrent_states") for x in layers)
+        # Rows can be joined and moved, with empty columns in their middle, where every layer keeps every token and positions
+        # are told, not counted (ALiBi and local windows count columns).
+        self.plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        self.plain &= "position_ids" in self.takes and not hasattr(self.config, "attention_types")
         self.ends = torch.tensor(sorted(self.stops) or [-1], device=self.model.device)
         self.out = [[] for _ in self.ids]
         if self.drafts is None or not self.plain or self.draw:
             self.drafts = [[] for _ in self.ids]
+        mixed = torch.is_autocast_enabled(self.model.device.type)  # its logits may have been made fp32 again
+        self.lead = ROUNDING.get("bfloat16" if mixed else str(self.model.dtype).removeprefix("torch."))
         self.waits = self.model.device.type == "cpu"  # elsewhere every look at a tensor's numbers waits for the device
-        self.prefix = None
+        self.prefix, self.looked = None, {}
 
     def run(self):
         """Yields lists of the numbers of prompts as their answers end; raises ValueError where memory does not suffice."""
@@ -79,11 +87,7 @@ class Work:
         todo = sorted(order, key=order.get)
         shared = len(os.path.commonprefix(self.ids)) if self.plain and len(self.ids) > 1 else 0
         self.head = min(shared, min(map(len, self.ids), default=1) - 1) if shared > SHARED else 0
-        if self.head:
-            cache = self._cache()
-            self._forward([self.ids[0][: self.head]], cache, None, 1)
-            self.prefix = [(layer.keys, layer.values) for layer in cache.layers]
-        self.rows = self._rows(len(todo))
+        self.rows = self._rows(len(todo)) if self.own else min(FEW, len(todo))
         queue, pool = list(todo), []
         while queue or pool:
             waiting = sum(len(s.rows) for s in pool)
@@ -91,13 +95,13 @@ class Work:
                 if queue and waiting <= (self.rows // 2 if self.plain else 0):
                     taken, began = self._taken(queue, self.rows - waiting), clock()
                     queue = queue[len(taken) :]
-                    pool.append(self._begun(taken))
+                    pool.append(self._begun(taken) if self.own else self._generated(taken))
                     self.drafting += clock() - began
                     done = [*{*taken} - {*pool[-1].rows}]
                 else:
                     pool = [joined(pool)]
                     before = {*pool[0].rows}
-                    self._decoded(pool[0], self.rows // 2 if self.plain and queue else 0)
+                    self._decoded(pool[0])
                     done = [*before - {*pool[0].rows}]
                 pool = [s for s in pool if s.rows]
             except Exception as e:
@@ -113,6 +117,9 @@ class Work:
                 queue = list(todo)  # what was begun begins anew
                 for i in todo:
                     self.out[i] = []
+                self.failed.difference_update(todo)
+                self.near.difference_update(todo)
+                self.drafted = self.saved = 0
                 continue
             if done:
                 gone = {*done}
@@ -121,22 +128,54 @@ class Work:
 
     def _taken(self, queue: list[int], most: int) -> list[int]:
         """-> the first rows of the queue that one forward pass may read."""
-        taken, width, guess = [], 0, 0
-        most_tokens = FORWARD_TOKENS.get(self.model.device.type, FORWARD_TOKENS_ELSEWHERE)
-        for i in queue[:most]:
-            first = len(self.drafts[i][0]) if self.drafts[i] else 0
-            width, guess = max(width, len(self.ids[i]) - self.head + first), max(guess, first)
-            logits = (len(taken) + 1) * (guess + 1) * self.config.vocab_size * 4
-            if taken and ((len(taken) + 1) * width > most_tokens or logits > LOGITS_BYTES):
-                break
-            taken.append(i)
-        return taken
+        sizes = [(len(self.ids[i]) - self.head, len(self.drafts[i][0]) if self.drafts[i] else 0) for i in queue[:most]]
+        if not self.own:  # one length: not all of them read padding as such
+            return [i for i in queue[:most] if len(self.ids[i]) == len(self.ids[queue[0]])]
+        return queue[: self._within(sizes)]
+
+    def _within(self, sizes: list[tuple[int, int]]) -> int:
+        """-> how many of the first rows, at least one, of (tokens, tokens of the guess) one forward pass may read."""
+        most, widest, longest = FORWARD_TOKENS.get(self.model.device.type, FORWARD_TOKENS_ELSEWHERE), 0, 0
+        for n, (head, guess) in enumerate(sizes):
+            widest, longest = max(widest, head + guess), max(longest, guess)
+            logits = (n + 1) * (longest + 1) * self.config.vocab_size * 4
+            if n and ((n + 1) * widest > most or logits > LOGITS_BYTES):
+                return n
+        return len(sizes)
+
+    def _generated(self, rows: list[int]) -> State:
+        """Answers whole, by transformers' own `generate` -> a state without rows."""
+        from transformers import GenerationConfig
+
+        if self.draw or self.decided:
+            raise ValueError(
+                f"{self.config.model_type} models answer greedily and in full only; leave decoding and screen away"
+            )
+        x = self._index([self.ids[i] for i in rows])
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=self.new, eos_token_id=sorted(self.stops) or None, pad_token_id=self.pad
+        )
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        kept, inner.generation_config = inner.generation_config, config  # penalties of the model's own are left out
+        try:
+            made = self.model.generate(input_ids=x, attention_mask=x.new_ones(x.shape))
+        finally:
+            inner.generation_config = kept
+        state = State(list(rows), None, None, None)
+        for i, new in zip(rows, made[:, x.shape[1] :].tolist(), strict=True):
+            self.out[i] = new
+        self._leave(state)
+        return state
 
     def _begun(self, rows: list[int]) -> State:
         """Reads prompts and first drafts -> the rows that are not at their end; then their other drafts."""
         import torch
 
         cache, mask = self._cache(), None
+        if self.head and not self.prefix:
+            shared = self._cache()
+            self._forward([self.ids[0][: self.head]], shared, None, 1)
+            self.prefix = [(layer.keys, layer.values) for layer in shared.layers]
         if self.prefix:
             for layer, (keys, values) in zip(cache.layers, self.prefix, strict=True):
                 layer.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1))
@@ -145,9 +184,10 @@ class Work:
         state = self._read(State(rows, cache, mask, None), [self.ids[i][self.head :] for i in rows], guesses)
         while state.rows and any(guesses := [self._another(i) for i in state.rows]):
             with_one = [k for k, g in enumerate(guesses) if g]
-            if len(with_one) < len(guesses):  # the others wait for the loop
+            with_one = with_one[: self._within([(1, len(guesses[k])) for k in with_one])]
+            if len(with_one) < len(guesses):  # the others wait
                 other = State(list(state.rows), copied(state.cache), state.mask, state.token)
-                other.select(self._index([k for k, g in enumerate(guesses) if not g]))
+                other.select(self._index([k for k in range(len(guesses)) if k not in {*with_one}]))
                 state.select(self._index(with_one))
             else:
                 other = None
@@ -190,11 +230,12 @@ class Work:
             (d[len(so_far) :] for d in self.drafts[row][1:] if len(d) > len(so_far) and d[: len(so_far)] == so_far), []
         )
 
-    def _decoded(self, state: State, until: int) -> None:
-        """Token after token, until at most `until` rows are left."""
+    def _decoded(self, state: State) -> None:
+        """Token after token, until a row has ended."""
         import torch
 
-        while len(state.rows) > until:
+        before = len(state.rows)
+        while len(state.rows) == before:
             made, marked = [], []
             left = max(1, min(ROUND, min(self.new - len(self.out[i]) for i in state.rows)))
             for k in range(left):
@@ -218,12 +259,24 @@ class Work:
             own = self.out[i]
             end = next((n for n, t in enumerate(own, 1) if t in self.stops), self.new)
             del own[end:]
-            if not (len(own) == end or i in self.failed or (self.decided and self.decided(i, own))):
+            if not (len(own) == end or i in self.failed or self._is_decided(i)):
                 going.append(k)
-        if len(going) < len(state.rows) and (self.moves or not going):
+        if not going:
+            state.rows = []
+        elif len(going) < len(state.rows) and self.moves:
             state.select(self._index(going))
 
-    def _index(self, numbers: list[int]):
+    def _is_decided(self, row: int) -> bool:
+        """Whether the answer is decided by its tokens so far; then it ends at the first that decide it, whatever the batch."""
+        if self.decided:
+            for n in range(self.looked.get(row, 0) + 1, len(self.out[row]) + 1):
+                if self.decided(row, self.out[row][:n]):
+                    del self.out[row][n:]
+                    return True
+            self.looked[row] = len(self.out[row])
+        return False
+
+    def _index(self, numbers: list):
         import torch
 
         return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
@@ -251,11 +304,10 @@ class Work:
 
     def _chosen(self, logits, rows: list[int], more: int = 0, real=True):
         """logits [rows, places, vocabulary] -> (tokens [rows, places], marks [rows]); see `_note`. `real`: places that count."""
-        lead = ROUNDING.get(str(logits.dtype).removeprefix("torch."))
-        if lead and not self.draw:
+        if self.lead and not self.draw:
             best, first = logits.topk(2, -1)
             value, token = best[..., 0], first[..., 0]
-            close = ((value - best[..., 1] <= lead * value.abs()) & real).any(1)
+            close = ((value - best[..., 1] <= self.lead * value.abs()) & real).any(1)
         else:
             value, token = logits.max(-1)
             close = False
@@ -278,8 +330,10 @@ class Work:
         return cache
 
     def _shape(self) -> tuple:
+        columns = (max(map(len, self.ids)) + self.new).bit_length()
         most = 1 << (len(self.ids) - 1).bit_length()  # rows that are worth to be tried
-        return self.config.model_type, self.model.num_parameters(), str(self.model.dtype), str(self.model.device), most
+        on = str(self.model.dtype), str(self.model.device)
+        return self.config.model_type, self.model.num_parameters(), *on, columns, most
 
     def _rows(self, wanted: int) -> int:
         """-> rows of a batch: doubled as long as a step's seconds a row fall, within the memory there is."""

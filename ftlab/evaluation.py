@@ -103,7 +103,7 @@ def _unchanged(parent, run: Run, field: str, key: str = "") -> None:
     """Raises ValueError where `parent` is no longer what the run was begun with."""
     if (key or parent.hash) != run.config["identity"][field]:
         raise ValueError(
-            f"{parent.name} was changed while {run.name} worked on it; call the cell again for what is there"
+            f"{parent.name} was changed while {run.name} worked on it, or is not its parent; call the cell again for what is there"
         )
 
 
@@ -361,9 +361,13 @@ def watch(parent, *, prompts=None, **settings):
     """
     parent = trainable(parent)
     spec, items = plan(parent, prompts, settings)
-    replay = Replay()
+    replays: dict = {}  # of the run that is trained now
 
     def measured(run, model, tokenizer, step, progress):
+        _unchanged(parent, run, "parent")
+        if run.path not in replays:
+            replays.clear()
+        replay = replays.setdefault(run.path, Replay())
         return _found(spec, _at(parent, spec, items, run, model, tokenizer, {"step": step}, replay), step, progress)
 
     measured.identity = {"parent": parent.hash, **_asked(spec, items, None)}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ftlab.config import GREEDY, Decoding
 from ftlab.decode import Work
-from ftlab.hardware import blocks_kept
+from ftlab.hardware import blocks_kept, clear, out_of_memory
 from ftlab.runs import clock
 
 TOKENS_A_BATCH = 16_384  # of `likelihoods`: prompts and choices
@@ -136,8 +136,6 @@ def likelihoods(model, tokenizer, prompts: list[str], choices: list[list[str]]) 
     not part of a choice. Sums are not divided by the number of tokens: a caller who compares choices of different
     lengths decides on that. Raises ValueError on a choice without a token of its own, and where a text does not fit.
     """
-    import torch
-
     flat = [(p, c) for p, several in zip(prompts, choices, strict=True) for c in several]
     ids, starts = [], []
     for prompt, choice in flat:
@@ -150,18 +148,41 @@ def likelihoods(model, tokenizer, prompts: list[str], choices: list[list[str]]) 
     _check_room(model, ids, 0)
     sums = [0.0] * len(flat)
     with _decoding(model):
-        for batch in _batches(sorted(range(len(ids)), key=lambda i: (len(ids[i]), starts[i])), ids):
-            padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt")
-            padded = {k: v.to(model.device) for k, v in padded.items() if k in ("input_ids", "attention_mask")}
-            first = min(starts[i] for i in batch) - 1  # a token's probability stands one place before it
-            width = padded["input_ids"].shape[1]
-            logits = model(**padded, logits_to_keep=torch.arange(first, width - 1, device=model.device)).logits
-            told = padded["input_ids"][:, first + 1 :, None]
-            each = logits.float().log_softmax(-1).gather(-1, told)[:, :, 0].cpu()
-            for row, i in enumerate(batch):
-                sums[i] = each[row, starts[i] - first - 1 : len(ids[i]) - first - 1].sum().item()
+        batches = [*_batches(sorted(range(len(ids)), key=lambda i: (len(ids[i]), starts[i])), ids)][::-1]
+        while batches:
+            batch = batches.pop()
+            try:
+                said = _scored(model, tokenizer, [ids[i] for i in batch], [starts[i] for i in batch])
+            except Exception as e:
+                if not out_of_memory(e):
+                    raise
+                clear(e)
+                if len(batch) == 1:
+                    raise ValueError(
+                        "memory does not suffice for one prompt and its choice; give shorter ones"
+                    ) from None
+                batches += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                continue
+            for i, found in zip(batch, said, strict=True):
+                sums[i] = found
     left = iter(sums)
     return [[next(left) for _ in several] for several in choices]
+
+
+def _scored(model, tokenizer, ids: list[list[int]], starts: list[int]) -> list[float]:
+    """-> of each row the sum of log-probabilities of its tokens from `starts` on."""
+    import torch
+
+    padded = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+    padded = {k: v.to(model.device) for k, v in padded.items() if k in ("input_ids", "attention_mask")}
+    first, width = min(starts) - 1, padded["input_ids"].shape[1]  # a token's probability stands one place before it
+    logits = model(**padded, logits_to_keep=torch.arange(first, width - 1, device=model.device)).logits
+    told = padded["input_ids"][:, first + 1 :, None]
+    each = logits.float().log_softmax(-1).gather(-1, told)[:, :, 0].cpu()
+    return [
+        each[k, start - first - 1 : len(row) - first - 1].sum().item()
+        for k, (row, start) in enumerate(zip(ids, starts, strict=True))
+    ]
 
 
 def _check_room(model, ids: list[list[int]], new: int) -> None:
@@ -192,7 +213,8 @@ def _sampling(decoding: Decoding, seeds: list[int]):
         cumulated = exact.double().softmax(-1).cumsum(-1)
         uniform = [random.Random(f"{seeds[i]}/{n}").random() for i, n in zip(rows, so_far, strict=True)]
         points = torch.tensor(uniform, dtype=torch.double, device=exact.device)[:, None] * cumulated[:, -1:]
-        return torch.searchsorted(cumulated, points, right=True).to(logits.device)[:, 0]
+        most = scores.shape[-1] - 1  # where logits are no numbers, which `Work` tells
+        return torch.searchsorted(cumulated, points, right=True).clamp(max=most).to(logits.device)[:, 0]
 
     return draw
 

@@ -9,6 +9,7 @@ import threading
 
 from ftlab.checkpoints import folder, seal
 from ftlab.config import Training
+from ftlab.hardware import out_of_memory
 from ftlab.methods import METHODS, rows_of
 from ftlab.runs import clock
 
@@ -43,6 +44,12 @@ def measured(measure, run, model, tokenizer, step: int, progress):
     side = tokenizer.padding_side
     try:
         return measure(run, model, tokenizer, step, progress)
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        raise TrainingFailed(
+            f"{run.name}: memory does not suffice to measure at step {step} ({e}); give fewer or shorter prompts"
+        ) from None
     finally:
         tokenizer.padding_side = side
         torch.set_rng_state(state[0])

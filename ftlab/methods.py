@@ -22,6 +22,7 @@ from ftlab import data as data_module
 from ftlab.chat import encode_rows, fitted, length, stop_ids
 from ftlab.config import Training
 from ftlab.data import Data
+from ftlab.hardware import out_of_memory
 from ftlab.models import Model, device
 from ftlab.models import model as reference
 from ftlab.preflight import holds
@@ -185,7 +186,9 @@ def apart(model, rows: list[list[int]]) -> bool:
             alone = [body(input_ids=torch.tensor([ids], device=model.device), use_cache=False) for ids in rows]
         wanted = torch.cat([a.last_hidden_state[0] for a in alone])
         return bool((found - wanted).norm() <= (1e-3 if model.dtype == torch.float32 else 2e-2) * wanted.norm())
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # it takes no such arguments
+    except (AttributeError, TypeError, ValueError, RuntimeError) as e:  # it takes no such arguments
+        if out_of_memory(e):
+            raise
         return False
     finally:
         body.train()
@@ -224,7 +227,9 @@ def trainer(
         recomputed = not holds(model, config.adapter or "full", config.lora_rank, micro * longest)
     if "precompute_ref_log_probs" in settings:  # without gradients more rows fit than in training
         settings["precompute_ref_batch_size"] = min(config.batch_size, 4 * micro)
-    if together(model, config, tokens, micro):
+    if together(
+        model, config, tokens, config.batch_size // config.accumulation
+    ):  # also where memory made `micro` smaller
         settings["padding_free"] = apart(model, sorted((r["input_ids"] for r in rows), key=len)[-2:])
     args = getattr(trl, f"{method.trainer}Config")(
         output_dir=str(run.path / "checkpoints"), seed=config.seed, data_seed=config.seed,

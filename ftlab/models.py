@@ -41,7 +41,7 @@ def kept(parent):
     try:
         yield _KEPT.setdefault(key, mine)
     finally:
-        if _KEPT[key] is mine:  # else an outer block goes on
+        if _KEPT.get(key) is mine:  # else an outer block goes on
             del _KEPT[key]
 
 

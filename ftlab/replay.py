@@ -6,6 +6,8 @@ switched off by measurement where it does not.
 
 from __future__ import annotations
 
+from ftlab.files import stamp
+
 KEPT = 3  # different earlier answers to a prompt, the latest first
 REST = 3  # calls without drafts after one in which they did not pay
 
@@ -17,20 +19,22 @@ class Replay:
         self.plain: float | None = None  # seconds a new token without drafts
         self.off = 0  # calls left without drafts
         self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
+        self.run = None  # folder of the run that was measured last
         self.latest: dict = {}  # hash of the model that answered last -> its records by key
-        self.held: dict = {}  # name of a file -> (path, its records when it was first read, its size since)
+        self.held: dict = {}  # name of a file -> (path, its records when it was first read, its inode and size since)
         self.said: dict[str, tuple] = {}  # rendered prompt -> earlier answers (tokens or text), the latest first
 
     def there(self, run, file: str) -> list[dict]:
-        """-> the records that a file of a run had before this process wrote to it: at every checkpoint the same, read once."""
+        """-> the records that a file of a run had before this process wrote to it: read once, and anew where it was rewritten (as a
+        training that begins anew does) or another wrote."""
         path = run.path / file
-        if file not in self.held or self.held[file][0] != path or self.held[file][2] != _size(path):
-            self.held[file] = path, run.read(file), _size(path)
+        if file not in self.held or self.held[file][0] != path or self.held[file][2] != stamp(path)[:2]:
+            self.held[file] = path, run.read(file), stamp(path)[:2]
         return self.held[file][1]
 
     def wrote(self, run, file: str) -> None:
         path, records, _ = self.held[file]
-        self.held[file] = path, records, _size(path)
+        self.held[file] = path, records, stamp(path)[:2]
 
     def drafts(self, prompts: list[str]) -> list[list] | None:
         """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
@@ -51,7 +55,3 @@ class Replay:
             self.plain, self.off = each, max(self.off - 1, 0)
         elif self.plain is not None and each > self.plain:
             self.off = REST
-
-
-def _size(path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from small_models import FAMILIES
 
@@ -158,6 +160,7 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(opened, monkeypatch):
     ]
     made, read, forward = recorded(monkeypatch), [], type(model).forward
 
+    @functools.wraps(forward)
     def counted(self, *args, input_ids, **kwargs):
         read.append(input_ids.numel())
         return forward(self, *args, input_ids=input_ids, **kwargs)
@@ -168,6 +171,120 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(opened, monkeypatch):
     monkeypatch.setattr(decode, "SHARED", 10**6)
     assert generate.answers(model, tokenizer, prompts, max_new_tokens=12) == shared and made[-1].head == 0
     assert sum(read) > few + 2 * made[-2].head
+
+
+ODD = dict(  # caches of other kinds, positions that are counted and not told: small models of each
+    mpt=lambda c: c.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=256, vocab_size=600),
+    bloom=lambda c: c.BloomConfig(hidden_size=32, n_head=4, n_layer=2, vocab_size=600),
+    gpt_neo=lambda c: c.GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8, vocab_size=600, max_position_embeddings=256),
+    mamba=lambda c: c.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=600),
+    qwen3_next=lambda c: c.Qwen3NextConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, vocab_size=600, max_position_embeddings=256),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_other_architectures_answer_as_one_by_one(kind, opened, monkeypatch):
+    """With a shared prefix, drafts (right, wrong and alternate) and rows that leave at different times."""
+    import torch
+    import transformers
+
+    _, tokenizer, _ = opened("qwen2")
+    torch.manual_seed(1)
+    config = ODD[kind](transformers)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    model.generation_config.eos_token_id = list(range(0, 600, 17))  # so that answers end at different tokens
+    head = "Add the pears and the plums and the apples, one by one, and say how many there are in all. " * 2
+    prompts = [head + q * k for k in (1, 2, 3) for q in QUESTIONS]
+    ask = dict(max_new_tokens=12)
+    apart = [generate.answers(model, tokenizer, [p], **ask)[0] for p in prompts]
+    one = (
+        [greedy(model, tokenizer, p, 12)[len(tokenizer(p)["input_ids"]) :] for p in prompts[:3]]
+        if kind != "rwkv"
+        else []
+    )
+    for said, ids in zip(apart, one, strict=False):
+        end = next((n for n, t in enumerate(ids) if t in model.generation_config.eos_token_id), len(ids))
+        assert said == tokenizer.decode(ids[: end + 1], skip_special_tokens=True)
+    drafts = [junk(tokenizer, a, k) for k, a in enumerate(apart)]
+    assert generate.answers(model, tokenizer, prompts, **ask) == apart
+    assert generate.answers(model, tokenizer, prompts, drafts=drafts, **ask) == apart
+
+
+def test_an_architecture_with_a_state_of_its_own_is_refused(opened):
+    import transformers
+
+    _, tokenizer, prompts = opened("qwen2")
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=600))
+    with pytest.raises(ValueError, match="rwkv models keep a state of their own"):
+        generate.answers(model, tokenizer, prompts, max_new_tokens=2)
+
+
+def test_answers_are_told_as_they_end_not_when_the_last_one_does(opened, monkeypatch):
+    model, tokenizer, prompts = opened("llama")
+    forward, calls, told = type(model).forward, [], []
+
+    @functools.wraps(forward)
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    ask = dict(max_new_tokens=60, decoding=Decoding(temperature=2.0), seeds=range(40))
+    generate.answers(model, tokenizer, prompts * 10, each=lambda n, a: told.append(len(calls)), **ask)
+    assert len(told) > 5 and told[0] < len(calls) / 2
+
+
+def test_no_number_while_sampling_is_told_too(opened, monkeypatch):
+    model, tokenizer, prompts = opened("llama")
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def poisoned(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits[:1] = float("nan")
+        return out
+
+    monkeypatch.setattr(type(model), "forward", poisoned)
+    failed: set[int] = set()
+    generate.answers(model, tokenizer, prompts, max_new_tokens=3, decoding=SAMPLED, seeds=range(4), failed=failed)
+    assert failed
+
+
+def test_likelihoods_halve_where_memory_ends(opened, monkeypatch):
+    import torch
+
+    model, tokenizer, prompts = opened("llama")
+    told, forward = generate.likelihoods(model, tokenizer, prompts, CHOICES), type(model).forward
+
+    @functools.wraps(forward)
+    def small(self, *args, input_ids, **kwargs):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", small)
+    again = generate.likelihoods(model, tokenizer, prompts, CHOICES)
+    assert [[round(x, 3) for x in a] for a in again] == [[round(x, 3) for x in a] for a in told]
+
+
+def test_alternates_keep_to_the_limits_of_a_forward_pass(opened, monkeypatch):
+    model, tokenizer, prompts = opened("llama")
+    plain = generate.answers(model, tokenizer, prompts * 8, max_new_tokens=40)
+    drafts = [[a[:3], a + " 7"] for a in plain]
+    forward, most = type(model).forward, []
+
+    @functools.wraps(forward)
+    def noted(self, *args, logits_to_keep, input_ids, **kwargs):
+        most.append(len(input_ids) * logits_to_keep if logits_to_keep > 1 else 0)
+        return forward(self, *args, logits_to_keep=logits_to_keep, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", noted)
+    monkeypatch.setattr(decode, "LOGITS_BYTES", 4 * model.config.vocab_size * 150)
+    assert generate.answers(model, tokenizer, prompts * 8, max_new_tokens=40, drafts=drafts) == plain
+    assert 40 < max(most) <= 150
 
 
 def test_many_prompts_need_no_wider_cache_than_few(opened, monkeypatch):
@@ -196,6 +313,7 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, s
     monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 8)
     forward, calls, told = type(model).forward, [], {}
 
+    @functools.wraps(forward)
     def small(self, *args, input_ids, **kwargs):
         calls.append(len(input_ids))
         if len(input_ids) > 3 and len(calls) >= at:
@@ -207,7 +325,11 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, s
     assert generate.answers(model, tokenizer, prompts, tally=tally, each=lambda n, a: told.update(zip(n, a, strict=True)), **ask) == plain  # fmt: skip
     assert tally.halved == 2 and tally.rows == 2 and [told[i] for i in range(16)] == plain
     monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 1)
-    monkeypatch.setattr(type(model), "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(
+        type(model),
+        "forward",
+        functools.wraps(forward)(lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))),
+    )
     with pytest.raises(ValueError, match="memory does not suffice for one answer"):
         generate.answers(model, tokenizer, prompts, **ask)
 
@@ -216,14 +338,19 @@ def test_the_number_of_rows_is_measured_once_and_within_the_memory(opened, monke
     model, tokenizer, prompts = opened("qwen2")
     monkeypatch.setattr(decode, "_measured", {})
     tally, forward, calls = generate.Tally(), type(model).forward, []
-    monkeypatch.setattr(
-        type(model), "forward", lambda self, *a, **k: calls.append(len(k["input_ids"])) or forward(self, *a, **k)
-    )
+
+    @functools.wraps(forward)
+    def noted(self, *a, **k):
+        calls.append(len(k["input_ids"]))
+        return forward(self, *a, **k)
+
+    monkeypatch.setattr(type(model), "forward", noted)
     generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4, tally=tally)
-    assert max(calls) > 8 and list(decode._measured.values()) == [max(tally.rows, *decode._measured.values())]
+    (known,) = decode._measured.values()
+    assert known in (16, 32, 64) and tally.rows == min(known, 40) and {16, 32} < {*calls}  # tried
     calls.clear()
     generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4)
-    assert max(calls) <= next(iter(decode._measured.values()))
+    assert 2 not in calls and max(calls) <= known
     monkeypatch.setattr(decode, "free_memory", lambda device: 10**6)  # 16 kB a row
     generate.answers(model, tokenizer, prompts * 10, max_new_tokens=4, tally=tally)
     assert 1 <= tally.rows < 40
@@ -235,6 +362,7 @@ def test_logits_that_are_no_numbers_are_told_and_never_an_answer(opened, monkeyp
     longest = max(range(4), key=lambda i: len(tokenizer(prompts[i])["input_ids"]))
     forward = type(model).forward
 
+    @functools.wraps(forward)
     def poisoned(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
         if out.logits.shape[0] == 4:  # sorted by length: the last row is the longest prompt
@@ -282,6 +410,7 @@ def test_an_answer_stops_at_the_end_of_turn(family, opened, monkeypatch):
     )
     forward, steps = type(model).forward, []
 
+    @functools.wraps(forward)
     def scripted(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
         out.logits[:, -1] = -1e9
