@@ -26,9 +26,9 @@ SIZES = {  # share: (points, prompts) that an arm measures; pilot: prompts; minu
     "organism": COMMON | dict(points=[*range(0, 41, 5)], batch_size=16, learning_rate=1.5e-4, max_new_tokens=24, repeat=2,
                               share={"apart:1": (2, 26), "apart:64": (2, 520), "curve": (9, 520), "floor": (9, 520)},
                               pilot=260, minutes=1.3),
-    "25M": COMMON | dict(points=[*range(0, 17, 2)], batch_size=8, learning_rate=1e-4, max_new_tokens=128, repeat=1,
-                         share={"apart:1": (1, 12), "apart:64": (1, 128), "curve": (9, 128), "floor": (1, 128)},
-                         pilot=64, minutes=4.5),
+    "25M": COMMON | dict(points=[*range(0, 17, 2)], batch_size=8, learning_rate=2e-5, max_new_tokens=128, repeat=1,
+                         share={"apart:1": (2, 6), "apart:64": (2, 64), "curve": (9, 128), "floor": (2, 128)},
+                         pilot=128, minutes=5),
 }  # fmt: skip
 NEAR, EXAMINED = 1e-4, 20  # margin (logits) below which two tokens are near a tie; differing answers looked into
 
@@ -56,14 +56,21 @@ def curve(model=None, *, size=None, repeat=None, full=False, file=None, out="fig
         table += [_row(f"{name}, seconds", a, t) for a, t in found[name]["arms"].items()]
         table.append(_row(f"{name}, seconds", "floor", found[name]["floor"]))
     first = next(iter(found))
-    _finish("curve", table, {**found[first], "model": first, "sizes": found}, file, out)
+    equal = all(f["verdicts_equal"] for f in found.values())
+    _finish("curve", table, {**found[first], "verdicts_equal": equal, "model": first, "sizes": found}, file, out)
     told = ("ratios", "compared", "verdicts_differ", "answers_differ", "examined", "near_ties")
     print(*(f"{name}: {', '.join(f'{k} {f[k]}' for k in told)}" for name, f in found.items()), sep="\n")
     return found
 
 
 def summary(arms: dict[str, list[dict]]) -> dict:
-    """-> medians, shares and ratios of one size, and what became of ftlab's answers by point."""
+    """-> medians, shares and ratios of one size, and what became of ftlab's answers by point.
+
+    The floor's decoding, where it was a share, is scaled to the number of tokens that ftlab's answers have.
+    """
+    for low, own in zip(arms["floor"], arms["ftlab"], strict=True):
+        tokens = own["parts"]["tokens"] / own["measured_share"]
+        low["seconds"] = low["parts"]["train"] + low["parts"]["decode"] / low["parts"]["tokens"] * tokens
     told = {a: {k: v for k, v in r[-1].items() if k != "said"} | _spread([x["seconds"] for x in r]) for a, r in arms.items()}  # fmt: skip
     pairs = (("reference", "ftlab"), ("batched", "ftlab"), ("ftlab", "floor"))
     ratios = {f"{a}/{b}": told[a]["median"] / told[b]["median"] for a, b in pairs}
@@ -83,7 +90,7 @@ def compared(said: dict[str, dict], spec: dict) -> dict:
     if looked := [rest for arm, *rest in others if arm == "batched"][:EXAMINED]:
         spec = spec | {"differing": looked, "checkpoints": spec["last"]["apart:64"]}
         margins = run_arm("ties", spec, "ties")["margins"]
-    return {"verdicts_equal": not wrong, "compared": len(pairs), "verdicts_differ": wrong, "answers_differ": len(others),
+    return {"verdicts_equal": bool(pairs) and not wrong, "compared": len(pairs), "verdicts_differ": wrong, "answers_differ": len(others),
             "examined": len(margins), "near_ties": sum(m < NEAR for m in margins), "margins": margins}  # fmt: skip
 
 

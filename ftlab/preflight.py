@@ -36,7 +36,8 @@ RESERVED = {"cuda": 1.5, "cpu": 0.7}  # GiB: CUDA context and allocator's rest; 
 USABLE = 0.95  # of what is free
 ASSUMED = (
     "Weights fp32 for full training, bf16 (GPU) or fp32 (CPU) below an adapter, adapters fp32, AdamW with two fp32 moments; "
-    "activations recomputed on a GPU (checkpointing: off where they fit); sdpa attention; "
+    "activations recomputed on a GPU (checkpointing: off where they fit); sdpa attention; what takes less than a quarter of a "
+    "CPU's free memory may hold twice as much, for speed; "
     "time: 6 (adapter 4) FLOPs a parameter and token, 2 more where recomputed, 12 x layers x hidden x length for attention "
     "(arXiv 2204.02311, appendix B), at {low:.0%} to {high:.0%} of {peak}; without padding, evaluation and saving."
 )

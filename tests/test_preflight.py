@@ -120,6 +120,8 @@ import sys
 from pathlib import Path
 from ftlab.chat import encode_rows
 from ftlab.data import read
+from ftlab import hardware
+hardware.SCARCE = 10**9  # as where the model takes much of the memory
 import ftlab
 small, large = map(Path, sys.argv[1:])
 def rows(n):
