@@ -28,6 +28,7 @@ ROUNDING = {
     "bfloat16": 2.0**-6,
     "float16": 2.0**-9,
 }  # relative, of a logit: four of its roundings, for layers add theirs up
+_halved: dict[tuple, int] = {}  # shape and columns -> rows that memory was found to hold
 _measured: dict[tuple, int] = {}  # shape and device of a model -> rows of a batch, once a process
 
 
@@ -113,7 +114,7 @@ class Work:
                         f"memory does not suffice for one answer of {self.new} tokens; lower max_new_tokens"
                     ) from None
                 pool, self.halved, self.rows = [], self.halved + 1, self.rows // 2
-                _measured[self._shape()] = self.rows
+                _halved[self._shape(), self._columns()] = self.rows
                 queue = list(todo)  # what was begun begins anew
                 for i in todo:
                     self.out[i] = []
@@ -330,10 +331,9 @@ class Work:
         return cache
 
     def _shape(self) -> tuple:
-        columns = (max(map(len, self.ids)) + self.new).bit_length()
         most = 1 << (len(self.ids) - 1).bit_length()  # rows that are worth to be tried
         on = str(self.model.dtype), str(self.model.device)
-        return self.config.model_type, self.model.num_parameters(), *on, columns, most
+        return self.config.model_type, self.model.num_parameters(), *on, most
 
     def _rows(self, wanted: int) -> int:
         """-> rows of a batch: doubled as long as a step's seconds a row fall, within the memory there is."""
@@ -355,7 +355,12 @@ class Work:
                     break
                 rows *= 2
             _measured[self._shape()] = known
+        known = min(known, _halved.get((self._shape(), self._columns()), known))
         return max(1, min(known, wanted, self._fitting(max(map(len, self.ids)) + self.new)))
+
+    def _columns(self) -> int:
+        """-> columns of the widest row, as a power of two."""
+        return (max(map(len, self.ids)) + self.new).bit_length()
 
     def _step_s(self, rows: int) -> float:
         """-> seconds of a decoding step: the shortest of three, of a long one the first."""

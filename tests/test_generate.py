@@ -309,7 +309,7 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(opened, at, s
     prompts = [p + " " * k for k in range(4) for p in prompts]
     ask = dict(max_new_tokens=14, **(dict(decoding=SAMPLED, seeds=range(16)) if sampled else {}))
     plain = generate.answers(model, tokenizer, prompts, **ask)
-    monkeypatch.setattr(decode, "_measured", {})
+    monkeypatch.setattr(decode, "_halved", {})
     monkeypatch.setattr(decode.Work, "_rows", lambda self, wanted: 8)
     forward, calls, told = type(model).forward, [], {}
 
