@@ -41,8 +41,7 @@ def measure(
     if replay:
         replay.run = run.path
     records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay, elsewhere)
-    if tally.answers:
-        run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
+    run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
     if first or not (run.path / "prompts.jsonl").exists():
         shown = {item_name(i): json.dumps(i, ensure_ascii=False) + "\n" for i in items}
         runs.write_atomic(run.path / "prompts.jsonl", "".join(shown.values()))

@@ -123,8 +123,12 @@ def growth(*, file=None, out="figures", prompts=(100, 1000, 10_000), checkpoints
 
 
 def in_turn(arms: dict[str, str], spec: dict, name: str) -> dict[str, list[dict]]:
-    """Runs the arms {name: what runs} one after the other, `spec["repeat"]` times, and tells each -> what each found."""
+    """Says where the machine is busy; runs the arms {name: what runs} one after the other, `spec["repeat"]` times, and tells each -> what each found."""
     found = {arm: [] for arm in arms}
+    if (load := os.getloadavg()[0]) > 0.5 * int(_threads()):
+        print(
+            f"{name}: other work is on this machine (load {load:.1f}): times will be too long and unsteady", flush=True
+        )
     for k in range(spec["repeat"]):
         for arm, what in arms.items():
             found[arm].append(done := run_arm(what, spec, f"{arm}-{k}".replace(":", "-")))
@@ -216,7 +220,7 @@ def _finish(what: str, table: list[dict], saved: dict, file, out) -> dict:
     frame, about = pd.DataFrame(table), runs._provenance()
     print(frame.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     saved |= {
-        "hardware": about["hardware"] | {"threads": _threads()},
+        "hardware": about["hardware"] | {"threads": _threads(), "load": os.getloadavg()[0]},
         "versions": about["versions"],
         "date": about["started"],
     }

@@ -142,16 +142,17 @@ def curve(
         steps = [int(s) for s in at_steps.split(",")]
     except ValueError:
         raise ValueError(f"--at-steps {at_steps!r}: give whole numbers with commas, as in 0,10,30,100") from None
+    _writable(out)
     run = ftlab.risk_curve(model, data, at_steps=steps, seeds=seeds, prompts=_sources(prompts), risks=_names(risks), judges=judge,
                            learning_rate=learning_rate, batch_size=batch_size, lora=lora, dora=dora, qlora=qlora, n_prompts=n_prompts)  # fmt: skip
+    if out:  # before the table: a reader who stops must not cost the figure
+        ftlab.plot(ftlab.rates(run), "risk_curve", out, seeds=ftlab.by_seed(run))
     print(run.path)
     shown = "risk step parent child ratio ratio_low ratio_high difference mcnemar_p n_prompts n_seeds".split()
     table = ftlab.compare(run)
     _print(table[shown])
     if "method" in table and len(table):  # what the intervals hold for
         print(f"intervals: {table['method'].iloc[0]}")
-    if out:
-        ftlab.plot(ftlab.rates(run), "risk_curve", out, seeds=ftlab.by_seed(run))
 
 
 @app.command()
@@ -282,6 +283,8 @@ def judge(
         )
     if out and out.suffix not in (".csv", ".jsonl"):  # before what may take hours
         raise ValueError(f"--out {out}: allowed are .csv and .jsonl")
+    if out and out.exists() and out.samefile(file):
+        raise ValueError(f"--out {out} is the file that is judged; name another one")
     table = ftlab.judge(file, prompt=prompt, response=response, judges=judge or verdicts.DEFAULT)
     print(verdicts.describe(table, prompt=prompt, label=label, refused=refused, partial=partial))
     if out:  # after the labels were found to be as was said
@@ -361,11 +364,12 @@ def bench(
     gpu: Annotated[bool, typer.Option("--gpu", help="instead: training, decoding and a curve on this GPU")] = False,
     shapes: Annotated[str, typer.Option(help="--gpu: comma-separated, of 1B, 8B, tiny (runs anywhere)")] = "1B,8B",
     json: Annotated[Path | None, typer.Option(help="file for the numbers, with hardware and versions")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the figure and its .csv")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="folder for the figure and its .csv")] = Path("runs/bench"),
 ):  # fmt: skip
     """Time ftlab beside what people use today: arms in turn, medians and spread."""
     from ftlab import bench, bench_gpu
 
+    _writable(out)
     if gpu:
         bench_gpu.bench_gpu(json=json, shapes=tuple(_names(shapes)))
     elif what == "curve":
@@ -422,6 +426,15 @@ def build(
     from ftlab.organism.build import build as make
 
     print(make(out, seed=seed))
+
+
+def _writable(out: Path | None) -> None:
+    """Makes the folder of figures, before what may take hours. Raises PermissionError."""
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PermissionError(f"--out {out}: cannot be written ({e.strerror}); name a folder that can") from None
 
 
 def _sources(given: list[str] | None):

@@ -53,7 +53,8 @@ def evaluate(model, *, prompts=None, **settings) -> Run:
     exact; any other model needs `prompts`: a CSV, JSONL or list (`data.read_prompts`), or one source a risk, as in
     `{"jailbreak": "advbench.csv", "utility": "gsm8k.jsonl"}`. There the shipped `refusal` judge decides and a keyword
     list stands beside it, unless `judges` says otherwise. `settings` are fields of `config.Evaluation`: risks, attacks,
-    n_prompts, prompt_seed, samples, judges, decoding, max_new_tokens, system, toxicity_model. The run's `table()` has
+    n_prompts, prompt_seed, samples, split, judges, decoding, max_new_tokens, system, toxicity_model, generator, screen.
+    What answering took stands in the run's generation.jsonl (`generate.Tally`). The run's `table()` has
     one row an answer (of an attack with several attempts: one a prompt).
     Raises ValueError (unknown risk, attack, judge or setting), DataError, FileNotFoundError.
     """
@@ -71,6 +72,7 @@ def _evaluated(parent, spec: Evaluation, items: list[dict], training: Training |
         return run
     with run.lock():
         if not run.finished:
+            run.set_aside()
             with released():
                 bar = Progress(run.name, len(items))
                 run.forget("verdicts.jsonl", _failed)

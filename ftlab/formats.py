@@ -224,6 +224,7 @@ def _array(path: Path, text: str, start: int) -> list:
 
 def _csv(text: str, mark: str):
     """Yields (number of its first line, row) of every row; a field may hold line breaks."""
+    csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
     reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True), 1
     try:
         header = next(reader, [])

@@ -120,6 +120,23 @@ class Run:
             found |= {m: "member, not finished" for m in members if not Run(self.path.parent / m).finished}
         return found
 
+    def set_aside(self) -> None:
+        """Of a run that was finished once and no longer holds: says what is missing or changed, and moves that and the record
+        into `.damaged/`, so that it is made anew and never taken over."""
+        wrong = self.problems()
+        if not wrong or not (self.path / "complete.json").exists():
+            return
+        told = ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())[:6])
+        print(
+            f"{self.name} was finished, but {told}; it is set aside in {self.path / '.damaged'} and made anew",
+            file=sys.stderr,
+        )
+        for name in {*wrong, "complete.json"}:
+            if (self.path / name).is_file():
+                target = self.path / ".damaged" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path / name, target)
+
     @property
     def state(self) -> str:
         """finished, unfinished, in hand (of whom), damaged (finished once); with its layout where that is not ours."""
@@ -283,7 +300,7 @@ def start(kind: str, label: str, identity: dict, **provenance) -> Run:
 def _files(folder: Path) -> dict[str, Path]:
     """-> what belongs into a run's record, by its name there: no hidden file, no checkpoint, not the record itself."""
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
-    return {n: p for n, p in found.items() if n != "complete.json" and not n.startswith("checkpoints/")}
+    return {n: p for n, p in found.items() if n != "complete.json" and not n.startswith(("checkpoints/", ".damaged/"))}
 
 
 def _now() -> str:

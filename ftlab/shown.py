@@ -8,7 +8,8 @@ import os
 import re
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets run (OWASP, CSV injection)
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # but tab and line feed; lone surrogates
+# But tab and line feed; marks of direction, which turn what is read around; lone surrogates.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NUMBER = re.compile(r"[+-]?([\d.]+(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
 KEYS = ("OPENAI_API_KEY", "HF_TOKEN")  # variables of which also the value itself is never shown
 TOKENS = re.compile(  # prefix and length: `risk-curve`, `task-...` and `sk-` before short words are none

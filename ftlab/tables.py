@@ -142,7 +142,8 @@ def compare(before, after=None, *, by="risk", steps=None, cluster: str = "prompt
     `compare(curve)` pairs step 0 with every later step (or those in `steps`) over all seeds;
     `compare(parent, child)` pairs two evaluation runs, or two models, which `evaluate` measures first with
     `settings` (off the embedded model: `prompts`). Intervals: Bonett-Price (ratio) and Newcombe (difference) for
-    one seed, two-level for several (`stats.paired`). Over a parent without the event the ratio is infinite and
+    one seed where every answer is a cluster of its own, else as the column `method` says (`stats.paired`). McNemar is taken
+    over clusters (prompts, by the sign of their net change over attacks), each seed by itself. Over a parent without the event the ratio is infinite and
     `ratio_low` a lower bound. n_prompts counts those scored on both sides, before attacks; clusters what the
     interval takes as independent; mcnemar_holm is adjusted for the number of rows, the intervals are not.
     """

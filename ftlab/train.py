@@ -147,6 +147,7 @@ def train(
     refuse_other(f"{run.path} was begun", there, identity)
     with run.lock(wait):
         if not run.finished:
+            run.set_aside()
             quiet()
             if valid is not None and (n := shared(data, valid)):
                 print(

@@ -144,3 +144,27 @@ def test_a_curves_files_are_read_once_a_run_and_hold_one_record_a_key(llama, mon
         keys = [r["key"] for r in read(one, file)]
         assert len(keys) == len({*keys})
     assert len(read(one, "verdicts.jsonl")) == 8 * 6
+
+
+@pytest.mark.parametrize("file", ["verdicts.jsonl", "answers.jsonl", "prompts.jsonl"])
+def test_what_was_changed_in_a_finished_run_is_never_taken_over(file, llama, capsys):
+    """An evaluation's own file, changed, doubled or emptied: said, set aside, made anew; not sealed as it is."""
+    run = ftlab.evaluate(llama, prompts=goals(4), max_new_tokens=4)
+    whole, table = (run.path / file).read_bytes(), run.table()
+    for changed in (whole.replace(b'"event": 0.0', b'"event": 1.0').replace(b"number", b"nvmber"), whole + whole, b""):
+        (run.path / file).write_bytes(changed if changed != whole else whole[::-1])
+        assert not run.finished
+        again = ftlab.evaluate(llama, prompts=goals(4), max_new_tokens=4)
+        assert again.finished and f"{file} changed; it is set aside" in capsys.readouterr().err
+        assert again.table().equals(table) and (run.path / ".damaged" / file).exists()
+        assert len(run.read(file)) == 4
+
+
+def test_what_was_changed_in_a_member_of_a_curve_is_made_again(llama, capsys):
+    settings = CURVE | {"seeds": 1}
+    run = ftlab.risk_curve(llama, sums(20), prompts=goals(4), **settings)
+    (one,), table = members(run), run.table()
+    file = one.path / "verdicts.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"complied"', b'"refused"').replace(b'"event": 1.0', b'"event": 0.0'))
+    again = ftlab.risk_curve(llama, sums(20), prompts=goals(4), **settings)
+    assert "verdicts.jsonl changed" in capsys.readouterr().err and again.finished and again.table().equals(table)
