@@ -273,7 +273,7 @@ def test_hostile_text_is_only_text(tmp_path):
     assert not any(set(t) & set("\x00\x1b\u202e") or len(t) > 80 for t in titles)
     assert (tmp_path / "h.txt").read_text(encoding="utf-8").startswith("$a$ _b_ ^c")
     assert set(pd.read_csv(tmp_path / "h.csv")["risk"]) == {
-        r.replace("\x00", "\\x00").replace("\x1b", "\\x1b") for r in risks
+        r.replace("\x00", "\\x00").replace("\x1b", "\\x1b").replace("\u202e", "\\u202e") for r in risks
     }
     table = bars()
     table["group"], table["series"] = "$x_1 " * 20 + table["group"], "$^" + table["series"]
