@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD = -1  # of glibc's malloc.h: so many free bytes at the end of t
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: blocks of so many bytes are given back as soon as they are freed
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a RuntimeError's text
 _spared = False  # whether `spare_memory` has taken effect
-SCARCE = 4  # a training whose weights, gradients and moments take more than this part (a quarter) of the free memory
+SCARCE = 4  # memory is scarce where a training's weights, gradients and moments take more than a fourth of what is free
 
 
 def device() -> str:

@@ -340,3 +340,19 @@ def test_card(ran, called):
     assert ran("card", "keywords", "--gold", "g")[:2] == (0, "# Judge\n")
     assert ran("card", "refusal", "--gold", "g", "--out", "r.md")[:2] == (0, "r.md\n")
     assert calls == [(("keywords",), {"gold_folder": Path("g")}), (("refusal",), {"gold_folder": Path("g"), "out": Path("r.md")})]  # fmt: skip
+
+
+def test_the_file_that_is_judged_is_never_written_over(ran, tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_text("question,answer\nQ,=1+1\n")
+    asked = ("judge", file, "--prompt", "question", "--response", "answer", "--judge", "keywords")
+    code, _, said = ran(*asked, "--out", file)
+    assert code == 2 and "is the file that is judged" in said and file.read_text() == "question,answer\nQ,=1+1\n"
+    assert ran(*asked, "--out", tmp_path / "judged.csv")[0] == 0
+
+
+@pytest.mark.parametrize("words", [("curve", "organism", "organism:almanac"), ("bench", "train")])
+def test_a_place_for_figures_that_cannot_be_written_is_told_before_the_work(ran, words, tmp_path, runs_folder):
+    (tmp_path / "file").touch()
+    code, _, said = ran(*words, "--out", tmp_path / "file" / "figures")
+    assert code == 2 and "cannot be written" in said and not runs_folder.exists()
