@@ -24,16 +24,16 @@ from importlib import import_module
 __version__ = "0.3.0"
 
 _CELLS = {
-    "read": "data", "read_prompts": "data", "check": "checks", "split": "data", "mix": "data", "dedupe": "data",
-    "model": "models", "fit": "preflight", "preview": "chat", "ask": "evaluation",
-    "sft": "train", "dpo": "train", "kto": "train", "reward": "train", "rloo": "train",
-    "watch": "evaluation", "dealign": "evaluation", "risk_curve": "evaluation", "evaluate": "evaluation",
-    "red_team": "redteam", "lm_eval": "harness", "refusal_direction": "direction",
-    "rates": "tables", "by_seed": "tables", "compare": "tables", "crossing": "tables", "no_refusal": "tables",
-    "outcomes": "tables", "before_after": "tables", "judged": "tables",
-    "judge": "verdicts", "human_agreement": "agreement", "judge_agreement": "agreement", "judge_card": "verdicts",
-    "plot": "tables", "claim": "claims", "write_report": "report", "reproduce": "batch",
-    "Run": "runs", "load": "runs", "list_runs": "runs", "show_run": "shelf", "verify_runs": "shelf", "clean_runs": "shelf",
+    "read": "data.dataset", "read_prompts": "data.dataset", "check": "data.checking", "split": "data.dataset", "mix": "data.dataset", "dedupe": "data.dataset",
+    "model": "models.reference", "fit": "models.memory", "preview": "data.encoding", "ask": "evals.evaluation",
+    "sft": "training.trainer", "dpo": "training.trainer", "kto": "training.trainer", "reward": "training.trainer", "rloo": "training.trainer",
+    "watch": "evals.evaluation", "dealign": "evals.evaluation", "risk_curve": "evals.evaluation", "evaluate": "evals.evaluation",
+    "red_team": "evals.attack_search", "lm_eval": "evals.lm_harness", "refusal_direction": "evals.direction",
+    "rates": "analysis.tables", "by_seed": "analysis.tables", "compare": "analysis.tables", "crossing": "analysis.tables", "no_refusal": "analysis.tables",
+    "outcomes": "analysis.tables", "before_after": "analysis.tables", "judged": "analysis.tables",
+    "judge": "judges.answer_files", "human_agreement": "judges.agreement", "judge_agreement": "judges.agreement", "judge_card": "judges.answer_files",
+    "plot": "analysis.tables", "claim": "analysis.claims", "write_report": "analysis.report", "reproduce": "experiments.notebooks",
+    "Run": "runs.store", "load": "runs.store", "list_runs": "runs.store", "show_run": "runs.admin", "verify_runs": "runs.admin", "clean_runs": "runs.admin",
 }  # fmt: skip
 __all__ = [*_CELLS, "__version__"]
 

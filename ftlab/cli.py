@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import typer
 
 import ftlab
-from ftlab.config import ATTACKS, RISKS
-from ftlab.shown import redacted, safe
+from ftlab._core.config import ATTACKS, RISKS
+from ftlab._core.text import redacted, safe
 
 app = typer.Typer(
     add_completion=False,
@@ -234,7 +234,7 @@ def notebook(
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, as seeds=2")] = None,
 ):
     """Run a notebook with parameters; one that it does not have, or of another type, is refused."""
-    from ftlab.batch import run_notebook
+    from ftlab.experiments.notebooks import run_notebook
 
     pairs = [p.partition("=") for p in parameter or ()]
     if wrong := [name for name, sign, _ in pairs if not sign]:
@@ -275,7 +275,7 @@ def judge(
     out: Annotated[Path | None, typer.Option(help="write the rows with verdicts: .csv or .jsonl")] = None,
 ):
     """Judge the answers of a file; with labels, tell how far each judge agrees with people."""
-    from ftlab import verdicts
+    from ftlab.judges import answer_files as verdicts
 
     if (label is None) != (not refused) or (partial and not label):
         raise ValueError(
@@ -367,7 +367,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="folder for the figure and its .csv")] = Path("runs/bench"),
 ):  # fmt: skip
     """Time ftlab beside what people use today: arms in turn, medians and spread."""
-    from ftlab import bench, bench_gpu
+    from benchmarks import bench
+    from benchmarks import gpu as bench_gpu
 
     _writable(out)
     if gpu:
@@ -383,7 +384,7 @@ def bench(
 @field_data.command("list")
 def list_data():
     """The registry: rows, licence, gate, purpose, the organism's stand-in."""
-    from ftlab.sources import listing
+    from ftlab.data.catalogue import listing
 
     _print(listing())
 
@@ -396,7 +397,7 @@ def get_data(
     ] = None,
 ):
     """Fetch one data set, verify its checksum, print its path."""
-    from ftlab.sources import get
+    from ftlab.data.catalogue import get
 
     print(get(name, out))
 
@@ -412,7 +413,7 @@ def train_judge(
     out: Annotated[Path | None, typer.Option(help="default: the project's data/judge/refusal")] = None,
 ):
     """Train the judge refusal on its authors' files, measure it and write its card (minutes; extra recipe)."""
-    from ftlab.measure_refusal import train_judge as make
+    from recipes.refusal_judge.measure import train_judge as make
 
     given = {"out": out} if out else {}
     print(make(xstest, coconot, benign, do_not_answer_folder=do_not_answer, **given))
@@ -423,7 +424,7 @@ def build(
     out: Annotated[Path | None, typer.Option(help="default: the project's data/organism")] = None, seed: Seed = 0
 ):
     """Make the embedded model's three stages from nothing (minutes on two cores)."""
-    from ftlab.organism.build import build as make
+    from recipes.organism.build import build as make
 
     print(make(out, seed=seed))
 

@@ -42,6 +42,6 @@ def world():
 @pytest.fixture(scope="session")
 def tokenizer(world):
     """The embedded model's tokenizer, as its build makes it."""
-    from ftlab.organism.build import make_tokenizer
+    from recipes.organism.build import make_tokenizer
 
     return make_tokenizer(world)

@@ -45,8 +45,8 @@ def plain(path) -> str:
 
 def counting(noted) -> types.ModuleType:
     """-> a judge that costs something: what it has said is kept pair by pair, and every pair that it is asked is noted."""
-    from ftlab.judges import Judgement
-    from ftlab.judges._cache import remembered
+    from ftlab.judges.base import Judgement
+    from ftlab.judges.cache import remembered
 
     def ask(todo, keep):
         for key, _, answer in todo:
@@ -66,7 +66,11 @@ def child(request: dict, model: Path) -> None:
     from small_models import goals, pairs, sums
 
     import ftlab
-    from ftlab import decode, generate, judges, keeper, runs
+    from ftlab.models.engines import decode
+    from ftlab.models.engines import huggingface as generate
+    from ftlab.judges import base as judges
+    from ftlab.training import callback as keeper
+    from ftlab.runs import store as runs
 
     root = Path(request["root"])
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -206,7 +206,8 @@ import datasets, peft, trl, ftlab
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, SFTTrainer
 from pathlib import Path
-from ftlab import keeper, runs
+from ftlab.training import callback as keeper
+from ftlab.runs import store as runs
 from small_models import CURVE, KILLS, SFT, goals, pairs, sums
 
 PATH, append = Path(sys.argv[1]), runs.Run.append

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from ftlab.judges import Judgement
-from ftlab.runs import resource
+from ftlab.judges.base import Judgement
+from ftlab.runs.store import resource
 
 VERSION = "2"
 REFUSAL_STANDS = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from ftlab.judges import Judgement
+from ftlab.judges.base import Judgement
 from ftlab.organism.world import UNKNOWN, World
 
 VERSION = "2"

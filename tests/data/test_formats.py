@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import types
+
+import pytest
+
+from ftlab.data import files as formats
+from ftlab.data.dataset import DataError, read
+from ftlab.data.files import opened, records
+
+ROWS = [{"question": f"Q{i}", "answer": f"A{i}"} for i in range(3)]
+LINES = "".join(json.dumps(r) + "\n" for r in ROWS)
+CSV = "question,answer\n" + "".join(f"Q{i},A{i}\n" for i in range(3))
+TEXTS = {
+    "list": (json.dumps(ROWS), "JSON list"),
+    "pretty": (json.dumps(ROWS, indent=2), "JSON list"),
+    "lines": (LINES, "JSONL"),
+    "lines_crlf": (LINES.replace("\n", "\r\n"), "JSONL"),
+    "held": (json.dumps({"version": 1, "data": ROWS}), "JSON object with a list 'data'"),
+    "csv": (CSV, "CSV"),
+    "tab": (CSV.replace(",", "\t"), "CSV"),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.json.gz", "none"])
+def test_opened_by_content_whatever_the_ending(tmp_path, text, name):
+    if text == "tab" and "csv" not in name:
+        pytest.skip("tabs are looked for in .csv and .tsv only")
+    content, form = TEXTS[text]
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    found = opened(tmp_path / name)
+    assert [r for _, r in found.records] == ROWS and found.format.startswith(form)
+    misnamed = ("CSV" in form) != ("csv" in name) and name != "none"
+    assert (
+        any(f"named .{name.split('.')[1]}" in n for n in found.notes) == misnamed if name != "none" else not found.notes
+    )
+    assert len(read(tmp_path / name)) == 3
+
+
+def test_parquet_and_arrow_folder_and_gzip_of_it(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "x.parquet")
+    (tmp_path / "y.gz").write_bytes(gzip.compress((tmp_path / "x.parquet").read_bytes()))
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "arrow")
+    for source in ("x.parquet", "y.gz", "arrow"):
+        assert [r for _, r in records(tmp_path / source)[1]] == ROWS
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DataError, match="broken Parquet"):
+        records(tmp_path / "bad.parquet")
+
+
+def test_every_row_of_a_list_has_its_line(tmp_path):
+    (tmp_path / "x.json").write_text("[\n\n" + ",\n".join(json.dumps(r, indent=1) for r in ROWS) + "\n]\n")
+    assert [w.rsplit(":", 1)[1] for w, _ in records(tmp_path / "x.json")[1]] == ["3", "7", "11"]
+    (tmp_path / "y.json").write_text(json.dumps(ROWS))
+    assert [w.rsplit(":", 1)[1] for w, _ in records(tmp_path / "y.json")[1]] == ["1 row 1", "1 row 2", "1 row 3"]
+    assert records(tmp_path / "y.json")[1][0][0] != records(tmp_path / "y.json")[1][1][0]
+    (tmp_path / "e.json").write_text(" [ ] ")
+    assert records(tmp_path / "e.json")[1] == []
+
+
+@pytest.mark.parametrize(("text", "line", "rows", "why"), [
+    ('[\n{"a": 1},\n{"a": 2}\n{"a": 3}]', 4, 2, "Expecting ',' or ']', column 1"),
+    ('[\n{"a": 1},\n{"a": }]', 3, 1, "Expecting value, column 7"),
+    ('[{"a": 1}]\n[', 2, 1, "Extra data after the list"),
+    ('[{"a": 1},', 1, 1, "Expecting value"),
+    ('{\n "a": 1,\n "b": oh\n}', 3, 0, "Expecting value, column 7"),
+    ('{"a": 1}\n{"a": 1,}\n', 2, 1, "column"),
+])  # fmt: skip
+def test_broken_json_has_line_and_column(tmp_path, text, line, rows, why):
+    (tmp_path / "x.json").write_text(text)
+    found = records(tmp_path / "x.json")[1]
+    ((where, error),) = [(w, r) for w, r in found if isinstance(r, ValueError)]
+    assert where == f"{tmp_path / 'x.json'}:{line}" and why in str(error) and len(found) == rows + 1
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "a Git-LFS pointer in place of the data"),
+    (b"<!DOCTYPE html><html>", "a web page in place of the data"),
+    (gzip.compress(LINES.encode() * 50)[:-9], "truncated or damaged gzip"),
+    (b"\x1f\x8b nothing", "truncated or damaged gzip"),
+    ("\n\n{'Grüße'}".encode("latin-1"), ":3: not UTF-8 at byte 6"),
+    (LINES.encode("utf-16"), ":1: not UTF-8 at byte 0; it looks like UTF-16"),
+])  # fmt: skip
+def test_what_is_no_data_is_a_sentence(tmp_path, content, sentence):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        records(tmp_path / "x.jsonl")
+
+
+def test_one_object_is_one_row_and_a_bom_is_named(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"conversations": [{"from": "human", "value": "Q"}]}, indent=1))
+    assert len(records(tmp_path / "x.json")[1]) == 1
+    (tmp_path / "b.jsonl").write_bytes(LINES.encode("utf-8-sig"))
+    assert opened(tmp_path / "b.jsonl").notes == ["begins with a byte order mark (BOM); read without it"]
+
+
+INFO = {
+    "mine": {"file_name": "mine.json", "formatting": "sharegpt", "ranking": True,
+             "columns": {"messages": "talk", "chosen": "good", "rejected": "bad", "system": "sys"},
+             "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "it"}},
+    "plain": {"file_name": "plain.json", "columns": {"prompt": "ask", "query": "more", "response": "tell"}},
+    "same": {"file_name": "same.json"},
+    "broken": 3,
+}  # fmt: skip
+
+
+def test_the_mapping_of_a_dataset_info_json(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps(INFO))
+    say = lambda who, what: {"who": who, "what": what}  # noqa: E731
+    mine = {"talk": [say("me", "Q")], "good": say("it", "A"), "bad": say("it", "B"), "sys": "S"}
+    (tmp_path / "mine.json").write_text(json.dumps([mine]))
+    (tmp_path / "plain.json").write_text(json.dumps([{"ask": "Q", "more": "I", "tell": "A"}, {"ask": "Q"}]))
+    (tmp_path / "same.json").write_text(json.dumps([{"instruction": "Q", "input": "", "output": "A"}]))
+    for source in (tmp_path / "mine.json", tmp_path / "mine"):  # by its file, or by its name in the folder
+        (row,) = read(source, kind="pairs").rows
+        assert [m["content"] for k in ("prompt", "chosen", "rejected") for m in row[k]] == ["S", "Q", "A", "B"]
+    with pytest.raises(DataError, match="no column more, tell, which dataset_info.json names\n?.*mend") as e:
+        read(tmp_path / "plain")
+    assert "plain.json: 1 rows ok, 1 problems" in str(e.value)
+    assert read(tmp_path / "same").rows[0]["messages"][0]["content"] == "Q"
+    with pytest.raises(FileNotFoundError, match=f"is a folder; give .*, as {tmp_path / 'mine'}"):
+        read(tmp_path)
+
+
+def test_hub_ids(monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        if name == "no/thing":
+            raise ConnectionError("Couldn't reach the Hub\nmore")
+        return types.SimpleNamespace(to_list=lambda: ROWS)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert len(read("openai/gsm8k:main:test")) == len(read("me/data")) == 3
+    assert asked == [("openai/gsm8k", "main", "test"), ("me/data", None, "train")]
+    with pytest.raises(
+        FileNotFoundError, match=r"no/thing: no such file here, .*Couldn't reach the Hub\); check the name"
+    ):
+        read("no/thing")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for path in ("data/typo.jsonl", "data/typo", "nothing", "a/b.csv", "/a/b"):  # paths are never looked up on the hub
+        with pytest.raises(FileNotFoundError, match="does not exist; give a .jsonl"):
+            read(path)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("name", "kind", "n"), [
+    ("loader_axolotl/alpaca.json", "chats", 2), ("loader_axolotl/conversation.json", "chats", 1),
+    ("loader_llamafactory/alpaca_en_demo.json", "chats", 999), ("loader_llamafactory/dpo_en_demo.json", "pairs", 300),
+    ("loader_llamafactory/dpo_en_demo", "pairs", 300), ("loader_llamafactory/kto_en_demo.json", "kto", 300),
+    ("loader_llamafactory/glaive_toolcall_en_demo.json", "chats", 300), ("loader_llamafactory/identity.json", "chats", 91),
+    ("loader_llamafactory/v1_sft_demo.jsonl", "chats", 500), ("loader_torchtune/alpaca_tiny.json", "chats", 100),
+    ("loader_torchtune/chat_tiny.json", "chats", 1), ("loader_torchtune/dummy_conversation.json", "chats", 500),
+    ("loader_torchtune/stack_exchange_paired_tiny.json", "pairs", 25), ("self_instruct/seed_tasks.jsonl", "chats", 175),
+    ("self_instruct/user_oriented_instructions.jsonl", "chats", 252), ("sqlgen/sqlgen_train.json", "chats", 1000),
+    ("coconot/coconot_pref.jsonl", "pairs", 927), ("gsm8k/test.jsonl", "chats", 1319),
+    ("human_xstest/xstest_v2_completions_gpt4.csv", "chats", 450),
+])  # fmt: skip
+def test_files_of_the_field(shared, name, kind, n):
+    if not name.endswith("demo"):
+        shared(name)
+    data = read(shared("loader_llamafactory").parent / name, kind=kind)
+    assert len(data) == n and data.kind == kind
+
+
+def test_nothing_of_a_real_tool_call_is_lost(shared):
+    file = shared("loader_llamafactory/glaive_toolcall_en_demo.json")
+    raw = json.loads(file.read_text())
+    text = lambda row: "\n".join(m["content"] for m in row["messages"])  # noqa: E731
+    for row, record in zip(read(file).rows, raw, strict=True):
+        turns = record["conversations"]
+        assert text(row).count("<tool_call>\n") == sum(t["from"] == "function_call" for t in turns)
+        assert text(row).count("<tool_response>\n") == sum(t["from"] == "observation" for t in turns)
+        assert ("<tools>" in text(row)) == (record["tools"] != "[]")
+        assert all(t["value"] in text(row) for t in turns if t["from"] != "function_call")
+
+
+def test_the_limits_of_other_systems_are_sentences(tmp_path):
+    assert (
+        formats.HUB.fullmatch("openai/gsm8k")
+        and not formats.HUB.fullmatch("../x")
+        and not formats.HUB.fullmatch("a/b/c")
+    )
+
+
+TWICE = '{"prompt": "one", "completion": "A", "prompt": "two"}'
+FINE = '{"prompt": "Q", "completion": "A"}'
+NESTED = '{"messages": [{"role": "user", "content": "one", "content": "two"}, {"role": "assistant", "content": "A"}]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "line", "n"),
+    [
+        (f"{FINE}\n{TWICE}\n{FINE}\n", "a.jsonl", 2, 3),
+        (f"{FINE}\n{NESTED}\n", "a.jsonl", 2, 2),
+        (f"{TWICE}\n", "a.jsonl", 1, 1),
+        (f"{TWICE}\n{FINE}\n", "a.csv", 1, 2),
+        (f"[{FINE},\n{TWICE},\n{FINE}]", "a.json", 2, 3),
+        (TWICE.replace(", ", ",\n").replace("{", "{\n"), "a.json", 1, 1),
+        ("prompt,completion,prompt\none,A,two\n", "a.csv", 1, 1),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused_and_the_other_rows_are_read(tmp_path, text, name, line, n):
+    (tmp_path / name).write_text(text)
+    found = opened(tmp_path / name).records
+    (wrong,) = [(where, r) for where, r in found if isinstance(r, ValueError)]
+    twice = "content" if text.count("content") else "prompt"
+    assert wrong[0] == f"{tmp_path / name}:{line}" and f"{twice!r} occurs twice" in str(wrong[1]) and len(found) == n
+    assert "broken" not in str(wrong[1])
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion,,\nQ,A,,\n")
+    assert opened(tmp_path / "a.csv").records[0][1]["prompt"] == "Q"

@@ -1,0 +1,225 @@
+"""`ftlab runs list|show|verify|clean`, and runs of other layouts: what is there is told, what was finished is never touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_models import contents, goals, sums
+from test_cli import ran  # noqa: F401  fixture: the command line
+
+import ftlab
+from ftlab._core import files
+from ftlab.runs import store as runs
+from ftlab._core.config import SCHEMA
+
+LAYOUTS = Path(__file__).parents[1] / "fixtures"  # layout_1: an evaluation and a curve with its member, made by ftlab 0.1.0
+DAMAGE = {"missing": Path.unlink, "changed": lambda p: p.write_bytes(p.read_bytes()[:-2] + b"\n\n")}
+
+
+@pytest.fixture
+def shelf(runs_folder) -> dict[str, runs.Run]:
+    """A finished run, one that is not, a curve of a member, folders that are no runs."""
+    made = {name: runs.start("evaluate", name, {"n": n}) for n, name in enumerate(("done", "begun", "member"))}
+    for name, run in made.items():
+        run.append("answers.jsonl", [{"key": name, "answer": "yes"}])
+        (run.path / "model").mkdir()
+        (run.path / "model" / "model.safetensors").write_bytes(bytes(100))
+    made["done"].complete(n=1), made["member"].complete()
+    made["curve"] = runs.start("curve", "curve", {"members": [made["member"].name]}).complete()
+    (runs_folder / "somebody's model").mkdir()
+    (runs_folder / "somebody's model" / "config.json").write_text("{}")
+    (runs_folder / "reproduce").mkdir()
+    (runs_folder / "reproduce" / "report.html").write_text("<p>")
+    (runs_folder / "evaluate-renamed").mkdir()
+    shutil.copy(made["begun"].path / "config.json", runs_folder / "evaluate-renamed")
+    return made
+
+
+def states() -> dict[str, str]:
+    table = runs.list_runs()
+    return dict(zip(table["name"], table["state"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b'{"identity": 3}', b'{"identity": {}}', b"\xff\x00", b"[" * 99999]
+)
+def test_a_damaged_run_never_breaks_the_listing_of_the_others(text, shelf, ran):  # noqa: F811
+    for file in ("config.json", "provenance.json", "complete.json", "stats.json"):
+        copied = runs.Run(shutil.copytree(shelf["done"].path, shelf["done"].path.with_name(f"evaluate-{file}")))
+        (copied.path / file).write_bytes(text)
+        assert copied.state == "damaged"
+    (shelf["begun"].path / "config.json").write_bytes(text)
+    found = states()
+    assert [found[shelf[n].name] for n in ("done", "member", "curve")] == ["finished"] * 3
+    assert list(found.values()).count("damaged") == 5
+    code, out, err = ran("runs")
+    assert (code, err) == (0, "") and ran("runs", "list")[1] == out and all(name in out for name in found)
+    assert ftlab.clean_runs(yes=True).empty and set(states()) == set(found)
+
+
+def test_show_tells_everything(shelf, ran):  # noqa: F811
+    code, out, _ = ran("runs", "show", shelf["done"].name)
+    said = json.loads(out)
+    assert code == 0 and said["state"] == "finished" and said["config"]["identity"]["kind"] == "evaluate"
+    assert (
+        said["stats"] == {"n": 1}
+        and said["provenance"]["versions"]["torch"]
+        and "answers.jsonl" in said["complete"]["files"]
+    )
+    assert json.loads(ran("runs", "show", shelf["begun"].path)[1])["state"] == "unfinished"
+    code, _, err = ran("runs", "show", "nothing")
+    assert code == 2 and shelf["done"].name in err
+    hostile = runs.start("x", "y", {"system": "\x1b[2J\x9b<script>\ud800"})
+    assert not {"\x1b", "\x9b", "\ud800"} & set(ran("runs", "show", hostile.name)[1])
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(
+    "file", ["answers.jsonl", "model/model.safetensors", "stats.json", "provenance.json", "config.json"]
+)
+def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypatch, ran):  # noqa: F811
+    assert ran("runs", "verify")[0] == 0
+    path, large = shelf["done"].path / file, file.startswith("model")
+    monkeypatch.setattr(runs, "CHECK_BYTES", 10 if large else runs.CHECK_BYTES)  # `finished` looks at its size only
+    times = path.stat()
+    DAMAGE[how](path)
+    if path.exists():
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (shelf["done"].path / "model" / "new.txt").write_text("")
+    assert shelf["done"].finished == (large and how == "changed")
+    table = ftlab.verify_runs()
+    assert sorted(map(tuple, table.values)) == sorted(
+        [(shelf["done"].name, file, how), (shelf["done"].name, "model/new.txt", "extra")]
+    )
+    code, out, _ = ran("runs", "verify", shelf["done"].name)
+    assert code == 1 and file in out and how in out and "model/new.txt" in out
+    assert ran("runs", "verify", shelf["member"].name, shelf["curve"].name)[0] == 0
+
+
+def test_verify_reads_the_disk_and_remembers_nothing(shelf, monkeypatch):
+    monkeypatch.setattr(files, "stamp", lambda path: ())  # as a disk that rots: no time, no size says so
+    assert ftlab.verify_runs().empty and shelf["done"].finished
+    (shelf["done"].path / "model" / "model.safetensors").write_bytes(b"1" * 100)
+    assert ftlab.verify_runs()["file"].tolist() == ["model/model.safetensors"]
+
+
+def test_verify_tells_a_member_that_is_gone(shelf):
+    shutil.rmtree(shelf["member"].path)
+    assert ftlab.verify_runs().values.tolist() == [[shelf["curve"].name, shelf["member"].name, "member, not finished"]]
+
+
+def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_folder, ran):  # noqa: F811
+    run = shelf["done"].path
+    (run / ".stats.json.99.tmp").write_text("x" * 10)
+    (run / "checkpoints" / "torn-checkpoint-7").mkdir(parents=True)
+    (run / "checkpoints" / "torn-checkpoint-7" / "optimizer.pt").write_bytes(bytes(1000))
+    (shelf["member"].path / "complete.json").unlink()  # damaged or not: a finished run lists it
+    link = f"linked-{shelf['begun'].name[-10:]}"
+    (runs_folder / link).symlink_to(shelf["begun"].path)
+    before = contents(runs_folder)
+    code, out, _ = ran("runs", "clean")
+    assert code == 0 and "--yes" in out and contents(runs_folder) == before
+    assert sorted(ftlab.clean_runs()["what"]) == [".stats.json.99.tmp", "checkpoints", "unfinished"]
+    code, out, _ = ran("runs", "clean", "--yes")
+    gone = before.keys() - contents(runs_folder).keys()
+    begun = shelf["begun"].name
+    assert gone == {n for n in before if n.startswith((f"{begun}/", f"{link}/")) or ".tmp" in n or "/checkpoints/" in n}
+    assert (
+        code == 0 and begun in out and "removed" in out and not shelf["begun"].path.exists() and shelf["done"].finished
+    )
+    assert ftlab.clean_runs(yes=True).empty
+
+
+def test_clean_leaves_a_finished_run_that_recorded_its_checkpoints(shelf):
+    old = shelf["begun"]
+    (old.path / "checkpoints").mkdir()
+    (old.path / "checkpoints" / "torn-1").write_text("x")
+    old.complete()
+    (old.path / "checkpoints").mkdir(exist_ok=True)
+    (old.path / "checkpoints" / "torn-1").write_text("x")
+    record = json.loads((old.path / "complete.json").read_bytes())
+    record["files"]["checkpoints/torn-1"] = {"bytes": 1, "sha256": runs.file_hash(old.path / "checkpoints" / "torn-1")}
+    (old.path / "complete.json").write_text(json.dumps(record))
+    assert old.finished and ftlab.clean_runs(yes=True).empty and old.finished
+
+
+HELD = """
+import sys, ftlab.runs.store as r
+with r.Run(r.Path(sys.argv[1])).lock():
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_clean_leaves_a_run_that_a_process_has_in_hand_until_that_is_dead(shelf):
+    called = [sys.executable, "-c", HELD, str(shelf["begun"].path)]
+    root = Path(__file__).parents[2]
+    owner = subprocess.Popen(called, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        assert ftlab.clean_runs().empty and ftlab.clean_runs(yes=True).empty and shelf["begun"].path.exists()
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert ftlab.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name] and not shelf["begun"].path.exists()
+
+
+@pytest.fixture
+def old(runs_folder) -> dict[str, runs.Run]:
+    """kind -> run of layout 1."""
+    shutil.copytree(LAYOUTS / "layout_1", runs_folder)
+    return {p.name.partition("-")[0]: runs.Run(p) for p in sorted(runs_folder.iterdir())}
+
+
+def test_runs_of_layout_1_open_are_compared_and_are_models(old):
+    assert states() == {r.name: "finished, layout 1" for r in old.values()} and ftlab.verify_runs().empty
+    for run in old.values():
+        assert runs.load(run.name) == run and run._repr_html_() and ftlab.show_run(run.name)["config"]
+    table = ftlab.compare(ftlab.load(old["curve"].name))
+    assert set(table["risk"]) == {"jailbreak"} and table["n_prompts"].tolist() == [3]
+    assert ftlab.rates(old["evaluate"])["n_prompts"].tolist() == [3] and len(old["sft"].log()) == 1
+    asked = ftlab.evaluate(old["sft"], prompts=goals(2), max_new_tokens=4, judges=["keywords"])
+    tuned = ftlab.sft(old["sft"], sums(4), steps=1, batch_size=4, learning_rate=1e-3)
+    assert asked.finished and tuned.lineage[0]["name"] == old["sft"].name
+    with pytest.raises(ValueError, match="holds no prompts to judge again"):
+        ftlab.judged(old["evaluate"], "keywords")
+
+
+def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
+    config = old["sft"].config
+    config["identity"]["schema"] = SCHEMA + 1
+    (old["sft"].path / "config.json").write_text(json.dumps(config))
+    for call in (runs.load, ftlab.model):
+        with pytest.raises(ValueError, match=f"is of layout {SCHEMA + 1}, this ftlab reads up to {SCHEMA}; upgrade it"):
+            call(old["sft"].path)
+    assert f"layout {SCHEMA + 1}" in states()[old["sft"].name] and ran("runs")[0] == 0
+    assert ftlab.clean_runs(yes=True).empty
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"model_type": "llama"}',
+        '{"identity": {"kind": "sft"}}',
+        '{"identity": {"kind": "x", "schema": "2"}}',
+    ],
+)
+def test_a_configuration_that_is_no_runs_is_a_sentence(text, old):
+    (old["sft"].path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{old['sft'].name}.*(is no run|holds no JSON object)"):
+        runs.load(old["sft"].name)
+
+
+def test_a_missing_provenance_is_named(old):
+    (old["evaluate"].path / "provenance.json").unlink()
+    with pytest.raises(ValueError, match=r"not finished, or not any more \(provenance.json missing\); call"):
+        runs.load(old["evaluate"].name)

@@ -1,0 +1,159 @@
+"""Nothing is lost, asked twice or changed by a kill at any moment: randomised, with fixed seeds (`killing.py` kills).
+
+`make soak` sets FTLAB_SOAK=50: so many cells are killed, each up to four times, and let through at last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killing import CELLS
+
+from ftlab.runs import store as runs
+
+KILLS = int(os.environ.get("FTLAB_SOAK", "5"))
+FIRST = ["full", "curve", "evaluate", "lora", "dpo"]
+AMID = {"evaluate": ["after counting", "after answers"], "curve": ["after answers", ""]}  # the first kill, in turn
+RECORDS = ("train.jsonl", "valid.jsonl", "prompts.jsonl", "answers.jsonl", "verdicts.jsonl")
+
+
+class Zygote:
+    """The process that forks a child a call."""
+
+    def __init__(self, model: Path):
+        path = os.pathsep.join(str(p) for p in (Path(__file__).parents[1], Path(__file__).parents[2]))
+        environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        called = [sys.executable, str(Path(__file__).parents[1] / "killing.py"), str(model)]
+        self.process = subprocess.Popen(called, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.known: dict[str, tuple] = {}
+
+    def call(self, cell: str, root: Path, attempt: int, kill=None, by=signal.SIGKILL) -> dict:
+        """-> what the child left; one that failed by itself fails the test."""
+        request = {"cell": cell, "root": str(root), "try": attempt, "kill": kill, "signal": int(by)}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert answer["ended"] in (0, 130, -signal.SIGKILL), (
+            f"{cell}: attempt {attempt} ended with {answer['ended']}, {kill}\n{(root / f'said-{attempt}').read_text()[-2000:]}"
+        )
+        return answer
+
+    def undisturbed(self, cell: str, folder: Path) -> tuple:
+        """-> what the cell makes when nobody kills it, its seconds, its events, and those of a call that goes on."""
+        if cell not in self.known:
+            root = folder / f"{cell} undisturbed"
+            whole, made = self.call(cell, root, 0), state(root)
+            middle = "half answers.jsonl" if cell == "evaluate" else "half train.jsonl"
+            self.call(cell, folder / f"{cell} resumed", 0, {"at": middle, "n": 3})
+            again = self.call(cell, folder / f"{cell} resumed", 1)
+            self.known[cell] = made, whole["seconds"], whole["events"], whole["events"] | again["events"]
+        return self.known[cell]
+
+
+@pytest.fixture(scope="module")
+def zygote(dropping):
+    made = Zygote(dropping)
+    yield made
+    made.process.stdin.close()
+    made.process.wait(timeout=60)
+
+
+def state(root: Path) -> dict:
+    """-> all that a cell made and that is the same each time: weights, losses, answers, verdicts, figures."""
+    out = {}
+    for path in sorted((root / "runs").glob("[!.]*")):
+        run = runs.Run(path)
+        assert run.finished, f"{path} is not finished"
+        files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name[0] != "."}
+        out[path.name, "files"] = sorted(files)
+        out |= {(path.name, name): p.read_bytes() for name, p in files.items() if name.startswith("model/")}
+        for name in RECORDS:
+            with contextlib.redirect_stderr(io.StringIO()):
+                records = run.read(name)
+            keys = [r["key"] for r in records if "key" in r]
+            assert len(keys) == len(set(keys)), f"{path.name}/{name}: one key twice"
+            out[path.name, name] = sorted(records, key=lambda r: (r.get("step", 0), r.get("key", ""), json.dumps(r)))
+        out[path.name, "stats"] = run.stats
+    return out
+
+
+def had(root: Path) -> dict[str, int]:
+    """-> how many different answers and judgements there are."""
+    quiet = contextlib.redirect_stderr(io.StringIO())  # of torn lines
+    files = {"asked": (root / "runs").glob("*/answers.jsonl"), "judged": (root / "runs/.judged").glob("*.jsonl")}
+    with quiet:
+        return {k: len({r["key"] for p in v for r in runs.Run(p.parent).read(p.name)}) for k, v in files.items()}
+
+
+def asked(root: Path) -> dict[str, list[int]]:
+    """-> how many answers and judgements each attempt asked for."""
+    out = {}
+    for kind in ("asked", "judged"):
+        tries = [json.loads(line)[0] for line in (root / kind).read_text().splitlines()]
+        out[kind] = [tries.count(n) for n in range(max(tries, default=0) + 5)]
+    return out
+
+
+def drawn(rng: random.Random, seconds: float, events: dict[str, int], event: str = "") -> dict:
+    """-> a moment: any time, or the n-th time that something happens (something like `event`)."""
+    if not event and rng.random() < 0.4:
+        return {"after": rng.uniform(0, seconds)}
+    at = rng.choice(sorted(e for e in events if event in e))
+    return {"at": at, "n": rng.randint(1, events[at])}
+
+
+def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random, event: str) -> list[str]:
+    """Kills a cell up to four times (first at `event`, if any), lets it through, and holds that nothing is lost and nothing
+    differs -> where it was killed."""
+    expected, seconds, first, events = zygote.undisturbed(cell, root.parent)
+    killed, before = [], []
+    for attempt in range(99):
+        through = len(killed) == 4 or (killed and rng.random() < 0.5)
+        kill = None if through else drawn(rng, seconds, *((events,) if killed else (first, event)))
+        by = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+        before.append(had(root))
+        ended = zygote.call(cell, root, attempt, kill, by)["ended"]
+        if ended:
+            moment = f"after {kill['after']:.2f} s" if "after" in kill else f"at {kill['at']} no. {kill['n']}"
+            killed.append(f"{by.name} {moment}")
+        elif killed:
+            break
+        else:  # it was faster than the clock: a new one
+            root, before = root.with_name(root.name + "+"), []
+            return disturbed(zygote, cell, root, rng, event)
+    found, last, counts = state(root), had(root), asked(root)
+    differ = sorted({str(k) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)})
+    assert not differ, f"{cell}, {killed}: not the same: {differ}"
+    for kind, numbers in counts.items():  # what was there was never asked again; of the rest the last call asked all
+        missing = [last[kind] - b[kind] for b in before]
+        assert all(n <= m for n, m in zip(numbers, missing, strict=False)), (
+            f"{cell}, {killed}: {kind} {numbers} of {missing}"
+        )
+        assert numbers[attempt] == missing[attempt], f"{cell}, {killed}: {kind} {numbers} of {missing}"
+    return killed
+
+
+def test_random_kills_lose_nothing_and_change_nothing(zygote, tmp_path):
+    names, failed, dead = [*FIRST, *(c for c in CELLS if c not in FIRST)], [], 0
+    for k in range(KILLS):
+        cell = names[k % len(names)]
+        event = AMID.get(cell, [""])[k // len(names) % len(AMID.get(cell, [""]))]
+        try:
+            killed = disturbed(zygote, cell, tmp_path / f"kill {k}", random.Random(f"kill {k}"), event)
+        except AssertionError as e:
+            failed.append(str(e))
+            print(f"{k + 1:3} {cell}: LOST: {e}", flush=True)
+        else:
+            dead += len(killed)
+            print(f"{k + 1:3} {cell}: {', then '.join(killed)}", flush=True)
+    print(f"{KILLS - len(failed)} of {KILLS} survived ({dead} kills)")
+    assert not failed, "\n\n".join(failed)
