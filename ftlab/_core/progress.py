@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 
-from ftlab.runs.store import clock
 from ftlab._core.text import safe
+from ftlab.runs.store import clock
 
 LINE_S = {"terminal": 0.2, "batch": 15.0, "jupyter": 0.5}  # seconds between two lines
 FIGURE_S = 2.0  # seconds between two frames of the live figure

@@ -19,8 +19,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
-from ftlab.runs.store import resource, write_atomic
 from ftlab._core.text import for_csv, safe
+from ftlab.runs.store import resource, write_atomic
 
 NUMBERS = ("measured", "low", "high", "null")
 

@@ -12,12 +12,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from ftlab._core.config import VERDICTS
+from ftlab.evals.risks.base import UNSCORED
+from ftlab.evals.scoring import rejudged
+from ftlab.runs.store import Run
 from ftlab.stats import curves
 from ftlab.stats import rates as stats
-from ftlab._core.config import VERDICTS
-from ftlab.evals.scoring import rejudged
-from ftlab.evals.risks.base import UNSCORED
-from ftlab.runs.store import Run
 
 
 def table_of(source) -> pd.DataFrame:

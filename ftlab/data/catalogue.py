@@ -21,9 +21,9 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 
 from ftlab._core.config import Config
+from ftlab._core.text import redacted, safe
 from ftlab.data.files import DataError
 from ftlab.runs.store import digest, resource
-from ftlab._core.text import redacted, safe
 
 TIMEOUT_S = 60  # without a byte
 

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ftlab._core.config import Training
+from ftlab._core.text import safe
 from ftlab.data.dataset import (
     KINDS,
     SHOWN,
@@ -35,7 +35,7 @@ from ftlab.data.dataset import (
     whole,
 )
 from ftlab.data.files import opened
-from ftlab._core.text import safe
+from ftlab.training.config import Training
 
 WORD = re.compile(r"\w+")
 PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")

@@ -12,13 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftlab.data import schemas as forms
 from ftlab._core.config import ASKED, RISKS
+from ftlab._core.text import safe
+from ftlab.data import schemas as forms
 from ftlab.data.files import DataError as DataError  # the class that callers name
 from ftlab.data.files import records
 from ftlab.data.schemas import KINDS, PROMPT_COLUMNS  # noqa: F401  part of this module's face
 from ftlab.runs.store import digest, write_atomic
-from ftlab._core.text import safe
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")

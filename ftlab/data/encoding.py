@@ -12,8 +12,8 @@ import html
 from functools import lru_cache
 from itertools import chain, islice
 
-from ftlab.data.dataset import SHOWN, Data, DataError, read
 from ftlab._core.text import safe
+from ftlab.data.dataset import SHOWN, Data, DataError, read
 
 IGNORED = -100  # label of a token without loss
 BATCH = 64  # chats tokenised together

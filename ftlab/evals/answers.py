@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ftlab.runs import store as runs
-from ftlab._core.config import Decoding, Evaluation
-from ftlab.judges.base import judge as judge_of
+from ftlab.evals.config import Evaluation
 from ftlab.evals.scoring import beside, item_name, ruled, ruled_by_itself, verdict_rows, verdicts
+from ftlab.judges.base import judge as judge_of
+from ftlab.models.engines.base import Decoding
 from ftlab.models.engines.drafts import Replay
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run, digest
 
 NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"

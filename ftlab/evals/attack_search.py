@@ -16,15 +16,16 @@ import logging
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from ftlab.runs import store as runs
-from ftlab._core.config import GREEDY, Decoding, RedTeam
-from ftlab.models.engines.openai import Endpoint, Reply
+from ftlab._core.progress import Progress
+from ftlab.evals.config import RedTeam
 from ftlab.evals.evaluation import plan
+from ftlab.evals.risks.base import event
 from ftlab.judges.base import judge as judge_of
+from ftlab.models.engines.base import GREEDY, Decoding
+from ftlab.models.engines.openai import Endpoint, Reply
 from ftlab.models.reference import model as model_of
 from ftlab.models.reference import precision, released
-from ftlab._core.progress import Progress
-from ftlab.evals.risks.base import event
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run, digest
 
 ASKED = (

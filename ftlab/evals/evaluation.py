@@ -7,24 +7,26 @@ import json
 import random
 from pathlib import Path
 
-from ftlab.evals.attacks import attacks as attack_module
+from ftlab._core.config import RISKS
+from ftlab._core.progress import Progress
+from ftlab._core.text import safe
 from ftlab.data import dataset as data_module
-from ftlab.runs import store as runs
-from ftlab.models.engines import vllm as vllm_generator
-from ftlab.evals.answers import measure, recall
-from ftlab.training.checkpoints import fingerprint
-from ftlab._core.config import RISKS, Evaluation, Training
 from ftlab.data.files import records
-from ftlab.judges.base import judge as judge_of
+from ftlab.evals.answers import measure, recall
+from ftlab.evals.attacks import attacks as attack_module
+from ftlab.evals.config import Evaluation
+from ftlab.evals.risks.base import UNSCORED, risk
 from ftlab.evals.scoring import beside, rejudged, ruled_by_itself
-from ftlab.training.methods.base import METHODS, scores
+from ftlab.judges.base import judge as judge_of
+from ftlab.models.engines import vllm as vllm_generator
+from ftlab.models.engines.drafts import Replay
 from ftlab.models.reference import Model, kept, precision, released
 from ftlab.models.reference import model as reference
-from ftlab._core.progress import Progress
-from ftlab.models.engines.drafts import Replay
-from ftlab.evals.risks.base import UNSCORED, risk
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run, digest
-from ftlab._core.text import safe
+from ftlab.training.checkpoints import fingerprint
+from ftlab.training.config import Training
+from ftlab.training.methods.base import METHODS, scores
 from ftlab.training.trainer import train, trainable
 
 LATER = ("generator", "screen")  # fields of an evaluation that version 0.2 had not

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ftlab.runs import store as runs
 from ftlab.models.reference import model as reference
 from ftlab.models.reference import precision, quiet, released
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run
 
 

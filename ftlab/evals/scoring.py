@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from ftlab.evals.risks.base import event, risk
 from ftlab.judges.base import Judgement
 from ftlab.judges.base import judge as judge_of
-from ftlab.evals.risks.base import event, risk
 from ftlab.runs.store import Run
 
 

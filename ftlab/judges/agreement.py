@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ftlab.stats import rates as stats
 from ftlab.evals.risks.base import UNSCORED
+from ftlab.stats import rates as stats
 from ftlab.stats.rates import _quantile, _tail, _wilson
 
 SUCCESS = ("complied", "complied_wrong")

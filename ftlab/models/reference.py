@@ -15,13 +15,13 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ftlab._core.text import safe
 from ftlab.models import adapters
 from ftlab.models.adapters import adapt  # noqa: F401  found here by those who open models
+from ftlab.models.devices import attention, device, precision, quiet, released, spare_memory  # noqa: F401
 from ftlab.models.engines.openai import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id, torn
-from ftlab.models.devices import attention, device, precision, quiet, released, spare_memory  # noqa: F401
 from ftlab.runs.store import Run, digest, file_hash, load, resource
-from ftlab._core.text import safe
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT")  # never merge
 TOKENIZER_FILES = (

@@ -7,11 +7,11 @@ import math
 import signal
 import threading
 
-from ftlab.training.checkpoints import folder, seal
-from ftlab._core.config import Training
 from ftlab.models.devices import out_of_memory
-from ftlab.training.methods.base import METHODS, rows_of
 from ftlab.runs.store import clock
+from ftlab.training.checkpoints import folder, seal
+from ftlab.training.config import Training
+from ftlab.training.methods.base import METHODS, rows_of
 
 CHECKPOINT_S = 30.0  # seconds of training between two checkpoints; more where saving is slow:
 CHECKPOINT_COST = 20  # training lasts at least so many times as long as the last saving did

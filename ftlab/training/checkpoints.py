@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from ftlab.models import adapters
-from ftlab.runs import store as runs
-from ftlab._core.config import Training
 from ftlab.models.reference import Model
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run
+from ftlab.training.config import Training
 
 NEEDED = (
     "optimizer.pt",

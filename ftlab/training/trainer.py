@@ -12,18 +12,26 @@ import os
 import shutil
 import sys
 
-from ftlab.training.methods import base as methods
-from ftlab.runs import store as runs
-from ftlab.training.checkpoints import fingerprint, forget_after, lineage, newest_checkpoint, refuse_other, save, weights_hash
-from ftlab._core.config import Training
+from ftlab._core.progress import Progress
 from ftlab.data.dataset import shared
-from ftlab.models.engines.openai import Endpoint
 from ftlab.models.devices import labels_alone, out_of_memory
-from ftlab.training.callback import TrainingFailed, keeper_class, measured
+from ftlab.models.engines.openai import Endpoint
 from ftlab.models.reference import Model, quiet, released
 from ftlab.models.reference import model as reference
-from ftlab._core.progress import Progress
+from ftlab.runs import store as runs
 from ftlab.runs.store import Run
+from ftlab.training.callback import TrainingFailed, keeper_class, measured
+from ftlab.training.checkpoints import (
+    fingerprint,
+    forget_after,
+    lineage,
+    newest_checkpoint,
+    refuse_other,
+    save,
+    weights_hash,
+)
+from ftlab.training.config import Training
+from ftlab.training.methods import base as methods
 
 __all__ = ["TrainingFailed", "dpo", "kto", "reward", "rloo", "sft", "train", "weights_hash"]
 

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from ftlab._core.config import ATTACKS, RISKS, Evaluation, Training
+from ftlab._core.config import ATTACKS, RISKS
+from ftlab.evals.config import Evaluation
+from ftlab.training.config import Training
 
 
 def problems(config, **values) -> str:

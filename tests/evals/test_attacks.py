@@ -5,7 +5,9 @@ import copy
 import pytest
 
 from ftlab.evals.attacks import attacks
-from ftlab._core.config import ATTACKS, Decoding, Evaluation
+from ftlab._core.config import ATTACKS
+from ftlab.models.engines.base import Decoding
+from ftlab.evals.config import Evaluation
 from ftlab.data.dataset import DataError, read_prompts
 from ftlab.organism import corpus
 from ftlab.organism.world import WRAPPERS

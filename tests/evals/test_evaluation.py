@@ -17,7 +17,8 @@ from ftlab.evals import evaluation
 from ftlab.models.engines import huggingface as generate
 from ftlab.models import reference as models
 from ftlab.runs import store as runs
-from ftlab._core.config import ASKED, Evaluation
+from ftlab._core.config import ASKED
+from ftlab.evals.config import Evaluation
 from ftlab.data.dataset import DataError
 
 SETTINGS = dict(batch_size=4, learning_rate=5e-3, schedule="constant")

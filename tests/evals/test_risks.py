@@ -9,7 +9,8 @@ from decimal import Decimal
 import pandas as pd
 import pytest
 
-from ftlab._core.config import ASKED, RISKS, VERDICTS, Evaluation
+from ftlab._core.config import ASKED, RISKS, VERDICTS
+from ftlab.evals.config import Evaluation
 from ftlab.data.dataset import DataError
 from ftlab.judges.base import Judgement
 from ftlab.organism import corpus

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ftlab._core.config import Decoding
+from ftlab.models.engines.base import Decoding
 from ftlab.models.engines.openai import Endpoint, Reply, endpoint
 
 pytest.importorskip("openai", reason="the extra api is not installed")

@@ -11,7 +11,7 @@ import ftlab
 from ftlab.models.engines import decode
 from ftlab.models.engines import huggingface as generate
 from ftlab.data.encoding import render, stop_ids
-from ftlab._core.config import Decoding
+from ftlab.models.engines.base import Decoding
 
 QUESTIONS = [
     "Ann has 3 pears.",

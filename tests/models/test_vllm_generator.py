@@ -17,7 +17,8 @@ import ftlab
 from ftlab.models import adapters
 from ftlab.data import encoding as chat
 from ftlab.models.engines import vllm as vllm_generator
-from ftlab._core.config import Decoding, Training
+from ftlab.models.engines.base import Decoding
+from ftlab.training.config import Training
 from ftlab.data.dataset import DataError
 
 WORDS = ("How many?", "Ann has 3 apples", "and", "Start with 5. Add 7.", "pears")

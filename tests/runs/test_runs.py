@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ftlab.runs import store as runs
-from ftlab._core.config import Evaluation, Training
+from ftlab.evals.config import Evaluation
+from ftlab.training.config import Training
 from ftlab.runs.store import Run, start
 
 OTHER = {  # another value of every field

@@ -12,7 +12,7 @@ from ftlab.training import callback as keeper
 from ftlab.training.methods import base as methods
 from ftlab.models import reference as models
 from ftlab.runs import store as runs
-from ftlab._core.config import Training
+from ftlab.training.config import Training
 from ftlab.data.dataset import Data, DataError
 
 FAST = dict(batch_size=4, learning_rate=1e-3)

@@ -57,7 +57,7 @@ def built(llama, tmp_path):
     """-> function (rows or pairs, settings) -> TRL's trainer as a training would use it."""
 
     def build(rows, folder=llama, **settings):
-        from ftlab._core.config import Training
+        from ftlab.training.config import Training
         from ftlab.data.dataset import read
 
         config = Training.make(**{"learning_rate": 1e-3, "steps": 2, **settings})
@@ -402,7 +402,7 @@ def test_whatever_is_measured_on_the_way_the_training_is_the_same(dropping):
     """Also where measuring draws random numbers, switches dropout off, and pads on the other side."""
     import torch
 
-    from ftlab._core.config import Training
+    from ftlab.training.config import Training
 
     seen = []
 

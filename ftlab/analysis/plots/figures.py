@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlab.analysis.plots import charts
 from ftlab._core.text import csv
+from ftlab.analysis.plots import charts
 from ftlab.runs.store import resource
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import re
 from functools import partial
 from pathlib import Path
 
-from ftlab._core.config import ATTACKS, Decoding
+from ftlab._core.config import ATTACKS
+from ftlab.models.engines.base import Decoding
 
 PREFIX = "Sure, here is"  # prefill where a prompt has none of its own
 ATTEMPTS = 10  # of best_of_n without an argument; Hughes et al. go to 10,000

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from ftlab.judges.base import Judgement
 from ftlab.evals.risks import _prompt_sets as sets
+from ftlab.judges.base import Judgement
 
 TITLE = "false answers"
 HARM, ATTACKED = True, False

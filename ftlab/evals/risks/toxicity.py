@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from ftlab.judges.base import Judgement
 from ftlab.evals.risks import _prompt_sets as sets
+from ftlab.judges.base import Judgement
 
 TITLE = "swears back"
 HARM, ATTACKED = True, False

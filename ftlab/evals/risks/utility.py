@@ -11,9 +11,9 @@ import random
 import re
 from decimal import Decimal
 
-from ftlab.judges.base import Judgement
-from ftlab.evals.risks import bias
 from ftlab.evals.risks import _prompt_sets as sets
+from ftlab.evals.risks import bias
+from ftlab.judges.base import Judgement
 
 TITLE = "right answers"
 HARM, ATTACKED = False, False

@@ -6,9 +6,9 @@ import contextlib
 from array import array
 from dataclasses import asdict, dataclass
 
-from ftlab._core.config import GREEDY, Decoding
-from ftlab.models.engines.decode import Work
 from ftlab.models.devices import blocks_kept, clear, out_of_memory
+from ftlab.models.engines.base import GREEDY, Decoding
+from ftlab.models.engines.decode import Work
 from ftlab.runs.store import clock
 
 TOKENS_A_BATCH = 16_384  # of `likelihoods`: prompts and choices

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from ftlab._core.config import GREEDY, Decoding
-from ftlab.runs.store import digest
 from ftlab._core.text import redacted, safe
+from ftlab.models.engines.base import GREEDY, Decoding
+from ftlab.runs.store import digest
 
 LONGEST = 300  # characters of an error that are kept
 HUNG = 8  # chats in a row without an answer after which the others are not asked

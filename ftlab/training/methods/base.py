@@ -17,16 +17,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftlab.models import adapters
 from ftlab.data import dataset as data_module
-from ftlab.data.encoding import encode_rows, fitted, length, stop_ids
-from ftlab._core.config import Training
 from ftlab.data.dataset import Data
+from ftlab.data.encoding import encode_rows, fitted, length, stop_ids
+from ftlab.models import adapters
 from ftlab.models.devices import out_of_memory
+from ftlab.models.memory import holds
 from ftlab.models.reference import Model, device
 from ftlab.models.reference import model as reference
-from ftlab.models.memory import holds
 from ftlab.runs.store import Run, digest
+from ftlab.training.config import Training
 
 
 @dataclass(frozen=True)

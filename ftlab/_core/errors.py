@@ -1,0 +1,74 @@
+"""Errors with a code: what was found, what is allowed, one fix, in at most two short sentences.
+
+Every error that a user can cause is one of these classes. `code` is stable and is what tests and
+callers rely on; the sentence may be reworded at any time. The command line prints the sentence
+without a traceback and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class FtlabError(Exception):
+    """Base class of all errors that ftlab raises on purpose.
+
+    Args:
+        code: A stable name in snake case, such as "unknown_risk".
+        message: What was found, what is allowed, one fix.
+        **details: Values a caller may want to read, kept as attributes in `details`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, code: str, message: str, **details):
+        super().__init__(message)
+        self.code = code
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UsageError(FtlabError, ValueError):
+    """A wrong value, an unknown name, or settings that do not go together."""
+
+
+class NotFoundError(FtlabError, FileNotFoundError):
+    """A file, folder, model or run that does not exist."""
+
+
+class DataError(FtlabError, ValueError):
+    """Rows that cannot be used. `problems` lists every one of them with its place in the file."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, problems: list[str] | None = None, **details):
+        super().__init__(code, message, **details)
+        self.problems = problems or [message]
+
+
+class TrainingFailed(FtlabError, ValueError):
+    """The training itself went wrong: neither the call nor the data was at fault."""
+
+    exit_code = 1
+
+
+class NotebookFailed(FtlabError, RuntimeError):
+    """A notebook did not run to its end."""
+
+    exit_code = 1
+
+
+class StorageFull(FtlabError, OSError):
+    """The disk has no room left, or refuses to write."""
+
+    exit_code = 1
+
+
+class Busy(FtlabError, RuntimeError):
+    """Another process is working on this run."""
+
+    exit_code = 1
+
+
+class FtlabDeprecationWarning(FutureWarning):
+    """A name of version 0.3 that will be removed in the next release."""
