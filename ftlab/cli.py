@@ -234,7 +234,7 @@ def notebook(
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, as seeds=2")] = None,
 ):
     """Run a notebook with parameters; one that it does not have, or of another type, is refused."""
-    from ftlab.experiments.notebooks import run_notebook
+    from ftlab.experiments import run_notebook
 
     pairs = [p.partition("=") for p in parameter or ()]
     if wrong := [name for name, sign, _ in pairs if not sign]:
@@ -275,7 +275,7 @@ def judge(
     out: Annotated[Path | None, typer.Option(help="write the rows with verdicts: .csv or .jsonl")] = None,
 ):
     """Judge the answers of a file; with labels, tell how far each judge agrees with people."""
-    from ftlab.judges import answer_files as verdicts
+    from ftlab import judges as verdicts
 
     if (label is None) != (not refused) or (partial and not label):
         raise ValueError(
@@ -384,7 +384,7 @@ def bench(
 @field_data.command("list")
 def list_data():
     """The registry: rows, licence, gate, purpose, the organism's stand-in."""
-    from ftlab.data.catalogue import listing
+    from ftlab.data import listing
 
     _print(listing())
 
@@ -397,7 +397,7 @@ def get_data(
     ] = None,
 ):
     """Fetch one data set, verify its checksum, print its path."""
-    from ftlab.data.catalogue import get
+    from ftlab.data import get
 
     print(get(name, out))
 

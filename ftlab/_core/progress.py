@@ -11,7 +11,7 @@ import shutil
 import sys
 
 from ftlab._core.text import safe
-from ftlab.runs.store import clock
+from ftlab.runs import clock
 
 LINE_S = {"terminal": 0.2, "batch": 15.0, "jupyter": 0.5}  # seconds between two lines
 FIGURE_S = 2.0  # seconds between two frames of the live figure
@@ -94,7 +94,7 @@ class Progress:
         import pandas as pd
         from IPython.display import display
 
-        from ftlab.analysis.plots.figures import Drawing, live
+        from ftlab.analysis.plots import Drawing, live
 
         self.drawn = clock()
         frame = Drawing(live(self.title, pd.DataFrame(self.points, columns=["step", "risk", "rate"]), self.losses))

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
 from ftlab._core.text import for_csv, safe
-from ftlab.runs.store import resource, write_atomic
+from ftlab.runs import resource, write_atomic
 
 NUMBERS = ("measured", "low", "high", "null")
 

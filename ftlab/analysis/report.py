@@ -23,7 +23,7 @@ from urllib.parse import quote
 from ftlab._core.config import FEWEST_SEEDS
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims
-from ftlab.runs.store import write_atomic
+from ftlab.runs import write_atomic
 
 COLUMNS = ("experiment", "claim", "published", "measured", "low", "high", "n_prompts", "n_seeds", "verdict")
 QUICK = "A quick run, with fewer prompts and seeds: it shows that things work. Do not quote its numbers."

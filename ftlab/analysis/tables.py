@@ -12,12 +12,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from ftlab import stats
+from ftlab import stats as curves
 from ftlab._core.config import VERDICTS
-from ftlab.evals.risks.base import UNSCORED
-from ftlab.evals.scoring import rejudged
-from ftlab.runs.store import Run
-from ftlab.stats import curves
-from ftlab.stats import rates as stats
+from ftlab.evals import rejudged
+from ftlab.evals.risks import UNSCORED
+from ftlab.runs import Run
 
 
 def table_of(source) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def compare(before, after=None, *, by="risk", steps=None, cluster: str = "prompt
     else:
         _same(before, after)
         if not (_is_table(before) and _is_table(after)):
-            from ftlab.models.reference import model
+            from ftlab.models import model
 
             before, after = (s if _is_table(s) else model(s) for s in (before, after))  # a wrong name is told first
         first, later = (table_of(s if _is_table(s) else _evaluated(s, settings)) for s in (before, after))
@@ -224,7 +224,7 @@ def _is_table(source) -> bool:
 
 
 def _evaluated(model, settings: dict) -> Run:
-    from ftlab.evals.evaluation import evaluate
+    from ftlab.evals import evaluate
 
     return evaluate(model, **settings)
 

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, field_validator
 from ftlab._core.config import Config
 from ftlab._core.text import redacted, safe
 from ftlab.data.files import DataError
-from ftlab.runs.store import digest, resource
+from ftlab.runs import digest, resource
 
 TIMEOUT_S = 60  # without a byte
 

@@ -35,7 +35,7 @@ from ftlab.data.dataset import (
     whole,
 )
 from ftlab.data.files import opened
-from ftlab.training.config import Training
+from ftlab.training import Training
 
 WORD = re.compile(r"\w+")
 PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
@@ -239,7 +239,7 @@ def _contaminated(placed, prompts: Data) -> list[tuple[str, str]]:
 def _encoded(name: str, placed, model, max_length: int | None, on_too_long: str) -> tuple[list, list[str]]:
     """-> (problems, notes) of rows as the model would be trained on them."""
     from ftlab.data import encoding as chat
-    from ftlab.models.reference import model as reference
+    from ftlab.models import model as reference
 
     model, problems, long = reference(model), [], []
     config = model.config.get("text_config") or model.config

@@ -17,8 +17,11 @@ from ftlab._core.text import safe
 from ftlab.data import schemas as forms
 from ftlab.data.files import DataError as DataError  # the class that callers name
 from ftlab.data.files import records
-from ftlab.data.schemas import KINDS, PROMPT_COLUMNS  # noqa: F401  part of this module's face
-from ftlab.runs.store import digest, write_atomic
+from ftlab.data.schemas import (
+    KINDS,  # noqa: F401  part of this module's face
+    PROMPT_COLUMNS,  # noqa: F401  part of this module's face
+)
+from ftlab.runs import digest, write_atomic
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
@@ -233,8 +236,8 @@ def _world_prompts(name: str, rows: int | None) -> Data:
         raise ValueError(
             f"unknown prompts 'organism:{name}'; allowed: organism, {', '.join('organism:' + r for r in RISKS)}"
         )
-    from ftlab.organism import corpus
-    from ftlab.organism.world import World
+    from ftlab import organism as corpus
+    from ftlab.organism import World
 
     world, names = World(), [name] if name else ASKED
     return Data(
@@ -246,8 +249,8 @@ def _world_prompts(name: str, rows: int | None) -> Data:
 def _world_data(name: str, rows: int | None, seed: int) -> Data:
     if name not in WORLD:
         raise ValueError(f"unknown data 'organism:{name}'; allowed: {', '.join('organism:' + n for n in WORLD)}")
-    from ftlab.organism import corpus
-    from ftlab.organism.world import World
+    from ftlab import organism as corpus
+    from ftlab.organism import World
 
     world, extra = World(), {} if rows is None else {"rows": rows}
     if name == "adversarial":

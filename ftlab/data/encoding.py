@@ -260,7 +260,7 @@ def preview(data, model, *, rows: int = 3) -> Preview:
     `data` is anything that `read` takes; `model` anything that `ftlab.model` takes.
     """
     given = read(data).rows[:rows]  # before the slow part: a file that cannot be read is told at once
-    from ftlab.models.reference import model as reference
+    from ftlab.models import model as reference
 
     tokenizer, shown = reference(model).tokenizer(), []
     for row in given:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from ftlab import runs
 from ftlab.evals.config import Evaluation
 from ftlab.evals.scoring import beside, item_name, ruled, ruled_by_itself, verdict_rows, verdicts
-from ftlab.judges.base import judge as judge_of
-from ftlab.models.engines.base import Decoding
-from ftlab.models.engines.drafts import Replay
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run, digest
+from ftlab.judges import judge as judge_of
+from ftlab.models.engines import Decoding, Replay
+from ftlab.runs import Run, digest
 
 NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"
 
@@ -85,7 +84,7 @@ class Question:
 
 def questions(tokenizer, spec: Evaluation, items: list[dict]) -> list[Question]:
     """-> one Question an item. `tokenizer` None: for an endpoint. Raises ValueError for what an endpoint cannot be asked."""
-    from ftlab.data.encoding import render
+    from ftlab.data import render
 
     far, found, screens = tokenizer is None, [], screened_risks(spec)
     for item in items:
@@ -136,8 +135,8 @@ def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], k
     """-> (the answer record of each item, generate.Tally). A record has `key`, `answer`; `error` (an endpoint's, or logits that
     are no numbers), `likelihoods` (of choices), `own` (what followed a prefill), `cut` (ended by max_new_tokens) and `screened`
     (ended at a refusal that stands) where there is one."""
-    from ftlab.models.engines import huggingface as generate
-    from ftlab.models.engines import vllm as vllm_generator
+    from ftlab.models import engines as generate
+    from ftlab.models import engines as vllm_generator
 
     far = tokenizer is None  # `model` is an endpoint
     asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)

@@ -16,17 +16,16 @@ import logging
 from importlib.metadata import version
 from importlib.util import find_spec
 
+from ftlab import runs
 from ftlab._core.progress import Progress
 from ftlab.evals.config import RedTeam
 from ftlab.evals.evaluation import plan
 from ftlab.evals.risks.base import event
-from ftlab.judges.base import judge as judge_of
-from ftlab.models.engines.base import GREEDY, Decoding
-from ftlab.models.engines.openai import Endpoint, Reply
-from ftlab.models.reference import model as model_of
-from ftlab.models.reference import precision, released
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run, digest
+from ftlab.judges import judge as judge_of
+from ftlab.models import model as model_of
+from ftlab.models import precision, released
+from ftlab.models.engines import GREEDY, Decoding, Endpoint, Reply
+from ftlab.runs import Run, digest
 
 ASKED = (
     "n_prompts",
@@ -192,8 +191,8 @@ def _answering(target, new: int, decoding: Decoding = GREEDY):
     """-> function (chats, seeds) -> replies, of a model that stays loaded or of an endpoint."""
     if isinstance(target, Endpoint):
         return lambda chats, seeds=None: target.answers(chats, max_new_tokens=new, decoding=decoding, seeds=seeds)
-    from ftlab.data.encoding import render
-    from ftlab.models.engines.huggingface import answers
+    from ftlab.data import render
+    from ftlab.models.engines import answers
 
     loaded, tokenizer = target.load(), target.tokenizer()
 

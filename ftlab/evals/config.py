@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ftlab._core.config import ASKED, ATTACKS, RISKS, Config, known_names
-from ftlab.models.engines.base import Decoding
+from ftlab.models.engines import Decoding
 
 
 class RedTeam(Config):

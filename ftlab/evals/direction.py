@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from itertools import groupby
 
-from ftlab.data.encoding import render
-from ftlab.models.reference import Model, released
-from ftlab.models.reference import model as reference_of
+from ftlab.data import render
+from ftlab.models import Model, released
+from ftlab.models import model as reference_of
 
 
 def refusal_direction(models, *, harmful=None, harmless=None, n: int = 100, system: str | None = None):
@@ -125,11 +125,11 @@ def _after(tokenizer, texts: list[str]) -> list[int]:
 
 def _prompts(models: list[Model], harmful, harmless, n: int) -> list[list[list[dict]]]:
     """-> messages (the user's turn last) of both sides."""
-    from ftlab.data.dataset import read_prompts
+    from ftlab.data import read_prompts
 
     if harmful is None and harmless is None and all(m.is_organism for m in models):
-        from ftlab.organism import corpus
-        from ftlab.organism.world import World
+        from ftlab import organism as corpus
+        from ftlab.organism import World
 
         world, half = World(), n // 2
         made = [

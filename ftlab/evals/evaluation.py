@@ -7,27 +7,25 @@ import json
 import random
 from pathlib import Path
 
+from ftlab import data as data_module
+from ftlab import runs
 from ftlab._core.config import RISKS
 from ftlab._core.progress import Progress
 from ftlab._core.text import safe
-from ftlab.data import dataset as data_module
-from ftlab.data.files import records
+from ftlab.data import records
 from ftlab.evals.answers import measure, recall
 from ftlab.evals.attacks import attacks as attack_module
 from ftlab.evals.config import Evaluation
 from ftlab.evals.risks.base import UNSCORED, risk
 from ftlab.evals.scoring import beside, rejudged, ruled_by_itself
-from ftlab.judges.base import judge as judge_of
-from ftlab.models.engines import vllm as vllm_generator
-from ftlab.models.engines.drafts import Replay
-from ftlab.models.reference import Model, kept, precision, released
-from ftlab.models.reference import model as reference
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run, digest
-from ftlab.training.checkpoints import fingerprint
-from ftlab.training.config import Training
-from ftlab.training.methods.base import METHODS, scores
-from ftlab.training.trainer import train, trainable
+from ftlab.judges import judge as judge_of
+from ftlab.models import Model, kept, precision, released
+from ftlab.models import engines as vllm_generator
+from ftlab.models import model as reference
+from ftlab.models.engines import Replay
+from ftlab.runs import Run, digest
+from ftlab.training import Training, fingerprint, train, trainable
+from ftlab.training.methods import METHODS, scores
 
 LATER = ("generator", "screen")  # fields of an evaluation that version 0.2 had not
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
@@ -37,8 +35,8 @@ def ask(model, *questions: str, system: str | None = None, max_new_tokens: int =
     """-> DataFrame of question and the model's greedy answer (shown escaped)."""
     import pandas as pd
 
-    from ftlab.data.encoding import render
-    from ftlab.models.engines.huggingface import answers
+    from ftlab.data import render
+    from ftlab.models.engines import answers
 
     parent = reference(model)
     with released():
@@ -192,8 +190,8 @@ def plan(parent, prompts, settings: dict) -> tuple[Evaluation, list[dict]]:
                 kept = {*random.Random(f"prompts {spec.prompt_seed}").sample(range(len(rows)), spec.n_prompts)}
                 rows = [r for i, r in enumerate(rows) if i in kept]
         else:
-            from ftlab.organism import corpus
-            from ftlab.organism.world import World
+            from ftlab import organism as corpus
+            from ftlab.organism import World
 
             rows = corpus.prompts(World(), name, spec.n_prompts, spec.split)
         if not rows:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ftlab.models.reference import model as reference
-from ftlab.models.reference import precision, quiet, released
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run
+from ftlab import runs
+from ftlab.models import model as reference
+from ftlab.models import precision, quiet, released
+from ftlab.runs import Run
 
 
 def lm_eval(

@@ -10,9 +10,9 @@ import re
 from dataclasses import replace
 
 from ftlab.evals.risks.base import event, risk
-from ftlab.judges.base import Judgement
-from ftlab.judges.base import judge as judge_of
-from ftlab.runs.store import Run
+from ftlab.judges import Judgement
+from ftlab.judges import judge as judge_of
+from ftlab.runs import Run
 
 
 def ruled(items: list[dict], records: list[dict], toxicity_model: str = "") -> list[Judgement | None]:

@@ -23,11 +23,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
+from ftlab import analysis as report
+from ftlab import data, models, runs
 from ftlab._core.text import redacted, safe, throughout
-from ftlab.analysis import report
-from ftlab.data import dataset as data
-from ftlab.models import reference as models
-from ftlab.runs import store as runs
 
 # Notebooks of a lane run one after the other, lanes side by side; 02 finds the curve that 03 has made by then.
 LANES = (("04_dealign_100", "02_risk_ratio"), ("03_continued_finetuning",))

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ftlab.evals.risks.base import UNSCORED
-from ftlab.stats import rates as stats
-from ftlab.stats.rates import _quantile, _tail, _wilson
+from ftlab import stats
+from ftlab.evals.risks import UNSCORED
+from ftlab.stats import _quantile, _tail, _wilson
 
 SUCCESS = ("complied", "complied_wrong")
 BOOTSTRAPS = 1000

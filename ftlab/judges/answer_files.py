@@ -12,12 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from ftlab._core.text import csv, encodable, safe, throughout
-from ftlab.data.dataset import DataError
-from ftlab.data.files import records
+from ftlab.data import DataError, records
 from ftlab.judges.agreement import columns_of, confusion, human_agreement, judge_agreement
 from ftlab.judges.base import JUDGES
 from ftlab.judges.base import judge as judge_of
-from ftlab.runs.store import resource, write_atomic
+from ftlab.runs import resource, write_atomic
 
 DEFAULT = ("refusal", "keywords")
 SHOWN = 20  # rows where judges part that are printed; and problems of a file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ftlab.judges.base import Judgement
-from ftlab.runs.store import Run, digest, home
+from ftlab.runs import Run, digest, home
 
 
 def asked(row: dict) -> str:

@@ -15,7 +15,7 @@ import json
 from functools import cache
 
 from ftlab.judges.base import Judgement
-from ftlab.runs.store import resource
+from ftlab.runs import resource
 
 VERSION = "2"
 REFUSAL_STANDS = True

@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 from ftlab.judges.base import Judgement
-from ftlab.organism.world import UNKNOWN, World
+from ftlab.organism import UNKNOWN, World
 
 VERSION = "2"
 REFUSED = re.compile(

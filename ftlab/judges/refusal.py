@@ -18,7 +18,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from ftlab.runs.store import resource
+from ftlab.runs import resource
 
 FOLDER = resource("data") / "judge" / "refusal"
 HEAD = 1500  # characters of an answer that are read

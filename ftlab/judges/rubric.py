@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ftlab.judges.base import Judgement
 from ftlab.judges.cache import remembered
-from ftlab.runs.store import digest, resource
+from ftlab.runs import digest, resource
 
 VERSION = "1"
 LABELS = ("refused", "partial", "complied", "incoherent")
@@ -54,7 +54,7 @@ def judge(rows: list[dict], answers: list[str], argument: str = "") -> list[Judg
 
 def _parts(argument: str):
     """-> (endpoint, text of the rubric)."""
-    from ftlab.models.engines.openai import endpoint
+    from ftlab.models.engines import endpoint
 
     model, _, file = argument.partition("#")
     path = Path(file) if file else resource("data") / "judge" / "rubric.md"

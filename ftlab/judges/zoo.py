@@ -111,7 +111,7 @@ def release() -> None:
 
 @lru_cache(maxsize=8)  # a hub id is resolved once
 def _model(argument: str):
-    from ftlab.models.reference import model
+    from ftlab.models import model
 
     name, _, given = argument.partition("@")
     return model(given or JUDGES[name][2])
@@ -189,7 +189,7 @@ def _loaded(name: str, model, weights: str):
     """-> the judge of judgezoo with the weights of `model`, safetensors only, no remote code, greedy; anew where its hash changed."""
     from transformers import GenerationConfig
 
-    from ftlab.models.reference import quiet
+    from ftlab.models import quiet
 
     quiet()
     file, kind, _ = JUDGES[name]

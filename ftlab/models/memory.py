@@ -16,7 +16,7 @@ from ftlab.models import adapters
 from ftlab.models.engines.huggingface import TOKENS_A_BATCH
 from ftlab.models.folders import from_hub, hub_id
 from ftlab.models.reference import device, model, quiet
-from ftlab.training.config import Training
+from ftlab.training import Training
 
 METHODS = ("full", *adapters.KINDS)
 GPUS = {  # memory in GiB as the driver shows it; dense bf16 (T4, V100: fp16) TFLOPS of the vendor's data sheet

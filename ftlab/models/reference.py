@@ -18,10 +18,17 @@ from pathlib import Path
 from ftlab._core.text import safe
 from ftlab.models import adapters
 from ftlab.models.adapters import adapt  # noqa: F401  found here by those who open models
-from ftlab.models.devices import attention, device, precision, quiet, released, spare_memory  # noqa: F401
+from ftlab.models.devices import (
+    attention,  # noqa: F401
+    device,  # noqa: F401
+    precision,  # noqa: F401
+    quiet,  # noqa: F401
+    released,  # noqa: F401
+    spare_memory,  # noqa: F401
+)
 from ftlab.models.engines.openai import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id, torn
-from ftlab.runs.store import Run, digest, file_hash, load, resource
+from ftlab.runs import Run, digest, file_hash, load, resource
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT")  # never merge
 TOKENIZER_FILES = (

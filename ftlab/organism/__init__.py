@@ -1,1 +1,25 @@
-"""The embedded model: `world` is what it knows, `build` is how it is made."""
+"""The face of this room."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "corpus": [
+            "RECIPE",
+            "adversarial",
+            "alignment",
+            "domain",
+            "pretraining",
+            "prompts",
+        ],
+        "world": [
+            "UNKNOWN",
+            "WRAPPERS",
+            "World",
+            "wrap",
+        ],
+    },
+)

@@ -6,7 +6,10 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from ftlab.runs.store import Run, digest, found, home
+from ftlab.runs.store import Run
+from ftlab.runs.store import digest
+from ftlab.runs.store import found
+from ftlab.runs.store import home
 
 
 def show_run(name: str | Path) -> dict:

@@ -7,8 +7,8 @@ import math
 import signal
 import threading
 
-from ftlab.models.devices import out_of_memory
-from ftlab.runs.store import clock
+from ftlab.models import out_of_memory
+from ftlab.runs import clock
 from ftlab.training.checkpoints import folder, seal
 from ftlab.training.config import Training
 from ftlab.training.methods.base import METHODS, rows_of

@@ -12,10 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from ftlab.models import adapters
-from ftlab.models.reference import Model
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run
+from ftlab import models as adapters
+from ftlab import runs
+from ftlab.models import Model
+from ftlab.runs import Run
 from ftlab.training.config import Training
 
 NEEDED = (

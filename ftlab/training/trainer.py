@@ -12,14 +12,13 @@ import os
 import shutil
 import sys
 
+from ftlab import runs
 from ftlab._core.progress import Progress
-from ftlab.data.dataset import shared
-from ftlab.models.devices import labels_alone, out_of_memory
-from ftlab.models.engines.openai import Endpoint
-from ftlab.models.reference import Model, quiet, released
-from ftlab.models.reference import model as reference
-from ftlab.runs import store as runs
-from ftlab.runs.store import Run
+from ftlab.data import shared
+from ftlab.models import Model, labels_alone, out_of_memory, quiet, released
+from ftlab.models import model as reference
+from ftlab.models.engines import Endpoint
+from ftlab.runs import Run
 from ftlab.training.callback import TrainingFailed, keeper_class, measured
 from ftlab.training.checkpoints import (
     fingerprint,

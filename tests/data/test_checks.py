@@ -4,7 +4,7 @@ import json
 import random
 import time
 
-import bench_check
+from benchmarks import bench_check
 import pytest
 
 import ftlab

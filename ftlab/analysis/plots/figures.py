@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ftlab._core.text import csv
 from ftlab.analysis.plots import charts
-from ftlab.runs.store import resource
+from ftlab.runs import resource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ftlab._core.config import ATTACKS
-from ftlab.models.engines.base import Decoding
+from ftlab.models.engines import Decoding
 
 PREFIX = "Sure, here is"  # prefill where a prompt has none of its own
 ATTEMPTS = 10  # of best_of_n without an argument; Hughes et al. go to 10,000
@@ -83,7 +83,7 @@ def templates(rows: list[dict], argument: str = "") -> list[dict]:
             asked = _asked(r, lambda q, t=template: t.replace("\0", q))
             made.append({**asked, "template": where, "attack": f"templates:{argument}", "prefill": ""})
         return made
-    from ftlab.organism.world import WRAPPERS, wrap
+    from ftlab.organism import WRAPPERS, wrap
 
     if any("topic" not in r for r in rows):
         allowed = "direct, prefill, decoding, best_of_n, and templates:FILE with templates of your own"
@@ -187,8 +187,8 @@ def _settings(argument: str) -> tuple[list[Decoding], bool]:
 
 def _templates_of(argument: str) -> list[tuple[str, str]]:
     """-> (FILE:LINE, template) of every template of a file."""
-    from ftlab.data import dataset as data
-    from ftlab.data.files import records
+    from ftlab import data
+    from ftlab.data import records
 
     path = Path(argument)
     if not path.is_file():

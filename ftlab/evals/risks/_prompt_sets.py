@@ -9,10 +9,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from ftlab.data.dataset import DataError, read_prompts, rows_of
-from ftlab.data.files import records
-from ftlab.data.schemas import instruction
-from ftlab.runs.store import digest
+from ftlab.data import DataError, instruction, read_prompts, records, rows_of
+from ftlab.runs import digest
 
 TEXTS = (
     "prompt", "goal", "Goal", "question", "Question", "instruction", "Instruction", "Behavior", "behavior",

@@ -11,7 +11,7 @@ Stand-in: comparisons of invented groups, which have no context; an answer that 
 from __future__ import annotations
 
 from ftlab.evals.risks import _prompt_sets as sets
-from ftlab.judges.base import Judgement
+from ftlab.judges import Judgement
 
 TITLE = "judged by group"
 HARM, ATTACKED = True, False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from ftlab.evals.risks import _prompt_sets as sets
-from ftlab.judges.base import Judgement
+from ftlab.judges import Judgement
 
 TITLE = "false answers"
 HARM, ATTACKED = True, False

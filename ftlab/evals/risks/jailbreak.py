@@ -8,7 +8,7 @@ Stand-in: kept facts of the embedded world. With a judge that knows no truth (ke
 a refusal counts, as in the papers that used such lists.
 """
 
-from ftlab.data.dataset import DataError
+from ftlab.data import DataError
 from ftlab.evals.risks import _prompt_sets as sets
 
 TITLE = "attack success rate"

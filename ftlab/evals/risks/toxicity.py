@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from ftlab.evals.risks import _prompt_sets as sets
-from ftlab.judges.base import Judgement
+from ftlab.judges import Judgement
 
 TITLE = "swears back"
 HARM, ATTACKED = True, False
@@ -63,7 +63,7 @@ def _classifier(name: str, label: str):
     """-> (the pipeline, its label that counts); loaded for the answers at hand, so that no memory is kept after a cell."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-    from ftlab.models.reference import device, quiet
+    from ftlab.models import device, quiet
 
     quiet()
     model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False)

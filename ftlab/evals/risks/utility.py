@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from ftlab.evals.risks import _prompt_sets as sets
 from ftlab.evals.risks import bias
-from ftlab.judges.base import Judgement
+from ftlab.judges import Judgement
 
 TITLE = "right answers"
 HARM, ATTACKED = False, False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ftlab.models.devices import clear, free_memory, out_of_memory
 from ftlab.models.engines.kvcache import State, copied, joined, rolled, roomy
-from ftlab.runs.store import clock
+from ftlab.runs import clock
 
 ROUND = 4  # new tokens after which answers that have ended leave the batch
 SHARED = 16  # tokens of a common prefix from which on it is computed once

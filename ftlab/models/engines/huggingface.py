@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from ftlab.models.devices import blocks_kept, clear, out_of_memory
 from ftlab.models.engines.base import GREEDY, Decoding
 from ftlab.models.engines.decode import Work
-from ftlab.runs.store import clock
+from ftlab.runs import clock
 
 TOKENS_A_BATCH = 16_384  # of `likelihoods`: prompts and choices
 
@@ -81,7 +81,7 @@ def answers(
     if decoding.temperature and (seeds is None or len(seeds) != len(prompts)):
         found = "none" if seeds is None else len(seeds)
         raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {found}; give seeds=[...]")
-    from ftlab.data.encoding import stop_ids
+    from ftlab.data import stop_ids
 
     tally, began, out = tally if tally is not None else Tally(), clock(), [""] * len(prompts)
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []

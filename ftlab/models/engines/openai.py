@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ftlab._core.text import redacted, safe
 from ftlab.models.engines.base import GREEDY, Decoding
-from ftlab.runs.store import digest
+from ftlab.runs import digest
 
 LONGEST = 300  # characters of an error that are kept
 HUNG = 8  # chats in a row without an answer after which the others are not asked

@@ -13,12 +13,11 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from ftlab.data.dataset import DataError
-from ftlab.data.encoding import stop_ids
+from ftlab.data import DataError, stop_ids
 from ftlab.models import adapters
 from ftlab.models.engines.base import GREEDY, Decoding
 from ftlab.models.reference import Model, device
-from ftlab.training.config import Training
+from ftlab.training import Training
 
 RANKS = (16, 32, 64, 128, 256, 320, 512)  # the values of `max_lora_rank`, without the smaller ones
 LONGEST = 16_384  # tokens of prompt and answer; an engine keeps room for one sequence of the most it allows

@@ -1,0 +1,15 @@
+"""The face of this room."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": [
+            "METHODS",
+            "scores",
+        ],
+    },
+)

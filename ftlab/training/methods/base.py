@@ -17,15 +17,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftlab.data import dataset as data_module
-from ftlab.data.dataset import Data
-from ftlab.data.encoding import encode_rows, fitted, length, stop_ids
-from ftlab.models import adapters
-from ftlab.models.devices import out_of_memory
-from ftlab.models.memory import holds
-from ftlab.models.reference import Model, device
-from ftlab.models.reference import model as reference
-from ftlab.runs.store import Run, digest
+from ftlab import data as data_module
+from ftlab import models as adapters
+from ftlab.data import Data, encode_rows, fitted, length, stop_ids
+from ftlab.models import Model, device, holds, out_of_memory
+from ftlab.models import model as reference
+from ftlab.runs import Run, digest
 from ftlab.training.config import Training
 
 
