@@ -137,9 +137,7 @@ def _with_settings(doc: str, fields: dict[str, FieldInfo]) -> str:
         for name, field in fields.items():
             text = f"{name}: {describe(field)}"
             lines.append(
-                textwrap.fill(
-                    text, 100, initial_indent=indent, subsequent_indent=f"{indent}    "
-                )
+                textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=f"{indent}    ")
             )
     return "\n".join(lines)
 

@@ -1,89 +1,169 @@
-"""Bytes on disk: files that are whole or not there, hashes of files, one sentence for a full disk."""
+"""Files: atomic writes, hashes, shipped resources, and one clear error when the disk is full."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-YOUNG_NS = 2 * 10**9  # the coarsest clock of a file system: FAT
+from ftlab._core.errors import NotFoundError, StorageFull, UsageError
+
+PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
+CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Exceptions of Rust (safetensors, tokenizers) end in the number; PyTorch's writer loses it on the way.
-SAID = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)|PytorchStreamWriter|unexpected pos \d|basic_ios::clear")
-
-
-class StorageFull(OSError):
-    """Something could not be written for want of room. What was written before is whole; the same call goes on from it."""
+# Libraries in Rust report the number in their text; PyTorch's writer loses it on the way.
+FULL_TEXT = re.compile(
+    rf"\(os error ({'|'.join(map(str, FULL))})\)"
+    r"|PytorchStreamWriter|unexpected pos \d|basic_ios::clear"
+)
 
 
 @contextlib.contextmanager
-def storage(path: Path, *, making: bool = False):
-    """Whatever says inside that there is no room (at `path`) becomes StorageFull; `making`: other refusals PermissionError."""
+def storage(path: Path, *, making: bool = False) -> Iterator[None]:
+    """Turn any failure for want of disk space inside the block into StorageFull.
+
+    Args:
+        path: What is being written; named in the error.
+        making: The block makes a folder of runs. Then other refusals of the file system become
+            UsageError `folder_not_writable`.
+
+    Raises:
+        StorageFull: `storage_full`. What was written before is whole, so the same call resumes.
+    """
     try:
         yield
-    except Exception as e:
-        disk = isinstance(e, OSError) and not isinstance(e, (StorageFull, TimeoutError))
-        if e.errno in FULL if disk else SAID.search(str(e)) and not isinstance(e, StorageFull):
+    except StorageFull:
+        raise
+    except Exception as error:
+        if _is_disk_full(error):
             raise StorageFull(
-                f"{path} could not be written: {e} ({_room(Path(path))}); make room, or lift the limit, and call again: "
-                "what was written before is kept (`ftlab runs clean` shows what could go)"
-            ) from e
-        if disk and making:
-            raise PermissionError(f"{path} cannot be written ({e}); set FTLAB_RUNS to a folder that can") from e
+                "storage_full",
+                f"{path} could not be written: {error} ({_free_space(Path(path))}). Free some "
+                "space and call again; `ftlab runs clean` lists what could go.",
+            ) from error
+        if making and _is_disk_error(error):
+            raise UsageError(
+                "folder_not_writable",
+                f"{path} cannot be written ({error}). Set FTLAB_RUNS to a writable folder.",
+            ) from error
         raise
 
 
-def _room(path: Path) -> str:
-    there = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-    files = f", room for {os.statvfs(there).f_favail:,} files" if hasattr(os, "statvfs") else ""
-    return f"{shutil.disk_usage(there).free / 1e6:,.1f} MB free{files}"
+def _is_disk_error(error: Exception) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, (TimeoutError, NotFoundError))
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if _is_disk_error(error):
+        return error.errno in FULL
+    return FULL_TEXT.search(str(error)) is not None
+
+
+def _free_space(path: Path) -> str:
+    existing = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    text = f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB free"
+    if hasattr(os, "statvfs"):
+        text += f", room for {os.statvfs(existing).f_favail:,} files"
+    return text
 
 
 def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
-    """A temporary sibling, fsync, replace: whole or not there. `new`: a file that is there stays. Raises StorageFull."""
+    """Write a text file so that it is either whole or not there.
+
+    Args:
+        path: The file.
+        text: Its whole content. Unpaired surrogates are written as they are.
+        new: Keep a file that is already there.
+
+    Raises:
+        StorageFull: `storage_full`; the old content stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
         try:
-            with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            if not new:
+            with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                _link_if_absent(temporary, path)
+            else:
                 os.replace(temporary, path)
-            elif not path.exists():
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    pass
-                except OSError:  # a file system without links
-                    os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def file_hash(path: Path, anew: bool = False) -> str:
-    """-> SHA-256 of a file's bytes, hex; remembered (but for `anew`) while its inode, size and times stay the same,
-    once it is so old that the clock of its file system tells it from the next version."""
+def _link_if_absent(temporary: Path, path: Path) -> None:
+    if path.exists():
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+
+
+def json_lines(records: list[dict]) -> str:
+    """Return records as JSON Lines."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def digest(value: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of a JSON-able value. The order of keys is ignored."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_hash(path: Path, fresh: bool = False) -> str:
+    """Return the SHA-256 of a file's bytes in hex.
+
+    The hash is remembered while inode, size and times stay the same, once the file is old enough
+    for its file system's clock to tell it from the next version.
+
+    Args:
+        path: The file.
+        fresh: Read every byte now, whatever is remembered.
+    """
     now = stamp(Path(path))
-    young = now and time.time_ns() - now[-1] < YOUNG_NS
-    return (_file_hash.__wrapped__ if anew or young else _file_hash)(str(path), *now)
+    young = bool(now) and time.time_ns() - now[-1] < CLOCK_NS
+    if fresh or young:
+        return _hash_of(str(path))
+    return _remembered_hash(str(path), *now)
 
 
-def stamp(path: Path) -> tuple:
-    """-> what changes when a file does; () where there is none."""
-    with contextlib.suppress(FileNotFoundError):
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return inode, size and times of a file, which change when it does; () if there is none."""
+    try:
         stat = path.stat()
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    return ()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _hash_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(4096)
-def _file_hash(path: str, *_) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def _remembered_hash(path: str, *_stamp: int) -> str:
+    return _hash_of(path)
+
+
+def resource(name: str) -> Path:
+    """Return the folder `data`, `notebooks` or `figures` that comes with ftlab.
+
+    In an installed package it lies inside (`_data`), in a checkout next to the package.
+    """
+    installed = PACKAGE / f"_{name}"
+    return installed if installed.is_dir() else PACKAGE.parent / name

@@ -1,19 +1,31 @@
-"""Text from outside (models, data files, servers) made fit to be seen: nothing in it moves a cursor, runs in a spreadsheet or
-gives a token away. HTML is escaped where HTML is made, by `html.escape(safe(text))`; JSONL files stay exact.
+"""Untrusted text: escaped for terminals, HTML and spreadsheets, with secrets redacted.
+
+Text of models, data files and servers is hostile input. HTML is escaped where HTML is made, by
+`html.escape(safe(text))`. JSONL files keep every text exactly as it was.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets run (OWASP, CSV injection)
-# But tab and line feed; marks of direction, which turn what is read around; lone surrogates.
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# What spreadsheets run as a formula (OWASP, CSV injection).
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# Control characters other than tab and line feed, marks of text direction, unpaired surrogates.
+CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 NUMBER = re.compile(r"[+-]?([\d.]+(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
-KEYS = ("OPENAI_API_KEY", "HF_TOKEN")  # variables of which also the value itself is never shown
-TOKENS = re.compile(  # prefix and length: `risk-curve`, `task-...` and `sk-` before short words are none
-    r"(?:(?<![\w-])|(?<=\\[nrt])|(?<=[\d\[]m))(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]*?\w{16,}[\w-]*)"  # also after \n, ANSI colours
+SECRET_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN")  # their values are never shown either
+# A prefix and a length, so that `risk-curve`, `task-...` and `sk-` before short words are not
+# taken for tokens. The first line also finds tokens after an escaped \n and after ANSI colours.
+TOKENS = re.compile(
+    r"(?:(?<![\w-])|(?<=\\[nrt])|(?<=[\d\[]m))(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]*?\w{16,}[\w-]*)"
     r"|(?<=://)[^\s/@\"'<>]{1,512}@"  # user:password@ of an address
     r"|(?<=[?&])((?:api[_-]?key|access_token|token|key)=)[^\s&\"'<>]+"
     r"|(?<![\w-])(bearer\s+)(?=\S{0,512}\d)[\w.~+/=-]{16,}",
@@ -22,42 +34,68 @@ TOKENS = re.compile(  # prefix and length: `risk-curve`, `task-...` and `sk-` be
 
 
 def safe(text: object, most: int = 2000) -> str:
-    """-> `most` characters, and how many more there are; what does not print (ANSI, \\r, bidi, lone surrogates) as its escape."""
+    """Return text that is safe to show: everything that does not print is escaped.
+
+    Args:
+        text: Anything.
+        most: Number of characters shown; how many more there are is added.
+    """
     text = str(text)
-    more = f"... ({len(text) - most} characters more)" if len(text) > most else ""
-    seen = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text[:most])
-    return "".join(seen) + more
+    shown = "".join(_visible(character) for character in text[:most])
+    if len(text) > most:
+        shown += f"... ({len(text) - most} more characters)"
+    return shown
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def redacted(text: str) -> str:
-    """-> the text with tokens (`hf_...`, `sk-...`, `Bearer ...`), credentials in addresses and the values of KEYS taken out."""
-    for name in KEYS:
-        if len(key := os.environ.get(name, "")) >= 8:
-            text = text.replace(key, f"[{name}]")
-    return TOKENS.sub(lambda found: f"{found[1] or found[2] or ''}[token removed]" + "@" * found[0].endswith("@"), text)
+    """Return the text without tokens, passwords in addresses, and values of secret variables."""
+    for name in SECRET_VARIABLES:
+        value = os.environ.get(name, "")
+        if len(value) >= 8:
+            text = text.replace(value, f"[{name}]")
+    return TOKENS.sub(_removed, text)
+
+
+def _removed(found: re.Match) -> str:
+    kept = found[1] or found[2] or ""
+    tail = "@" if found[0].endswith("@") else ""
+    return f"{kept}[token removed]{tail}"
 
 
 def encodable(text: str) -> str:
-    """-> the text with lone surrogates, which no table of pandas can hold, as their escapes."""
+    """Return the text with unpaired surrogates escaped, which pandas cannot hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def throughout(value, change):
-    """-> lists and dicts (JSON, a notebook) with `change` made to every text in them; the containers are changed in place."""
+def throughout(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply `change` to every text inside lists and dicts, in place, and return the value."""
     if isinstance(value, str):
         return change(value)
-    for k, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        value[k] = throughout(v, change)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = throughout(item, change)
+    elif isinstance(value, list):
+        value[:] = [throughout(item, change) for item in value]
     return value
 
 
-def for_csv(value):
-    """-> what a spreadsheet does not run: ' before a text like a formula, controls escaped; numbers, also as texts, as they are."""
+def for_csv(value: Any) -> Any:
+    """Return a cell that no spreadsheet runs: ' before a formula, control characters escaped."""
     if not isinstance(value, str) or NUMBER.fullmatch(value):
         return value
-    return "'" * value.lstrip(" ").startswith(FORMULA) + CONTROLS.sub(lambda c: safe(c[0]), value)
+    text = CONTROLS.sub(lambda found: safe(found[0]), value)
+    if value.lstrip(" ").startswith(FORMULA_STARTS):
+        return "'" + text
+    return text
 
 
-def csv(table) -> str:
-    """-> CSV of a pandas table, its texts and column names by `for_csv`."""
-    return table.map(for_csv).rename(columns=for_csv).to_csv(index=False, lineterminator="\n")
+def csv(table: DataFrame) -> str:
+    """Return a table as CSV, its texts and column names made harmless by `for_csv`."""
+    harmless = table.map(for_csv).rename(columns=for_csv)
+    return harmless.to_csv(index=False, lineterminator="\n")

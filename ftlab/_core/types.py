@@ -1,10 +1,10 @@
 """The types that rooms exchange: outcomes, samples, prompts, answers, judgements, verdicts.
 
-    Sample     what a prompt set holds: a question before any attack
-    Prompt     what a model is asked: a sample under an attack
-    Answer     what the model replied
-    Judgement  what a judge or a rule says of one answer
-    Verdict    one row of the verdict table: one answer, one judge
+Sample     what a prompt set holds: a question before any attack
+Prompt     what a model is asked: a sample under an attack
+Answer     what the model replied
+Judgement  what a judge or a rule says of one answer
+Verdict    one row of the verdict table: one answer, one judge
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Run folders: start, lock, append, complete, load; list, show, verify, clean."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "admin": [
-            "clean_runs",
-            "show_run",
-            "verify_runs",
-        ],
-        "store": [
-            "Busy",
-            "Run",
-            "_provenance",
-            "clock",
-            "digest",
-            "file_hash",
-            "home",
-            "list_runs",
-            "load",
-            "resource",
-            "start",
-            "storage",
-            "write_atomic",
-        ],
+        "admin": ["clean_runs", "list_runs", "show_run", "verify_runs"],
+        "provenance": ["provenance"],
+        "store": ["Run", "SCHEMA", "find", "home", "load", "start"],
+        "tables": ["row_of", "table_of"],
+        # transition
+        "_old": ["Busy", "clock", "digest", "file_hash", "resource", "storage", "write_atomic"],
     },
 )
