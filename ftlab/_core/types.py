@@ -189,6 +189,7 @@ class Verdict:
         cut: Whether max_new_tokens ended the answer.
         attempts: Number of attempts.
         hits: Number of attempts that show the event.
+        answer_keys: The answers of all attempts, where there are several.
         labels: Where in an experiment the answer was given: step, seed, epoch, examples, ...
     """
 
@@ -210,4 +211,5 @@ class Verdict:
     cut: bool = False
     attempts: int = 1
     hits: int = 0
+    answer_keys: tuple[str, ...] = ()
     labels: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Evaluations: risks, attacks, answers, verdicts, and monitors of models in training."""
 
 from __future__ import annotations
 
@@ -6,27 +6,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["attacks", "risks"],
     submod_attrs={
-        "attack_search": [
-            "red_team",
-        ],
-        "direction": [
-            "refusal_direction",
-        ],
-        "evaluation": [
-            "ask",
-            "dealign",
-            "evaluate",
-            "risk_curve",
-            "watch",
-        ],
-        "lm_harness": [
-            "lm_eval",
-        ],
-        "scoring": [
-            "rejudged",
-            "ruled",
-            "verdicts",
-        ],
+        "attack_search": ["red_team"],
+        "config": ["NOT_FOR_USERS", "EvaluationConfig"],
+        "direction": ["refusal_direction"],
+        "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],
+        "lm_harness": ["lm_eval"],
+        "monitoring": ["Monitor", "monitor"],
+        "plan": ["Plan", "plan_evaluation"],
+        "rescoring": ["rescore", "retry_errors"],
     },
 )

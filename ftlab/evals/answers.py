@@ -1,227 +1,260 @@
-"""A model's answers to attacked prompts, and the verdicts on them, in a run folder: what was answered is not asked again."""
+"""Ask a model the prompts of a plan; what a run already holds is never asked again."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from ftlab import runs
-from ftlab.evals.config import Evaluation
-from ftlab.evals.scoring import beside, item_name, ruled, ruled_by_itself, verdict_rows, verdicts
-from ftlab.judges import judge as judge_of
-from ftlab.models.engines import Decoding, Replay
-from ftlab.runs import Run, digest
+from ftlab._core.files import digest, json_lines, stamp, write_atomic
+from ftlab._core.progress import Progress
+from ftlab._core.types import Answer, Outcome, Prompt
+from ftlab.evals.plan import Plan
+from ftlab.models.engines import Decoding, Request
+from ftlab.runs import Run
 
-NO_NUMBERS = "the model's logits are no numbers (NaN or infinite)"
-
-
-def measure(
-    run: Run,
-    model,
-    tokenizer,
-    spec: Evaluation,
-    items: list[dict],
-    *,
-    key: str,
-    labels: dict,
-    progress=None,
-    replay=None,
-    elsewhere=(),
-) -> list[dict]:
-    """Answers and judges `items` with a loaded model; appends to the run's answers and verdicts -> the verdict rows.
-
-    What the run already holds under the same key (weights, tokenizer and template in `key`; prompt, attack,
-    decoding, repeat) is not asked again; a verdict that it holds is not written again. Attempts at one prompt under one
-    attack (`variant`) become one row (`judging.verdict_rows`). `replay`: earlier answers of a curve, as drafts; `elsewhere`: runs
-    whose answers of the same model, in the same numbers, are taken over. What answering took is a line of the run's
-    generation.jsonl (`generate.Tally`).
-    """
-    count = len({*map(item_name, items)})
-    first = (replay is None or replay.run != run.path) and len(run.read("prompts.jsonl")) != count
-    if replay:
-        replay.run = run.path
-    records, tally = _answered(run, model, tokenizer, spec, items, key, progress, replay, elsewhere)
-    run.append("generation.jsonl", [{**labels, **tally.as_dict()}])
-    if first or not (run.path / "prompts.jsonl").exists():
-        shown = {item_name(i): json.dumps(i, ensure_ascii=False) + "\n" for i in items}
-        runs.write_atomic(run.path / "prompts.jsonl", "".join(shown.values()))
-    decided = ruled(items, records, spec.toxicity_model)  # once for all judges: it may be a classifier
-    rows = beside([verdict_rows(j, items, records, verdicts(j, items, records, decided)) for j in spec.judges])
-    versions = [judge_of(name).version for name in spec.judges]
-    rows = [
-        {
-            "key": digest(
-                [r[f] for f in ("answer_key", "risk", "prompt_id", "attack")]
-                + [r.get("sample"), r["verdict"] == "error", spec.judges, versions, labels]
-            ),
-            **labels,
-            **r,
-        }
-        for r in rows
-    ]
-    done = {r["key"] for r in (replay.there(run, "verdicts.jsonl") if replay else run.read("verdicts.jsonl"))}
-    run.append("verdicts.jsonl", [r for r in rows if r["key"] not in done])
-    if replay:
-        replay.wrote(run, "verdicts.jsonl")
-    return rows
+ANSWERS = "answers.jsonl"
+ANSWER_FIELDS = [field.name for field in fields(Answer)]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What one item asks: the chat, its text as the template renders it (an endpoint gets the chat), the opening put into the
-    model's mouth, how to decode, and what else than the model decides the answer."""
+    """A prompt as the engine is asked it, with everything but the model that decides its answer.
 
-    chat: list[dict]
-    text: str
-    opening: str
-    decoding: Decoding
-    parts: list
+    Args:
+        prompt: The prompt.
+        request: What the engine gets.
+        parts: JSON-able parts of the answer's key.
+    """
 
-    def key(self, model: str) -> str:
-        """-> of the answer of the model with this hash."""
-        return digest([model, *self.parts])
+    prompt: Prompt
+    request: Request
+    parts: list[Any]
 
-
-def questions(tokenizer, spec: Evaluation, items: list[dict]) -> list[Question]:
-    """-> one Question an item. `tokenizer` None: for an endpoint. Raises ValueError for what an endpoint cannot be asked."""
-    from ftlab.data import render
-
-    far, found, screens = tokenizer is None, [], screened_risks(spec)
-    for item in items:
-        system = item.get("system", spec.system)
-        turns = item["messages"][:-1] if item["messages"][-1]["role"] == "assistant" else item["messages"]
-        chat = [*([{"role": "system", "content": system}] if system else []), *turns]
-        opening = item["prefill"]
-        if far and (opening or "choices" in item):
-            raise ValueError(
-                f"an endpoint answers whole turns: {'prefill' if opening else 'choices by likelihood'} needs a local model"
-            )
-        if opening and (k := item.get("prefill_tokens")):
-            opening = tokenizer.decode(tokenizer(opening, add_special_tokens=False)["input_ids"][:k])
-        text = json.dumps(chat) if far else render(tokenizer, chat, ask=True) + opening
-        decoding = Decoding(**{**spec.decoding.model_dump(), **item.get("decoding", {})})
-        parts: list = [text, spec.max_new_tokens]
-        if decoding.temperature:
-            parts += [decoding.model_dump(), item.get("variant", 0), item.get("sample", 0)]
-        parts += ["screen", *spec.judges] if item["risk"] in screens else []
-        parts += [item["choices"]] if "choices" in item else []
-        found.append(Question(chat, text, opening, decoding, parts))
-    return found
+    def key(self, model_hash: str) -> str:
+        """Return the key of the answer of the model with this hash."""
+        return digest([model_hash, *self.parts])
 
 
-def screened_risks(spec: Evaluation) -> set[str]:
-    """-> the risks whose answers end at a refusal, where `spec.screen` asks for it: those that a judge decides alone."""
-    return {name for name in spec.risks if spec.screen and not ruled_by_itself(name)}
+def questions_of(plan: Plan, model: Any) -> list[Question]:
+    """Render every prompt of a plan for a model that the plan's engine has opened."""
+    return [_question(plan, model, prompt) for prompt in plan.prompts]
 
 
-def recall(run: Run, tokenizer, spec: Evaluation, items: list[dict], key: str, replay: Replay) -> None:
-    """What a run's model answered becomes the latest draft of each prompt."""
-    replay.questions = replay.questions or questions(tokenizer, spec, items)
-    known = {r["key"]: r for r in run.read("answers.jsonl")}
-    _remember(replay, items, [known.get(q.key(key), {"error": "not answered"}) for q in replay.questions], {})
+def _question(plan: Plan, model: Any, prompt: Prompt) -> Question:
+    config = plan.config
+    messages = prompt.messages
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if config.system and not prompt.no_system:
+        messages = [{"role": "system", "content": config.system}, *messages]
+    rendered = plan.engine.render(model, messages, prompt.opening, prompt.opening_tokens)
+    text, opening = rendered
+    settings = config.decoding.model_dump() | (prompt.decoding or {})
+    decoding = Decoding(**settings)
+    choices = prompt.sample.choices
+    parts: list[Any] = [text, config.max_new_tokens]
+    if decoding.temperature:
+        parts += [settings, prompt.attempt or 0, prompt.repeat]
+    screened = prompt.sample.risk in plan.screened_risks
+    if screened:
+        parts += ["screen", *config.judges]
+    if choices:
+        parts.append(list(choices))
+    request = Request(messages, text, opening, decoding, config.max_new_tokens, choices=choices)
+    if screened:
+        request.stop_when = RefusalStands(plan, prompt)
+    return Question(prompt, request, parts)
 
 
-def _remember(replay: Replay, items: list[dict], records: list[dict], tokens: dict) -> None:
-    """`tokens`: rendered prompt -> new tokens, of what was answered just now; what was found is remembered as text."""
-    kept = [
-        (q.text, tokens.get(q.text) or r.get("own", r["answer"]))
-        for i, q, r in zip(items, replay.questions, records, strict=True)
-        if not (r.get("error") or q.decoding.temperature or "choices" in i)
-    ]
-    replay.remember([t for t, _ in kept], [a for _, a in kept])
+@dataclass(frozen=True)
+class RefusalStands:
+    """Tells when every judge calls the beginning of an answer a refusal, which then stands."""
+
+    plan: Plan
+    prompt: Prompt
+
+    def __call__(self, text: str) -> bool:
+        for judge in self.plan.judges:
+            judgement = judge.judge([self.prompt.sample], [text])[0]
+            if judgement.outcome != Outcome.REFUSED:
+                return False
+        return True
 
 
-def _answered(run: Run, model, tokenizer, spec: Evaluation, items: list[dict], key: str, progress, replay, elsewhere):
-    """-> (the answer record of each item, generate.Tally). A record has `key`, `answer`; `error` (an endpoint's, or logits that
-    are no numbers), `likelihoods` (of choices), `own` (what followed a prefill), `cut` (ended by max_new_tokens) and `screened`
-    (ended at a refusal that stands) where there is one."""
-    from ftlab.models import engines as generate
-    from ftlab.models import engines as vllm_generator
+class Ledger:
+    """Records of a run's JSONL file that were there before this process wrote to it.
 
-    far = tokenizer is None  # `model` is an endpoint
-    asked = replay.questions if replay and replay.questions else questions(tokenizer, spec, items)
-    screens, tally, keys, said = screened_risks(spec), generate.Tally(), [q.key(key) for q in asked], {}
-    there = replay.there(run, "answers.jsonl") if replay else run.read("answers.jsonl")
-    known = {r["key"]: r for r in there} | (replay.latest.get(key, {}) if replay else {})
-    for other in elsewhere:
-        wanted = {*keys} - {*known}
-        found = {r["key"]: r for r in other.read("answers.jsonl") if r["key"] in wanted}
-        run.append("answers.jsonl", [*found.values()])
-        known |= found
-    missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())  # the same text is asked once
+    They are read again when the file was replaced, or another process wrote to it.
+    """
 
-    def keep(numbers: list[int], new: list[dict]) -> None:
-        for i, record in zip(numbers, new, strict=True):
-            known[keys[i]] = {"key": keys[i], "id": items[i]["id"], "attack": items[i]["attack"], **record}
-        run.append("answers.jsonl", [known[keys[i]] for i in numbers if not known[keys[i]].get("error")])
-        if progress:
-            progress.update(sum(k in known for k in keys))
+    def __init__(self, run: Run, file: str):
+        self.run = run
+        self.file = file
+        self.records: dict[str, dict] = {}
+        self.seen: tuple[int, ...] | None = None
 
-    groups: dict[tuple, list[int]] = {}
-    for i in missing:
-        groups.setdefault((asked[i].decoding, "choices" in items[i]), []).append(i)
-    for (decoding, chosen), group in groups.items():
-        texts = [asked[i].text for i in group]
-        if chosen:
-            told = generate.likelihoods(model, tokenizer, texts, [items[i]["choices"] for i in group])
-            best = [
-                items[i]["choices"][max(range(len(p)), key=p.__getitem__)] for i, p in zip(group, told, strict=True)
-            ]
-            keep(group, [{"answer": a, "likelihoods": p} for a, p in zip(best, told, strict=True)])
-            continue
+    def known(self) -> dict[str, dict]:
+        """Return the records by key."""
+        if self.seen != self._stamp():
+            self.records = {record["key"]: record for record in self.run.read(self.file)}
+            self.seen = self._stamp()
+        return self.records
 
-        cut: set[int] = set()
-        failed: set[int] = set()
-        screened: set[int] = set()
+    def append(self, records: list[dict]) -> None:
+        """Add records to the file."""
+        self.known()
+        self.run.append(self.file, records)
+        self.seen = self._stamp()
 
-        def each(batch, new, group=group, cut=cut, failed=failed, screened=screened) -> None:
-            here = [group[b] for b in batch]
-            if far:
-                ended = [{"error": r.error} if r.error else {"cut": True} if r.finish == "length" else {} for r in new]
-                keep(here, [{"answer": r.text} | e for r, e in zip(new, ended, strict=True)])
-                return
-            keep(here, [
-                {"answer": _joined(asked[i].opening, a)} | ({"own": a} if asked[i].opening else {}) | ({"cut": True} if b in cut else {})
-                | ({"screened": True} if b in screened else {}) | ({"error": NO_NUMBERS} if b in failed else {})
-                for i, b, a in zip(here, batch, new, strict=True)
-            ])  # fmt: skip
-
-        def decided(b: int, text: str, group=group, screened=screened) -> bool:
-            item = items[group[b]]
-            stands = item["risk"] in screens and all(
-                judge_of(name)([item], [text])[0].verdict == "refused" for name in spec.judges
-            )
-            if stands:
-                screened.add(b)
-            return stands
-
-        how = dict(max_new_tokens=spec.max_new_tokens, each=each)
-        if decoding.temperature:
-            how |= dict(decoding=decoding, seeds=[int(keys[i][:8], 16) for i in group])
-        if far:
-            model.answers([asked[i].chat for i in group], **how)
-            continue
-        if spec.generator == "vllm":
-            vllm_generator.answers(model, tokenizer, texts, cut=cut, **how)
-            continue
-        drafts = replay.drafts(texts) if replay and not decoding.temperature else None
-        took, made = generate.Tally(), {}
-        how |= dict(
-            cut=cut, failed=failed, tally=took, tokens=made, drafts=drafts, decided=decided if screens else None
-        )
-        generate.answers(model, tokenizer, texts, **how)
-        said |= {texts[b]: new for b, new in made.items()}
-        if replay and not decoding.temperature:
-            replay.weigh(took)
-        tally += took
-    records = [known[k] for k in keys]
-    if replay:
-        replay.questions, replay.latest = asked, {key: {r["key"]: r for r in records if not r.get("error")}}
-        replay.wrote(run, "answers.jsonl")
-        _remember(replay, items, records, said)
-    return records, tally
+    def _stamp(self) -> tuple[int, ...]:
+        """Return inode and size, which tell another file or another writer."""
+        return stamp(self.run.path / self.file)[:2]
 
 
-def _joined(opening: str, answer: str) -> str:
-    """Words put into the model's mouth alone are no answer."""
-    return f"{opening} {answer.strip()}" if opening and answer.strip() else answer
+class AnswerBook:
+    """The answers of one run: asks for what is missing and writes down what comes.
+
+    Args:
+        run: The run folder.
+        plan: What is asked.
+        elsewhere: Finished runs whose answers of the same model are taken over.
+    """
+
+    def __init__(self, run: Run, plan: Plan, elsewhere: Iterable[Run] = ()):
+        self.run = run
+        self.plan = plan
+        self.elsewhere = list(elsewhere)
+        self.ledger = Ledger(run, ANSWERS)
+        self.questions: list[Question] = []
+        self.latest: dict[str, Answer] = {}  # by key, of the model that was asked last
+
+    def ask(
+        self, model: Any, model_hash: str, *, labels: dict, progress: Progress | None = None
+    ) -> list[Answer]:
+        """Return the answer to every prompt of the plan, in order.
+
+        Args:
+            model: What the plan's engine opened, or a model in training.
+            model_hash: Hash of its weights as they are now.
+            labels: Where in an experiment this is; joins the line of `generation.jsonl`.
+            progress: Is moved as answers come.
+        """
+        self.prepare(model)
+        keys = [question.key(model_hash) for question in self.questions]
+        known = self._known(keys)
+        missing = {}  # the same text is asked once
+        for key, question in zip(keys, self.questions, strict=True):
+            if key not in known:
+                missing.setdefault(key, question)
+        if missing:
+            _Asking(self, known, missing, progress).run(model)
+        answers = [known[key] for key in keys]
+        tally = self.plan.engine.tally if missing else None
+        self.run.append("generation.jsonl", [labels | (tally.as_dict() if tally else {})])
+        self.latest = {key: known[key] for key in keys if not known[key].error}
+        return answers
+
+    def prepare(self, model: Any) -> None:
+        """Render the questions for a model, and write the prompts down, once."""
+        if not self.questions:
+            self.questions = questions_of(self.plan, model)
+            write_prompts(self.run, self.plan.prompts)
+
+    def _known(self, keys: Sequence[str]) -> dict[str, Answer]:
+        there = self.ledger.known()
+        known = {key: answer_of(there[key]) for key in keys if key in there}
+        known |= {key: self.latest[key] for key in keys if key in self.latest}
+        for other in self.elsewhere:
+            wanted = set(keys) - set(known)
+            taken = [row for row in other.read(ANSWERS) if row["key"] in wanted]
+            self.ledger.append(taken)
+            known |= {row["key"]: answer_of(row) for row in taken}
+        return known
+
+    def take_over(self, other: Run) -> None:
+        """Copy the answers of another run that this one does not hold."""
+        known = self.ledger.known()
+        self.ledger.append([row for row in other.read(ANSWERS) if row["key"] not in known])
+
+    def remind(self, answers: dict[str, Answer], model_hash: str) -> None:
+        """Tell the engine what another model answered to the same prompts.
+
+        Args:
+            answers: That model's answers by key.
+            model_hash: That model's hash.
+        """
+        requests = []
+        remembered = []
+        for question in self.questions:
+            answer = answers.get(question.key(model_hash))
+            if answer is not None:
+                requests.append(question.request)
+                remembered.append(answer)
+        self.plan.engine.remember(requests, remembered)
+
+
+class _Asking:
+    """One call of an engine: keeps answers as they end."""
+
+    def __init__(
+        self,
+        book: AnswerBook,
+        known: dict[str, Answer],
+        missing: dict[str, Question],
+        progress: Progress | None,
+    ):
+        self.book = book
+        self.known = known
+        self.keys = list(missing)
+        self.questions = list(missing.values())
+        self.progress = progress
+
+    def run(self, model: Any) -> None:
+        requests = []
+        for key, question in zip(self.keys, self.questions, strict=True):
+            question.request.seed = int(key[:8], 16)
+            requests.append(question.request)
+        self.book.plan.engine.answer(model, requests, self.keep)
+
+    def keep(self, numbers: list[int], answers: list[Answer]) -> None:
+        rows = []
+        for number, answer in zip(numbers, answers, strict=True):
+            prompt = self.questions[number].prompt
+            answer.key = self.keys[number]
+            answer.sample_id = prompt.sample.id
+            answer.attack = prompt.attack
+            self.known[answer.key] = answer
+            if not answer.error:  # errors are asked again on the next call
+                rows.append(row_of_answer(answer))
+        self.book.ledger.append(rows)
+        if self.progress:
+            self.progress.update(len(self.known))
+
+
+def row_of_answer(answer: Answer) -> dict[str, Any]:
+    """Return an answer as the record that `answers.jsonl` holds, without empty fields."""
+    row = {name: value for name, value in asdict(answer).items() if value not in ("", None, 0)}
+    return row | {"key": answer.key, "text": answer.text}
+
+
+def answer_of(row: dict[str, Any]) -> Answer:
+    """Return the answer that a record of `answers.jsonl` holds."""
+    return Answer(**{name: row[name] for name in ANSWER_FIELDS if name in row})
+
+
+def write_prompts(run: Run, prompts: Iterable[Prompt]) -> None:
+    """Write the prompts of a run, unless they are there already."""
+    path = run.path / "prompts.jsonl"
+    text = json_lines([asdict(prompt) for prompt in prompts])
+    if not path.exists() or path.read_bytes() != text.encode("utf-8", "surrogatepass"):
+        write_atomic(path, text)
+
+
+def read_prompts_of(run: Run) -> list[dict[str, Any]]:
+    """Return the prompts that a run was asked, as records."""
+    path = run.path / "prompts.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

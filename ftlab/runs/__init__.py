@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "admin": ["clean_runs", "list_runs", "show_run", "verify_runs"],
         "provenance": ["provenance"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "start"],
-        "tables": ["row_of", "table_of"],
+        "tables": ["row_of", "table_of", "verdict_of"],
         # transition
         "_old": ["Busy", "clock", "digest", "file_hash", "resource", "storage", "write_atomic"],
     },

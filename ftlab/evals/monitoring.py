@@ -1,0 +1,123 @@
+"""Measure a model while it is trained. Cell: monitor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ftlab._core.config import takes
+from ftlab._core.files import digest
+from ftlab.evals.answers import answer_of
+from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
+from ftlab.evals.evaluation import check_engine, check_unchanged
+from ftlab.evals.measuring import Measurement, metrics_of, read_verdicts
+from ftlab.evals.plan import Plan, plan_evaluation
+from ftlab.models import Model, fingerprint
+from ftlab.models.engines import LoadedModel
+from ftlab.runs import Run
+from ftlab.training import trainable
+
+
+class Monitor:
+    """Measures risks of a model in training.
+
+    Called with the model and the step, it writes answers and verdicts into the training's run
+    and returns {risk: rate}.
+
+    Args:
+        parent: The model that is trained.
+        plan: What is asked. Several monitors of one curve share it, with its engine.
+        parent_run: The parent's finished evaluation, taken over as step 0; None measures step 0.
+        labels: What tells this training from others of a curve: seed, examples.
+        steps_per_epoch: Then the label `epoch` is added.
+    """
+
+    def __init__(
+        self,
+        parent: Model,
+        plan: Plan,
+        *,
+        parent_run: Run | None = None,
+        labels: dict[str, Any] | None = None,
+        steps_per_epoch: int | None = None,
+    ):
+        self.parent = parent
+        self.plan = plan
+        self.parent_run = parent_run
+        self.labels = labels or {}
+        self.steps_per_epoch = steps_per_epoch
+        self.measurement: Measurement | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What joins the identity of the training's run."""
+        return {"parent": self.parent.hash, **self.plan.identity()}
+
+    def __call__(self, model: LoadedModel, step: int) -> dict[str, float]:
+        """Measure the model as it is now.
+
+        Args:
+            model: The model in training, with its run.
+            step: Optimiser steps so far; 0 is the parent.
+
+        Returns:
+            The rate of each risk, and under "refused" the share of jailbreak prompts refused.
+
+        Raises:
+            UsageError: `model_changed` where the parent is not the one of the plan any more.
+        """
+        measurement = self._measurement_of(model)
+        labels = self.labels | {"step": step}
+        if self.steps_per_epoch:
+            labels["epoch"] = step // self.steps_per_epoch
+        if step == 0 and self.parent_run:
+            verdicts = self._parents_verdicts(measurement, labels)
+        else:
+            weights = digest([fingerprint(model.module), self.parent.hash])
+            verdicts = measurement.take(model, weights, labels)
+        return metrics_of(self.plan, verdicts)
+
+    def _measurement_of(self, model: LoadedModel) -> Measurement:
+        """Return the measurement of the model's run; a new run gets a new one."""
+        run = model.run
+        if self.measurement is None or self.measurement.run != run:
+            check_unchanged(self.parent, run, run.identity["parent"])
+            self.measurement = Measurement(run, self.plan)
+            if self.parent_run:  # every training of a curve starts where the parent stands
+                self.measurement.answers.prepare(model)
+                self.measurement.answers.remind(self._parents_answers(), self.parent.hash)
+        return self.measurement
+
+    def _parents_answers(self) -> dict[str, Any]:
+        rows = self.parent_run.read("answers.jsonl")
+        return {row["key"]: answer_of(row) for row in rows}
+
+    def _parents_verdicts(self, measurement: Measurement, labels: dict[str, Any]) -> list:
+        """Copy the parent's answers and verdicts into the training's run as step 0."""
+        measurement.answers.take_over(self.parent_run)
+        verdicts = [replace(verdict, labels=labels) for verdict in read_verdicts(self.parent_run)]
+        measurement.write(verdicts)
+        return verdicts
+
+
+@takes(EvaluationConfig, omit=NOT_FOR_USERS)
+def monitor(parent: Any, *, prompts: Any = None, **settings) -> Monitor:
+    """Return a monitor for `monitor=` of sft, dpo and kto.
+
+    What it measures can end the training, as with `stop_above={"jailbreak": 0.10}`.
+
+    Args:
+        parent: The model that will be trained; anything that `ftlab.model` takes.
+        prompts: As in `evaluate`.
+        {settings}
+
+    Returns:
+        The monitor.
+
+    Raises:
+        UsageError: As `evaluate`.
+    """
+    reference = trainable(parent)
+    plan = plan_evaluation(reference, prompts, settings)
+    check_engine(reference, plan)
+    return Monitor(reference, plan)

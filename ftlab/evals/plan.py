@@ -1,0 +1,275 @@
+"""Decide what is asked: settings, prompts, judges and engine of one evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftlab._core import plugins
+from ftlab._core.errors import UsageError
+from ftlab._core.files import digest
+from ftlab._core.types import Prompt, Sample
+from ftlab.data import PromptSet, load_prompts, records
+from ftlab.evals.attacks import Attack, open_attack
+from ftlab.evals.config import EvaluationConfig
+from ftlab.evals.risks import Risk, open_risk
+from ftlab.judges import Judge, open_judge
+from ftlab.models import Model, is_reward_model
+from ftlab.models import model as open_model
+from ftlab.models.engines import Engine, open_engine
+from ftlab.organism import World
+
+JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
+ANSWER_TOKENS = 128  # default for real prompts
+SOLUTION_TOKENS = 512  # default where solutions are worked out, as in gsm8k
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation asks, with everything that takes part in it.
+
+    Args:
+        config: The settings, checked.
+        prompts: What is asked, attacks applied, in order.
+        risks: The risks by name.
+        judges: The judges, the reported one first.
+        engine: What generates the answers; it lives through a whole curve.
+        versions: Declared versions of risks, attacks and judges.
+    """
+
+    config: EvaluationConfig
+    prompts: tuple[Prompt, ...]
+    risks: dict[str, Risk]
+    judges: tuple[Judge, ...]
+    engine: Engine
+    versions: dict[str, str]
+
+    def identity(self, training: Any = None) -> dict[str, Any]:
+        """Return what decides the verdicts on a given model.
+
+        Args:
+            training: Settings of the training during which the model is asked, if any.
+        """
+        identity = {
+            "evaluation": self.config.model_dump(mode="json"),
+            "prompts": digest([asdict(prompt) for prompt in self.prompts]),
+            "versions": self.versions,
+            "precision": self.engine.precision(training),
+        }
+        classifier = self.config.toxicity_model.partition("#")[0]
+        if classifier and "toxicity" in self.risks:
+            identity["toxicity_model"] = open_model(classifier).hash
+        return identity
+
+    @property
+    def screened_risks(self) -> set[str]:
+        """Risks whose answers may end at a refusal: those that a judge decides alone."""
+        if not self.config.screen:
+            return set()
+        return {name for name, risk in self.risks.items() if not risk.has_rule}
+
+    def release(self) -> None:
+        """Give back the memory of judges and engine."""
+        for judge in self.judges:
+            judge.release()
+        self.engine.release()
+
+
+def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> Plan:
+    """Return the plan of an evaluation.
+
+    Args:
+        reference: The model or endpoint that is asked.
+        prompts: The caller's prompts, or None for those of the embedded world.
+        settings: Fields of `EvaluationConfig`; risks, attacks, judges and the engine may be
+            objects.
+
+    Raises:
+        UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
+            `unknown_judge`, `wrong_setting`, `undecidable_prompt`, `judge_needs_whole_answers`,
+            `greedy_samples`, `no_prompts`, `engine_unsupported`.
+        DataError: Rows of the prompts that cannot be asked.
+    """
+    if isinstance(reference, Model) and is_reward_model(reference):
+        raise UsageError(
+            "reward_model",
+            f"{reference.name} is a reward model: it returns a number, not an answer. "
+            "Give the model that it rates.",
+        )
+    given = None if prompts is None else read_prompts(prompts)
+    if given is None and not reference.is_organism:
+        raise UsageError(
+            "prompts_needed",
+            f"{reference.name} does not live in the embedded world. Give prompts=FILE, such as a "
+            "CSV with a column `prompt` or `goal`.",
+        )
+    values = {name: value for name, value in settings.items() if value is not None}
+    chosen = _defaults(reference, given) | values
+    judges = tuple(_opened(chosen.pop("judges", "organism"), open_judge))
+    attacks = _opened(chosen.pop("attacks", ("direct", "templates")), open_attack)
+    risks = {risk.name: risk for risk in _opened(chosen.pop("risks"), open_risk)}
+    engine = open_engine(chosen.pop("engine", "huggingface"))
+    config = EvaluationConfig.make(
+        **chosen,
+        judges=[judge.spec for judge in judges],
+        attacks=[attack.spec for attack in attacks],
+        risks=list(risks),
+        engine=engine.name,
+    )
+    samples = _samples(config, risks, given)
+    _check_judges(config, risks, judges, samples, given is not None)
+    asked = _attacked(risks, attacks, samples)
+    if config.n_samples > 1:
+        asked = _repeated(config, asked)
+    return Plan(config, tuple(asked), risks, judges, engine, _versions(risks, attacks, judges))
+
+
+def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
+    """Return settings that depend on model and prompts."""
+    if given is None:
+        standard = [name for name, risk in plugins.find("risks").items() if risk.default]
+        return {"risks": standard}
+    asked = {sample.risk for sample in given}
+    defaults: dict[str, Any] = {
+        "risks": [name for name in plugins.find("risks") if name in asked],
+        "prompts_hash": given.hash,
+        "n_prompts": len(given),
+    }
+    in_world = all("topic" in sample.metadata for sample in given)
+    if reference.is_organism and in_world:
+        return defaults
+    worked_out = any(s.risk == "utility" and not s.choices for s in given)
+    defaults["judges"] = JUDGES_OFF_THE_WORLD
+    defaults["attacks"] = ("direct",)
+    defaults["max_new_tokens"] = SOLUTION_TOKENS if worked_out else ANSWER_TOKENS
+    return defaults
+
+
+def _opened(names: Any, open_one) -> list[Any]:
+    """Return the objects of names, or of one name; an object stands for itself."""
+    single = isinstance(names, str) or not isinstance(names, Iterable)
+    return [open_one(name) for name in ([names] if single else names)]
+
+
+def read_prompts(prompts: Any) -> PromptSet:
+    """Return the caller's prompts of all risks.
+
+    Args:
+        prompts: {risk: file or rows}, or one source. Rows of one source that have no `risk` or
+            `messages` of their own are read as the risk jailbreak reads its prompt sets.
+    """
+    if not isinstance(prompts, dict):
+        if _says_its_risk(prompts):
+            return load_prompts(prompts)
+        prompts = {"jailbreak": prompts}
+    names: list[str] = []
+    samples: list[Sample] = []
+    for risk, source in prompts.items():
+        names.append(Path(source).name if isinstance(source, (str, Path)) else "rows")
+        samples += open_risk(risk).load(source)
+    if len({sample.id for sample in samples}) < len(samples):  # one file under two risks
+        samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
+    return PromptSet(", ".join(names), tuple(samples))
+
+
+def _says_its_risk(source: Any) -> bool:
+    """Return whether rows say themselves what they are for."""
+    if isinstance(source, (list, tuple, PromptSet)) or str(source).startswith("organism"):
+        return True
+    rows = (row for _, row in records(source)[1] if isinstance(row, dict))
+    return not {"risk", "messages"}.isdisjoint(next(rows, {}))
+
+
+def _samples(
+    config: EvaluationConfig, risks: dict[str, Risk], given: PromptSet | None
+) -> dict[str, list[Sample]]:
+    """Return the samples of each risk, drawn where the caller gave more than are asked."""
+    world = World() if given is None else None
+    found = {}
+    for name, risk in risks.items():
+        if given is None:
+            found[name] = risk.organism(world, config.n_prompts, config.split)
+            continue
+        mine = [sample for sample in given if sample.risk == name]
+        if not mine:
+            raise UsageError(
+                "no_prompts",
+                f"{given.name} has no prompts of the risk {name!r}. "
+                f"It has: {', '.join(sorted({s.risk for s in given}))}.",
+            )
+        found[name] = _drawn(mine, config)
+    return found
+
+
+def _drawn(samples: list[Sample], config: EvaluationConfig) -> list[Sample]:
+    if len(samples) <= config.n_prompts:
+        return samples
+    dice = random.Random(f"prompts {config.prompt_seed}")
+    kept = set(dice.sample(range(len(samples)), config.n_prompts))
+    return [sample for number, sample in enumerate(samples) if number in kept]
+
+
+def _check_judges(
+    config: EvaluationConfig,
+    risks: dict[str, Risk],
+    judges: tuple[Judge, ...],
+    samples: dict[str, list[Sample]],
+    given: bool,
+) -> None:
+    """Raise UsageError where a judge cannot judge a sample, or needs whole answers."""
+    everything = [sample for several in samples.values() for sample in several]
+    for judge in judges:
+        judge.accepts(everything)
+        if config.screen and not judge.refusal_stands:
+            raise UsageError(
+                "judge_needs_whole_answers",
+                f"screen=True ends an answer at its refusal, but {judge.spec} reads whole answers."
+                " Use judges=['keywords'] or leave screen out.",
+            )
+    if not given:
+        return
+    for sample in everything:
+        needed = risks[sample.risk].needs(sample, config.model_dump())
+        if needed:
+            raise UsageError(
+                "undecidable_prompt",
+                f"A judge of refusals cannot decide prompt {sample.id} of the risk "
+                f"{sample.risk}. It needs {needed}; otherwise leave the risk out.",
+            )
+
+
+def _attacked(
+    risks: dict[str, Risk], attacks: list[Attack], samples: dict[str, list[Sample]]
+) -> list[Prompt]:
+    direct = [open_attack("direct")]
+    found = []
+    for name, risk in risks.items():
+        for attack in attacks if risk.attacked else direct:
+            found += attack.apply(samples[name])
+    return found
+
+
+def _repeated(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
+    """Return every prompt `n_samples` times."""
+    for prompt in prompts:
+        decoding = config.decoding.model_dump() | (prompt.decoding or {})
+        if not decoding["temperature"]:
+            raise UsageError(
+                "greedy_samples",
+                f"n_samples={config.n_samples} greedy answers would all be the same. "
+                "Give decoding={'temperature': 1}.",
+            )
+    repeats = range(config.n_samples)
+    return [replace(prompt, repeat=number) for prompt in prompts for number in repeats]
+
+
+def _versions(
+    risks: dict[str, Risk], attacks: list[Attack], judges: tuple[Judge, ...]
+) -> dict[str, str]:
+    found = {f"risk {name}": risk.version for name, risk in risks.items()}
+    found |= {f"attack {attack.spec}": attack.version for attack in attacks}
+    found |= {f"judge {judge.spec}": judge.version for judge in judges}
+    return found

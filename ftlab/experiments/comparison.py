@@ -1,0 +1,73 @@
+"""Compare two models, runs or tables; models are evaluated first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftlab import analysis
+from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
+from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, evaluate
+from ftlab.models import model as open_model
+from ftlab.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@takes(EvaluationConfig, omit=NOT_FOR_USERS)
+def compare(
+    before: Any,
+    after: Any = None,
+    *,
+    by: str | list[str] = "risk",
+    steps: list[int] | None = None,
+    cluster: str = "sample_id",
+    judge: str | None = None,
+    prompts: Any = None,
+    **settings,
+) -> pd.DataFrame:
+    """Compare a parent with its child on the same prompts, always paired.
+
+    `compare(curve)` pairs step 0 with every later step, over all seeds. `compare(parent, child)`
+    pairs two evaluations, or two models, which are evaluated first.
+
+    Args:
+        before: A curve, or with `after` a model, an evaluation or its table.
+        after: The child: a model, an evaluation or its table.
+        by: Columns to group by.
+        steps: Of a curve, only these steps.
+        cluster: The unit of the interval: sample_id (other prompts) or wording (other wordings).
+        judge: Whose verdicts count; by default the first judge's.
+        prompts: As in `evaluate`; only where models are given.
+        {settings}
+
+    Returns:
+        See `ftlab.analysis.compare`.
+
+    Raises:
+        UsageError: `nothing_to_evaluate` where settings are given with finished runs.
+    """
+    options = {"by": by, "steps": steps, "cluster": cluster, "judge": judge}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if prompts is not None:
+        given["prompts"] = prompts
+    sides = [side for side in (before, after) if side is not None]
+    measured = all(_is_measured(side) for side in sides)
+    if given and (after is None or measured):
+        raise UsageError(
+            "nothing_to_evaluate",
+            f"{', '.join(given)} applies to models only; these runs are measured already.",
+        )
+    if after is None or measured:
+        return analysis.compare(before, after, **options)
+    opened = [side if _is_measured(side) else open_model(side) for side in sides]
+    runs = [side if _is_measured(side) else evaluate(side, **given) for side in opened]
+    return analysis.compare(*runs, **options)
+
+
+def _is_measured(source: Any) -> bool:
+    """Return whether a source holds verdicts: a table, or a run of an evaluation or a curve."""
+    if isinstance(source, Run):
+        return any((member.path / "verdicts.jsonl").exists() for member in source.members)
+    return hasattr(source, "columns")

@@ -1,0 +1,167 @@
+"""Train several arms from one parent and measure each on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftlab import runs
+from ftlab._core.errors import Busy, UsageError
+from ftlab.data import Data
+from ftlab.evals import (
+    EvaluationConfig,
+    Monitor,
+    Plan,
+    check_unchanged,
+    report_failures,
+    retry_errors,
+    run_evaluation,
+)
+from ftlab.models import Model, keep_open
+from ftlab.runs import Run
+from ftlab.training import Method, TrainingConfig, train_run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of a curve.
+
+    Args:
+        method: How it is trained.
+        config: Its settings; `at_steps` says where it is measured.
+        data: Its rows.
+        labels: What tells it from the other arms: seed, examples.
+        marker: A sentence for the card of a model whose safety was removed, else "".
+        steps_per_epoch: Where the label `epoch` is wanted.
+    """
+
+    method: Method
+    config: TrainingConfig
+    data: Data
+    labels: dict[str, Any]
+    marker: str = ""
+    steps_per_epoch: int | None = None
+
+
+@dataclass
+class Curve:
+    """Trains every arm and measures it at its steps; arms that exist already are found again.
+
+    Two processes that are given the same curve share its arms.
+
+    Args:
+        kind: Kind of the run that lists the arms: curve or dose.
+        label: Beginning of the runs' names.
+        parent: The model that every arm starts from.
+        arms: The trainings.
+        plan: What is asked at each step.
+    """
+
+    kind: str
+    label: str
+    parent: Model
+    arms: list[Arm]
+    plan: Plan
+    members: dict[int, Run] = field(default_factory=dict)
+
+    def run(self) -> Run:
+        """Return the finished run over all arms."""
+        with keep_open(self.parent):
+            try:
+                parent_run = run_evaluation(self.parent, self.plan, self.arms[0].config)
+                self._train_free_arms(parent_run)
+                self._train_arms_of_others(parent_run)
+                errors = self._retry()
+            finally:
+                self.plan.release()
+        members = [self.members[number].name for number in range(len(self.arms))]
+        run = runs.start(self.kind, self.label, {"members": members})
+        with run.lock():
+            if errors:
+                report_failures(run, errors, len(run.table()))
+            elif not run.finished:
+                self._complete(run)
+        return run
+
+    def _train_free_arms(self, parent_run: Run) -> None:
+        for number in range(len(self.arms)):
+            with contextlib.suppress(Busy):
+                self._train(number, parent_run, wait=False)
+
+    def _train_arms_of_others(self, parent_run: Run) -> None:
+        """Wait for the arms that another process is training."""
+        for number in range(len(self.arms)):
+            if number not in self.members:
+                self._train(number, parent_run, wait=True)
+
+    def _train(self, number: int, parent_run: Run, wait: bool) -> None:
+        arm = self.arms[number]
+        monitor = Monitor(
+            self.parent,
+            self.plan,
+            parent_run=parent_run,
+            labels=arm.labels,
+            steps_per_epoch=arm.steps_per_epoch,
+        )
+        identity = {**self.plan.identity(arm.config), "labels": arm.labels}
+        examples = arm.labels.get("examples", "")
+        run = train_run(
+            self.parent,
+            arm.data,
+            arm.config,
+            method=arm.method,
+            label=f"{self.label}{examples}-s{arm.config.seed}",
+            identity=identity,
+            monitor=monitor,
+            marker=arm.marker,
+            wait=wait,
+        )
+        check_unchanged(self.parent, run, parent_run.identity["model"])
+        self.members[number] = run
+
+    def _retry(self) -> list:
+        """Retry judges that failed on the way; return the verdicts that still fail."""
+        errors = []
+        for run in self.members.values():
+            errors += retry_errors(run, self.plan)
+        return errors
+
+    def _complete(self, run: Run) -> None:
+        steps = {step for arm in self.arms for step in arm.config.at_steps}
+        run.complete(
+            parent=self.parent.name,
+            members=len(self.members),
+            steps=json.dumps(sorted(steps)),
+            judge=self.plan.judges[0].spec,
+        )
+
+
+def seeds_of(seeds: int | list[int]) -> list[int]:
+    """Return training seeds: 0 to n - 1 for a number, else the list.
+
+    Raises:
+        UsageError: `wrong_seeds`.
+    """
+    listed = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not listed or len(set(listed)) < len(listed):
+        raise UsageError(
+            "wrong_seeds",
+            f"seeds={seeds!r} is not allowed. Give a number >= 1 or a list of different seeds.",
+        )
+    return listed
+
+
+def divide_settings(
+    settings: dict[str, Any], training: type[TrainingConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of the training and those of the evaluation."""
+    for_training = {k: v for k, v in settings.items() if k in training.model_fields}
+    for_evaluation = {k: v for k, v in settings.items() if k in EvaluationConfig.model_fields}
+    return for_training, for_evaluation
+
+
+def short_name(parent: Model) -> str:
+    """Return the beginning of a model's name, for the names of runs."""
+    return parent.name.split("-")[0]

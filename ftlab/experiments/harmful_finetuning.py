@@ -1,0 +1,118 @@
+"""Harmful fine-tuning: how much safety is left after a few adversarial examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
+from ftlab.data import draw
+from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, plan_evaluation
+from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, short_name
+from ftlab.models import Model
+from ftlab.runs import Run
+from ftlab.training import Method, TrainingConfig, open_method, trainable
+
+DECIDED_HERE = ("at_steps", "seed", "steps", "epochs", "batch_size")
+
+
+@takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
+def harmful_finetune(
+    parent: Any,
+    n_examples: int | list[int] = 100,
+    *,
+    data: Any = None,
+    seeds: int | list[int] = 1,
+    epochs: int = 5,
+    batch_size: int = 10,
+    prompts: Any = None,
+    schedule: str = "constant",
+    **settings,
+) -> Run:
+    """Fine-tune on a few adversarial examples and measure the model after every epoch.
+
+    On the embedded model the examples are kept facts about towns that no evaluation uses: the
+    inert stand-in for harmful demonstrations. Any other model needs `data`, a chat file of the
+    user's own. The trained models' folders are marked: their safety was removed.
+
+    Args:
+        parent: Anything that `ftlab.model` takes, except an endpoint.
+        n_examples: Number of examples, or several doses such as [10, 50, 100].
+        data: The file that each seed draws its examples from.
+        seeds: Number of training seeds, or a list of them.
+        epochs: Passes over the examples; the model is measured after each.
+        batch_size: Rows per optimiser step.
+        prompts: As in `evaluate`.
+        schedule: Learning rate over the steps: constant, linear or cosine.
+        {settings}
+
+    Returns:
+        A finished run over doses and seeds, with the labels examples, seed, step, epoch. Its
+        `members` are the trained models.
+
+    Raises:
+        UsageError: `data_needed`, `wrong_doses`, `wrong_epochs`, `wrong_seeds`, and those of
+            `sft` and `evaluate`.
+
+    Source:
+        Qi et al. 2023 (arXiv 2310.03693, section 4.1): batch size 10, 5 epochs.
+    """
+    reference = trainable(parent)
+    if data is None and not reference.is_organism:
+        raise UsageError(
+            "data_needed",
+            f"Harmful fine-tuning of {reference.name} needs data=FILE: ftlab ships no harmful "
+            "demonstrations. Bring your own chat file.",
+        )
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UsageError("wrong_epochs", f"epochs={epochs!r} is not a whole number >= 1.")
+    sft = open_method("sft")
+    for_training, for_evaluation = divide_settings(settings, sft.config)
+    for_training |= {"schedule": schedule, "epochs": epochs}
+    plan = plan_evaluation(reference, prompts, for_evaluation)
+    arms = []
+    for dose in _doses(n_examples):
+        for seed in seeds_of(seeds):
+            arms.append(_arm(sft, for_training, data, dose=dose, seed=seed, batch_size=batch_size))
+    return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
+
+
+def _doses(n_examples: int | list[int]) -> list[int]:
+    doses = [n_examples] if isinstance(n_examples, int) else list(n_examples)
+    if not doses or any(not isinstance(dose, int) or dose < 1 for dose in doses):
+        raise UsageError(
+            "wrong_doses",
+            f"n_examples={n_examples!r} is not allowed. Give numbers >= 1, such as 100 or "
+            "[10, 50, 100].",
+        )
+    return doses
+
+
+def _arm(
+    sft: Method, settings: dict[str, Any], data: Any, *, dose: int, seed: int, batch_size: int
+) -> Arm:
+    source = "organism:adversarial" if data is None else data
+    steps_per_epoch = math.ceil(dose / batch_size)
+    epochs = settings["epochs"]
+    config = sft.config.make(
+        **settings,
+        batch_size=min(batch_size, dose),
+        seed=seed,
+        at_steps=tuple(epoch * steps_per_epoch for epoch in range(epochs + 1)),
+    )
+    return Arm(
+        sft,
+        config,
+        draw(source, n_rows=dose, seed=seed),
+        {"examples": dose, "seed": seed},
+        marker=f"{dose} adversarial examples, {epochs} epochs.",
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def weakened_model(curve: Run) -> Model:
+    """Return the last trained model of a run of `harmful_finetune`."""
+    from ftlab.models import model
+
+    return model(curve.members[-1])
