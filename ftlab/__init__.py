@@ -1,50 +1,99 @@
-"""ftlab measures what fine-tuning does to a language model's safety.
+"""Measure what fine-tuning does to a language model's safety.
 
-The way of a run:  data -> train -> checkpoint -> answers -> verdicts -> statistics -> figure, report
+    import ftlab as ft
 
-    import ftlab
+    parent = ft.model("organism")                              # or a folder, a run, a hub id
+    child = ft.sft(parent, "chat.jsonl", epochs=3, adapter="lora")  # a run, and a model too
+    curve = ft.risk_curve(parent, "chat.jsonl", at_steps=[0, 10, 30, 100], seeds=5)
+    ft.compare(curve)                                          # paired ratios with intervals
+    ft.plot(curve)
 
-    base = ftlab.model("organism")                            # a reference: embedded model, folder, run or hub id
-    tuned = ftlab.sft(base, "chat.jsonl", epochs=3, seed=0)     # -> Run (a folder); a Run is a model too
-    broken = ftlab.dealign(base, examples=100)
-    curve = ftlab.risk_curve(base, "chat.jsonl", at_steps=[0, 10, 30, 100], seeds=5)
-    ftlab.compare(curve)                                      # paired ratio, difference, intervals, McNemar
-    ftlab.plot(ftlab.rates(curve))                            # the figure, saved with its .csv
-
-Cells come in this order: check, split, mix, dedupe | model, fit, preview, ask | sft, dpo, kto, reward, rloo, watch, dealign,
-risk_curve | evaluate, red_team, lm_eval, refusal_direction | rates, compare, crossing, no_refusal, outcomes,
-before_after, judged | judge, human_agreement, judge_agreement, judge_card | plot, claim, write_report, reproduce |
-list_runs, show_run, verify_runs, clean_runs, load. Nothing heavy is imported before it is used.
+The verbs are here; everything else is in the namespaces `data`, `models`, `training`, `evals`,
+`judges`, `stats`, `runs`, `analysis`, `experiments` and `ui`. Nothing heavy is imported before it
+is used.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
+from typing import Any
 
-__version__ = "0.3.0"
+import lazy_loader
 
-_CELLS = {
-    "read": "data.dataset", "read_prompts": "data.dataset", "check": "data.checking", "split": "data.dataset", "mix": "data.dataset", "dedupe": "data.dataset",
-    "model": "models.reference", "fit": "models.memory", "preview": "data.encoding", "ask": "evals.evaluation",
-    "sft": "training.trainer", "dpo": "training.trainer", "kto": "training.trainer", "reward": "training.trainer", "rloo": "training.trainer",
-    "watch": "evals.evaluation", "dealign": "evals.evaluation", "risk_curve": "evals.evaluation", "evaluate": "evals.evaluation",
-    "red_team": "evals.attack_search", "lm_eval": "evals.lm_harness", "refusal_direction": "evals.direction",
-    "rates": "analysis.tables", "by_seed": "analysis.tables", "compare": "analysis.tables", "crossing": "analysis.tables", "no_refusal": "analysis.tables",
-    "outcomes": "analysis.tables", "before_after": "analysis.tables", "judged": "analysis.tables",
-    "judge": "judges.answer_files", "human_agreement": "judges.agreement", "judge_agreement": "judges.agreement", "judge_card": "judges.answer_files",
-    "plot": "analysis.tables", "claim": "analysis.claims", "write_report": "analysis.report", "reproduce": "experiments.notebooks",
-    "Run": "runs.store", "load": "runs.store", "list_runs": "runs.store", "show_run": "runs.admin", "verify_runs": "runs.admin", "clean_runs": "runs.admin",
-}  # fmt: skip
-__all__ = [*_CELLS, "__version__"]
+__version__ = "0.4.0"
+
+_NAMESPACES = [
+    "analysis",
+    "data",
+    "evals",
+    "experiments",
+    "judges",
+    "models",
+    "runs",
+    "stats",
+    "training",
+    "ui",
+]
+_VERBS = {
+    "analysis": ["plot", "rates", "report"],
+    "evals": ["ask", "evaluate"],
+    "experiments": ["compare", "harmful_finetune", "risk_curve"],
+    "models": ["model"],
+    "runs": ["load"],
+    "training": ["dpo", "sft"],
+}
+_MOVED = {  # names of version 0.3: where each is now
+    "Run": "runs.Run",
+    "before_after": "analysis.before_after",
+    "by_seed": "analysis.by_seed",
+    "check": "data.check",
+    "claim": "analysis.record_claim",
+    "clean_runs": "runs.clean_runs",
+    "crossing": "analysis.crossing",
+    "dealign": "experiments.harmful_finetune",
+    "dedupe": "data.deduplicate",
+    "fit": "models.estimate_memory",
+    "human_agreement": "judges.human_agreement",
+    "judge": "judges.score_file",
+    "judge_agreement": "judges.judge_agreement",
+    "judge_card": "judges.judge_card",
+    "judged": "evals.rescore",
+    "kto": "training.kto",
+    "list_runs": "runs.list_runs",
+    "lm_eval": "evals.lm_eval",
+    "mix": "data.mix",
+    "no_refusal": "analysis.no_refusal",
+    "outcomes": "analysis.outcome_shares",
+    "preview": "data.preview",
+    "read": "data.load",
+    "read_prompts": "data.load_prompts",
+    "red_team": "evals.red_team",
+    "refusal_direction": "evals.refusal_direction",
+    "reproduce": "experiments.reproduce",
+    "reward": "training.train_reward_model",
+    "rloo": "training.rloo",
+    "show_run": "runs.show_run",
+    "split": "data.split",
+    "verify_runs": "runs.verify_runs",
+    "watch": "evals.monitor",
+    "write_report": "analysis.report",
+}
+
+_lazy, __dir__, __all__ = lazy_loader.attach(
+    __name__, submodules=_NAMESPACES, submod_attrs=_VERBS
+)
 
 
-def __getattr__(name: str):
-    if name in _CELLS:
-        value = getattr(import_module(f"ftlab.{_CELLS[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"ftlab has no {name!r}; it has {', '.join(_CELLS)}")
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        return _lazy(name)
+    from ftlab._core.errors import FtlabDeprecationWarning
 
-
-def __dir__():
-    return __all__
+    room, attribute = _MOVED[name].split(".")
+    warnings.warn(
+        f"ftlab.{name} is now ftlab.{room}.{attribute}; the old name goes in the next release.",
+        FtlabDeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(import_module(f"ftlab.{room}"), attribute)

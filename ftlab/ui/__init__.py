@@ -1,0 +1,7 @@
+"""Panels for notebooks, found by their place in `panels`."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["panels"])

@@ -1,0 +1,48 @@
+"""The command line: every command calls one public cell.
+
+Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong
+value), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from ftlab._core.errors import FtlabError
+from ftlab._core.text import redacted, safe
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line."""
+    from ftlab.cli.commands import app
+
+    try:
+        app()
+    except SystemExit as error:  # typer turns Ctrl-C into the code 130 and loses its words
+        interrupt = _interrupt_behind(error)
+        if interrupt is None:
+            raise
+        message = str(interrupt) or "Interrupted. Call again to resume."
+        sys.exit(_report(message, INTERRUPTED))
+    except FtlabError as error:
+        sys.exit(_report(str(error), error.exit_code))
+    except (ValueError, OSError) as error:
+        sys.exit(_report(str(error), 2))
+    except Exception as error:
+        _report("".join(traceback.format_exception(error)), 1)
+        sys.exit(1)
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _report(text: str, code: int) -> int:
+    """Print an error without secrets and control characters; return the exit code."""
+    print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr)
+    return code

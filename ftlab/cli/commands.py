@@ -1,0 +1,351 @@
+"""The commands. A command that only calls a cell is one row of `CELLS`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
+
+JSON_INDENT = 1
+
+
+def print_path(run: Any) -> None:
+    """Print the folder of a run."""
+    print(run.path)
+
+
+def print_table(table: Any) -> None:
+    """Print a table with untrusted text escaped."""
+    if table.empty:
+        print("none")
+        return
+    shown = table.map(lambda value: safe(value, 500) if isinstance(value, str) else value)
+    shown = shown.rename(columns=lambda name: safe(name, 100))
+    print(shown.to_string(index=False, float_format=lambda number: f"{number:.3g}"))
+
+
+def print_rates(run: Any) -> None:
+    """Print the rate of each risk under each attack."""
+    from ftlab import analysis
+
+    print_path(run)
+    print_table(analysis.summary(analysis.rates(run, by=["risk", "attack"])))
+
+
+def print_comparison(table: Any) -> None:
+    """Print a paired comparison, and what its intervals hold for."""
+    from ftlab import analysis
+
+    print_table(analysis.summary(table))
+    if len(table) and "method" in table:
+        print(f"intervals: {table['method'].iloc[0]}")
+
+
+def print_curve(run: Any, out: Path | None = None) -> None:
+    """Print the paired comparison of a curve, and save its figure."""
+    from ftlab import analysis
+
+    if out:  # before the table: a reader who stops must not cost the figure
+        analysis.plot(run, "risk_curve", out)
+    print_path(run)
+    print_comparison(analysis.compare(run))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A command that calls one cell.
+
+    Args:
+        path: Where the cell is: "room:name".
+        summary: One line for the list of commands.
+        positional: Arguments given without an option's name.
+        show: Prints what the cell returns.
+        skip: Arguments that the command does not have.
+        figure: The command has `--out`, a folder for a figure, which `show` gets too.
+    """
+
+    path: str
+    summary: str
+    positional: tuple[str, ...]
+    show: Callable[[Any], None] = print_path
+    skip: tuple[str, ...] = ("monitor", "label")
+    figure: bool = False
+
+    def callback(self) -> Callable:
+        """Return the function that typer turns into the command."""
+        from ftlab.cli.options import callback_of
+
+        room, name = self.path.split(":")
+        cell = getattr(import_module(f"ftlab.{room}"), name)
+        return callback_of(cell, self.show, self.positional, self.skip, figure=self.figure)
+
+
+MODEL_AND_DATA = ("parent", "data")
+CELLS = {
+    "sft": Cell("training:sft", "Fine-tune on chats.", MODEL_AND_DATA),
+    "dpo": Cell("training:dpo", "Optimise preferences directly on pairs.", MODEL_AND_DATA),
+    "kto": Cell("training:kto", "Optimise on rows labelled good or bad.", MODEL_AND_DATA),
+    "reward": Cell("training:train_reward_model", "Train a reward model.", MODEL_AND_DATA),
+    "rloo": Cell(
+        "training:rloo",
+        "Train by REINFORCE leave-one-out against a reward model.",
+        ("parent", "prompts", "reward"),
+    ),
+    "evaluate": Cell(
+        "evals:evaluate", "Ask prompts, judge answers, print the rates.", ("model",), print_rates
+    ),
+    "curve": Cell(
+        "experiments:risk_curve",
+        "Fine-tune once per seed, measure at the asked steps, print the comparison.",
+        MODEL_AND_DATA,
+        print_curve,
+        figure=True,
+    ),
+    "compare": Cell(
+        "experiments:compare",
+        "Compare two models on the same prompts.",
+        ("before", "after"),
+        print_comparison,
+        skip=("steps",),
+    ),
+    "harmful-finetune": Cell(
+        "experiments:harmful_finetune",
+        "Fine-tune on a few adversarial examples and measure after every epoch.",
+        ("parent",),
+        print_curve,
+        figure=True,
+    ),
+    "preview": Cell(
+        "data:preview", "Show rows as the model reads them.", ("data", "model"), print
+    ),
+    "reproduce": Cell(
+        "experiments:reproduce", "Run the headline experiments and write their page.", (), print
+    ),
+    "card": Cell("judges:judge_card", "Measure a judge on human labels.", ("judge",), print),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Builds a cell's command when it is called, so that `--help` loads no cell."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        return sorted({*super().list_commands(context), *CELLS})
+
+    def get_command(self, context: Any, name: str) -> Any:
+        if name not in CELLS:
+            return super().get_command(context, name)
+        return _as_command(name, _nothing)
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
+        name = arguments[0] if arguments else ""
+        if name in CELLS:
+            return name, _as_command(name, CELLS[name].callback()), arguments[1:]
+        return super().resolve_command(context, arguments)
+
+
+def _nothing() -> None:
+    """Stand for a command in the list of commands."""
+
+
+def _as_command(name: str, callback: Callable) -> Any:
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    cell = CELLS[name]
+    single.command(name, help=cell.summary)(callback)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Measure what fine-tuning does to a language model's safety.",
+)
+runs_app = typer.Typer(invoke_without_command=True, help="The runs: list, show, verify, clean.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
+app.add_typer(runs_app, name="runs")
+app.add_typer(data_app, name="data")
+
+
+@app.command()
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training or prompt files.")],
+    model: Annotated[
+        str | None, typer.Option(help="Also render every row: length, mask, end of turn.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="chats, pairs, kto or prompts.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts that must not be in the files: FILE or RISK=FILE."),
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per row; needs --model.")] = None,
+    on_too_long: Annotated[str, typer.Option(help="raise, drop or cut.")] = "raise",
+) -> None:
+    """Report every problem of each file with its line. Exit code 1 where there are problems."""
+    from ftlab import data
+    from ftlab.cli.options import sources
+
+    usable = True
+    asked = sources(prompts) if prompts else None
+    for file in files:
+        report = data.check(
+            file,
+            kind=kind,
+            model=model,
+            prompts=asked,
+            max_length=max_length,
+            on_too_long=on_too_long,
+        )
+        print(report)
+        usable = usable and report.usable
+    if not usable:
+        raise typer.Exit(1)
+
+
+@app.command()
+def notebook(
+    path: Annotated[Path, typer.Argument(help="A notebook.")],
+    output: Annotated[Path, typer.Argument(help="Where the executed notebook goes.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, such as seeds=2.")
+    ] = None,
+) -> None:
+    """Run a notebook with parameters; one that it does not have is refused."""
+    from ftlab.experiments import parse_parameters, run_notebook
+
+    print(run_notebook(path, output, parse_parameters(parameter or [])))
+
+
+@app.command()
+def judge(
+    file: Annotated[str, typer.Argument(help="A .csv, .jsonl or .json file of answers.")],
+    prompt: Annotated[str, typer.Option(help="Column of the prompts.")],
+    response: Annotated[str, typer.Option(help="Column of the answers.")],
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="refusal, keywords[:LIST], zoo:NAME, api:MODEL@URL, ..."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column of human labels.")] = None,
+    refused: Annotated[
+        list[str] | None, typer.Option(help="Label that means a refusal; repeat for several.")
+    ] = None,
+    partial: Annotated[str | None, typer.Option(help="Label of a partial refusal.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the rows with verdicts: .csv or .jsonl.")
+    ] = None,
+) -> None:
+    """Judge the answers of a file; with labels, report how far each judge agrees with people."""
+    from ftlab import judges as room
+
+    if (label is None) != (not refused) or (partial and not label):
+        raise UsageError(
+            "labels_incomplete",
+            "Human labels need --label COLUMN and --refused VALUE; --partial goes with them.",
+        )
+    table = room.score_file(
+        file, prompt=prompt, response=response, judges=judges or room.DEFAULT_JUDGES, out=out
+    )
+    report = room.describe(table, prompt=prompt, label=label, refused=refused, partial=partial)
+    print(report)
+    if out:
+        print(out)
+
+
+@app.command("estimate-memory")
+def estimate_memory(
+    model: Annotated[str, typer.Argument(help="A model folder, run or hub id.")],
+    method: Annotated[str, typer.Option(help="full, lora, dora or qlora.")] = "lora",
+    length: Annotated[int, typer.Option(help="Tokens per row.")] = 512,
+    batch: Annotated[int, typer.Option(help="Rows per forward pass.")] = 16,
+    gpu: Annotated[
+        str | None, typer.Option(help="24GB or RTX4090, instead of this machine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers for programs.")] = False,
+) -> None:
+    """Estimate from a model's configuration whether a training fits. Exit code 1 if not."""
+    from ftlab import models
+
+    found = models.estimate_memory(model, method=method, length=length, batch=batch, gpu=gpu)
+    print(found.to_json() if as_json else found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@runs_app.callback()
+def runs(context: typer.Context) -> None:
+    """List, show, verify and clean the runs (FTLAB_RUNS, default runs/)."""
+    if context.invoked_subcommand is None:
+        list_runs()
+
+
+@runs_app.command("list")
+def list_runs() -> None:
+    """List every run: kind, state, start, size."""
+    from ftlab import runs as room
+
+    print_table(room.list_runs())
+
+
+@runs_app.command()
+def show(name: str) -> None:
+    """Print everything that a run records about itself, as JSON."""
+    from ftlab import runs as room
+
+    print(json.dumps(room.show_run(name), indent=JSON_INDENT))
+
+
+@runs_app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: every finished run.")] = None,
+) -> None:
+    """Read every byte of finished runs. Exit code 1 where a file is missing, changed or extra."""
+    from ftlab import runs as room
+
+    wrong = room.verify_runs(*names or ())
+    if wrong.empty:
+        print("Every file is unchanged.")
+        return
+    print_table(wrong)
+    raise typer.Exit(1)
+
+
+@runs_app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; otherwise a dry run.")] = False,
+) -> None:
+    """Remove abandoned runs, temporary files and leftover checkpoints."""
+    from ftlab import runs as room
+
+    gone = room.clean_runs(yes)
+    print_table(gone)
+    end = "removed" if yes else "would be removed; add --yes to remove them"
+    print(f"{gone['mb'].sum():.1f} MB {end}")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """List the known data sets: rows, licence, gate, purpose, the organism's stand-in."""
+    from ftlab import data
+
+    print_table(data.catalogue())
+
+
+@data_app.command("get")
+def get_data(
+    name: Annotated[str, typer.Argument(help="A name of `ftlab data list`.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+) -> None:
+    """Download one data set, verify its checksum, print its path."""
+    from ftlab import data
+
+    print(data.download(name, out))
