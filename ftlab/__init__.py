@@ -80,9 +80,7 @@ _MOVED = {  # names of version 0.3: where each is now
     "write_report": "analysis.report",
 }
 
-_lazy, __dir__, __all__ = lazy_loader.attach(
-    __name__, submodules=_NAMESPACES, submod_attrs=_VERBS
-)
+_lazy, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_NAMESPACES, submod_attrs=_VERBS)
 
 
 def __getattr__(name: str) -> Any:

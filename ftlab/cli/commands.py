@@ -124,9 +124,7 @@ CELLS = {
         print_curve,
         figure=True,
     ),
-    "preview": Cell(
-        "data:preview", "Show rows as the model reads them.", ("data", "model"), print
-    ),
+    "preview": Cell("data:preview", "Show rows as the model reads them.", ("data", "model"), print),
     "reproduce": Cell(
         "experiments:reproduce", "Run the headline experiments and write their page.", (), print
     ),
@@ -179,7 +177,9 @@ app.add_typer(data_app, name="data")
 
 @app.command()
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training or prompt files.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Training or prompt files.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="Also render every row: length, mask, end of turn.")
     ] = None,

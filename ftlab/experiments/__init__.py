@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Experiments: curves, harmful fine-tuning, comparisons, notebooks, and the headline page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["backends"],
     submod_attrs={
-        "notebooks": [
-            "reproduce",
-            "run_notebook",
-        ],
+        "comparison": ["compare"],
+        "curves": ["Arm", "Curve"],
+        "harmful_finetuning": ["harmful_finetune", "weakened_model"],
+        "notebooks": ["run_notebook"],
+        "parameters": ["check_parameters", "parse_parameters"],
+        "reproduction": ["reproduce"],
+        "risk_curves": ["risk_curve"],
     },
 )

@@ -1,0 +1,128 @@
+"""Parameters of notebooks: an unknown one, or one of another type, is refused."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from ftlab._core.errors import NotFoundError, UsageError
+from ftlab._core.text import redacted
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bool": (bool,),
+    "list": (list, tuple),
+}
+ANY = (object, bool)
+
+
+def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
+    """Refuse parameters that a notebook does not have, or of another type. Starts no kernel.
+
+    Args:
+        notebook: A local .ipynb file.
+        parameters: Values by name.
+
+    Raises:
+        NotFoundError: `no_such_notebook`.
+        UsageError: `wrong_parameters` with every problem, `secret_in_parameter`.
+    """
+    check_secrets(parameters)
+    known = known_parameters(notebook)
+    problems = []
+    for name, value in parameters.items():
+        problem = _problem(name, value, known)
+        if problem:
+            problems.append(problem)
+    if problems:
+        lines = [
+            f"\n  {p.name}: {p.inferred_type_name} = {p.default}  {p.help}" for p in known.values()
+        ]
+        allowed = "".join(lines) or " none"
+        raise UsageError(
+            "wrong_parameters",
+            f"{Path(notebook).name}: {'; '.join(problems)}. Allowed parameters:{allowed}",
+            problems=problems,
+        )
+
+
+def known_parameters(notebook: str | Path) -> dict[str, Any]:
+    """Return papermill's description of each parameter of a notebook."""
+    import nbformat
+    from papermill.translators import PythonTranslator
+
+    path = Path(notebook)
+    if path.suffix != ".ipynb" or not path.is_file():
+        raise NotFoundError(
+            "no_such_notebook", f"No notebook {notebook}. Give the path of a local .ipynb file."
+        )
+    for cell in nbformat.read(path, 4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return {found.name: found for found in PythonTranslator.inspect(cell)}
+    return {}
+
+
+def _problem(name: str, value: Any, known: dict[str, Any]) -> str:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"unknown parameter {name!r}{hint}"
+    annotation = known[name].inferred_type_name
+    allowed = TYPES.get(annotation.split("[")[0].strip(), ANY)
+    is_flag = isinstance(value, bool) and bool not in allowed
+    if is_flag or not isinstance(value, allowed):
+        return f"{name} = {value!r} is {type(value).__name__}, not {annotation}"
+    return ""
+
+
+def check_secrets(parameters: dict[str, Any]) -> None:
+    """Raise UsageError `secret_in_parameter` where a value holds a token or a password."""
+    held = [name for name, value in parameters.items() if redacted(str(value)) != str(value)]
+    if held:
+        names = ", ".join(redacted(name) for name in held)
+        raise UsageError(
+            "secret_in_parameter",
+            f"Parameter {names} holds a token or a password, which the executed notebook would "
+            "show. Set HF_TOKEN or OPENAI_API_KEY in the environment instead.",
+        )
+
+
+def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+    """Return {name: value} of texts such as `seeds=2`; values are read as YAML.
+
+    Raises:
+        UsageError: `not_a_parameter`.
+    """
+    found = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign:
+            raise UsageError(
+                "not_a_parameter", f"Parameter {pair!r} is not NAME=VALUE, such as seeds=2."
+            )
+        found[name] = _value(name, text)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    """Return a value from its YAML text; nothing is the empty string, 5e-4 a number."""
+    import yaml
+
+    if not text:
+        return ""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(
+            "not_a_parameter",
+            f"Parameter {name} = {text!r} cannot be read. Give a number, a word or a list.",
+        ) from None
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value

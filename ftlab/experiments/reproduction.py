@@ -1,0 +1,238 @@
+"""Run the headline experiments and write their page. Cell: reproduce."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftlab import data, models
+from ftlab._core.errors import Busy, NotebookFailed, NotFoundError, UsageError
+from ftlab._core.files import resource, write_atomic
+from ftlab._core.progress import clock
+from ftlab.analysis import write_report
+from ftlab.experiments.backends import Job, LocalBackend, Result
+from ftlab.experiments.notebooks import run_notebook
+from ftlab.experiments.parameters import check_parameters, check_secrets
+from ftlab.runs import provenance
+
+SEEDS = 5  # training seeds of a claim
+HARMFUL = 100  # adversarial examples of the largest dose
+PAGE = ("report.html", "report.md", "results.csv", "run.json")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A headline experiment.
+
+    Args:
+        name: Of its notebook.
+        lane: Lanes run side by side. The risk ratio finds the curve that the continued
+            fine-tuning has made by then.
+        files: The caller's files by the notebook's parameter.
+    """
+
+    name: str
+    lane: int
+    files: dict[str, str]
+
+
+EXPERIMENTS = (
+    Experiment("04_harmful_finetuning", 0, {"prompts": "prompts", "data": "harmful"}),
+    Experiment("02_risk_ratio", 0, {"prompts": "prompts", "benign": "benign"}),
+    Experiment("03_continued_finetuning", 1, {"prompts": "prompts", "benign": "benign"}),
+)
+NEEDS_HARMFUL = "04_harmful_finetuning"
+
+
+def reproduce(
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    out: str | Path = "runs/reproduce",
+    model: str | Path = "organism",
+    benign: str | Path | None = None,
+    prompts: str | Path | None = None,
+    harmful: str | Path | None = None,
+    adapter: str | None = None,
+) -> Path:
+    """Run the headline experiments and write their page.
+
+    Args:
+        quick: 2 seeds, fewer prompts and steps.
+        seeds: Training seeds; 5 by default, 2 with `quick`.
+        out: Folder of the page, the figures and the executed notebooks.
+        model: The aligned parent.
+        benign: Your benign chats, instead of the embedded world's.
+        prompts: Your evaluation prompts; needed for any other than the embedded model.
+        harmful: Your adversarial examples, at least 100. Without them the harmful fine-tuning of
+            any other than the embedded model is left out, and the page says so.
+        adapter: Train an adapter instead of all weights: lora, dora or qlora.
+
+    Returns:
+        The path of `report.html`; with it are report.md, results.csv, run.json and figures.
+
+    Raises:
+        UsageError: `wrong_seeds`, `too_few_rows`, `prompts_needed`, `wrong_parameters`,
+            `output_not_writable`, before any work.
+        NotFoundError: `no_such_file`.
+        Busy: `output_busy`, if another call writes there.
+        NotebookFailed: `notebooks_failed` with every failure; there is then no page.
+    """
+    request = _Request(
+        model=str(model),
+        out=Path(out),
+        quick=quick,
+        seeds=seeds,
+        adapter=adapter,
+        files=_files(benign=benign, prompts=prompts, harmful=harmful),
+    )
+    request.check()
+    jobs = request.jobs()
+    for name, reason in request.missing().items():
+        print(f"{name}  {reason}", file=sys.stderr)
+    with _locked(request.out):
+        began = clock()
+        results = _run(jobs, request)
+        record = request.record(results) | {"seconds": round(clock() - began, 1)}
+        write_atomic(request.out / "run.json", json.dumps(record, indent=1))
+        return write_report(
+            request.out,
+            {job.name: request.out / job.name for job in jobs},
+            model=request.model,
+            seeds=record["seeds"],
+            quick=quick,
+            missing=request.missing(),
+        )
+
+
+def _files(**given: str | Path | None) -> dict[str, str]:
+    return {name: str(file) for name, file in given.items() if file}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `reproduce` was asked for."""
+
+    model: str
+    out: Path
+    quick: bool
+    seeds: int | None
+    adapter: str | None
+    files: dict[str, str]
+
+    @property
+    def in_world(self) -> bool:
+        return models.model(self.model).is_organism
+
+    def check(self) -> None:
+        """Raise before any work."""
+        check_secrets({**self.files, "model": self.model, "out": str(self.out)})
+        whole = isinstance(self.seeds, int) and not isinstance(self.seeds, bool)
+        if self.seeds is not None and (not whole or self.seeds < 1):
+            raise UsageError("wrong_seeds", f"seeds={self.seeds!r} is not a whole number >= 1.")
+        for name, file in self.files.items():
+            if not Path(file).is_file() and not file.startswith("organism:"):
+                raise NotFoundError("no_such_file", f"{name}={file}: there is no such file.")
+        harmful = self.files.get("harmful")
+        if harmful and len(data.load(harmful)) < HARMFUL:
+            raise UsageError(
+                "too_few_rows",
+                f"{harmful} has fewer than {HARMFUL} rows, the largest dose of the experiment.",
+            )
+        if not self.in_world and "prompts" not in self.files:
+            raise UsageError(
+                "prompts_needed",
+                f"{self.model} does not live in the embedded world. Give prompts=FILE.",
+            )
+
+    def missing(self) -> dict[str, str]:
+        """Return experiments that cannot be run, with the reason."""
+        if self.in_world or "harmful" in self.files:
+            return {}
+        reason = "left out: it needs adversarial examples of your own (harmful=FILE)."
+        return {NEEDS_HARMFUL: reason}
+
+    def jobs(self) -> list[Job]:
+        """Return one job per experiment, its parameters checked."""
+        return [self._job(one) for one in EXPERIMENTS if one.name not in self.missing()]
+
+    def _job(self, experiment: Experiment) -> Job:
+        notebook = _notebook(experiment.name)
+        parameters: dict[str, Any] = {"seeds": SEEDS}
+        if self.quick:
+            parameters |= _quick_parameters(notebook)
+        if self.seeds is not None:
+            parameters["seeds"] = self.seeds
+        for parameter, file in experiment.files.items():
+            if file in self.files:
+                parameters[parameter] = self.files[file]
+        folder = self.out / experiment.name
+        parameters |= {"model": self.model, "adapter": self.adapter or "", "out": str(folder)}
+        check_parameters(notebook, parameters)
+        arguments = {
+            "notebook": notebook,
+            "output": folder / notebook.name,
+            "parameters": parameters,
+        }
+        return Job(experiment.name, run_notebook, arguments, experiment.lane)
+
+    def record(self, results: list[Result]) -> dict[str, Any]:
+        """Return what run.json says of the call."""
+        asked = [result.job.arguments["parameters"]["seeds"] for result in results]
+        return {
+            "model": self.model,
+            "seeds": max(asked),
+            "quick": self.quick,
+            "adapter": self.adapter,
+            **self.files,
+            **provenance(),
+            "notebook_seconds": {result.job.name: result.seconds for result in results},
+        }
+
+
+def _notebook(name: str) -> Path:
+    return resource("notebooks") / "experiments" / f"{name}.ipynb"
+
+
+def _quick_parameters(notebook: Path) -> dict[str, Any]:
+    """Return the parameters of a quick run, which a notebook's own metadata hold."""
+    metadata = json.loads(notebook.read_bytes())["metadata"]
+    return metadata.get("ftlab", {}).get("quick", {})
+
+
+def _run(jobs: list[Job], request: _Request) -> list[Result]:
+    for job in jobs:
+        folder = request.out / job.name
+        (folder / "claims.csv").unlink(missing_ok=True)
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+    # Side by side is faster for small models; large ones would share one accelerator's memory.
+    results = LocalBackend(side_by_side=request.in_world).map(jobs)
+    failures = [str(result.error) for result in results if result.error]
+    if failures:
+        lines = [f"{request.out}: no page was written, because a notebook failed.", *failures]
+        raise NotebookFailed("notebooks_failed", "\n".join(lines))
+    return results
+
+
+def _locked(out: Path):
+    """Return the lock of the output folder, made and without an older page."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+        for page in PAGE:
+            (out / page).unlink(missing_ok=True)
+    except Timeout:
+        raise Busy(
+            "output_busy", f"Another call is writing to {out}. Wait for it, or give another out."
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            "output_not_writable", f"{out} cannot be written ({error.strerror})."
+        ) from error
+    return lock
