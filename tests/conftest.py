@@ -1,32 +1,41 @@
-"""Every test has its own folder of runs, and no network; the embedded world and its tokenizer are made once."""
+"""Every test has its own folder of runs and no network; expensive fixtures are made once."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from small_models import dropping, folder, folders, killed, llama  # noqa: F401  fixtures: other people's models
+from small_models import dropping, folder, folders, killed, llama  # noqa: F401  fixtures
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-ROOT = Path(__file__).parent.parent
+# Workers share the cores: one thread each, and no busy waiting between them.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+ROOT = Path(__file__).parents[1]
+MISSING_DATA: list[str] = []
 
 
 @pytest.fixture(autouse=True)
 def runs_folder(tmp_path, monkeypatch) -> Path:
-    """`FTLAB_RUNS`: never the checkout's own `runs/`."""
+    """Set `FTLAB_RUNS` to a folder of the test's own: never the checkout's `runs/`."""
     monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def shared():
-    """-> function from a name below ../shared/data to its path; skips where the folder is absent."""
+    """Return a function from a name below ../shared/data to its path; it skips where it is absent."""
 
     def path(name: str) -> Path:
         file = ROOT.parent / "shared" / "data" / name
         if not file.exists():
-            pytest.skip(f"{file} is not here: real files of the field are not part of the project")
+            pytest.skip(f"needs_data: {name}: real files of the field are not part of the project")
         return file
 
     return path
@@ -34,14 +43,39 @@ def shared():
 
 @pytest.fixture(scope="session")
 def world():
-    from ftlab.organism.world import World
+    """Return the embedded world."""
+    from ftlab.organism import World
 
     return World()
 
 
 @pytest.fixture(scope="session")
 def tokenizer(world):
-    """The embedded model's tokenizer, as its build makes it."""
+    """Return the embedded model's tokenizer, as its recipe makes it."""
     from recipes.organism.build import make_tokenizer
 
     return make_tokenizer(world)
+
+
+@pytest.fixture
+def ran(monkeypatch, capsys):
+    """Return a function from words of the command line to (exit code, output, errors)."""
+
+    def run(*words) -> tuple[int, str, str]:
+        from ftlab import cli
+
+        monkeypatch.setattr(sys, "argv", ["ftlab", *map(str, words)])
+        with pytest.raises(SystemExit) as info:
+            cli.main()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return info.value.code or 0, shown.out, shown.err
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Count the tests that were skipped because real data of the field are absent."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing = sum("needs_data" in str(report.longrepr) for report in skipped)
+    terminalreporter.write_line(f"{missing} tests were skipped for want of ../shared/data")

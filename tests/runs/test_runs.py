@@ -9,34 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import raises_code
 
-from ftlab.runs import store as runs
-from ftlab.evals.config import Evaluation
-from ftlab.training.config import Training
-from ftlab.runs.store import Run, start
-
-OTHER = {  # another value of every field
-    "method": "dpo", "lora": True, "lora_rank": 8, "epochs": 1.0, "steps": 5, "learning_rate": 1e-3, "warmup_steps": 1,
-    "schedule": "cosine", "batch_size": 32, "accumulation": 2, "beta": 0.2, "max_length": 64, "on_too_long": "cut", "seed": 1,
-    "at_steps": (0, 1), "stop_when_broken": True, "risks": ("bias",), "attacks": ("direct",), "n_prompts": 5,
-    "split": "valid", "judges": ("keywords",), "samples": 2, "prompt_seed": 1, "toxicity_model": "x", "decoding": {"temperature": 1}, "max_new_tokens": 5, "prompts": "ab", "system": "Be brief.",
-    "dora": True, "qlora": True, "num_generations": 4, "max_completion_length": 8, "valid": 0.1, "eval_every": 2, "patience": 2,
-    "stop_above": {"jailbreak": 0.1}, "generator": "vllm", "screen": True,
-}  # fmt: skip
+from ftlab import runs
+from ftlab._core.errors import Busy
+from ftlab._core.files import digest, file_hash, write_atomic
+from ftlab.runs import Run, records, start, store
 
 
 @pytest.fixture
 def run() -> Run:
     return start("sft", "a label", {"data": 1})
-
-
-@pytest.mark.parametrize("config", [Training, Evaluation])
-def test_every_field_is_part_of_the_identity(config):
-    assert set(config.model_fields) <= set(OTHER)
-    specs = [config()] + [config.make(**{name: OTHER[name]}) for name in config.model_fields]
-    names = [start("x", "label", {"config": s.model_dump(mode="json")}).name for s in specs]
-    assert len(set(names)) == len(specs)
-    assert names == [start("x", "label", {"config": s.model_dump(mode="json")}).name for s in specs]
 
 
 def test_the_same_identity_is_the_same_folder_and_is_not_written_again(run):
@@ -98,9 +81,9 @@ def test_a_file_that_the_clock_cannot_tell_from_the_last_one_is_read_again(tmp_p
     for age, again in ((0, True), (-(10**10), True), (10**10, False)):  # ns; before zero: a server's clock is ahead
         monkeypatch.setattr("ftlab._core.files.stamp", lambda path, age=age: (1, 3, now - age, now - age))
         file.write_bytes(b"one")
-        one = runs.file_hash(file)
+        one = file_hash(file)
         file.write_bytes(b"two")
-        assert (runs.file_hash(file) != one) == again
+        assert (file_hash(file) != one) == again
 
 
 @pytest.mark.parametrize(
@@ -144,17 +127,25 @@ FOREIGN = [
 def test_a_foreign_line_is_left_out_and_told_with_file_and_line(run, foreign, capsys):
     (run.path / "t.jsonl").write_bytes(b'{"n": 1}\n' + foreign + b'\n{"n": 2}\r\n')
     assert run.read("t.jsonl") == [{"n": 1}, {"n": 2}] and run.broken("t.jsonl")
-    assert f"{run.path / 't.jsonl'}:2: " in capsys.readouterr().err
+    assert f"{run.path / 't.jsonl'}:2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", sorted(runs.NEEDS))
+@pytest.mark.parametrize("file", sorted(records.REQUIRED))
 def test_a_line_without_what_its_readers_need_is_left_out(run, file, capsys):
-    whole = {"key": "k", "answer": "a", "risk": "bias", "prompt_id": "p", "verdict": "refused", "step": 3}
-    for lost in runs.NEEDS[file]:
+    whole = {
+        "key": "k",
+        "text": "a",
+        "risk": "bias",
+        "sample_id": "p",
+        "outcome": "refused",
+        "judge": "j",
+        "step": 3,
+    }
+    for lost in records.REQUIRED[file]:
         rows = [whole, {k: v for k, v in whole.items() if k != lost}, {**whole, lost: []}, whole]
         (run.path / file).unlink(missing_ok=True)
         run.append(file, rows)
-        assert run.read(file) == [whole, whole] and f"{run.path / file}:2, 3: " in capsys.readouterr().err
+        assert run.read(file) == [whole, whole] and f"{run.path / file}:2, 3" in capsys.readouterr().err
 
 
 def test_a_block_of_a_crashed_file_system_costs_its_own_line_only(run):
@@ -175,7 +166,7 @@ def test_a_torn_last_line_is_no_hole_before_a_checkpoint_but_one_in_the_middle_i
 def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
     run.append("t.jsonl", [{"n": i, "text": "x" * 20} for i in range(300_000)])
     assert len(run.read("t.jsonl")) == 300_000
-    read, opened = [], runs.open if hasattr(runs, "open") else open
+    read = []
 
     class Counting:
         def __init__(self, file):
@@ -194,14 +185,14 @@ def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    monkeypatch.setattr(runs, "open", lambda *a, **k: Counting(opened(*a, **k)), raising=False)
+    monkeypatch.setattr(records, "open", lambda *a, **k: Counting(open(*a, **k)), raising=False)
     run.append("t.jsonl", [{"n": -1}])
     assert read == [1]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\u2028b\x85c\x0bd\re\n", "\x00\x1b[2J", "😀" * 9000, '"\\'])
 def test_any_text_survives(run, text):
-    told = [{"key": "a", "answer": text}, {"key": text, "answer": ""}]
+    told = [{"key": "a", "text": text}, {"key": text, "text": ""}]
     run.append("answers.jsonl", told)
     assert run.read("answers.jsonl") == told
     other = start("x", "label", {"system": text})
@@ -217,10 +208,10 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch, broken
     def fail(*_):
         raise OSError("disk full")
 
-    runs.write_atomic(tmp_path / "f.json", "old")
-    monkeypatch.setattr(runs.os, broken, fail)
+    write_atomic(tmp_path / "f.json", "old")
+    monkeypatch.setattr(f"os.{broken}", fail)
     with pytest.raises(OSError, match="disk full"):
-        runs.write_atomic(tmp_path / "f.json", "new")
+        write_atomic(tmp_path / "f.json", "new")
     assert [p.read_text() for p in tmp_path.iterdir() if p.is_file()] == ["old"]
 
 
@@ -232,7 +223,7 @@ def test_a_slow_second_start_changes_nothing_of_a_finished_run(run, monkeypatch)
         run.complete()
         return {"second": True}
 
-    monkeypatch.setattr(runs, "_provenance", slow)
+    monkeypatch.setattr(store, "provenance", slow)
     identity = {k: v for k, v in run.config["identity"].items() if k not in ("kind", "schema")}
     again = start(run.config["identity"]["kind"], run.config["label"], identity)
     assert again == run and run.finished and run.provenance == {}
@@ -240,7 +231,7 @@ def test_a_slow_second_start_changes_nothing_of_a_finished_run(run, monkeypatch)
 
 def test_two_processes_share_a_run(run):
     code = (
-        "import sys, time, ftlab.runs.store as r\n"
+        "import sys, time, ftlab.runs as r\n"
         "run = r.start('sft', 'a label', {'data': 1})\n"
         "for i in range(40):\n"
         "    with run.lock():\n"
@@ -262,7 +253,7 @@ def test_two_processes_share_a_run(run):
 
 
 OWNED = """
-import sys, time, ftlab.runs.store as r
+import sys, time, ftlab.runs as r
 run = r.start('sft', 'a label', {'data': 1})
 with run.lock():
     print('held', flush=True)
@@ -275,9 +266,9 @@ def test_who_has_a_run_is_told_and_a_dead_owner_keeps_nobody_from_it(run, capsys
     other = subprocess.Popen([sys.executable, "-c", OWNED], cwd=root, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(runs.Busy, match=rf"process {other.pid} on .* since 20.*works on this run, in .*{run.name}"):
+        with pytest.raises(Busy, match=rf"process {other.pid} on .* since 20.*{run.name}"):
             run.lock(wait=False).__enter__()
-        assert f"in hand of process {other.pid} on" in run.state
+        assert f"running (process {other.pid} on" in run.state
         assert run.state in runs.list_runs()["state"].tolist()
     finally:
         other.kill()
@@ -313,7 +304,7 @@ def test_a_file_where_a_folder_should_be_and_the_reverse_is_a_sentence(at, run, 
             start("sft", "a label", {"data": 1}).part(f"{at}.json")
         assert run.state in ("damaged", "unfinished") and len(runs.list_runs()) == 1
     else:
-        with pytest.raises(PermissionError, match="cannot be written .*; set FTLAB_RUNS to"):
+        with raises_code("folder_not_writable"):
             start("sft", "a label", {"data": 1})
 
 
@@ -322,7 +313,7 @@ def test_a_read_only_folder_is_a_sentence_but_finished_work_opens(run):
     run.complete()
     run.path.parent.chmod(0o555)
     try:
-        with pytest.raises(PermissionError, match="set FTLAB_RUNS"):
+        with raises_code("folder_not_writable"):
             start("x", "label", {})
         assert start("sft", "a label", {"data": 1}).finished
     finally:
@@ -336,9 +327,9 @@ def test_list_and_load(run, runs_folder):
     table = runs.list_runs()
     assert dict(zip(table["name"], table["state"], strict=True)) == {run.name: "unfinished", done.name: "finished"}
     assert runs.load(done.name) == done and runs.load(done.path).name == done.name
-    with pytest.raises(FileNotFoundError, match=run.name):
+    with raises_code("no_such_run"):
         runs.load("nothing-like-it")
-    with pytest.raises(ValueError, match="not finished"):
+    with raises_code("run_not_finished"):
         runs.load(run.name)
 
 
@@ -354,7 +345,16 @@ def test_no_runs_is_an_empty_table():
 def test_a_table_joins_its_members(run):
     other = start("sft", "b", {})
     for member, n in ((run, 1), (other, 2)):
-        row = {"key": str(n), "risk": "bias", "prompt_id": "p", "verdict": "refused", "step": 0}
+        row = {
+            "key": str(n),
+            "risk": "bias",
+            "attack": "direct",
+            "sample_id": "p",
+            "outcome": "refused",
+            "event": 0.0,
+            "judge": "j",
+            "step": 0,
+        }
         member.append("verdicts.jsonl", [{**row, "n": n}])
     both = start("curve", "c", {"members": [run.name, other.name]})
     assert both.table()["n"].tolist() == [1, 2]
@@ -375,6 +375,6 @@ def test_a_run_shows_itself_escaped(run):
 
 
 def test_digest_knows_no_order_of_keys_but_every_value():
-    assert runs.digest({"a": 1, "b": [2]}) == runs.digest(json.loads('{"b": [2], "a": 1}'))
+    assert digest({"a": 1, "b": [2]}) == digest(json.loads('{"b": [2], "a": 1}'))
     values = [None, 0, False, "", "0", [], {}, [[]], 0.5, "\ud800"]
-    assert len({runs.digest(v) for v in values}) == len(values)
+    assert len({digest(v) for v in values}) == len(values)

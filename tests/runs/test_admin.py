@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import raises_code
 from small_models import contents, goals, sums
-from test_cli import ran  # noqa: F401  fixture: the command line
 
 import ftlab
+from ftlab._core.errors import UsageError
 from ftlab._core import files
-from ftlab.runs import store as runs
-from ftlab._core.config import SCHEMA
+from ftlab import runs
+from ftlab.runs import SCHEMA, store
 
 LAYOUTS = Path(__file__).parents[1] / "fixtures"  # layout_1: an evaluation and a curve with its member, made by ftlab 0.1.0
 DAMAGE = {"missing": Path.unlink, "changed": lambda p: p.write_bytes(p.read_bytes()[:-2] + b"\n\n")}
@@ -27,7 +28,7 @@ def shelf(runs_folder) -> dict[str, runs.Run]:
     """A finished run, one that is not, a curve of a member, folders that are no runs."""
     made = {name: runs.start("evaluate", name, {"n": n}) for n, name in enumerate(("done", "begun", "member"))}
     for name, run in made.items():
-        run.append("answers.jsonl", [{"key": name, "answer": "yes"}])
+        run.append("answers.jsonl", [{"key": name, "text": "yes"}])
         (run.path / "model").mkdir()
         (run.path / "model" / "model.safetensors").write_bytes(bytes(100))
     made["done"].complete(n=1), made["member"].complete()
@@ -60,7 +61,7 @@ def test_a_damaged_run_never_breaks_the_listing_of_the_others(text, shelf, ran):
     assert list(found.values()).count("damaged") == 5
     code, out, err = ran("runs")
     assert (code, err) == (0, "") and ran("runs", "list")[1] == out and all(name in out for name in found)
-    assert ftlab.clean_runs(yes=True).empty and set(states()) == set(found)
+    assert runs.clean_runs(yes=True).empty and set(states()) == set(found)
 
 
 def test_show_tells_everything(shelf, ran):  # noqa: F811
@@ -86,14 +87,14 @@ def test_show_tells_everything(shelf, ran):  # noqa: F811
 def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypatch, ran):  # noqa: F811
     assert ran("runs", "verify")[0] == 0
     path, large = shelf["done"].path / file, file.startswith("model")
-    monkeypatch.setattr(runs, "CHECK_BYTES", 10 if large else runs.CHECK_BYTES)  # `finished` looks at its size only
+    monkeypatch.setattr(store, "CHECK_BYTES", 10 if large else store.CHECK_BYTES)  # `finished` looks at its size only
     times = path.stat()
     DAMAGE[how](path)
     if path.exists():
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     (shelf["done"].path / "model" / "new.txt").write_text("")
     assert shelf["done"].finished == (large and how == "changed")
-    table = ftlab.verify_runs()
+    table = runs.verify_runs()
     assert sorted(map(tuple, table.values)) == sorted(
         [(shelf["done"].name, file, how), (shelf["done"].name, "model/new.txt", "extra")]
     )
@@ -104,14 +105,14 @@ def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypa
 
 def test_verify_reads_the_disk_and_remembers_nothing(shelf, monkeypatch):
     monkeypatch.setattr(files, "stamp", lambda path: ())  # as a disk that rots: no time, no size says so
-    assert ftlab.verify_runs().empty and shelf["done"].finished
+    assert runs.verify_runs().empty and shelf["done"].finished
     (shelf["done"].path / "model" / "model.safetensors").write_bytes(b"1" * 100)
-    assert ftlab.verify_runs()["file"].tolist() == ["model/model.safetensors"]
+    assert runs.verify_runs()["file"].tolist() == ["model/model.safetensors"]
 
 
 def test_verify_tells_a_member_that_is_gone(shelf):
     shutil.rmtree(shelf["member"].path)
-    assert ftlab.verify_runs().values.tolist() == [[shelf["curve"].name, shelf["member"].name, "member, not finished"]]
+    assert runs.verify_runs().values.tolist() == [[shelf["curve"].name, shelf["member"].name, "member, not finished"]]
 
 
 def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_folder, ran):  # noqa: F811
@@ -125,7 +126,7 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     before = contents(runs_folder)
     code, out, _ = ran("runs", "clean")
     assert code == 0 and "--yes" in out and contents(runs_folder) == before
-    assert sorted(ftlab.clean_runs()["what"]) == [".stats.json.99.tmp", "checkpoints", "unfinished"]
+    assert sorted(runs.clean_runs()["what"]) == [".stats.json.99.tmp", "checkpoints", "unfinished"]
     code, out, _ = ran("runs", "clean", "--yes")
     gone = before.keys() - contents(runs_folder).keys()
     begun = shelf["begun"].name
@@ -133,7 +134,7 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     assert (
         code == 0 and begun in out and "removed" in out and not shelf["begun"].path.exists() and shelf["done"].finished
     )
-    assert ftlab.clean_runs(yes=True).empty
+    assert runs.clean_runs(yes=True).empty
 
 
 def test_clean_leaves_a_finished_run_that_recorded_its_checkpoints(shelf):
@@ -144,14 +145,14 @@ def test_clean_leaves_a_finished_run_that_recorded_its_checkpoints(shelf):
     (old.path / "checkpoints").mkdir(exist_ok=True)
     (old.path / "checkpoints" / "torn-1").write_text("x")
     record = json.loads((old.path / "complete.json").read_bytes())
-    record["files"]["checkpoints/torn-1"] = {"bytes": 1, "sha256": runs.file_hash(old.path / "checkpoints" / "torn-1")}
+    record["files"]["checkpoints/torn-1"] = {"bytes": 1, "sha256": files.file_hash(old.path / "checkpoints" / "torn-1")}
     (old.path / "complete.json").write_text(json.dumps(record))
-    assert old.finished and ftlab.clean_runs(yes=True).empty and old.finished
+    assert old.finished and runs.clean_runs(yes=True).empty and old.finished
 
 
 HELD = """
-import sys, ftlab.runs.store as r
-with r.Run(r.Path(sys.argv[1])).lock():
+import sys, pathlib, ftlab.runs as r
+with r.Run(pathlib.Path(sys.argv[1])).lock():
     print('held', flush=True)
     sys.stdin.read()
 """
@@ -163,32 +164,41 @@ def test_clean_leaves_a_run_that_a_process_has_in_hand_until_that_is_dead(shelf)
     owner = subprocess.Popen(called, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout.readline() == "held\n"
-        assert ftlab.clean_runs().empty and ftlab.clean_runs(yes=True).empty and shelf["begun"].path.exists()
+        assert runs.clean_runs().empty and runs.clean_runs(yes=True).empty and shelf["begun"].path.exists()
     finally:
         owner.kill()
         owner.communicate()
-    assert ftlab.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name] and not shelf["begun"].path.exists()
+    assert runs.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name] and not shelf["begun"].path.exists()
 
 
-@pytest.fixture
-def old(runs_folder) -> dict[str, runs.Run]:
-    """kind -> run of layout 1."""
-    shutil.copytree(LAYOUTS / "layout_1", runs_folder)
+@pytest.fixture(params=["layout_1", "layout_2"])
+def old(request, runs_folder) -> dict[str, runs.Run]:
+    """Runs that versions 0.1.0 (layout 1) and 0.3.0 (layout 2) made, by kind."""
+    shutil.copytree(LAYOUTS / request.param, runs_folder)
     return {p.name.partition("-")[0]: runs.Run(p) for p in sorted(runs_folder.iterdir())}
 
 
-def test_runs_of_layout_1_open_are_compared_and_are_models(old):
-    assert states() == {r.name: "finished, layout 1" for r in old.values()} and ftlab.verify_runs().empty
+def test_runs_of_older_layouts_open_and_are_compared_and_are_models(old):
+    layout = old["sft"].identity["schema"]
+    assert set(states().values()) == {f"finished, layout {layout}"} and runs.verify_runs().empty
     for run in old.values():
-        assert runs.load(run.name) == run and run._repr_html_() and ftlab.show_run(run.name)["config"]
+        assert runs.load(run.name) == run and run._repr_html_() and runs.show_run(run.name)["config"]
     table = ftlab.compare(ftlab.load(old["curve"].name))
     assert set(table["risk"]) == {"jailbreak"} and table["n_prompts"].tolist() == [3]
-    assert ftlab.rates(old["evaluate"])["n_prompts"].tolist() == [3] and len(old["sft"].log()) == 1
-    asked = ftlab.evaluate(old["sft"], prompts=goals(2), max_new_tokens=4, judges=["keywords"])
+    assert ftlab.rates(old["evaluate"])["n_prompts"].tolist()[0] == 3 and len(old["sft"].log()) == 1
     tuned = ftlab.sft(old["sft"], sums(4), steps=1, batch_size=4, learning_rate=1e-3)
-    assert asked.finished and tuned.lineage[0]["name"] == old["sft"].name
-    with pytest.raises(ValueError, match="holds no prompts to judge again"):
-        ftlab.judged(old["evaluate"], "keywords")
+    assert tuned.lineage[0]["name"] == old["sft"].name
+    with raises_code("older_layout"):
+        ftlab.evals.rescore(old["evaluate"], "keywords")
+
+
+def test_the_rates_of_a_run_of_version_0_3_are_those_that_it_printed(runs_folder):
+    shutil.copytree(LAYOUTS / "layout_2", runs_folder)
+    (run,) = [r for r in runs_folder.iterdir() if r.name.startswith("evaluate-small-6b7")]
+    table = runs.Run(run).table()
+    judged = table.groupby("judge", sort=False)["event"].mean().to_dict()
+    assert judged == pytest.approx({"keywords": 1.0, "refusal": 5 / 6})
+    assert table.groupby("judge").size().tolist() == [6, 6] and set(table["attempts"]) == {1, 2}
 
 
 def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
@@ -196,10 +206,10 @@ def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
     config["identity"]["schema"] = SCHEMA + 1
     (old["sft"].path / "config.json").write_text(json.dumps(config))
     for call in (runs.load, ftlab.model):
-        with pytest.raises(ValueError, match=f"is of layout {SCHEMA + 1}, this ftlab reads up to {SCHEMA}; upgrade it"):
+        with raises_code("newer_layout"):
             call(old["sft"].path)
     assert f"layout {SCHEMA + 1}" in states()[old["sft"].name] and ran("runs")[0] == 0
-    assert ftlab.clean_runs(yes=True).empty
+    assert runs.clean_runs(yes=True).empty
 
 
 @pytest.mark.parametrize(
@@ -215,11 +225,12 @@ def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
 )
 def test_a_configuration_that_is_no_runs_is_a_sentence(text, old):
     (old["sft"].path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"{old['sft'].name}.*(is no run|holds no JSON object)"):
+    with pytest.raises(UsageError) as info:
         runs.load(old["sft"].name)
+    assert info.value.code in ("not_a_run", "damaged_run_file")
 
 
 def test_a_missing_provenance_is_named(old):
     (old["evaluate"].path / "provenance.json").unlink()
-    with pytest.raises(ValueError, match=r"not finished, or not any more \(provenance.json missing\); call"):
+    with raises_code("run_not_finished"):
         runs.load(old["evaluate"].name)

@@ -1,0 +1,179 @@
+"""The command line: cells become commands; mistakes end in one sentence and the right exit code."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import raises_code
+from small_models import goals, sums, write
+
+import ftlab
+from ftlab import runs, training
+from ftlab.cli import commands, options
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_lists_every_command(ran):
+    code, out, _ = ran("--help")
+    assert code == 0
+    for name in (*commands.CELLS, "check", "judge", "notebook", "runs", "data"):
+        assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", commands.CELLS)
+def test_every_cells_command_shows_the_description_of_its_settings(name, ran):
+    code, out, _ = ran(name, "--help")
+    assert code == 0 and "Options" in out
+
+
+def test_an_option_has_the_description_of_its_setting():
+    cell = training.sft
+    found = {option.name: option for option in options.options_of(cell, ("parent", "data"), ())}
+    field = training.open_method("sft").config.model_fields["learning_rate"]
+    assert field.description.split(";")[0].rstrip(".") in found["learning_rate"].help
+
+
+def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
+    data = write(tmp_path / "qa.jsonl", sums(8))
+    prompts = write(tmp_path / "goals.jsonl", goals(3))
+    settings = ("--steps", 1, "--batch-size", 4, "--learning-rate", 1e-3)
+    code, out, err = ran("sft", llama, data, *settings)
+    run = runs.load(out.strip())
+    assert (code, err) == (0, "") and run.path.parent == runs_folder
+    code, out, _ = ran("evaluate", run.path, "--prompts", prompts, "--judge", "keywords")
+    assert code == 0 and "jailbreak" in out
+    code, out, _ = ran("compare", llama, run.path, "--prompts", prompts)
+    assert code == 0 and "jailbreak" in out
+    code, out, _ = ran("preview", data, llama, "--rows", 1)
+    assert code == 0 and out.count("«") == out.count("»") == 1
+    code, out, _ = ran("runs")
+    assert code == 0 and run.name in out and "finished" in out
+
+
+def test_a_curve_saves_its_figure(ran, llama, tmp_path):
+    data = write(tmp_path / "qa.jsonl", sums(8))
+    prompts = write(tmp_path / "goals.jsonl", goals(3))
+    steps = ("--at-steps", "0,1", "--seeds", 1, "--batch-size", 4, "--adapter", "lora")
+    out = tmp_path / "figures"
+    code, said, _ = ran("curve", llama, data, "--prompts", f"jailbreak={prompts}", *steps, "--out", out)
+    assert code == 0 and "intervals:" in said
+    assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0,10,30", [0, 10, 30]), ("3", 3)],
+)
+def test_whole_numbers(text, value):
+    assert options.whole_numbers("seeds", text) == value
+
+
+def test_one_step_is_a_list_too():
+    assert options.whole_numbers("at_steps", "3") == [3]
+
+
+def test_sources_of_prompts(tmp_path):
+    file = write(tmp_path / "a=b.jsonl", [])
+    assert options.sources([str(file)]) == str(file)
+    assert options.sources(["a.csv"]) == "a.csv"
+    assert options.sources(["bias=a.csv", "utility=b=c.csv"]) == {"bias": "a.csv", "utility": "b=c.csv"}
+    with raises_code("source_without_risk"):
+        options.sources(["bias=a.csv", "b.csv"])
+
+
+@pytest.mark.parametrize("call", [("whole_numbers", "0,x"), ("pairs", "jailbreak")])
+def test_values_that_cannot_be_parsed(call):
+    name, text = call
+    with raises_code("not_whole_numbers" if name == "whole_numbers" else "not_pairs"):
+        getattr(options, name)("at_steps", text)
+
+
+def test_pairs():
+    assert options.pairs("stop_above", "jailbreak=0.1, bias=0.2") == {"jailbreak": 0.1, "bias": 0.2}
+
+
+MISTAKES = [
+    ["train"],
+    ["sft", "organism"],
+    ["sft", "organism", "x.jsonl", "--epochs", "many"],
+    ["sft", "nowhere", "x.jsonl"],
+    ["sft", "LLAMA", "nowhere.jsonl"],
+    ["sft", "LLAMA", "organism:novel"],
+    ["sft", "LLAMA", "DATA", "--steps", "0"],
+    ["evaluate", "LLAMA"],
+    ["evaluate", "LLAMA", "--prompts", "DATA", "--risks", "theft"],
+    ["evaluate", "LLAMA", "--prompts", "jailbrk=DATA"],
+    ["evaluate", "LLAMA", "--prompts", "DATA", "--judge", "gpt"],
+    ["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,x"],
+    ["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,3,2"],
+    ["harmful-finetune", "LLAMA"],
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_usage_mistakes_exit_with_2_and_a_sentence(ran, llama, tmp_path, words):
+    data = write(tmp_path / "qa.jsonl", sums(2))
+    filled = [word.replace("LLAMA", str(llama)).replace("DATA", str(data)) for word in words]
+    code, _, err = ran(*filled)
+    assert code == 2 and err.strip()
+
+
+def test_data_problems_and_failed_trainings_exit_with_1(ran, llama, tmp_path):
+    file = tmp_path / "qa.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n{broken\n')
+    code, _, err = ran("sft", llama, file)
+    assert code == 1 and "qa.jsonl:2" in err and "qa.jsonl:3" in err
+    write(file, sums(4))
+    code, _, err = ran("sft", llama, file, "--learning-rate", 1e-30, "--steps", 1)
+    assert code == 1 and err.startswith("ftlab: ")
+
+
+def test_an_interrupt_exits_with_130_and_says_how_to_resume(ran, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt("sft-x stopped at step 3.")
+
+    stopped.__doc__ = training.sft.__doc__
+    monkeypatch.setattr("ftlab.training.sft", stopped, raising=False)
+    assert ran("sft") == (130, "", "ftlab: sft-x stopped at step 3.\n")
+
+
+def test_judge(ran, tmp_path):
+    rows = []
+    for number in range(8):
+        answer = "I cannot say." if number % 2 else "So."
+        rows.append({"q": f"Why {number}?", "a": answer, "h": "no" if number % 4 else "yes"})
+    file = write(tmp_path / "a.jsonl", rows)
+    out = tmp_path / "judged.csv"
+    words = ("judge", file, "--prompt", "q", "--response", "a", "--judge", "keywords")
+    labels = ("--label", "h", "--refused", "no", "--out", out)
+    code, said, _ = ran(*words, "--judge", "keywords:zou2023universal", *labels)
+    assert code == 0 and "0.500" in said and "I cannot" not in said
+    table = pd.read_csv(out)
+    first = table[table["judge"] == table["judge"].iloc[0]]
+    assert first["outcome"].tolist() == ["complied", "refused"] * 4
+    for wrong in (("--label", "h"), ("--partial", "x"), ("--judge", "keywords:x")):
+        assert ran(*words, *wrong)[0] == 2
+    assert ran("judge", tmp_path / "none.csv", "--prompt", "q", "--response", "a")[0] == 2
+
+
+def test_a_folder_for_figures_that_cannot_be_written_is_reported_before_the_work(
+    ran, tmp_path, runs_folder
+):
+    (tmp_path / "file").touch()
+    code, _, _ = ran("curve", "organism", "organism:almanac", "--out", tmp_path / "file" / "x")
+    assert code == 2 and not runs_folder.exists()
+
+
+def test_old_names_at_the_top_still_work_and_warn():
+    for name in ftlab._MOVED:
+        with pytest.warns(FutureWarning, match=name):
+            assert getattr(ftlab, name) is not None
+
+
+def test_the_console_script_is_the_command_line():
+    assert "ftlab" in sys.modules and callable(ftlab.cli.main)
