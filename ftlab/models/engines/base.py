@@ -12,20 +12,19 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer, Message
 
 OLD_NAMES = {"transformers": "huggingface"}  # names of engines in version 0.3
-NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 OnAnswer = Callable[[list[int], list[Answer]], None]  # numbers of the requests, their answers
 
 
 class Decoding(Config):
-    """How the tokens of an answer are chosen. The filters apply in the order of the fields."""
+    """How the tokens of an answer are chosen: temperature first, then top-k, then top-p."""
 
     temperature: float = setting(
         0.0, "Sampling temperature; 0 takes the most probable token each time (greedy)", ge=0
     )
-    top_k: int = setting(0, "Sample from the k most probable tokens only; 0 for all", ge=0)
     top_p: float = setting(
         1.0, "Sample from the most probable tokens that reach this probability together", gt=0, le=1
     )
+    top_k: int = setting(0, "Sample from the k most probable tokens only; 0 for all", ge=0)
 
 
 GREEDY = Decoding()
@@ -43,7 +42,7 @@ class Request:
         max_new_tokens: Length of the answer in tokens, at most.
         seed: Decides a sampled answer. Required where `decoding` has a temperature.
         choices: The answers to choose from; then the likeliest one is the answer.
-        stop_when: Is called with the model's own words so far; true ends the answer there.
+        stop_when: Called with the model's own words so far; true ends the answer there.
     """
 
     chat: list[Message]
@@ -82,22 +81,18 @@ class Tally:
     Args:
         answers: Number of answers.
         tokens: New tokens, ends of turn included.
-        prompt_tokens: Tokens of the prompts.
         drafted: Tokens of earlier answers that were verified as drafts.
         saved: Drafted tokens that held, so that they needed no step of their own.
+        halved: How often memory did not suffice and a batch was halved.
         seconds: Wall-clock time.
-        rows: Most answers in one batch.
-        halved: How often memory did not suffice and the batch was halved.
     """
 
     answers: int = 0
     tokens: int = 0
-    prompt_tokens: int = 0
     drafted: int = 0
     saved: int = 0
-    seconds: float = 0.0
-    rows: int = 0
     halved: int = 0
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
         """Return the fields, with seconds rounded to milliseconds."""
@@ -105,11 +100,7 @@ class Tally:
 
 
 class Engine:
-    """Answers requests. Subclasses override what they do differently.
-
-    One object lives through a whole curve and may keep what helps it there, such as a warm server
-    or earlier answers. `release` gives everything back.
-    """
+    """Answers requests. One object may live through a whole curve and keep what helps it there."""
 
     name = ""
 
@@ -137,12 +128,7 @@ class Engine:
         return None
 
     def open(self, reference: Any, **how) -> Any:
-        """Return what `answer` takes as `model`.
-
-        Args:
-            reference: A model or an endpoint.
-            **how: Keyword arguments of `Model.load`.
-        """
+        """Return what `answer` takes as `model`; `how` are keyword arguments of `Model.load`."""
         return reference
 
     def precision(self, training: Any = None) -> str:
@@ -203,6 +189,23 @@ class Collector:
     tally: Tally
     found: dict[int, Answer] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        sampled = [request for request in self.requests if request.decoding.temperature]
+        missing = sum(request.seed is None for request in sampled)
+        if missing:
+            raise UsageError(
+                "seed_missing",
+                f"{missing} of {len(sampled)} sampled requests have no seed. Give each one a seed.",
+            )
+
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of requests, grouped by what one batch must share."""
+        groups: dict[tuple, list[int]] = {}
+        for number, request in enumerate(self.requests):
+            shared = (bool(request.choices), request.decoding, request.max_new_tokens)
+            groups.setdefault(shared, []).append(number)
+        return list(groups.values())
+
     def add(self, numbers: list[int], answers: list[Answer]) -> None:
         self.found.update(zip(numbers, answers, strict=True))
         self.tally.answers += len(answers)
@@ -215,10 +218,7 @@ class Collector:
 
 
 def open_engine(engine: str | Engine) -> Engine:
-    """Return an engine.
-
-    Args:
-        engine: Its name, or an engine that exists already.
+    """Return an engine, given its name or the engine itself.
 
     Raises:
         UsageError: `unknown_engine`.
@@ -229,32 +229,20 @@ def open_engine(engine: str | Engine) -> Engine:
 
 
 def make_answer(request: Request, own_text: str, **fields) -> Answer:
-    """Return an answer whose text begins with the request's opening.
-
-    An opening that the model did not continue is no answer.
-    """
+    """Return an answer, which begins with the request's opening if the model continued it."""
     if not request.opening:
         return Answer(own_text, **fields)
-    text = ""
+    text = own_text
     if own_text.strip():
         text = f"{request.opening} {own_text.strip()}"
     return Answer(text, own_text, **fields)
 
 
-def check_seeds(requests: list[Request]) -> None:
-    """Raise UsageError `seed_missing` where a sampled request has no seed."""
-    missing = sum(r.decoding.temperature > 0 and r.seed is None for r in requests)
-    if missing:
-        found = f"{missing} of {len(requests)} sampled requests have no seed"
-        raise UsageError("seed_missing", f"{found}. Give each request a seed.")
-
-
-def check_length(longest: int, max_new_tokens: int, room: int | None) -> None:
+def check_length(longest: int, new: int, room: int | None) -> None:
     """Raise UsageError `prompt_too_long` where a prompt and its answer exceed the context."""
-    if room and longest + max_new_tokens > room:
+    if room and longest + new > room:
         raise UsageError(
             "prompt_too_long",
-            f"The longest prompt has {longest} tokens; with max_new_tokens={max_new_tokens} "
-            f"it exceeds the model's context of {room} tokens. Shorten the prompt or the answer.",
-            tokens=longest,
+            f"The longest prompt has {longest} tokens; with max_new_tokens={new} "
+            f"it exceeds the context of {room} tokens. Shorten the prompt or the answer.",
         )

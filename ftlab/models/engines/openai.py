@@ -71,7 +71,13 @@ class Endpoint:
         return digest(["api", self.url, self.model])
 
     def answers(
-        self, chats: list[list[dict]], *, max_new_tokens: int, decoding: Decoding = GREEDY, seeds=None, each=None
+        self,
+        chats: list[list[dict]],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding = GREEDY,
+        seeds=None,
+        each=None,
     ) -> list[Reply]:
         """-> the reply to each chat (messages ending with the user's turn), in the order given.
 
@@ -110,7 +116,10 @@ class Endpoint:
 
         # A loop in a thread of its own (Jupyter's runs already), where a reply can be given up whatever it hangs in.
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
-            asked = [portal.start_task_soon(one, client, *question) for question in zip(chats, several, strict=True)]
+            asked = [
+                portal.start_task_soon(one, client, *question)
+                for question in zip(chats, several, strict=True)
+            ]
             for i, reply in enumerate(asked):
                 reply.add_done_callback(lambda _, i=i: done.put(i))
             for i in (done.get() for _ in chats):
@@ -123,8 +132,12 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
         except ImportError:
-            raise ValueError("models behind an endpoint need the extra: pip install 'ftlab[api]'") from None
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers take any; the client insists on one
+            raise ValueError(
+                "models behind an endpoint need the extra: pip install 'ftlab[api]'"
+            ) from None
+        key = (
+            os.environ.get("OPENAI_API_KEY") or "none"
+        )  # local servers take any; the client insists on one
 
         class Client(DefaultAsyncHttpxClient):
             async def send(self, request, **how):
@@ -136,10 +149,16 @@ class Endpoint:
 
         waits = Timeout(self.timeout, connect=min(5.0, self.timeout))  # seconds
         return AsyncOpenAI(
-            base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client()
+            base_url=self.url,
+            api_key=key,
+            max_retries=self.retries,
+            timeout=waits,
+            http_client=Client(),
         )
 
-    async def _ask(self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None) -> Reply:
+    async def _ask(
+        self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None
+    ) -> Reply:
         import openai
 
         drawn = {"top_p": decoding.top_p, "seed": seed} if decoding.temperature else {}
@@ -153,7 +172,11 @@ class Endpoint:
             choice = made.choices[0]
             text = choice.message.content or getattr(choice.message, "refusal", None) or ""
             finish = choice.finish_reason
-        except (openai.NotFoundError, openai.AuthenticationError, openai.PermissionDeniedError) as e:
+        except (
+            openai.NotFoundError,
+            openai.AuthenticationError,
+            openai.PermissionDeniedError,
+        ) as e:
             todo = "give the server's own name of the model, and its address up to /v1"
             if not isinstance(e, openai.NotFoundError):
                 todo = "set OPENAI_API_KEY to a key that may use it"
@@ -161,11 +184,17 @@ class Endpoint:
                 f"{self.url} does not give the model {self.model!r} ({e.status_code}: {self._told(e)}); {todo}"
             ) from None
         except openai.APITimeoutError:
-            raise TimeoutError(f"no answer within {self.timeout:g} s, {self.retries + 1} times") from None
+            raise TimeoutError(
+                f"no answer within {self.timeout:g} s, {self.retries + 1} times"
+            ) from None
         except _Unreachable as e:
-            raise ValueError(f"no server answers at {self.url} ({self._told(e)}); start it, or mend its URL") from None
+            raise ValueError(
+                f"no server answers at {self.url} ({self._told(e)}); start it, or mend its URL"
+            ) from None
         except openai.APIConnectionError as e:
-            raise TimeoutError(f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})") from None
+            raise TimeoutError(
+                f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})"
+            ) from None
         except openai.APIStatusError as e:
             return Reply("", f"{e.status_code}: {self._told(e)}")
         except Exception as e:  # what came is no reply: broken JSON, or JSON of another shape
@@ -185,7 +214,9 @@ def endpoint(reference: str) -> Endpoint:
     """-> the endpoint of `api:MODEL@URL`. Raises ValueError with what was found and what is allowed."""
     found, seen = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference), redacted(reference)
     if not found:
-        raise ValueError(f"{seen!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1")
+        raise ValueError(
+            f"{seen!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1"
+        )
     model, url = found.groups()
     if seen != reference or urlsplit(url).query:
         raise ValueError(f"{seen!r} holds credentials or a query; put the key into OPENAI_API_KEY")

@@ -31,9 +31,17 @@ _warm: dict = {}  # `llm`, of which `model` (path, hash), `rank`, `numbers` of t
 
 def check(model, items=(), training: Training | None = None) -> None:
     """Raises ValueError where vLLM cannot answer the prompts `items` for a model (a reference), or for it in training."""
-    above, trained = getattr(model, "adapter", None) or {}, (training.adapter or "all weights") if training else "lora"
-    rank, usual = max(above.get("r", 0), training.lora_rank if training else 0), {"peft_type": "LORA", "bias": "none"}
-    odd = [k for k in NOT_READ if above.get(k)] + [f"{k} {above[k]}" for k, v in usual.items() if above.get(k, v) != v]
+    above, trained = (
+        getattr(model, "adapter", None) or {},
+        (training.adapter or "all weights") if training else "lora",
+    )
+    rank, usual = (
+        max(above.get("r", 0), training.lora_rank if training else 0),
+        {"peft_type": "LORA", "bias": "none"},
+    )
+    odd = [k for k in NOT_READ if above.get(k)] + [
+        f"{k} {above[k]}" for k, v in usual.items() if above.get(k, v) != v
+    ]
     found = (
         "an endpoint" if not isinstance(model, Model)
         else "weights of 4 bit" if model.quantised
@@ -47,14 +55,20 @@ def check(model, items=(), training: Training | None = None) -> None:
         else ""
     )  # fmt: skip
     if found:
-        can = f"local weights of 16 or 32 bit and plain LoRA adapters of rank <= {RANKS[-1]} on them"
-        raise ValueError(f"generator vllm answers for {can}; found {found}; leave generator='transformers'")
+        can = (
+            f"local weights of 16 or 32 bit and plain LoRA adapters of rank <= {RANKS[-1]} on them"
+        )
+        raise ValueError(
+            f"generator vllm answers for {can}; found {found}; leave generator='transformers'"
+        )
 
 
 def snapshot(model, parent: Model) -> Model:
     """-> a reference to the adapter of a PEFT model in training as it is now, above `parent`; good until the next one."""
     if not getattr(model, "peft_config", None):
-        raise ValueError("generator vllm swaps LoRA adapters; found full weights in training; give lora=True")
+        raise ValueError(
+            "generator vllm swaps LoRA adapters; found full weights in training; give lora=True"
+        )
     if "snapshot" in _warm:
         _warm["snapshot"].cleanup()
     _warm["snapshot"] = tempfile.TemporaryDirectory(prefix="ftlab-vllm-")
@@ -75,7 +89,9 @@ def answers(
     check(model)
     seeds = list(seeds or ()) if decoding.temperature else [None] * len(prompts)
     if len(seeds) != len(prompts):
-        raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {len(seeds)}; give seeds=[...]")
+        raise ValueError(
+            f"sampling needs one seed a prompt ({len(prompts)}); found {len(seeds)}; give seeds=[...]"
+        )
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
     longest, new, room = (
         max(map(len, ids), default=0),
@@ -83,7 +99,9 @@ def answers(
         min(model.config.get("max_position_embeddings") or LONGEST, LONGEST),
     )
     if longest + new > room:  # vLLM would end the answer there without a word
-        raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens = {new} at most {room} fit")
+        raise ValueError(
+            f"the longest prompt has {longest} tokens; with max_new_tokens = {new} at most {room} fit"
+        )
     llm, request = _engine(model, room)
     from vllm import SamplingParams
 
@@ -94,12 +112,18 @@ def answers(
         batch = range(start, min(start + CALL, len(ids)))
         asked = [SamplingParams(**how, seed=seeds[i]) for i in batch]
         given = [{"prompt_token_ids": ids[i]} for i in batch]
-        for i, made in zip(batch, llm.generate(given, asked, lora_request=request, use_tqdm=False), strict=True):
+        for i, made in zip(
+            batch, llm.generate(given, asked, lora_request=request, use_tqdm=False), strict=True
+        ):
             said = made.outputs[0]
             if said.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"{model.name}: vLLM gave prompt {i} up ({said.finish_reason}); call again to go on")
+                raise RuntimeError(
+                    f"{model.name}: vLLM gave prompt {i} up ({said.finish_reason}); call again to go on"
+                )
             if math.isnan(said.cumulative_logprob):
-                raise DataError(f"{model.name}: the probabilities after prompt {i} are NaN; its weights are broken")
+                raise DataError(
+                    f"{model.name}: the probabilities after prompt {i} are NaN; its weights are broken"
+                )
             out[i] = tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
             if cut is not None and said.finish_reason == "length":
                 cut.add(i)
