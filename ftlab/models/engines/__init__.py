@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Engines answer requests: transformers in process, vLLM, an endpoint, or a script."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "base": [
             "Decoding",
+            "Engine",
             "GREEDY",
-        ],
-        "drafts": [
-            "Replay",
-        ],
-        "huggingface": [
+            "LoadedModel",
+            "Request",
             "Tally",
-            "answers",
-            "likelihoods",
+            "open_engine",
+        ],
+        "drafts": ["Replay"],  # transition
+        "huggingface": [
+            "HuggingFaceEngine",
+            "answers",  # transition
+            "likelihoods",  # transition
         ],
         "openai": [
             "Endpoint",
             "Reply",
             "endpoint",
-        ],
-        "vllm": [
-            "answers",
-            "check",
-            "release",
-            "snapshot",
         ],
     },
 )

@@ -1,18 +1,248 @@
-"""What an engine is asked and how it decodes."""
+"""The interface of an engine: what answers requests, and what it is given and returns."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from ftlab._core.config import Config
+from ftlab._core import plugins
+from ftlab._core.config import Config, setting
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Answer, Message
+
+OLD_NAMES = {"transformers": "huggingface"}  # names of engines in version 0.3
+OnAnswer = Callable[[list[int], list[Answer]], None]  # numbers of the requests, their answers
 
 
 class Decoding(Config):
-    """How an answer's tokens are drawn; the default is greedy. Order: temperature, then top-k, then top-p (nucleus)."""
+    """How the tokens of an answer are chosen: temperature first, then top-k, then top-p."""
 
-    temperature: float = Field(0.0, ge=0)  # 0: greedy, the most probable token each time
-    top_p: float = Field(1.0, gt=0, le=1)  # 1: off
-    top_k: int = Field(0, ge=0)  # 0: off
+    temperature: float = setting(
+        0.0, "Sampling temperature; 0 takes the most probable token each time (greedy)", ge=0
+    )
+    top_p: float = setting(
+        1.0, "Sample from the most probable tokens that reach this probability together", gt=0, le=1
+    )
+    top_k: int = setting(0, "Sample from the k most probable tokens only; 0 for all", ge=0)
 
 
 GREEDY = Decoding()
+
+
+@dataclass(slots=True)
+class Request:
+    """One question to a model.
+
+    Args:
+        chat: The messages; the last one is the user's.
+        text: The chat as `Engine.render` returned it, the opening included.
+        opening: Words written into the model's mouth, as `Engine.render` returned them.
+        decoding: How tokens are chosen.
+        max_new_tokens: Length of the answer in tokens, at most.
+        seed: Decides a sampled answer. Required where `decoding` has a temperature.
+        choices: The answers to choose from; then the likeliest one is the answer.
+        stop_when: Called with the model's own words so far; true ends the answer there.
+    """
+
+    chat: list[Message]
+    text: str
+    opening: str = ""
+    decoding: Decoding = GREEDY
+    max_new_tokens: int = 24
+    seed: int | None = None
+    choices: tuple[str, ...] = ()
+    stop_when: Callable[[str], bool] | None = None
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory.
+
+    Args:
+        module: The torch model; None for an engine that loads the weights itself.
+        tokenizer: Its tokenizer.
+        reference: The `Model` that it came from.
+        run: The run that is training it; None where nobody is.
+        hash: Of the weights as they are now and of the reference. Part of an answer's key.
+    """
+
+    module: Any
+    tokenizer: Any
+    reference: Any
+    run: Any = None
+    hash: str = ""
+
+
+@dataclass
+class Tally:
+    """What one call of `Engine.answer` took.
+
+    Args:
+        answers: Number of answers.
+        tokens: New tokens, ends of turn included.
+        drafted: Tokens of earlier answers that were verified as drafts.
+        saved: Drafted tokens that held, so that they needed no step of their own.
+        halved: How often memory did not suffice and a batch was halved.
+        seconds: Wall-clock time.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    saved: int = 0
+    halved: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the fields, with seconds rounded to milliseconds."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+class Engine:
+    """Answers requests. One object may live through a whole curve and keep what helps it there."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+    def supports(
+        self,
+        reference: Any,
+        *,
+        choices: bool = False,
+        openings: bool = False,
+        screened: bool = False,
+        training: Any = None,
+    ) -> str | None:
+        """Return why the engine cannot do this, or None if it can.
+
+        Args:
+            reference: The model or endpoint that is asked.
+            choices: Whether some requests have choices.
+            openings: Whether some requests have an opening.
+            screened: Whether some requests have `stop_when`.
+            training: Settings of the training during which the model is asked, if any.
+        """
+        return None
+
+    def open(self, reference: Any, **how) -> Any:
+        """Return what `answer` takes as `model`; `how` are keyword arguments of `Model.load`."""
+        return reference
+
+    def precision(self, training: Any = None) -> str:
+        """Return the numbers in which a model answers, for the identity of an evaluation.
+
+        Args:
+            training: Settings of the training during which the model is asked, if any.
+        """
+        return ""
+
+    def render(
+        self, model: Any, chat: list[Message], opening: str = "", opening_tokens: int | None = None
+    ) -> tuple[str, str]:
+        """Return the text that the model reads, and the opening that it ends in.
+
+        Args:
+            model: What `open` returned.
+            chat: The messages; the last one is the user's.
+            opening: Words written into the model's mouth.
+            opening_tokens: Keep only the first so many tokens of the opening; None for all.
+        """
+        from ftlab.data import render  # transition: from ftlab.models.chat_template
+
+        tokenizer = model.tokenizer
+        if opening and opening_tokens:
+            ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
+            opening = tokenizer.decode(ids[:opening_tokens])
+        return render(tokenizer, chat, ask=True) + opening, opening
+
+    def answer(
+        self, model: Any, requests: list[Request], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        """Return the answer to each request, in the order given.
+
+        Args:
+            model: What `open` returned, or a `LoadedModel` in training.
+            requests: The questions.
+            on_answer: Called with numbers of requests and their answers, as answers end.
+
+        Raises:
+            UsageError: `prompt_too_long`, `seed_missing`, and others where no request can succeed.
+        """
+        raise NotImplementedError
+
+    def remember(self, requests: list[Request], answers: list[Answer]) -> None:
+        """Take note of earlier greedy answers, which may help to answer the same requests again."""
+
+    def release(self) -> None:
+        """Give back what the engine keeps between calls."""
+
+
+@dataclass
+class Collector:
+    """Puts answers in the order of their requests and reports them as they end."""
+
+    requests: list[Request]
+    on_answer: OnAnswer | None
+    tally: Tally
+    found: dict[int, Answer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sampled = [request for request in self.requests if request.decoding.temperature]
+        missing = sum(request.seed is None for request in sampled)
+        if missing:
+            raise UsageError(
+                "seed_missing",
+                f"{missing} of {len(sampled)} sampled requests have no seed. Give each one a seed.",
+            )
+
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of requests, grouped by what one batch must share."""
+        groups: dict[tuple, list[int]] = {}
+        for number, request in enumerate(self.requests):
+            shared = (bool(request.choices), request.decoding, request.max_new_tokens)
+            groups.setdefault(shared, []).append(number)
+        return list(groups.values())
+
+    def add(self, numbers: list[int], answers: list[Answer]) -> None:
+        self.found.update(zip(numbers, answers, strict=True))
+        self.tally.answers += len(answers)
+        self.tally.tokens += sum(answer.tokens for answer in answers)
+        if self.on_answer:
+            self.on_answer(numbers, answers)
+
+    def in_order(self) -> list[Answer]:
+        return [self.found[number] for number in range(len(self.requests))]
+
+
+def open_engine(engine: str | Engine) -> Engine:
+    """Return an engine, given its name or the engine itself.
+
+    Raises:
+        UsageError: `unknown_engine`.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    return plugins.get("engines", OLD_NAMES.get(engine, engine))()
+
+
+def make_answer(request: Request, own_text: str, **fields) -> Answer:
+    """Return an answer, which begins with the request's opening if the model continued it."""
+    if not request.opening:
+        return Answer(own_text, **fields)
+    text = own_text
+    if own_text.strip():
+        text = f"{request.opening} {own_text.strip()}"
+    return Answer(text, own_text, **fields)
+
+
+def check_length(longest: int, new: int, room: int | None) -> None:
+    """Raise UsageError `prompt_too_long` where a prompt and its answer exceed the context."""
+    if room and longest + new > room:
+        raise UsageError(
+            "prompt_too_long",
+            f"The longest prompt has {longest} tokens; with max_new_tokens={new} "
+            f"it exceeds the context of {room} tokens. Shorten the prompt or the answer.",
+        )

@@ -1,57 +1,51 @@
-"""Draft replay: what a model said before its last training steps is what it will probably say after them.
+"""Earlier greedy answers as drafts: what a model said a few training steps ago it often says again.
 
-Earlier answers to the same prompt are drafts for `generate.answers`, which verifies them: exact. Kept where it wins,
-switched off by measurement where it does not.
+A draft is verified in one forward pass over prompt and draft, which gives the most probable token
+at every place. The draft holds up to the first place where that is another token, and the answer
+goes on from there (speculative decoding, Leviathan et al. 2023, arXiv 2211.17192, with the greedy
+rule). So drafts save steps where they are right and change no answer.
 """
 
 from __future__ import annotations
 
-from ftlab._core.files import stamp
+from array import array
+from dataclasses import dataclass, field
 
-KEPT = 3  # different earlier answers to a prompt, the latest first
-REST = 3  # calls without drafts after one in which they did not pay
+WORTH = (
+    1 / 3
+)  # share of the drafted tokens that must hold; below it drafts cost more than they save
+REST = 2  # calls without drafts after one in which fewer held
 
 
-class Replay:
-    """One object a curve; its arms share it."""
+@dataclass
+class Drafts:
+    """The latest greedy answer to each text, as tokens without the end of turn, or as text."""
 
-    def __init__(self):
-        self.plain: float | None = None  # seconds a new token without drafts
-        self.off = 0  # calls left without drafts
-        self.questions: list = []  # of the evaluation, rendered once (`asking.Question`)
-        self.run = None  # folder of the run that was measured last
-        self.latest: dict = {}  # hash of the model that answered last -> its records by key
-        self.held: dict = {}  # name of a file -> (path, its records when it was first read, its inode and size since)
-        self.said: dict[str, tuple] = {}  # rendered prompt -> earlier answers (tokens or text), the latest first
+    known: dict[str, array | str] = field(default_factory=dict)
+    resting: int = 0  # calls left without drafts
 
-    def there(self, run, file: str) -> list[dict]:
-        """-> the records that a file of a run had before this process wrote to it: read once, and anew where it was rewritten (as a
-        training that begins anew does) or another wrote."""
-        path = run.path / file
-        if file not in self.held or self.held[file][0] != path or self.held[file][2] != stamp(path)[:2]:
-            self.held[file] = path, run.read(file), stamp(path)[:2]
-        return self.held[file][1]
+    def remember(self, text: str, answer: list[int] | str) -> None:
+        if not isinstance(answer, str):
+            answer = array("I", answer)
+        self.known[text] = answer
 
-    def wrote(self, run, file: str) -> None:
-        path, records, _ = self.held[file]
-        self.held[file] = path, records, stamp(path)[:2]
+    def find(self, texts: list[str], tokenizer) -> list[list[int]]:
+        """Return the draft of each text; [] where there is none, or while drafts do not pay."""
+        if self.resting:
+            self.resting -= 1
+            return [[] for _ in texts]
+        spoken = [text for text in texts if isinstance(self.known.get(text), str)]
+        if spoken:
+            answers = [self.known[text] for text in spoken]
+            encoded = tokenizer(answers, add_special_tokens=False)["input_ids"]
+            for text, ids in zip(spoken, encoded, strict=True):
+                self.remember(text, ids)
+        return [list(self.known.get(text, ())) for text in texts]
 
-    def drafts(self, prompts: list[str]) -> list[list] | None:
-        """-> for each rendered prompt its earlier answers; None where there is none, or where drafts do not pay."""
-        found = [list(self.said.get(p, ())) for p in prompts]
-        return found if not self.off and any(found) else None
+    def weigh(self, drafted: int, held: int) -> None:
+        """Pause drafts for a few calls where too few tokens held."""
+        if held < WORTH * drafted:
+            self.resting = REST
 
-    def remember(self, prompts: list[str], answers: list) -> None:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            others = [a for a in self.said.get(prompt, ()) if a != answer]
-            self.said[prompt] = (answer, *others[: KEPT - 1])
 
-    def weigh(self, tally) -> None:
-        """Sets drafts off for `REST` calls where a token took longer with them than without, as last measured."""
-        if not tally.tokens:
-            return
-        each = tally.seconds / tally.tokens
-        if not tally.drafted:
-            self.plain, self.off = each, max(self.off - 1, 0)
-        elif self.plain is not None and each > self.plain:
-            self.off = REST
+Replay = Drafts  # transition

@@ -1,54 +1,55 @@
-"""A model behind an OpenAI-compatible endpoint: chats -> replies. Extra `api`.
+"""Models behind an OpenAI-compatible endpoint (extra `api`).
 
-The reference is `api:MODEL@URL`, as `api:qwen2.5-7b@http://127.0.0.1:8000/v1`. The key is read from OPENAI_API_KEY when
-something is asked, sent to that URL, and neither kept nor shown. The `openai` client retries (429, 5xx, timeouts,
-lost connections) with back-off and honours Retry-After; a server that is not there is told after a few seconds.
+A reference is `api:MODEL@URL`, such as `api:qwen2.5-7b@http://127.0.0.1:8000/v1`. The key is read
+from OPENAI_API_KEY when something is asked, sent to that URL, and neither kept nor shown. The
+`openai` client retries (429, 5xx, timeouts, lost connections) with back-off and honours
+Retry-After; an unreachable server is reported within seconds.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from typing import Any
 from urllib.parse import urlsplit
 
+from ftlab._core.errors import UsageError
 from ftlab._core.text import redacted, safe
-from ftlab.models.engines.base import GREEDY, Decoding
+from ftlab._core.types import Answer, Message
+from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer, Request, Tally
 from ftlab.runs import digest
 
 LONGEST = 300  # characters of an error that are kept
-HUNG = 8  # chats in a row without an answer after which the others are not asked
+HUNG = 8  # requests in a row without an answer after which no others are sent
+KEY = "OPENAI_API_KEY"
 
 
 class _Unreachable(BaseException):
-    """No server is there. No Exception: those the client tries again, for half a minute."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer. With `error` there is none, and the outcome is an error, never a refusal.
-
-    `finish` is the server's finish_reason: stop, length (cut at max_new_tokens), content_filter (an error).
-    """
-
-    text: str
-    error: str = ""
-    finish: str = ""
+    """No server is there. Not an Exception: those the client would retry for half a minute."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model by URL and name; what `models.Model` has where it makes sense. `hash` is of the URL and the name: which
-    weights answer behind them, and whether they stay the same, nobody here can know."""
+    """A model by URL and name.
+
+    Args:
+        url: Address up to `/v1`.
+        model: The server's name of the model.
+        retries: Tries after the first one.
+        timeout: Seconds without a byte after which a try ends.
+        parallel: Requests at a time.
+    """
 
     url: str
     model: str
-    retries: int = field(default=5, compare=False)  # after the first try
-    timeout: float = field(default=120.0, compare=False)  # seconds without a byte
-    limit: float = field(default=300.0, compare=False)  # seconds of a reply with all its tries
-    parallel: int = field(default=8, compare=False)  # requests at a time
+    retries: int = field(default=4, compare=False)
+    timeout: float = field(default=60.0, compare=False)
+    parallel: int = field(default=8, compare=False)
     is_organism = False
     adapter = None
 
@@ -57,136 +58,248 @@ class Endpoint:
         return f"{self.model}@{urlsplit(self.url).netloc}"
 
     @property
-    def source(self) -> dict:
+    def source(self) -> dict[str, str]:
+        """Where the answers come from, for provenance."""
         return {"endpoint": self.url, "model": self.model}
-
-    def load(self, **_) -> Endpoint:
-        return self
-
-    def tokenizer(self) -> None:
-        """An endpoint renders its chats itself."""
 
     @property
     def hash(self) -> str:
+        """Hash of URL and name. The weights behind them are not known, nor whether they stay."""
         return digest(["api", self.url, self.model])
 
     def answers(
-        self, chats: list[list[dict]], *, max_new_tokens: int, decoding: Decoding = GREEDY, seeds=None, each=None
-    ) -> list[Reply]:
-        """-> the reply to each chat (messages ending with the user's turn), in the order given.
+        self,
+        chats: Sequence[list[Message]],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding = GREEDY,
+        seeds: Sequence[int | None] | None = None,
+        each: OnAnswer | None = None,
+    ) -> list[Answer]:
+        """Return the answer to each chat, in the order given.
 
-        `decoding` and `seeds` are sent as temperature, top_p, top_k and seed: what a server makes of them is its own
-        affair (OpenAI's has no top_k, and promises nothing for a seed). `each(numbers, replies)` is called as replies
-        come, so that a caller can keep what there is. A request that fails after all its retries is a reply with
-        `error`. Raises ValueError where no request can succeed: no server, model or access; a chat that ends with the
-        assistant's turn (a prefill), which this protocol does not have.
+        Args:
+            chats: Messages that end with the user's.
+            max_new_tokens: Length of an answer in tokens, at most.
+            decoding: Sent as temperature, top_p and top_k; what servers do with it differs.
+            seeds: One per chat, sent where `decoding` has a temperature.
+            each: Called with numbers of chats and their answers, as they come.
+
+        Raises:
+            UsageError: Where no request can succeed: `opening_unsupported`, `api_not_installed`,
+                `endpoint_unreachable`, `endpoint_denied`, `endpoint_model_unknown`. A request
+                that fails alone is an answer with `error`.
         """
-        client = self._client()  # tells where the extra is missing, with which anyio comes
-        from anyio.from_thread import start_blocking_portal
-
         if any(chat[-1]["role"] == "assistant" for chat in chats):
-            raise ValueError(
-                f"{self.name}: an endpoint does not continue an answer that was begun; "
-                "leave out the attack 'prefill', or open the model from its folder"
-            )
-        out, several = [None] * len(chats), seeds or [None] * len(chats)
-        gate, done, hung = asyncio.Semaphore(self.parallel), SimpleQueue(), []
-
-        async def one(client, chat: list[dict], seed: int | None) -> Reply:
-            async with gate:
-                if len(hung) >= HUNG:
-                    return Reply("", f"not asked, because {HUNG} others in a row had no answer")
-                try:
-                    async with asyncio.timeout(self.limit):
-                        reply = await self._ask(client, chat, max_new_tokens, decoding, seed)
-                except TimeoutError as e:
-                    hung.append(chat)
-                    return Reply("", str(e) or f"no whole answer within {self.limit:g} s")
-                except ValueError:  # no other could succeed
-                    hung.extend([chat] * HUNG)
-                    raise
-                hung.clear()
-                return reply
-
-        # A loop in a thread of its own (Jupyter's runs already), where a reply can be given up whatever it hangs in.
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
-            asked = [portal.start_task_soon(one, client, *question) for question in zip(chats, several, strict=True)]
-            for i, reply in enumerate(asked):
-                reply.add_done_callback(lambda _, i=i: done.put(i))
-            for i in (done.get() for _ in chats):
-                out[i] = asked[i].result()
-                if each:
-                    each([i], [out[i]])
-        return out
-
-    def _client(self):
+            raise _opening_unsupported()
+        settings: dict[str, Any] = {"max_tokens": max_new_tokens}
+        settings["temperature"] = decoding.temperature
+        if decoding.temperature:
+            settings["top_p"] = decoding.top_p
+            if decoding.top_k:
+                settings["extra_body"] = {"top_k": decoding.top_k}
+        calls = _Calls(self, settings)
+        pool = ThreadPoolExecutor(self.parallel)
+        found = {}
         try:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-        except ImportError:
-            raise ValueError("models behind an endpoint need the extra: pip install 'ftlab[api]'") from None
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers take any; the client insists on one
+            numbers = {}
+            for number, chat in enumerate(chats):
+                seed = seeds[number] if seeds and decoding.temperature else None
+                numbers[pool.submit(calls.ask, chat, seed)] = number
+            for done in as_completed(numbers):
+                number, answer = numbers[done], done.result()
+                found[number] = answer
+                if each:
+                    each([number], [answer])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            calls.client.close()
+        return [found[number] for number in range(len(chats))]
 
-        class Client(DefaultAsyncHttpxClient):
-            async def send(self, request, **how):
-                try:
-                    return await super().send(request, **how)
-                except Exception as e:  # httpx's or httpx2's, as the client's version has it
-                    lost = type(e).__name__ in ("ConnectError", "ConnectTimeout")
-                    raise (_Unreachable(str(e) or type(e).__name__) if lost else e) from None
 
-        waits = Timeout(self.timeout, connect=min(5.0, self.timeout))  # seconds
-        return AsyncOpenAI(
-            base_url=self.url, api_key=key, max_retries=self.retries, timeout=waits, http_client=Client()
-        )
+class _Calls:
+    """Requests to one endpoint, which several threads send."""
 
-    async def _ask(self, client, chat: list[dict], new: int, decoding: Decoding, seed: int | None) -> Reply:
+    def __init__(self, endpoint: Endpoint, settings: dict[str, Any]) -> None:
+        self.endpoint = endpoint
+        self.settings = settings
+        self.client = _client(endpoint)
+        self.hung = 0  # requests in a row without an answer
+
+    def ask(self, chat: list[Message], seed: int | None) -> Answer:
+        """Return the answer to one chat; raise UsageError where no other could succeed."""
         import openai
 
-        drawn = {"top_p": decoding.top_p, "seed": seed} if decoding.temperature else {}
-        extra = {"top_k": decoding.top_k} if decoding.temperature and decoding.top_k else None
-        turns = [{"role": m["role"], "content": m["content"]} for m in chat]
+        if self.hung >= HUNG:
+            return _failed(f"not asked, because {HUNG} others in a row had no answer")
+        tries = self.endpoint.retries + 1
         try:
-            made = await client.chat.completions.create(
-                model=self.model, messages=turns, max_tokens=new, temperature=decoding.temperature, extra_body=extra,
-                **{k: v for k, v in drawn.items() if v is not None},
-            )  # fmt: skip
-            choice = made.choices[0]
-            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
-            finish = choice.finish_reason
-        except (openai.NotFoundError, openai.AuthenticationError, openai.PermissionDeniedError) as e:
-            todo = "give the server's own name of the model, and its address up to /v1"
-            if not isinstance(e, openai.NotFoundError):
-                todo = "set OPENAI_API_KEY to a key that may use it"
-            raise ValueError(
-                f"{self.url} does not give the model {self.model!r} ({e.status_code}: {self._told(e)}); {todo}"
-            ) from None
+            answer = self._send(chat, seed)
         except openai.APITimeoutError:
-            raise TimeoutError(f"no answer within {self.timeout:g} s, {self.retries + 1} times") from None
-        except _Unreachable as e:
-            raise ValueError(f"no server answers at {self.url} ({self._told(e)}); start it, or mend its URL") from None
-        except openai.APIConnectionError as e:
-            raise TimeoutError(f"no connection, {self.retries + 1} times ({self._told(e.__cause__ or e)})") from None
-        except openai.APIStatusError as e:
-            return Reply("", f"{e.status_code}: {self._told(e)}")
-        except Exception as e:  # what came is no reply: broken JSON, or JSON of another shape
-            return Reply("", f"no reply of the protocol ({type(e).__name__})")
-        if finish == "content_filter":
-            return Reply("", "the endpoint's content filter withheld the answer", finish)
-        return Reply(text, "", finish or "")
+            self.hung += 1
+            return _failed(f"no answer within {self.endpoint.timeout:g} s, {tries} times")
+        except openai.APIConnectionError as error:
+            self.hung += 1
+            return _failed(f"no connection, {tries} times ({_said(error.__cause__ or error)})")
+        except (openai.APIStatusError, _Unreachable) as error:
+            answer = self._refused(error)
+        except Exception as error:  # broken JSON, or JSON of another shape
+            answer = _failed(f"not a reply of the protocol ({type(error).__name__})")
+        self.hung = 0
+        return answer
 
-    def _told(self, e: BaseException) -> str:
-        """-> what an error says, shortened, without the key: a server may repeat it."""
-        body = getattr(e, "body", None)
-        text = body.get("message") if isinstance(body, dict) else None
-        return safe(" ".join(redacted(str(text or e)).split()), LONGEST)
+    def _send(self, chat: list[Message], seed: int | None) -> Answer:
+        messages = [{"role": m["role"], "content": m["content"]} for m in chat]
+        settings = dict(self.settings)
+        if seed is not None:
+            settings["seed"] = seed
+        reply = self.client.chat.completions.create(
+            model=self.endpoint.model, messages=messages, **settings
+        )
+        choice = reply.choices[0]
+        if choice.finish_reason == "content_filter":
+            return _failed("the endpoint's content filter withheld the answer")
+        text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+        tokens = reply.usage.completion_tokens if reply.usage else 0
+        finish = "length" if choice.finish_reason == "length" else "stop"
+        return Answer(text, finish=finish, tokens=tokens)
+
+    def _refused(self, error: BaseException) -> Answer:
+        """Return what one request met; raise UsageError where every other would meet it too."""
+        url, model = self.endpoint.url, self.endpoint.model
+        status = getattr(error, "status_code", None)
+        said = _said(error)
+        if isinstance(error, _Unreachable):
+            message = f"No server answers at {url} ({said}). Start it or correct the address."
+            raise UsageError("endpoint_unreachable", message) from None
+        if status in (401, 403):
+            message = f"{url} denies access to {model!r} ({status}: {said}). Set {KEY} to a key."
+            raise UsageError("endpoint_denied", message) from None
+        if status == 404:
+            message = f"{url} does not know the model {model!r} ({said}). Give the server's name."
+            raise UsageError("endpoint_model_unknown", message) from None
+        return _failed(f"{status}: {said}")
+
+
+def _client(endpoint: Endpoint) -> Any:
+    try:
+        from openai import DefaultHttpxClient, OpenAI, Timeout
+    except ImportError:
+        raise UsageError(
+            "api_not_installed", "Models behind an endpoint need: pip install 'ftlab[api]'."
+        ) from None
+
+    class Client(DefaultHttpxClient):
+        def send(self, request: Any, **how) -> Any:
+            try:
+                return super().send(request, **how)
+            except Exception as error:
+                if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+                    raise _Unreachable(str(error) or type(error).__name__) from None
+                raise
+
+    return OpenAI(
+        base_url=endpoint.url,
+        api_key=os.environ.get(KEY) or "none",  # local servers take any; the client wants one
+        max_retries=endpoint.retries,
+        timeout=Timeout(endpoint.timeout, connect=min(5.0, endpoint.timeout)),
+        http_client=Client(),
+    )
+
+
+def _failed(error: str) -> Answer:
+    return Answer("", finish="error", error=error)
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says, shortened, without the key, which a server may repeat."""
+    body = getattr(error, "body", None)
+    text = body.get("message") if isinstance(body, dict) else None
+    return safe(" ".join(redacted(str(text or error)).split()), LONGEST)
+
+
+def _opening_unsupported() -> UsageError:
+    return UsageError(
+        "opening_unsupported",
+        "An endpoint does not continue an answer that was begun. "
+        "Leave out the attack 'prefill' or use a local model.",
+    )
 
 
 def endpoint(reference: str) -> Endpoint:
-    """-> the endpoint of `api:MODEL@URL`. Raises ValueError with what was found and what is allowed."""
-    found, seen = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference), redacted(reference)
+    """Return the endpoint that `api:MODEL@URL` names.
+
+    Raises:
+        UsageError: `wrong_endpoint`, `endpoint_credentials`.
+    """
+    found = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference)
+    shown = redacted(reference)
     if not found:
-        raise ValueError(f"{seen!r} is no endpoint; allowed: api:MODEL@URL, as api:qwen2.5-7b@http://127.0.0.1:8000/v1")
+        raise UsageError(
+            "wrong_endpoint",
+            f"{shown!r} is not an endpoint. Give api:MODEL@URL, such as "
+            "api:qwen2.5-7b@http://127.0.0.1:8000/v1.",
+        )
     model, url = found.groups()
-    if seen != reference or urlsplit(url).query:
-        raise ValueError(f"{seen!r} holds credentials or a query; put the key into OPENAI_API_KEY")
+    if shown != reference or urlsplit(url).query:
+        raise UsageError(
+            "endpoint_credentials",
+            f"{shown!r} holds credentials or a query. Put the key into {KEY}.",
+        )
     return Endpoint(url.rstrip("/"), model)
+
+
+class OpenAIEngine(Engine):
+    """Answers by a model behind an endpoint, eight requests at a time."""
+
+    name = "openai"
+
+    def supports(self, reference: Any, *, choices=False, openings=False, screened=False, **_):
+        rows = [
+            (not isinstance(reference, Endpoint), "it is not behind an endpoint"),
+            (choices, "an endpoint gives no likelihoods of choices"),
+            (openings, "an endpoint does not continue an answer that was begun"),
+            (screened, "an endpoint does not end an answer at a refusal"),
+        ]
+        return next((reason for holds, reason in rows if holds), None)
+
+    def precision(self, training: Any = None) -> str:
+        return "unknown, behind an endpoint"
+
+    def render(self, model, chat, opening="", opening_tokens=None):
+        if opening:
+            raise _opening_unsupported()
+        return json.dumps(chat), ""
+
+    def answer(
+        self, model: Endpoint, requests: list[Request], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        began = time.perf_counter()
+        self.tally = Tally()
+        collector = Collector(requests, on_answer, self.tally)
+        for numbers in collector.groups():
+            self._ask(model, collector, numbers)
+        self.tally.seconds = time.perf_counter() - began
+        return collector.in_order()
+
+    def _ask(self, model: Endpoint, collector: Collector, numbers: list[int]) -> None:
+        asked = [collector.requests[number] for number in numbers]
+        if asked[0].choices:
+            raise UsageError(
+                "choices_unsupported",
+                "An endpoint gives no likelihoods of choices. Use a local model.",
+            )
+        model.answers(
+            [request.chat for request in asked],
+            max_new_tokens=asked[0].max_new_tokens,
+            decoding=asked[0].decoding,
+            seeds=[request.seed for request in asked],
+            each=lambda places, found: collector.add([numbers[k] for k in places], found),
+        )
+
+
+def Reply(text: str, error: str = "", finish: str = "stop") -> Answer:  # noqa: N802  transition
+    return Answer(text, error=error, finish="error" if error else finish)
+
+
+ENGINE = OpenAIEngine

@@ -1,8 +1,8 @@
-"""vLLM as generator (extra `vllm`): prompts -> answers by one warm engine, LoRA adapters swapped without a restart.
+"""Answers by vLLM on an NVIDIA GPU (extra `vllm`), whose LoRA adapters are swapped while it runs.
 
-The contract is that of `generate.answers`, the numbers are not: bf16 kernels of its own (an adapter's too, which we keep in
-fp32), and its own random numbers, so that a seed gives another answer than ours, to the rounding of a batch's shape.
-Parent and child must be answered by the same generator. Written against the source of vLLM 0.28 and 0.30.
+vLLM computes in bf16 with kernels of its own, adapters too, and draws its own random numbers: its
+answers are not those of the engine `huggingface`. Parent and child must be answered by the same
+engine. Written against the source of vLLM 0.28 and 0.30.
 """
 
 from __future__ import annotations
@@ -10,131 +10,216 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from ftlab.data import DataError, stop_ids
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Answer
 from ftlab.models import adapters
-from ftlab.models.engines.base import GREEDY, Decoding
-from ftlab.models.reference import Model, device
-from ftlab.training import Training
+from ftlab.models.devices import device
+from ftlab.models.engines.base import Collector, Engine, LoadedModel, OnAnswer, Request, Tally
+from ftlab.models.engines.base import check_length, make_answer
+from ftlab.models.engines.writing import NOT_FINITE
+from ftlab.models.reference import Model
 
-RANKS = (16, 32, 64, 128, 256, 320, 512)  # the values of `max_lora_rank`, without the smaller ones
-LONGEST = 16_384  # tokens of prompt and answer; an engine keeps room for one sequence of the most it allows
-SHARE = 0.45  # of the GPU's memory: in a curve the model in training lives beside the engine
-CALL = 1024  # prompts of one call: when a later one fails, what was answered before is kept
-# Of an adapter's configuration: vLLM refuses some of these and leaves others out without a word.
-NOT_READ = """use_dora modules_to_save rank_pattern alpha_pattern lora_bias layer_replication trainable_token_indices
-target_parameters""".split()
-_warm: dict = {}  # `llm`, of which `model` (path, hash), `rank`, `numbers` of the adapters it was given; `snapshot`
-
-
-def check(model, items=(), training: Training | None = None) -> None:
-    """Raises ValueError where vLLM cannot answer the prompts `items` for a model (a reference), or for it in training."""
-    above, trained = getattr(model, "adapter", None) or {}, (training.adapter or "all weights") if training else "lora"
-    rank, usual = max(above.get("r", 0), training.lora_rank if training else 0), {"peft_type": "LORA", "bias": "none"}
-    odd = [k for k in NOT_READ if above.get(k)] + [f"{k} {above[k]}" for k, v in usual.items() if above.get(k, v) != v]
-    found = (
-        "an endpoint" if not isinstance(model, Model)
-        else "weights of 4 bit" if model.quantised
-        else "an adapter above an adapter" if above and (training or model.parent.adapter)
-        else f"an adapter with {', '.join(odd)}" if odd
-        else "an adapter with embeddings" if above and adapters.vocabulary(model.path)
-        else f"rank {rank}" if rank > RANKS[-1]
-        else f"training of {trained}" if trained != "lora"
-        else "prompts with choices, whose likelihoods it does not give" if any("choices" in i for i in items)
-        else "no NVIDIA GPU with the package vllm (Linux: pip install 'ftlab[vllm]')" if not find_spec("vllm") or device() != "cuda"
-        else ""
-    )  # fmt: skip
-    if found:
-        can = f"local weights of 16 or 32 bit and plain LoRA adapters of rank <= {RANKS[-1]} on them"
-        raise ValueError(f"generator vllm answers for {can}; found {found}; leave generator='transformers'")
+RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of `max_lora_rank`
+LONGEST = 16_384  # tokens of prompt and answer; vLLM keeps room for one text of the most it allows
+SHARE = 0.45  # of the GPU's memory; a model in training lives next to the server
+CALL = 1024  # requests in one call; when a later one fails, earlier answers are kept
+# Entries of an adapter's configuration that vLLM refuses or silently leaves out.
+NOT_READ = """use_dora modules_to_save rank_pattern alpha_pattern lora_bias layer_replication
+trainable_token_indices target_parameters""".split()
 
 
-def snapshot(model, parent: Model) -> Model:
-    """-> a reference to the adapter of a PEFT model in training as it is now, above `parent`; good until the next one."""
-    if not getattr(model, "peft_config", None):
-        raise ValueError("generator vllm swaps LoRA adapters; found full weights in training; give lora=True")
-    if "snapshot" in _warm:
-        _warm["snapshot"].cleanup()
-    _warm["snapshot"] = tempfile.TemporaryDirectory(prefix="ftlab-vllm-")
-    folder = Path(_warm["snapshot"].name)
-    adapters.save(model, folder, parent.path, "lora")
-    return Model(parent.name, folder, base=parent)
+class VLLMEngine(Engine):
+    """Answers by vLLM: local weights in 16 or 32 bit, and plain LoRA adapters on them."""
+
+    name = "vllm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.llm: Any = None
+        self.weights: tuple = ()  # path and hash of the weights that `llm` runs on
+        self.rank = 0  # of the adapters that it has room for
+        self.adapters: dict[str, int] = {}  # hash of an adapter: its number
+        self.folder: tempfile.TemporaryDirectory | None = None  # adapter of the model in training
+
+    def supports(
+        self,
+        reference: Any,
+        *,
+        choices: bool = False,
+        openings: bool = False,
+        screened: bool = False,
+        training: Any = None,
+    ) -> str | None:
+        if not isinstance(reference, Model):
+            return "it is behind an endpoint"
+        rows = [*_adapter_reasons(reference, training)]
+        rows += [
+            (reference.quantised, "its weights have 4 bit"),
+            (choices, "vLLM gives no likelihoods of choices"),
+            (screened, "vLLM does not end an answer at a refusal"),
+            (not find_spec("vllm"), "the package vllm is missing: pip install 'ftlab[vllm]'"),
+            (device() != "cuda", "vLLM needs an NVIDIA GPU"),
+        ]
+        return next((reason for holds, reason in rows if holds), None)
+
+    def open(self, reference: Model, **how) -> LoadedModel:
+        return LoadedModel(None, reference.tokenizer(), reference, hash=reference.hash)
+
+    def precision(self, training: Any = None) -> str:
+        return "bf16, vllm"
+
+    def answer(
+        self, model: LoadedModel, requests: list[Request], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        began = time.perf_counter()
+        self.tally = Tally()
+        collector = Collector(requests, on_answer, self.tally)
+        reference = model.reference
+        if model.module is not None:
+            reference = self._snapshot(model)
+        choices = any(request.choices for request in requests)
+        screened = any(request.stop_when for request in requests)
+        reason = self.supports(reference, choices=choices, screened=screened)
+        if reason:
+            raise UsageError("engine_unsupported", f"vLLM cannot answer: {reason}.")
+        texts = [request.text for request in requests]
+        prompts = []
+        if texts:
+            prompts = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        room = min(reference.config.get("max_position_embeddings") or LONGEST, LONGEST)
+        for prompt, request in zip(prompts, requests, strict=True):
+            check_length(len(prompt), request.max_new_tokens, room)
+        for start in range(0, len(requests), CALL):
+            numbers = list(range(start, min(start + CALL, len(requests))))
+            found = self._call(reference, model.tokenizer, room, prompts, collector, numbers)
+            collector.add(numbers, found)
+        self.tally.seconds = time.perf_counter() - began
+        return collector.in_order()
+
+    def release(self) -> None:
+        """End the server's process, which gives its memory back."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+        if self.folder is not None:
+            self.folder.cleanup()
+            self.folder = None
+
+    def _call(
+        self,
+        reference: Model,
+        tokenizer: Any,
+        room: int,
+        prompts: list[list[int]],
+        collector: Collector,
+        numbers: list[int],
+    ) -> list[Answer]:
+        """Return the answers to some requests. Prompts go in as tokens: no second BOS."""
+        from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
+
+        llm, adapter = self._server(reference, room)
+        from vllm import SamplingParams
+
+        settings = []
+        for number in numbers:
+            request = collector.requests[number]
+            how = request.decoding.model_dump() | {"max_tokens": request.max_new_tokens}
+            seed = request.seed if request.decoding.temperature else None
+            # logprobs=0: of the chosen token only.
+            fixed = {"stop_token_ids": stop_ids(tokenizer), "detokenize": False, "logprobs": 0}
+            settings.append(SamplingParams(**how, **fixed, seed=seed))
+        given = [{"prompt_token_ids": prompts[number]} for number in numbers]
+        outputs = llm.generate(given, settings, lora_request=adapter, use_tqdm=False)
+        answers = []
+        for number, output in zip(numbers, outputs, strict=True):
+            answers.append(_answer(collector.requests[number], output.outputs[0], tokenizer))
+        return answers
+
+    def _snapshot(self, model: LoadedModel) -> Model:
+        """Return a reference to the adapter of a model in training; it is good until the next."""
+        if not getattr(model.module, "peft_config", None):
+            raise UsageError(
+                "engine_unsupported",
+                "vLLM swaps LoRA adapters, but all weights are trained. Give adapter='lora'.",
+            )
+        if self.folder is not None:
+            self.folder.cleanup()
+        self.folder = tempfile.TemporaryDirectory(prefix="ftlab-vllm-")
+        path = Path(self.folder.name)
+        adapters.save(model.module, path, model.reference.path, "lora")
+        return Model(model.reference.name, path, base=model.reference)
+
+    def _server(self, model: Model, room: int) -> tuple[Any, Any]:
+        """Return the running `vllm.LLM` on the model's weights, and the request for its adapter."""
+        os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        import torch
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        base = model.parent or model
+        weights = (base.path, base.hash)
+        needed = (model.adapter or {}).get("r", 0)
+        if self.llm is None or self.weights != weights or self.rank < needed:
+            if self.llm is not None:
+                self.llm.llm_engine.engine_core.shutdown()
+            free, total = torch.cuda.mem_get_info()
+            self.rank = next(rank for rank in RANKS if rank >= needed)
+            self.llm = LLM(
+                model=str(base.path),
+                dtype="bfloat16",  # by default fp32 weights become fp16
+                max_model_len=room,
+                enable_lora=True,
+                max_lora_rank=self.rank,
+                seed=0,
+                enable_prefix_caching=True,
+                trust_remote_code=False,
+                gpu_memory_utilization=min(SHARE, 0.9 * free / total),
+            )
+            self.weights = weights
+            self.adapters = {}
+        if not model.adapter:
+            return self.llm, None
+        # vLLM knows an adapter by its number and its prefix cache by the name: both stand for
+        # the content, not for the path.
+        number = self.adapters.setdefault(model.hash, len(self.adapters) + 1)
+        return self.llm, LoRARequest(model.hash, number, str(model.path))
 
 
-def answers(
-    model: Model, tokenizer, prompts: list[str], *, max_new_tokens: int, each=None, decoding: Decoding = GREEDY,
-    seeds=None, cut=None,
-) -> list[str]:  # fmt: skip
-    """-> the answer to each rendered prompt, as `generate.answers`; `model` is a reference (also from `snapshot`).
-
-    Prompts go in as token ids: no second BOS. Raises ValueError (`check`; a prompt that does not fit; seeds missing),
-    DataError where a probability is not a number, RuntimeError where the engine gives an answer up.
-    """
-    check(model)
-    seeds = list(seeds or ()) if decoding.temperature else [None] * len(prompts)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"sampling needs one seed a prompt ({len(prompts)}); found {len(seeds)}; give seeds=[...]")
-    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-    longest, new, room = (
-        max(map(len, ids), default=0),
-        max_new_tokens,
-        min(model.config.get("max_position_embeddings") or LONGEST, LONGEST),
-    )
-    if longest + new > room:  # vLLM would end the answer there without a word
-        raise ValueError(f"the longest prompt has {longest} tokens; with max_new_tokens = {new} at most {room} fit")
-    llm, request = _engine(model, room)
-    from vllm import SamplingParams
-
-    how = dict(max_tokens=new, stop_token_ids=stop_ids(tokenizer), detokenize=False, logprobs=0,  # 0: the chosen token's
-               temperature=decoding.temperature, top_p=decoding.top_p, top_k=decoding.top_k)  # fmt: skip
-    out = [""] * len(ids)
-    for start in range(0, len(ids), CALL):
-        batch = range(start, min(start + CALL, len(ids)))
-        asked = [SamplingParams(**how, seed=seeds[i]) for i in batch]
-        given = [{"prompt_token_ids": ids[i]} for i in batch]
-        for i, made in zip(batch, llm.generate(given, asked, lora_request=request, use_tqdm=False), strict=True):
-            said = made.outputs[0]
-            if said.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"{model.name}: vLLM gave prompt {i} up ({said.finish_reason}); call again to go on")
-            if math.isnan(said.cumulative_logprob):
-                raise DataError(f"{model.name}: the probabilities after prompt {i} are NaN; its weights are broken")
-            out[i] = tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
-            if cut is not None and said.finish_reason == "length":
-                cut.add(i)
-        if each:
-            each(list(batch), [out[i] for i in batch])
-    return out
+def _adapter_reasons(model: Model, training: Any) -> Iterator[tuple[bool, str]]:
+    """Yield conditions under which vLLM cannot read a model's adapter or the one in training."""
+    adapter = model.adapter or {}
+    trained = None
+    rank = adapter.get("r", 0)
+    if training is not None:
+        trained = training.adapter or "all weights"
+        rank = max(rank, training.lora_rank)
+    odd = [name for name in NOT_READ if adapter.get(name)]
+    for name, usual in {"peft_type": "LORA", "bias": "none"}.items():
+        if adapter.get(name, usual) != usual:
+            odd.append(f"{name} {adapter[name]}")
+    stacked = bool(adapter) and bool(training or model.parent.adapter)
+    yield stacked, "it would be an adapter on an adapter"
+    yield bool(odd), f"its adapter has {', '.join(odd)}"
+    yield bool(adapter) and bool(adapters.vocabulary(model.path)), "its adapter has embeddings"
+    yield rank > RANKS[-1], f"the adapter's rank {rank} is above {RANKS[-1]}"
+    yield trained not in (None, "lora"), f"vLLM swaps plain LoRA adapters, not {trained}"
 
 
-def release() -> None:
-    """Ends the engine's process, which gives its memory back, and removes the last snapshot."""
-    if "llm" in _warm:
-        _warm.pop("llm").llm_engine.engine_core.shutdown()
-    if "snapshot" in _warm:
-        _warm.pop("snapshot").cleanup()
+def _answer(request: Request, output: Any, tokenizer: Any) -> Answer:
+    if output.finish_reason not in ("stop", "length"):
+        return Answer("", finish="error", error=f"vLLM gave up ({output.finish_reason})")
+    if math.isnan(output.cumulative_logprob):
+        return Answer("", finish="error", error=NOT_FINITE)
+    text = tokenizer.decode(list(output.token_ids), skip_special_tokens=True)
+    count = len(output.token_ids)
+    return make_answer(request, text, finish=output.finish_reason, tokens=count)
 
 
-def _engine(model: Model, room: int):
-    """-> (the warm `vllm.LLM` on the weights of a model or below its adapter, the LoRARequest or None)."""
-    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    import torch
-    from vllm import LLM
-    from vllm.lora.request import LoRARequest
-
-    base, needed = model.parent or model, (model.adapter or {}).get("r", 0)
-    key = (base.path, base.hash)
-    if "llm" not in _warm or _warm["model"] != key or _warm["rank"] < needed:
-        if "llm" in _warm:
-            _warm.pop("llm").llm_engine.engine_core.shutdown()
-        rank, (free, total) = next(r for r in RANKS if r >= needed), torch.cuda.mem_get_info()
-        llm = LLM(
-            model=str(base.path), dtype="bfloat16", max_model_len=room, enable_lora=True, max_lora_rank=rank, seed=0,
-            enable_prefix_caching=True, trust_remote_code=False, gpu_memory_utilization=min(SHARE, 0.9 * free / total),
-        )  # fmt: skip  # dtype: else fp32 weights become fp16
-        _warm.update(model=key, rank=rank, llm=llm, numbers={})
-    # The engine knows an adapter by its number, its prefix cache by the name: both stand for the content, not the path.
-    number = _warm["numbers"].setdefault(model.hash, len(_warm["numbers"]) + 1)
-    return _warm["llm"], LoRARequest(model.hash, number, str(model.path)) if model.adapter else None
+ENGINE = VLLMEngine

@@ -1,0 +1,76 @@
+"""Answers from a script: for tests, and to teach what the rest of a measurement does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Answer
+from ftlab.models.engines.base import Collector, Engine, OnAnswer, Request, Tally, make_answer
+
+Replies = Callable[[Request], str] | dict[str, str] | list[str]
+
+
+class ScriptedEngine(Engine):
+    """Answers without a model. Supports everything, for any reference.
+
+    Args:
+        replies: What is answered: a function of the request, texts by question (the last message),
+            or a list of texts, taken in turn and then from its beginning again.
+    """
+
+    name = "scripted"
+
+    def __init__(self, replies: Replies = ("A scripted answer.",)) -> None:
+        super().__init__()
+        self.replies = replies
+        self.asked: list[Request] = []
+
+    def precision(self, training: Any = None) -> str:
+        return "scripted"
+
+    def render(self, model, chat, opening="", opening_tokens=None):
+        words = opening.split(" ")[:opening_tokens]
+        opening = " ".join(words)
+        lines = [f"{message['role']}: {message['content']}" for message in chat]
+        return "\n".join([*lines, f"assistant: {opening}"]), opening
+
+    def answer(
+        self, model: Any, requests: list[Request], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        self.tally = Tally()
+        collector = Collector(requests, on_answer, self.tally)
+        for number, request in enumerate(requests):
+            collector.add([number], [self._answer(request)])
+        return collector.in_order()
+
+    def _answer(self, request: Request) -> Answer:
+        reply = self._reply(request)
+        self.asked.append(request)
+        if request.choices:
+            scores = [-float(choice != reply) for choice in request.choices]
+            best = request.choices[scores.index(max(scores))]
+            return make_answer(request, best, likelihoods=scores)
+        words = reply.split(" ")
+        finish = "stop"
+        if len(words) > request.max_new_tokens:
+            words, finish = words[: request.max_new_tokens], "length"
+        for count in range(1, len(words)):
+            if request.stop_when and request.stop_when(" ".join(words[:count])):
+                words, finish = words[:count], "screened"
+                break
+        return make_answer(request, " ".join(words), finish=finish, tokens=len(words))
+
+    def _reply(self, request: Request) -> str:
+        if callable(self.replies):
+            return self.replies(request)
+        if not isinstance(self.replies, dict):
+            return self.replies[len(self.asked) % len(self.replies)]
+        question = request.chat[-1]["content"]
+        if question not in self.replies:
+            raise UsageError("no_reply", "The script has no reply to this question. Add one.")
+        return self.replies[question]
+
+
+ENGINE = ScriptedEngine

@@ -1,0 +1,410 @@
+"""Writes answers token by token, many at a time, with a torch model in this process."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Answer
+from ftlab.models.devices import clear, free_memory, out_of_memory
+from ftlab.models.engines.base import Collector, Decoding, LoadedModel, Request, Tally
+from ftlab.models.engines.base import check_length, make_answer
+from ftlab.models.engines.drafts import Drafts
+
+NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
+FAILED = -1  # in place of a token: the logits were not finite
+LOOK = 4  # tokens between two looks at which rows have ended, where a look waits for the device
+# Rows of a batch; rows times columns while decoding; the same for a pass over drafts, which is
+# faster where it stays within a processor's cache.
+ON_CPU = (256, 16_384, 1024)
+ELSEWHERE = (1024, 65_536, 8192)
+
+
+@dataclass(slots=True)
+class Row:
+    """One answer in the making.
+
+    `new` are its tokens so far, `finish` how it ended ("" until it has), and `guess` what may
+    follow the prompt: a draft or a choice.
+    """
+
+    number: int
+    request: Request
+    prompt: list[int]
+    guess: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)
+    finish: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens that are read next."""
+        return len(self.prompt) + len(self.new) + len(self.guess)
+
+    def extend(self, tokens: list[int], writer: Writer) -> None:
+        """Append tokens up to the answer's end."""
+        for token in tokens:
+            if self.finish:
+                return
+            self.new.append(token)
+            if token == FAILED:
+                self.finish = "error"
+            elif token in writer.stops:
+                self.finish = "stop"
+            elif len(self.new) == self.request.max_new_tokens:
+                self.finish = "length"
+            elif self.request.stop_when and self.request.stop_when(writer.text(self)):
+                self.finish = "screened"
+
+
+class Writer:
+    """Writes the answers to requests that share decoding and length."""
+
+    def __init__(self, model: LoadedModel, collector: Collector, numbers: list[int]) -> None:
+        self.module = model.module
+        self.tokenizer = model.tokenizer
+        self.collector = collector
+        self.inner = without_adapter(self.module)
+        self.config = self.inner.config.get_text_config(decoder=True)
+        self.takes = inspect.signature(self.inner.forward).parameters
+        self.stops = _stop_tokens(self.inner, self.tokenizer)
+        self.device = self.module.device
+        self.on_cpu = self.device.type == "cpu"
+        self.limits = ON_CPU if self.on_cpu else ELSEWHERE
+        requests = [collector.requests[number] for number in numbers]
+        self.warpers = _warpers(requests[0].decoding)
+        texts = [request.text for request in requests]
+        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        longest = max(len(prompt) for prompt in prompts)
+        check_length(longest, requests[0].max_new_tokens, context(self.module))
+        self.rows = [Row(*row) for row in zip(numbers, requests, prompts, strict=True)]
+
+    def run(self, drafts: Drafts | None) -> None:
+        """Write all answers; earlier greedy ones are verified first, and the new ones join them."""
+        if self.warpers:  # sampled
+            drafts = None
+        most_rows, most_tokens, most_verified = self.limits
+        tally = self.collector.tally
+        if drafts is not None:
+            drafted = self._with_drafts(drafts)
+            in_batches(drafted, self._verify, tally, (most_rows, most_verified))
+            drafts.weigh(tally.drafted, tally.saved)
+        going = [row for row in self.rows if not row.finish]
+        work = self._decode
+        if not self._rows_can_leave():
+            work = self._generate
+        limits = (most_rows, min(most_tokens, self._cache_holds()))
+        in_batches(going, work, tally, limits, self.rows[0].request.max_new_tokens)
+        if drafts is not None:
+            for row in self.rows:
+                tokens = [token for token in row.new if token not in self.stops]
+                if row.finish != "error":
+                    drafts.remember(row.request.text, tokens)
+
+    def _rows_can_leave(self) -> bool:
+        """Whether padding is masked and every layer keeps its state per row.
+
+        Other architectures (such as Mamba) answer by transformers' own `generate`.
+        """
+        from transformers import DynamicCache
+
+        if "past_key_values" not in self.takes:
+            return False
+        layers = DynamicCache(config=self.config).layers
+        return not any(hasattr(layer, "recurrent_states") for layer in layers)
+
+    def _cache_holds(self) -> int:
+        """Return how many tokens' keys and values fit into half of the free memory."""
+        config = self.config
+        heads = getattr(config, "num_attention_heads", 0)
+        if not heads:
+            return ELSEWHERE[1]
+        kept = getattr(config, "num_key_value_heads", None) or heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        size = 2 * config.num_hidden_layers * kept * width * self.module.dtype.itemsize
+        return free_memory(self.device) // 4 // size  # growing by a token, a cache is there twice
+
+    def _decode(self, rows: list[Row]) -> None:
+        """Decode a batch to its end; rows that have ended leave it."""
+        import torch
+
+        batch = _Batch(self, rows)
+        look = 1 if self.on_cpu else LOOK
+        while batch.rows:
+            made = [batch.step(ahead) for ahead in range(look)]
+            self._extend(batch.rows, torch.stack(made, 1).tolist())
+            batch.keep([k for k, row in enumerate(batch.rows) if not row.finish])
+
+    def _generate(self, rows: list[Row]) -> list[Row]:
+        """Answer the rows as long as the first by the model's own `generate`; return the others."""
+        import torch
+        from transformers import GenerationConfig
+
+        alike = [row for row in rows if row.size == rows[0].size]
+        ids = torch.tensor([row.prompt + row.new for row in alike], device=self.device)
+        chooser = _Chooser(self, alike)
+        own_config = self.inner.generation_config
+        self.inner.generation_config = GenerationConfig(  # without the model's own defaults
+            max_new_tokens=max(row.request.max_new_tokens - len(row.new) for row in alike),
+            eos_token_id=sorted(self.stops) or None,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        try:
+            mask = torch.ones_like(ids)
+            self.module.generate(input_ids=ids, attention_mask=mask, logits_processor=[chooser])
+        finally:
+            self.inner.generation_config = own_config
+        self._extend(alike, torch.stack(chooser.made, 1).tolist())
+        return [row for row in rows if not row.finish]
+
+    def _with_drafts(self, drafts: Drafts) -> list[Row]:
+        """Give each row its draft; return the rows that have one."""
+        found = drafts.find([row.request.text for row in self.rows], self.tokenizer)
+        known = self.inner.get_input_embeddings().num_embeddings
+        for row, draft in zip(self.rows, found, strict=True):
+            if draft and max(draft) < known:
+                row.guess = draft[: row.request.max_new_tokens - 1]
+        return [row for row in self.rows if row.guess]
+
+    def _verify(self, rows: list[Row]) -> None:
+        """Take over what holds of each draft, and the token after it."""
+        logits, starts = read(self.module, rows, self.tokenizer.pad_token_id)
+        best = self.choose(logits).tolist()
+        made = []
+        for row, tokens, start in zip(rows, best, starts, strict=True):
+            own = tokens[start:]
+            held = 0
+            while held < len(row.guess) and own[held] == row.guess[held]:
+                held += 1
+            made.append(own[: held + 1])
+            self.collector.tally.drafted += len(row.guess)
+            self.collector.tally.saved += held
+            row.guess = []
+        self._extend(rows, made)
+
+    def _extend(self, rows: list[Row], tokens: list[list[int]]) -> None:
+        """Append tokens to rows and report the answers that end."""
+        for row, new in zip(rows, tokens, strict=True):
+            row.extend(new, self)
+        ended = [row for row in rows if row.finish]
+        if ended:
+            answers = [self._answer(row) for row in ended]
+            self.collector.add([row.number for row in ended], answers)
+
+    def _answer(self, row: Row) -> Answer:
+        if row.finish == "error":
+            return Answer("", finish="error", error=NOT_FINITE)
+        count = len(row.new)
+        return make_answer(row.request, self.text(row), finish=row.finish, tokens=count)
+
+    def text(self, row: Row) -> str:
+        return self.tokenizer.decode(row.new, skip_special_tokens=True)
+
+    def choose(self, logits: Any, rows: list[Row] = (), ahead: int = 0) -> Any:
+        """Return the next token for logits [..., vocabulary]; `FAILED` where they are not finite.
+
+        Args:
+            logits: Of the next token of each row.
+            rows: The rows, where tokens are sampled.
+            ahead: Number of tokens chosen since the rows were last extended.
+        """
+        import torch
+
+        value, token = logits.max(-1)
+        if self.warpers:
+            token = self._draw(logits, rows, ahead)
+        return torch.where(value.isfinite(), token, FAILED)
+
+    def _draw(self, logits: Any, rows: list[Row], ahead: int) -> Any:
+        """Sample by inversion.
+
+        Token number n of an answer is drawn with one uniform number made from (seed, n) alone:
+        neither the batch, nor its order, nor the device takes part.
+        """
+        import torch
+
+        scores = self.warpers(None, logits.float())
+        if scores.device.type == "mps":  # has no double precision
+            scores = scores.cpu()
+        cumulated = scores.double().softmax(-1).cumsum(-1)
+        names = [f"{row.request.seed}/{len(row.new) + ahead}" for row in rows]
+        uniform = [random.Random(name).random() for name in names]
+        points = torch.tensor(uniform, dtype=torch.double, device=scores.device)[:, None]
+        drawn = torch.searchsorted(cumulated, points * cumulated[:, -1:], right=True)
+        return drawn.clamp(max=logits.shape[-1] - 1).to(logits.device)[:, 0]
+
+
+class _Batch:
+    """Rows in the middle of their answers, with the keys and values of what they have read."""
+
+    def __init__(self, writer: Writer, rows: list[Row]) -> None:
+        from transformers import DynamicCache
+
+        self.writer = writer
+        self.rows = rows
+        self.cache = DynamicCache(config=writer.config)
+        texts = [row.prompt + row.new for row in rows]
+        pad = writer.tokenizer.pad_token_id
+        self.unread, self.mask = _padded(texts, pad, "left", writer.device)
+
+    def step(self, ahead: int) -> Any:
+        """Return the next token of each row, `ahead` tokens after those that the rows hold."""
+        import torch
+
+        more = {}
+        if "position_ids" in self.writer.takes:
+            positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+            more["position_ids"] = positions[:, -self.unread.shape[1] :]
+        if "logits_to_keep" in self.writer.takes:
+            more["logits_to_keep"] = 1
+        seen = {"attention_mask": self.mask, "past_key_values": self.cache}
+        out = self.writer.module(input_ids=self.unread, use_cache=True, **seen, **more)
+        token = self.writer.choose(out.logits[:, -1], self.rows, ahead)
+        self.unread = token.clamp(min=0)[:, None]
+        self.mask = torch.cat([self.mask, torch.ones_like(self.unread)], 1)
+        return token
+
+    def keep(self, places: list[int]) -> None:
+        """Let all other rows leave."""
+        import torch
+
+        if len(places) == len(self.rows):
+            return
+        index = torch.tensor(places, dtype=torch.long, device=self.writer.device)
+        self.rows = [self.rows[place] for place in places]
+        self.unread, self.mask = self.unread[index], self.mask[index]
+        self.cache.batch_select_indices(index)
+
+
+class _Chooser:
+    """Makes transformers' `generate` take the tokens that the writer chooses, and keeps them."""
+
+    def __init__(self, writer: Writer, rows: list[Row]) -> None:
+        self.writer = writer
+        self.rows = rows
+        self.made: list[Any] = []
+
+    def __call__(self, _: Any, logits: Any) -> Any:
+        import torch
+
+        token = self.writer.choose(logits, self.rows, len(self.made))
+        self.made.append(token)
+        only = torch.full_like(logits, -torch.inf)
+        return only.scatter(1, token.clamp(min=0)[:, None], 0.0)
+
+
+def in_batches(
+    rows: list[Row],
+    work: Callable[[list[Row]], list[Row] | None],
+    tally: Tally,
+    limits: tuple[int, int],
+    growth: int = 0,
+) -> None:
+    """Work through rows in batches, shortest first; halve the batch where memory ends.
+
+    Args:
+        rows: What to work through.
+        work: Takes a batch; returns the rows that it has left over.
+        tally: Counts the halvings.
+        limits: Rows, and rows times columns, of a batch.
+        growth: Columns that a batch grows by.
+    """
+    most_rows, most_tokens = limits
+    waiting = sorted(rows, key=lambda row: row.size)
+    while waiting:
+        sizes = [row.size + growth for row in waiting[:most_rows]]
+        fitting = [n for n, size in enumerate(sizes, 1) if n * size <= most_tokens]
+        count = max(fitting, default=1)
+        batch, rest = waiting[:count], waiting[count:]
+        try:
+            left = work(batch) or []
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            clear(error)
+            if count == 1:
+                raise UsageError(
+                    "out_of_memory",
+                    "Memory does not suffice for one answer. Shorten prompts or max_new_tokens.",
+                ) from None
+            most_rows = count // 2
+            tally.halved += 1
+            left = [row for row in batch if not row.finish]
+        waiting = left + rest
+
+
+def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
+    """Read prompts and guesses.
+
+    Returns:
+        Logits [rows, places, vocabulary], and for each row the place of the first token's
+        logits after its prompt. Padding is on the right, where no token of a causal model sees it.
+    """
+    import torch
+
+    texts = [row.prompt + row.guess for row in rows]
+    ids, mask = _padded(texts, pad, "right", module.device)
+    first = min(len(row.prompt) for row in rows) - 1
+    starts = [len(row.prompt) - 1 - first for row in rows]
+    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if "logits_to_keep" not in inspect.signature(without_adapter(module).forward).parameters:
+        return module(**given).logits[:, first:], starts
+    places = torch.arange(first, ids.shape[1], device=ids.device)
+    return module(**given, logits_to_keep=places).logits, starts
+
+
+def _padded(texts: list[list[int]], pad: int, side: str, device: Any) -> tuple[Any, Any]:
+    """Return token ids and attention mask, both [texts, longest]."""
+    import torch
+
+    widest = max(len(text) for text in texts)
+    ids, mask = [], []
+    for text in texts:
+        filling = widest - len(text)
+        real = [1] * len(text)
+        if side == "left":
+            ids.append([pad] * filling + text)
+            mask.append([0] * filling + real)
+        else:
+            ids.append(text + [pad] * filling)
+            mask.append(real + [0] * filling)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def context(module: Any) -> int | None:
+    """Return the longest text that a model reads, in tokens, where its configuration says so."""
+    return getattr(module.config, "max_position_embeddings", None)
+
+
+def without_adapter(module: Any) -> Any:
+    """Return the transformers model itself, where PEFT has wrapped it."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end an answer: the template's end of turn and the model's own."""
+    from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
+
+    own = inner.generation_config.eos_token_id
+    if own is None:
+        own = []
+    elif isinstance(own, int):
+        own = [own]
+    return {*stop_ids(tokenizer), *own}
+
+
+def _warpers(decoding: Decoding) -> Any:
+    """Return what shapes the distribution that tokens are sampled from; None for greedy."""
+    if not decoding.temperature:
+        return None
+    import transformers as t
+
+    warpers = t.LogitsProcessorList([t.TemperatureLogitsWarper(float(decoding.temperature))])
+    if decoding.top_k:
+        warpers.append(t.TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        warpers.append(t.TopPLogitsWarper(decoding.top_p))
+    return warpers
