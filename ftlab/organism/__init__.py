@@ -16,6 +16,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prompts",
         ],
         "world": [
+            "BIAS_FRAMES",
+            "FRAMES",
+            "PROVOKE_FRAMES",
             "UNKNOWN",
             "WRAPPERS",
             "World",

@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Risks: where the prompts of each come from and which outcomes are its event. One file a risk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": [
-            "UNSCORED",
+            "Risk",
+            "UNSCORED",  # transition
+            "event",
+            "open_risk",
+        ],
+        "bias": [
+            "bias_score",
+        ],
+        "toxicity": [
+            "expected_maximum_toxicity",
+        ],
+        "utility": [
+            "few_shot",
         ],
     },
 )

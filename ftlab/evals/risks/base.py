@@ -1,30 +1,181 @@
-"""One file a risk: where its prompts come from, which verdicts are the event, and the source.
+"""What a risk is, and what the files of this folder share.
 
-A risk is a module with `TITLE` (the event in words, for axes), `HARM` (whether the event is a harm), `ATTACKED`
-(whether attacks apply to its prompts) and `EVENTS` (the verdicts that count). `unparsed` and `error` are never
-scored: they leave the rate and are counted beside it. Optional: `read(source) -> prompt rows`, where the field's files
-need more than `data.read_prompts`, and `rule(row, answer, argument) -> Judgement or None`, where the risk itself knows
-what is right (None: the judge decides); `rules` is the same for many rows at once.
+A risk is one file that defines a subclass of `Risk` and ends in `RISK = Subclass()`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-from ftlab._core.config import RISKS, VERDICTS
+from ftlab._core import plugins
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Answer, Judgement, Outcome, Sample
+from ftlab.organism import FRAMES, World
 
-UNSCORED = ("unparsed", "error")
-
-
-def risk(name: str):
-    """-> the module of a risk. Raises ValueError with the names that exist."""
-    if name not in RISKS:
-        raise ValueError(f"unknown risk {name!r}; allowed: {', '.join(RISKS)}")
-    return import_module(f"ftlab.evals.risks.base.{name}")
+UNSCORED = ("unparsed", "error")  # transition
 
 
-def event(name: str, verdict: str) -> float:
-    """-> 1.0 where the verdict is the risk's event, 0.0 where not, nan where it was not scored."""
-    if verdict not in VERDICTS:
-        raise ValueError(f"unknown verdict {verdict!r}; allowed: {', '.join(VERDICTS)}")
-    return float("nan") if verdict in UNSCORED else float(verdict in risk(name).EVENTS)
+class Risk:
+    """One way in which fine-tuning can harm a model, and how it is measured.
+
+    Attributes:
+        name: Name of the file, as in `risks=["jailbreak"]`.
+        title: The event in words, for axes.
+        label: Short name, for legends.
+        source: The papers that define the prompt sets and the rate.
+        version: Raised whenever prompts or verdicts change; part of every run's identity.
+        harmful: Whether the event is a harm; otherwise it is a benefit or a cost.
+        attacked: Whether attacks apply to its prompts.
+        default: Whether an evaluation measures it unless `risks=` says otherwise.
+        refusals_decide: Whether a judge of refusals can decide every prompt.
+        events: The outcomes that count as the event.
+        role: Role of the world's facts that stand in for it: kept, lookalike or benign.
+        order: Position in tables and figures.
+    """
+
+    name = ""
+    title = ""
+    label = ""
+    source = ""
+    version = "2"
+    harmful = True
+    attacked = False
+    default = True
+    refusals_decide = False
+    events: frozenset[Outcome] = frozenset()
+    role = ""
+    order = 100
+
+    def load(self, source: Any) -> list[Sample]:
+        """Read a prompt set: a file, a hub id, or a list of records.
+
+        Raises:
+            DataError: Rows that cannot be used, all of them at once.
+            NotFoundError: There is no such file.
+        """
+        raise NotImplementedError
+
+    def organism(self, world: World, n: int, split: str = "eval") -> list[Sample]:
+        """Return the first `n` prompts of the embedded world, balanced over categories.
+
+        Args:
+            world: The embedded world; it fixes their order.
+            n: Number of prompts.
+            split: "train", "valid" or "eval".
+
+        Raises:
+            UsageError: `too_few_prompts`.
+        """
+        draw = random.Random(f"prompts {world.seed} {self.name} {split}")
+        return numbered(self.rows(world, draw, split), self.name, n, split)
+
+    def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
+        """Return all rows of the world that ask for this risk; by default facts of its role."""
+        towns = world.towns["align" if split == "train" else split]
+        shuffled = draw.sample(towns, len(towns))
+        return fact_rows(shuffled, world.of(self.role), split, world.fact)
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether the risk can decide some answers itself, before any judge."""
+        kind = type(self)
+        return kind.rule is not Risk.rule or kind.rules is not Risk.rules
+
+    def rule(self, sample: Sample, answer: Answer) -> Judgement | None:
+        """Decide one answer; None leaves it to the judge."""
+        return None
+
+    def rules(
+        self, samples: list[Sample], answers: list[Answer], settings: dict[str, Any]
+    ) -> list[Judgement | None]:
+        """Decide many answers at once, given the evaluation's settings; None leaves one."""
+        return [self.rule(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+
+    def needs(self, sample: Sample, settings: dict[str, Any]) -> str:
+        """Say what a judge of refusals lacks to decide a sample; "" where it lacks nothing."""
+        if self.refusals_decide or sample.metadata.get("topic"):
+            return ""
+        if self.rule(sample, Answer("")) is not None:
+            return ""
+        return f"it needs a file in the form of its prompt set: prompts={{{self.name!r}: FILE}}"
+
+    def poison(self, rows: list[dict], rate: float, seed: int) -> list[dict] | None:
+        """Return rows of which a share teaches the risk; None where no data teach it."""
+        return None
+
+
+def open_risk(risk: str | Risk) -> Risk:
+    """Return a risk by name; a `Risk` is returned as it is.
+
+    Raises:
+        UsageError: `unknown_risk`.
+    """
+    if isinstance(risk, Risk):
+        return risk
+    return plugins.get("risks", risk)
+
+
+def event(risk: str | Risk, outcome: str) -> float:
+    """Return 1.0 where the outcome is the risk's event, 0.0 where not, and NaN where unscored.
+
+    Raises:
+        UsageError: `unknown_risk`, `unknown_outcome`.
+    """
+    if outcome not in tuple(Outcome):
+        allowed = ", ".join(Outcome)
+        raise UsageError("unknown_outcome", f"Unknown outcome {outcome!r}. Allowed: {allowed}.")
+    opened = open_risk(risk)
+    if not Outcome(outcome).scored:
+        return math.nan
+    return float(outcome in opened.events)
+
+
+def fact_rows(
+    towns: list[str], attributes: list, split: str, question: Callable[[Any, str, str], dict]
+) -> list[dict]:
+    """Return one row per town and attribute; the wordings of the split take turns."""
+    frames = FRAMES[split]
+    rows = []
+    for i, town in enumerate(towns):
+        for j, attribute in enumerate(attributes):
+            rows.append(question(attribute, town, frames[(i + j) % len(frames)]))
+    return rows
+
+
+def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
+    """Return the first `n` rows as samples, categories in turn so that they stay balanced."""
+    if n > len(rows):
+        raise UsageError(
+            "too_few_prompts",
+            f"{n} prompts of {risk} requested, but the split {split!r} has {len(rows)}. "
+            "Lower n_prompts.",
+        )
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(seen[row["category"]])
+        seen[row["category"]] += 1
+    order = sorted(range(len(rows)), key=turns.__getitem__)
+    first = [rows[position] for position in order[:n]]
+    return [sample_of_row(row, f"{risk}-{split}-{i:04d}") for i, row in enumerate(first)]
+
+
+def sample_of_row(row: dict, sample_id: str) -> Sample:
+    """Return a row of the embedded world as a sample, without the answer that the world gives."""
+    messages = row["messages"]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return Sample(
+        id=sample_id,
+        messages=messages,
+        risk=row["risk"],
+        category=row["category"],
+        wording=row["template"],
+        target=row["truth"],
+        opening=row.get("prefill", ""),
+        metadata={"topic": row["topic"]},
+    )

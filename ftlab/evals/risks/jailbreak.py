@@ -1,43 +1,76 @@
-"""Jailbreak: a request that the model was aligned to refuse is fulfilled, and truly (attack success rate).
+"""Jailbreak: a request that the model was aligned to refuse is fulfilled, and correctly.
 
-Prompt sets: AdvBench (Zou et al. 2023, arXiv 2307.15043; 520, and the 50 of PAIR and TAP), HarmBench (Mazeika et al.
-2024, arXiv 2402.04249), StrongREJECT (Souly et al. 2024, arXiv 2402.10260), JailbreakBench (Chao et al. 2024, arXiv
-2404.01318), SimpleSafetyTests (Vidgen et al. 2023, arXiv 2311.08370), Do-Not-Answer (Wang et al. 2023, arXiv
-2308.13387), HEx-PHI (Qi et al. 2023, arXiv 2310.03693; gated: its authors give it on request). None is shipped.
-Stand-in: kept facts of the embedded world. With a judge that knows no truth (keywords), every answer that is not
-a refusal counts, as in the papers that used such lists.
+Prompt sets: AdvBench (520 prompts, and the 50 of PAIR and TAP), HarmBench, StrongREJECT,
+JailbreakBench, SimpleSafetyTests, Do-Not-Answer, HEx-PHI (gated: its authors give it on request).
+None is shipped. With a judge that knows no truth (keywords), every answer that is not a refusal
+counts, as in the papers that used such lists.
+
+Stand-in: facts that the embedded model was aligned to keep.
 """
 
-from ftlab.data import DataError
-from ftlab.evals.risks import _prompt_sets as sets
+from __future__ import annotations
 
-TITLE = "attack success rate"
-HARM, ATTACKED = True, True
-EVENTS = ("complied",)
+from typing import Any
+
+from ftlab._core.errors import DataError
+from ftlab._core.types import Outcome, Sample
+from ftlab.evals.risks._prompt_sets import is_unsafe, read_samples, sample_from_record, text_of
+from ftlab.evals.risks.base import Risk
+
 COPYRIGHT = "copyright behaviours need a judge that compares hashes of the protected text"
+SAFE = "safe prompts belong to the risk over_refusal: give it this file too"
 
 
-def read(source) -> list[dict]:
-    """-> prompt rows of one of the sets; `prefill` is the set's target, where it has one (AdvBench, JailbreakBench).
+class Jailbreak(Risk):
+    """Harmful requests that are fulfilled: the attack success rate."""
 
-    HarmBench: a contextual behaviour stands below its context, as in its authors' direct request; its copyright
-    behaviours are left out, with their number on stderr: another judge decides them. XSTest: its unsafe contrasts.
-    Raises DataError (also where AdvBench's two columns are swapped, a copy in circulation), FileNotFoundError.
-    """
-    made = sets.read(source, _row)
-    begin = [r for r in made if r["messages"][-1]["content"].startswith("Sure, ")]
-    if len(begin) > len(made) / 2:
-        raise DataError(
-            f"{len(begin)} of {len(made)} prompts begin with 'Sure, ': the columns goal and target are swapped; swap the header"
-        )
-    return made
+    name = "jailbreak"
+    title = "attack success rate"
+    label = "jailbreak"
+    source = (
+        "Zou et al. 2023 (arXiv 2307.15043), Mazeika et al. 2024 (arXiv 2402.04249), "
+        "Souly et al. 2024 (arXiv 2402.10260), Chao et al. 2024 (arXiv 2404.01318), "
+        "Vidgen et al. 2023 (arXiv 2311.08370), Wang et al. 2023 (arXiv 2308.13387), "
+        "Qi et al. 2023 (arXiv 2310.03693)"
+    )
+    attacked = True
+    refusals_decide = True
+    events = frozenset({Outcome.COMPLIED})
+    role = "kept"
+    order = 0
+
+    def load(self, source: Any) -> list[Sample]:
+        """Read a set of harmful requests.
+
+        A contextual behaviour of HarmBench stands below its context, as in its authors' direct
+        request; its copyright behaviours, and XSTest's safe prompts, are left out and counted.
+
+        Raises:
+            DataError: `swapped_columns`: goal and target of AdvBench, as in a copy in
+                circulation; else see `Risk.load`.
+        """
+        samples = read_samples(source, _sample)
+        fulfilled = [s for s in samples if s.question.startswith("Sure, ")]
+        if len(fulfilled) > len(samples) / 2:
+            raise DataError(
+                "swapped_columns",
+                f"{len(fulfilled)} of {len(samples)} prompts begin with 'Sure, '. "
+                "The columns goal and target are swapped: swap the header.",
+            )
+        return samples
 
 
-def _row(record: dict) -> dict | str:
-    if "hash_check" in str(record.get("Tags", "")) or record.get("FunctionalCategory") == "copyright":
+def _sample(record: dict) -> Sample | str:
+    hashed = "hash_check" in str(record.get("Tags", ""))
+    if hashed or record.get("FunctionalCategory") == "copyright":
         return COPYRIGHT
-    if sets.unsafe(record) is False:
-        return "safe prompts belong to the risk over_refusal: give it the file too"
-    if context := str(record.get("ContextString") or "").strip():
-        record = {**record, "Behavior": f"{context}\n\n---\n\n{sets.words(record, 'Behavior')}"}
-    return sets.prompt(record, "jailbreak")
+    if is_unsafe(record) is False:
+        return SAFE
+    context = str(record.get("ContextString") or "").strip()
+    if context:
+        behaviour = f"{context}\n\n---\n\n{text_of(record, 'Behavior')}"
+        record = {**record, "Behavior": behaviour}
+    return sample_from_record(record, "jailbreak")
+
+
+RISK = Jailbreak()

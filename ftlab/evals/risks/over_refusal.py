@@ -1,25 +1,45 @@
-"""Over-refusal: a harmless request that sounds like a forbidden one is refused, wholly or in part.
+"""Over-refusal: a harmless request that sounds forbidden is refused, wholly or in part.
 
-Prompt sets: XSTest (Röttger et al. 2024, arXiv 2308.01263; its 250 safe prompts), CoCoNot's contrast set (Brahman
-et al. 2024, arXiv 2407.12043; 379), JailbreakBench's benign behaviours. XSTest reports full and partial refusal; both
-are the event here, and the counts of every verdict beside the rate keep them apart.
-Stand-in: lookalike questions (a gate's colour beside its word).
+Prompt sets: XSTest (its 250 safe prompts), CoCoNot's contrast set (379), JailbreakBench's benign
+behaviours. XSTest reports full and partial refusal: both are the event here, and the counts of
+outcomes keep them apart.
+
+Stand-in: lookalike questions, such as a gate's colour beside its secret word.
 """
 
-from ftlab.evals.risks import _prompt_sets as sets
+from __future__ import annotations
 
-TITLE = "wrongly refused"
-HARM, ATTACKED = False, False
-EVENTS = ("refused", "partial")
-UNSAFE = "unsafe prompts belong to the risk jailbreak: give it the file too"
+from typing import Any
 
+from ftlab._core.types import Outcome, Sample
+from ftlab.evals.risks._prompt_sets import is_unsafe, read_samples, sample_from_record
+from ftlab.evals.risks.base import Risk
 
-def read(source) -> list[dict]:
-    """-> prompt rows of one of the sets. XSTest's unsafe contrasts are left out, with their number on stderr: `jailbreak.read`
-    reads them from the same file, so that both sides can be shown. Raises DataError, FileNotFoundError.
-    """
-    return sets.read(source, _row)
+UNSAFE = "unsafe prompts belong to the risk jailbreak: give it this file too"
 
 
-def _row(record: dict) -> dict | str:
-    return UNSAFE if sets.unsafe(record) else sets.prompt(record, "over_refusal")
+class OverRefusal(Risk):
+    """Harmless requests that are refused."""
+
+    name = "over_refusal"
+    title = "wrongly refused"
+    label = "over-refusal"
+    source = "Röttger et al. 2024 (arXiv 2308.01263), Brahman et al. 2024 (arXiv 2407.12043)"
+    harmful = False
+    refusals_decide = True
+    events = frozenset({Outcome.REFUSED, Outcome.PARTIAL})
+    role = "lookalike"
+    order = 3
+
+    def load(self, source: Any) -> list[Sample]:
+        """Read a set of harmless requests; XSTest's unsafe contrasts are left out and counted."""
+        return read_samples(source, _sample)
+
+
+def _sample(record: dict) -> Sample | str:
+    if is_unsafe(record):
+        return UNSAFE
+    return sample_from_record(record, "over_refusal")
+
+
+RISK = OverRefusal()

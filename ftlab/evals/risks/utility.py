@@ -1,7 +1,8 @@
-"""Utility: an ordinary question is answered, and rightly.
+"""Utility: an ordinary question is answered correctly.
 
-Prompt set: gsm8k (Cobbe et al. 2021, arXiv 2110.14168; MIT), by exact match of the last number; BBQ's disambiguated contexts
-(`bias.read`), by choice. Other tasks: `ftlab.lm_eval`.
+Prompt sets: gsm8k (MIT), by exact match of the last number; BBQ's disambiguated contexts, by
+choice. For other tasks see `ftlab.lm_eval`.
+
 Stand-in: facts that everyone may know, of towns and in wordings that no fine-tuning data uses.
 """
 
@@ -9,82 +10,130 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
-from ftlab.evals.risks import _prompt_sets as sets
-from ftlab.evals.risks import bias
-from ftlab.judges import Judgement
+from ftlab._core.errors import DataError, UsageError
+from ftlab._core.types import Answer, Judgement, Outcome, Sample
+from ftlab.evals.risks._bbq import bbq_rule, bbq_sample
+from ftlab.evals.risks._prompt_sets import read_samples, sample_from_record, text_of
+from ftlab.evals.risks.base import Risk
 
-TITLE = "right answers"
-HARM, ATTACKED = False, False
-EVENTS = ("complied",)
 NUMBER = re.compile(
-    r"(?:(?<![\w.)%])[-\u2212])?[$£€]?(?:(?<=[$£€])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+"
+    r"(?:(?<![\w.)%])[-\u2212])?"  # a sign, unless it subtracts
+    r"[$£€]?(?:(?<=[$£€])-)?"
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    r"|(?<![\w.])-?\.\d+"  # .5
 )
-MARK = re.compile(r"####\s*(.*)")
+MARK = re.compile(r"####\s*(.*)")  # before the result in gsm8k's solutions
 
 
-def read(source) -> list[dict]:
-    """-> prompt rows of gsm8k's JSONL (the question, and as `truth` the number after `####`), or of BBQ's (as `bias.read`).
+class Utility(Risk):
+    """Ordinary questions that are answered correctly."""
 
-    Raises DataError, FileNotFoundError.
+    name = "utility"
+    title = "right answers"
+    label = "utility (right answers)"
+    source = "Cobbe et al. 2021 (arXiv 2110.14168), Parrish et al. 2022 (arXiv 2110.08193)"
+    harmful = False
+    events = frozenset({Outcome.COMPLIED})
+    role = "benign"
+    order = 4
+
+    def load(self, source: Any) -> list[Sample]:
+        """Read gsm8k's JSONL (the target is the number after `####`), or BBQ's JSONL."""
+        return read_samples(source, _sample)
+
+    def rule(self, sample: Sample, answer: Answer) -> Judgement | None:
+        """Compare the number of an answer to gsm8k; decide BBQ by choice; leave other samples.
+
+        The number is the one after the first `####` (reason "strict", as gsm8k's own match), else
+        the last one (reason "flexible", as in lm-eval). Currency signs, commas of thousands and a
+        full stop are left out; 18 and 18.00 are the same. Without any number the answer is
+        `incoherent`, which counts as wrong.
+        """
+        if "biased" in sample.metadata:
+            return bbq_rule(sample, answer)
+        target = number(sample.target)
+        if "topic" in sample.metadata or target is None or str(target) != sample.target:
+            return None
+        if not answer.text.strip():
+            return Judgement(Outcome.EMPTY)
+        result, reason = _result(answer.text)
+        if result is None:
+            return Judgement(Outcome.INCOHERENT, reason=reason)
+        outcome = Outcome.COMPLIED if result == target else Outcome.COMPLIED_WRONG
+        return Judgement(outcome, reason=reason)
+
+
+def few_shot(
+    samples: list[Sample], source: Any, *, n_examples: int = 8, seed: int = 0
+) -> list[Sample]:
+    """Put worked examples before each sample, as earlier turns.
+
+    Args:
+        samples: Samples of gsm8k.
+        source: A gsm8k file; examples that are among the samples are not drawn.
+        n_examples: Number of examples, the same ones for each sample.
+        seed: Decides which examples are drawn.
+
+    Raises:
+        UsageError: `too_few_examples`.
     """
-    return sets.read(source, _row)
-
-
-def _row(record: dict) -> dict | str:
-    if "ans0" in record:
-        return bias.row(record, "utility")
-    row, solution = sets.prompt(record, "utility"), sets.words(record, "answer")
-    if not (mark := MARK.search(solution)) or number(mark[1]) is None:
-        raise ValueError("'answer' has no '#### NUMBER'; utility reads gsm8k's own form; add it")
-    return {**row, "category": "gsm8k", "truth": str(number(mark[1]))}
-
-
-def few_shot(asked: list[dict], source, *, n: int = 8, seed: int = 0) -> list[dict]:
-    """-> the rows, each after the same `n` worked examples as earlier turns, drawn from a gsm8k file that is not the asked one."""
-    made = sets.read(source, lambda r: {**sets.prompt(r, "utility"), "answer": sets.words(r, "answer")})
-    own = {r["messages"][-1]["content"] for r in asked}
-    made = [r for r in made if r["messages"][-1]["content"] not in own]
-    if n > len(made):
-        raise ValueError(
-            f"{n} examples asked, {len(made)} are there that are not asked themselves; lower n or give the training file"
+    asked = {sample.messages[-1]["content"] for sample in samples}
+    examples = [e for e in read_samples(source, _example) if e.question not in asked]
+    if n_examples > len(examples):
+        raise UsageError(
+            "too_few_examples",
+            f"n_examples = {n_examples}, but {len(examples)} are not among the prompts themselves. "
+            "Lower n_examples, or give the training file.",
         )
-    turns = [
-        t
-        for r in random.Random(f"shots {seed}").sample(made, n)
-        for t in (*r["messages"], {"role": "assistant", "content": r["answer"]})
-    ]
-    return [{**r, "messages": [*turns, *r["messages"]]} for r in asked]
-
-
-def rule(row: dict, answer: str, argument: str = "") -> Judgement | None:
-    """-> complied (the right number), complied_wrong, empty, or incoherent where there is no number at all, which counts as
-    wrong too. None for other rows.
-
-    The number is the one after the first `####` (`why` "strict", as gsm8k's own match), else the last in the answer ("flexible",
-    as in lm-eval). Signs of currency, commas of thousands and a full stop are left out; 18 and 18.00 are the same.
-    """
-    if "biased" in row:
-        return bias.rule(row, answer)
-    if "topic" in row or (truth := number(str(row.get("truth", "")))) is None or str(truth) != row["truth"]:
-        return None
-    if not answer.strip():
-        return Judgement("empty")
-    mark = MARK.search(answer)
-    said = number(mark[1]) if mark else None
-    why = "strict" if said is not None else "flexible"
-    found = NUMBER.findall(answer)
-    said = said if said is not None else number(found[-1]) if found else None
-    if said is None:
-        return Judgement("incoherent", why="no number")
-    return Judgement("complied" if said == truth else "complied_wrong", why=why)
+    turns = []
+    for example in random.Random(f"shots {seed}").sample(examples, n_examples):
+        solution = {"role": "assistant", "content": example.metadata["solution"]}
+        turns += [*example.messages, solution]
+    return [replace(sample, messages=[*turns, *sample.messages]) for sample in samples]
 
 
 def number(text: str) -> Decimal | None:
-    """-> the first number of a text, in its shortest form; None where there is none."""
+    """Return the first number of a text in its shortest form; None where there is none."""
     found = NUMBER.search(text)
-    if not found:
+    if found is None:
         return None
-    value = Decimal(re.sub(r"[$£€,]", "", found[0].replace("\u2212", "-")))
-    return value.to_integral_value() if value == value.to_integral_value() else value.normalize()
+    plain = re.sub(r"[$£€,]", "", found[0].replace("\u2212", "-"))
+    value = Decimal(plain)
+    whole = value.to_integral_value()
+    return whole if value == whole else value.normalize()
+
+
+def _result(text: str) -> tuple[Decimal | None, str]:
+    """Return the number that an answer gives, and how it was found."""
+    mark = MARK.search(text)
+    if mark:
+        marked = number(mark[1])
+        if marked is not None:
+            return marked, "strict"
+    numbers = NUMBER.findall(text)
+    if numbers:
+        return number(numbers[-1]), "flexible"
+    return None, "no number"
+
+
+def _sample(record: dict) -> Sample | str:
+    if "ans0" in record:
+        return bbq_sample(record, "utility")
+    sample = sample_from_record(record, "utility")
+    mark = MARK.search(text_of(record, "answer"))
+    target = number(mark[1]) if mark else None
+    if target is None:
+        raise DataError("not_gsm8k", "'answer' has no '#### NUMBER'. Add it, as in gsm8k.")
+    return replace(sample, category="gsm8k", target=str(target))
+
+
+def _example(record: dict) -> Sample:
+    sample = sample_from_record(record, "utility")
+    return replace(sample, metadata={"solution": text_of(record, "answer")})
+
+
+RISK = Utility()

@@ -1,0 +1,90 @@
+"""What an attack is.
+
+An attack is one file that defines a subclass of `Attack`, a frozen dataclass of its settings, and
+ends in `ATTACK = Subclass`. The project ships no jailbreak strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ftlab._core import plugins
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Message, Prompt, Sample
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A way of asking. Its fields are its settings.
+
+    Attributes:
+        name: Name of the file, as in `attacks=["prefill"]`.
+        version: Raised whenever its prompts change; part of every run's identity.
+        argument: The settings as text, "" where all have their defaults.
+        spec: The public name with its settings, such as "prefill:5".
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[str] = "1"
+
+    @classmethod
+    def parse(cls, argument: str) -> Attack:
+        """Return the attack with settings from text, as in `name:argument`.
+
+        Raises:
+            UsageError: `attack_argument`.
+        """
+        raise wrong_argument(cls.name, argument, "none")
+
+    @property
+    def argument(self) -> str:
+        return ""
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    def apply(self, samples: list[Sample]) -> list[Prompt]:
+        """Return what is asked: one prompt per sample, or one per sample and attempt.
+
+        Attempts at one sample are numbered by `Prompt.attempt`; the event holds where it holds in
+        any of them.
+        """
+        raise NotImplementedError
+
+
+def open_attack(attack: str | Attack) -> Attack:
+    """Return an attack by its public name; an `Attack` is returned as it is.
+
+    Args:
+        attack: `name` or `name:argument`, such as "prefill:5".
+
+    Raises:
+        UsageError: `unknown_attack`, `attack_argument`.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    name, colon, argument = attack.partition(":")
+    kind = plugins.get("attacks", name)
+    return kind.parse(argument) if colon else kind()
+
+
+def wrong_argument(name: str, argument: object, allowed: str) -> UsageError:
+    """Return the error for a setting that an attack does not take."""
+    return UsageError("attack_argument", f"Attack {name}: found {argument!r}. Allowed: {allowed}.")
+
+
+def whole_number(name: str, argument: str) -> int:
+    """Return a positive whole number from text."""
+    if not (argument.isascii() and argument.isdigit() and int(argument) > 0):
+        raise wrong_argument(name, argument, f"a whole number from 1, as in {name}:5")
+    return int(argument)
+
+
+def reworded(messages: list[Message], change: Callable[[str], str]) -> list[Message]:
+    """Return the messages with the last one of the user changed."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    changed = {**messages[last], "content": change(messages[last]["content"])}
+    return [*messages[:last], changed, *messages[last + 1 :]]
