@@ -78,10 +78,15 @@ def records(source: Any) -> tuple[str, list[Record]]:
 
 
 def open_source(source: Any) -> Opened:
-    """Open a source as `records` does, with its format and what is odd about it."""
+    """Open a source as `records` does, with its format and what is odd about it.
+
+    What it returns is a source too, so that nothing needs to read a file twice.
+    """
+    if isinstance(source, Opened):
+        return source
     if not isinstance(source, (str, Path)):
         name = getattr(source, "name", "rows")
-        return _table(name, name, getattr(source, "rows", source), "rows")
+        return _numbered(name, name, getattr(source, "rows", source), "rows")
     path = Path(source)
     entries = _dataset_info(path.parent)
     if path.is_file():
@@ -108,7 +113,7 @@ def problems_error(code: str, problems: list[str], end: str = "", **details: Any
     return DataError(code, "\n".join(lines), problems=problems, **details)
 
 
-def _table(name: str, where: str, rows: Iterable, form: str) -> Opened:
+def _numbered(name: str, where: str, rows: Iterable, form: str) -> Opened:
     numbered = [(f"{where}: row {number}", row) for number, row in enumerate(rows, 1)]
     return Opened(name, form, numbered)
 
@@ -117,7 +122,7 @@ def _read_folder(path: Path) -> Opened:
     if (path / "state.json").is_file():  # written by datasets.save_to_disk
         from datasets import load_from_disk
 
-        return _table(path.name, str(path), load_from_disk(str(path)).to_list(), "Arrow folder")
+        return _numbered(path.name, str(path), load_from_disk(str(path)).to_list(), "Arrow folder")
     described = _dataset_info(path).items()
     inside = [name for name, entry in described if (path / entry["file_name"]).is_file()]
     if not inside:
@@ -140,7 +145,7 @@ def _load_from_hub(source: str) -> Opened:
             f"({type(error).__name__}: {reason}). Check the name, the network and your access, "
             "or download the file and give its path.",
         ) from None
-    return _table(source, source, rows, "hub data set")
+    return _numbered(source, source, rows, "hub data set")
 
 
 def _read_file(path: Path) -> Opened:
@@ -154,7 +159,7 @@ def _read_file(path: Path) -> Opened:
             why = f"truncated or damaged gzip ({error}). Download the file again."
             raise DataError("damaged_gzip", f"{path}:1: {why}") from None
     if raw[:4] == b"PAR1":
-        return _table(path.name, str(path), _parquet(path, raw), "Parquet" + packed)
+        return _numbered(path.name, str(path), _parquet(path, raw), "Parquet" + packed)
     form, rows = _parse(path, _decode(path, raw))
     notes = []
     if raw.startswith(b"\xef\xbb\xbf"):
@@ -170,7 +175,7 @@ def _parquet(path: Path, raw: bytes) -> list[dict]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+        return pyarrow.parquet.read_numbered(io.BytesIO(raw)).to_pylist()
     except Exception as error:  # pyarrow's own classes
         why = f"broken Parquet ({error}). Download the file again."
         raise DataError("broken_parquet", f"{path}: {why}") from None
@@ -217,7 +222,7 @@ def _parse(path: Path, text: str) -> tuple[str, list[Record]]:
     held = [key for key, value in lines[0][1].items() if _is_list_of_objects(value)]
     if len(held) == 1 and held[0] in HELD:
         form = f"JSON object with a list {held[0]!r}"
-        return form, _table(path.name, str(path), lines[0][1][held[0]], form).records
+        return form, _numbered(path.name, str(path), lines[0][1][held[0]], form).records
     return ("JSON object" if "\n" in text.strip() else "JSONL"), lines
 
 

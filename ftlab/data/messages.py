@@ -200,3 +200,8 @@ def _parsed(value):
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def carries_loss(message: Message) -> bool:
+    """Whether a turn is trained on: the assistant's, unless its weight is 0."""
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
