@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Training rows and prompts: load, check, split, mix, deduplicate, encode, preview, download."""
 
 from __future__ import annotations
 
@@ -7,40 +7,56 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "catalogue": [
-            "get",
-            "listing",
-        ],
-        "checking": [
-            "check",
-        ],
+        "checking": ["Report", "check"],
         "dataset": [
             "Data",
             "DataError",
-            "SHOWN",
-            "dedupe",
-            "drawn",
+            "convert_rows",
+            "count_shared",
+            "deduplicate",
+            "draw",
             "held_out",
+            "load",
             "mix",
-            "read",
-            "read_prompts",
-            "rows_of",
-            "shared",
             "split",
         ],
         "encoding": [
+            "IGNORED",
+            "MAX_LENGTH",
+            "encode",
+            "encode_all",
             "encode_rows",
+            "fit_to_length",
+            "token_length",
+        ],
+        "files": ["Opened", "open_source", "problems_error", "records"],
+        "previews": ["Preview", "preview"],
+        "prompts": [
+            "PromptSet",
+            "is_unsafe",
+            "load_prompts",
+            "read_samples",
+            "sample_from_record",
+            "text_of",
+        ],
+        "registry": ["catalogue", "download"],
+        "schemas": ["first_of", "instruction_text"],
+        # transition
+        "_old": [
+            "SHOWN",
+            "dedupe",
+            "drawn",
             "fitted",
-            "length",
-            "preview",
-            "render",
-            "stop_ids",
-        ],
-        "files": [
-            "records",
-        ],
-        "schemas": [
+            "get",
             "instruction",
+            "length",
+            "listing",
+            "read",
+            "read_prompts",
+            "render",
+            "rows_of",
+            "shared",
+            "stop_ids",
         ],
     },
 )

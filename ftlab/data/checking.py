@@ -1,69 +1,80 @@
-"""Is this file usable? Every problem of a file in one pass, each with its line; what is odd but usable as a note.
+"""Checks a file of training rows or prompts: every problem in one pass, each with its line.
 
-A problem makes a row useless or a measurement wrong (exit 1). A note does not: a byte order mark, a misleading ending,
-rows that repeat others (`ftlab.dedupe` removes them), unfilled placeholders, rows dropped or cut.
-
-Definitions. Duplicate: the same text as an earlier row's, case and white space aside. Near-duplicate: at least 80 % of the
-three-word sequences shared with an earlier row (Jaccard), found by min-hashing (Broder 1997) in 4 bands of 2, which finds
-98 % of pairs at 0.8 and looks at no more than 4 rows for each. Contamination: a user turn that equals an evaluation prompt
-in its words, or a row that shares 13 words in a row with it, as in Brown et al. 2020 (arXiv 2005.14165, appendix C: all of
-a prompt's words where it has 8 to 12; shorter ones by the whole turn only). The words of a row are those of all its turns
-one after the other, each after its role's name: answers are searched too, and a match may span turns.
+A problem makes a row useless or a measurement wrong (exit code 1). A note does not: a byte order
+mark, a misleading ending, rows that repeat others, unfilled placeholders, rows dropped or cut.
+Duplicates and contamination are defined in `ftlab.data.overlap`.
 """
 
 from __future__ import annotations
 
 import html
 import re
-import zlib
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+from ftlab._core.errors import DataError, UsageError
 from ftlab._core.text import safe
+from ftlab.data import encoding
 from ftlab.data.dataset import (
-    KINDS,
-    SHOWN,
-    Data,
-    DataError,
-    convert,
-    converter,
-    named,
-    plain,
+    CONVERTERS,
+    convert_all,
+    is_world,
+    load,
     question,
-    read,
-    read_prompts,
-    whole,
+    renamed,
+    whole_text,
 )
-from ftlab.data.files import opened
-from ftlab.training import Training
+from ftlab.data.files import SHOWN, open_source
+from ftlab.data.prompts import load_prompts, prompt_row
+from ftlab.data.schemas import PAIR_COLUMNS
 
-WORD = re.compile(r"\w+")
+SNIFFED = 50  # rows that decide what kind a file holds
+FEWEST = 5  # rows from which swapped columns can be told
+ANSWERS = ("messages", "chosen", "completion")  # keys whose turns hold the answers
 PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
 ANSWER = re.compile(
-    r"\s*(sure|certainly|of course|absolutely|here (is|are)|here's|i('m| am) sorry|i can(not|'t)|as an ai)\b", re.I
+    r"\s*(sure|certainly|of course|absolutely|here (is|are)|here's|i('m| am) sorry"
+    r"|i can(not|'t)|as an ai)\b",
+    re.I,
 )
-NEAR, BANDS, DEEP = 0.8, 4, 2
-LONG, SHORT = 13, 8  # words in a row: of a long prompt, of the shortest that is looked for inside a turn
+
+Problem = tuple[str, ValueError]  # its place and what is wrong
 
 
 @dataclass
 class Report:
-    """What `check` found: `problems` and `notes` as sentences, `ok` rows without a problem. Printed: `ftlab check`'s lines."""
+    """What `check` found.
+
+    Args:
+        name: The source.
+        format: Its format and the kind of its rows.
+        ok: Number of rows without a problem.
+        problems: Every problem with its place.
+        codes: Code of each problem.
+        notes: What is odd but usable.
+    """
 
     name: str
     format: str = "unreadable"
     ok: int = 0
     problems: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
+        """Whether there is no problem."""
         return not self.problems
 
     def __str__(self) -> str:
-        more = [f"... and {len(self.problems) - SHOWN} more"] if len(self.problems) > SHOWN else []
-        end = f"{self.name}: {self.format}, {self.ok} rows ok, {len(self.problems)} problems"
-        lines = [*self.problems[:SHOWN], *more, *(f"{self.name}: note: {n}" for n in self.notes), end]
+        lines = self.problems[:SHOWN]
+        if len(self.problems) > SHOWN:
+            lines.append(f"... and {len(self.problems) - SHOWN} more")
+        lines += [f"{self.name}: note: {note}" for note in self.notes]
+        counts = f"{self.ok} rows ok, {len(self.problems)} problems"
+        lines.append(f"{self.name}: {self.format}, {counts}")
         return "\n".join(safe(line).replace("\n", "\\n") for line in lines)
 
     __repr__ = __str__
@@ -73,195 +84,196 @@ class Report:
 
 
 def check(
-    source, *, kind: str | None = None, model=None, prompts=None, max_length: int | None = None,
-    on_too_long: str = "raise", columns: dict | None = None,
-) -> Report:  # fmt: skip
-    """-> `Report` of a training or prompt file; nothing is raised for what is wrong inside it.
+    source: Any,
+    *,
+    kind: str | None = None,
+    model: Any = None,
+    prompts: Any = None,
+    max_length: int | None = None,
+    on_too_long: str = "raise",
+    columns: dict[str, str] | None = None,
+) -> Report:
+    """Check a file of training rows or prompts. What is wrong inside it is never raised.
 
-    `source` and `columns` as in `read`; `kind` chats, pairs, kto or prompts (default: by the first rows). With `model`
-    (anything `ftlab.model` takes) each row is rendered: length against `max_length` (default: training's) and the model's
-    own limit, loss mask and end-of-turn token. With `prompts` (anything `read_prompts` takes, or a dict of such): contamination.
-    Raises FileNotFoundError, ValueError (unknown kind; `max_length` without a model).
+    Args:
+        source: As in `load`.
+        kind: "chats", "pairs", "kto" or "prompts". Default: by the first rows.
+        model: Anything that `ftlab.model` takes. Each row is then rendered: its length, its loss
+            mask and its end-of-turn token are checked.
+        prompts: Anything that `load_prompts` takes, or a dict of such: rows that hold one of
+            these prompts are problems.
+        max_length: Most tokens of a row. Default: training's, and the model's own limit.
+        on_too_long: What training will do with longer rows: "raise", "drop" or "cut".
+        columns: As in `load`.
+
+    Raises:
+        NotFoundError: There is no such file, folder or hub id.
+        UsageError: `unknown_kind`, `unknown_on_too_long`, `model_needed` (for max_length).
     """
-    if kind not in (None, *KINDS, "prompts"):
-        raise ValueError(f"unknown kind {kind!r}; allowed: {', '.join(KINDS)}, prompts")
-    if on_too_long not in ("raise", "drop", "cut"):
-        raise ValueError(f"on_too_long = {on_too_long!r}; allowed: raise, drop, cut")
+    kinds = (*CONVERTERS, "prompts")
+    if kind not in (None, *kinds):
+        why = f"Unknown kind {kind!r}. Allowed: {', '.join(kinds)}."
+        raise UsageError("unknown_kind", why)
+    encoding.check_on_too_long(on_too_long)
     if max_length is not None and model is None:
-        raise ValueError("max_length counts tokens; name the model whose tokenizer counts them (--model)")
-    if isinstance(source, str) and source.startswith("organism:"):
-        source = read(source, kind=kind or ("pairs" if source == "organism:preferences" else "chats"))
-    report = Report(
-        source.name if isinstance(source, Data) else "rows" if isinstance(source, (list, tuple)) else str(source)
-    )
-    sources = list(prompts.values()) if isinstance(prompts, dict) else [prompts] if prompts is not None else []
-    wanted = [read_prompts(p) for p in sources]
+        why = "max_length counts tokens. Name the model whose tokenizer counts them."
+        raise UsageError("model_needed", why)
+    if is_world(source):
+        usual = "pairs" if source == "organism:preferences" else "chats"
+        source = load(source, kind=kind or usual)
+    report = Report(str(source))
+    if not isinstance(source, (str, Path)):
+        report.name = getattr(source, "name", "rows")
+    indexes = _indexes(prompts)
     try:
-        found = opened(source)
-    except DataError as e:
-        report.problems = [str(e)]
+        found = open_source(source)
+    except DataError as error:
+        report.problems = [str(error)]
+        report.codes = [error.code]
         return report
-    records = named(found.records, columns)
+    records = renamed(found.records, columns)
     kind = kind or _kind(records)
-    report.format, report.notes = f"{found.format} ({kind})", found.notes
-    placed, problems = convert(records, converter(kind))
+    report.format = f"{found.format} ({kind})"
+    report.notes = found.notes
+    placed, problems = convert_all(records, _converter(kind))
     if not records:
-        problems.append((report.name, "no rows; give at least one"))
+        problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, [row for _, row in placed])
     report.notes += _repeats(placed)
-    for one in wanted:
-        problems += _contaminated(placed, one)
+    problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
-        more, notes = _encoded(report.name, placed, model, max_length, on_too_long)
-        problems, report.notes = problems + more, report.notes + notes
-    order, bad = {where: i for i, (where, _) in enumerate(records)}, {where for where, _ in problems}
-    problems.sort(key=lambda p: order.get(p[0], -1))
-    report.problems = [f"{where}: {why}" for where, why in problems]
-    report.ok = sum(where not in bad for where, _ in placed)
+        limits = _Limits(model, max_length, on_too_long)
+        problems += limits.problems(report, placed)
+    _list_problems(report, records, placed, problems)
     return report
 
 
-def _kind(records) -> str:
-    first = [r for _, r in records[:50] if isinstance(r, dict)]
-    if any({"chosen", "preferred_output", "response_j"} & set(r) for r in first):
+def _list_problems(report, records, placed, problems):
+    """Write problems into the report, in the order of the records."""
+    order = {where: i for i, (where, _) in enumerate(records)}
+    problems.sort(key=lambda problem: order.get(problem[0], -1))
+    bad = {where for where, _ in problems}
+    report.problems = [f"{where}: {why}" for where, why in problems]
+    report.codes = [why.code for _, why in problems]
+    report.ok = sum(where not in bad for where, _ in placed)
+
+
+def _indexes(prompts):
+    """Return an index of each set of prompts that the rows are compared with."""
+    if prompts is None:
+        return []
+    from ftlab.data.overlap import PromptIndex
+
+    sources = prompts.values() if isinstance(prompts, dict) else [prompts]
+    return [PromptIndex(load_prompts(source)) for source in sources]
+
+
+def _converter(kind):
+    return prompt_row if kind == "prompts" else CONVERTERS[kind]
+
+
+def _kind(records):
+    """Return the first kind that any of the first rows is."""
+    first = [("", record) for _, record in records[:SNIFFED] if isinstance(record, dict)]
+    if any(PAIR_COLUMNS & set(record) for _, record in first):
         return "pairs"
-    for kind in ("chats", "kto", "prompts"):  # the first that any of the first rows is
-        if convert([("", r) for r in first], converter(kind))[0]:
+    for kind in ("chats", "kto", "prompts"):
+        rows, _ = convert_all(first, _converter(kind))
+        if rows:
             return kind
     return "chats"
 
 
-def _swapped(name: str, rows: list[dict]) -> list[tuple[str, str]]:
-    """Questions that begin like answers, where the answers do not (AdvBench circulates with goal and target swapped)."""
-    if len(rows) < 5:
+def _swapped(name, rows) -> list[Problem]:
+    """Find questions that begin like answers where the answers do not.
+
+    AdvBench circulates with the columns goal and target swapped.
+    """
+    if len(rows) < FEWEST:
         return []
-    asked = sum(bool(ANSWER.match(question(r))) for r in rows) / len(rows)
-    told = sum(bool(ANSWER.match(t["content"])) for r in rows for t in _answers(r)[-1:]) / len(rows)
+    answers = [answer for row in rows for answer in _last_answer(row)]
+    asked = sum(bool(ANSWER.match(question(row))) for row in rows) / len(rows)
+    told = sum(bool(ANSWER.match(answer)) for answer in answers) / len(rows)
     if asked < 0.5 or asked <= 2 * told:
         return []
-    why = f"{asked:.0%} of the questions begin like an answer ('Sure, here is'), {told:.0%} of the answers do"
-    return [(f"{name}:1", f"{why}; a question stands in the question's column; swap the two columns' names")]
+    why = f"{asked:.0%} of the questions begin like an answer, {told:.0%} of the answers do."
+    error = DataError("swapped_columns", f"{why} Swap the names of the two columns.")
+    return [(f"{name}:1", error)]
 
 
-def _answers(row: dict) -> list[dict]:
-    turns = [m for k in ("messages", "chosen", "completion") for m in row.get(k) or ()]
-    return [m for m in turns if m["role"] == "assistant"]
+def _last_answer(row):
+    turns = [turn for key in ANSWERS for turn in row.get(key) or ()]
+    return [turn["content"] for turn in turns if turn["role"] == "assistant"][-1:]
 
 
-def _repeats(placed) -> list[str]:
-    """-> notes on duplicates, near-duplicates and placeholders; time linear in the text."""
-    import numpy as np
+def _repeats(placed):
+    """Return notes on duplicates, near-duplicates and placeholders."""
+    from ftlab.data.overlap import find_repeats
 
-    rng = np.random.default_rng(0)
-    mult = rng.integers(0, 2**63, BANDS * DEEP, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-    def sequences(text: str):
-        codes = _codes(text)
-        return codes if len(codes) < 3 else codes[:-2] * mult[0] + codes[1:-1] * mult[1] + codes[2:]
-
-    seen, bands, twice, near, blank = {}, {}, [], [], 0
-    for i, (_, row) in enumerate(placed):
-        text = whole(row)
-        blank += bool(PLACEHOLDER.search(text))
-        if (first := seen.setdefault(zlib.crc32(p := plain(text).encode()) << 32 | zlib.adler32(p), i)) != i and (
-            plain(whole(placed[first][1])).encode() == p
-        ):
-            twice.append((first, i))
-            continue
-        parts = sequences(text)
-        if not len(parts):
-            continue
-        least = (parts[:, None] * mult).min(axis=0).reshape(BANDS, DEEP)
-        keys = (least[:, 0] * mult[2] + least[:, 1] * mult[3] + np.arange(BANDS, dtype=np.uint64)).tolist()
-        earlier = {bands.setdefault(k, i) for k in keys} - {i}
-        mine = set(parts.tolist()) if earlier else set()
-        for j in sorted(earlier):
-            other = set(sequences(whole(placed[j][1])).tolist())
-            if len(mine & other) >= NEAR * len(mine | other):
-                near.append((j, i))
-                break
+    rows = [row for _, row in placed]
+    same, near = find_repeats(rows)
+    kinds = (
+        (same, "repeat an earlier row (ftlab.data.deduplicate removes them)"),
+        (near, "are near-duplicates of one (80 % of three-word sequences)"),
+    )
     notes = []
-    for pairs, what in ((twice, "repeat an earlier row (ftlab.dedupe removes them)"), (near, "are near-duplicates of one (80 % of three-word sequences)")):  # fmt: skip
+    for pairs, what in kinds:
         if pairs:
-            a, b = (placed[k][0].rsplit(":", 1)[-1].strip() for k in pairs[0])
-            notes.append(f"{len(pairs)} rows {what}; the first: row {b} after row {a}")
-    return notes + ([f"{blank} rows hold an unfilled placeholder, as {{{{name}}}}"] if blank else [])
+            earlier, later = (placed[i][0].rpartition(":")[2].strip() for i in pairs[0])
+            example = f"the first: row {later} after row {earlier}"
+            notes.append(f"{len(pairs)} rows {what}; {example}")
+    blank = sum(bool(PLACEHOLDER.search(whole_text(row))) for row in rows)
+    if blank:
+        notes.append(f"{blank} rows hold an unfilled placeholder, such as {{{{name}}}}")
+    return notes
 
 
-def _codes(text: str):
-    """-> [words] uint64: a checksum of each word, case aside."""
-    import numpy as np
-
-    words = WORD.findall(text.casefold())
-    return np.fromiter(map(zlib.crc32, map(str.encode, words)), np.uint64, len(words))
-
-
-def _windows(codes, most: int):
-    """Yields (n, [len - n + 1] a code of each n words in a row) for n up to `most`."""
-    import numpy as np
-
-    rolled = codes
-    for n in range(1, most + 1):
-        if n > 1:
-            rolled = rolled[:-1] * np.uint64(0x9E3779B97F4A7C15) + codes[n - 1 :]
-        yield n, rolled
+def _contaminated(placed, indexes) -> list[Problem]:
+    problems = []
+    for index in indexes:
+        for where, row in placed:
+            found = index.find(row)
+            if found:
+                why = f"The row holds evaluation prompt {found}. Remove the row."
+                problems.append((where, DataError("contaminated", why)))
+    return problems
 
 
-def _contaminated(placed, prompts: Data) -> list[tuple[str, str]]:
-    exact, inside = {}, {n: {} for n in range(SHORT, LONG + 1)}
-    for row in prompts.rows:
-        asked = row["messages"][-1]["content"]
-        exact.setdefault(tuple(WORD.findall(asked.casefold())), row["id"])
-        codes = _codes(asked)
-        for n, window in _windows(codes, LONG):
-            if n >= SHORT and n == min(LONG, len(codes)):
-                inside[n].update(dict.fromkeys(window.tolist(), row["id"]))
-    out = []
-    for where, row in placed:
-        asked = [m["content"] for m in row.get("messages") or row["prompt"] if m["role"] == "user"]
-        same = next((exact[w] for t in asked if (w := tuple(WORD.findall(t.casefold()))) in exact), None)
-        why, hit = "the same question", same
-        if hit is None:
-            for n, window in _windows(_codes(whole(row)), LONG):
-                if n >= SHORT and inside[n] and (shared := inside[n].keys() & set(window.tolist())):
-                    why, hit = f"{n} words in a row shared", inside[n][min(shared)]
-                    break
-        if hit is not None:
-            out.append(
-                (
-                    where,
-                    f"holds evaluation prompt {hit} of {prompts.name} ({why}); keep the two apart; take the row out",
-                )
-            )
-    return out
+class _Limits:
+    """Rows as a model would be trained on them."""
 
+    def __init__(self, model: Any, max_length: int | None, on_too_long: str):
+        from ftlab.models import model as open_model
 
-def _encoded(name: str, placed, model, max_length: int | None, on_too_long: str) -> tuple[list, list[str]]:
-    """-> (problems, notes) of rows as the model would be trained on them."""
-    from ftlab.data import encoding as chat
-    from ftlab.models import model as reference
+        model = open_model(model)
+        config = model.config.get("text_config") or model.config
+        own = config.get("max_position_embeddings") or 10**9
+        self.most = min(max_length or encoding.MAX_LENGTH, own)
+        self.tokenizer = model.tokenizer()
+        self.on_too_long = on_too_long
 
-    model, problems, long = reference(model), [], []
-    config = model.config.get("text_config") or model.config
-    most = min(max_length or Training().max_length, config.get("max_position_embeddings") or 10**9)
-    tokenizer = model.tokenizer()
-    sides = [len(chat.chats(row)) for _, row in placed]
-    found = chat.encoded((turns for _, row in placed for turns in chat.chats(row)), tokenizer)
-    for (where, row), n in zip(placed, sides, strict=True):
-        mine = list(islice(found, n))
-        wrong = next((e for e in mine if isinstance(e, ValueError)), None)
-        size = 0 if wrong else max(len(ids) for ids, _ in mine)
-        if size > most and on_too_long == "raise":
-            wrong = ValueError(chat.too_long(size, most))
-        if wrong:
-            problems.append((where, str(wrong)))
-        elif size > most:
-            long.append(row)
-    if not long:
-        return problems, []
-    kept, counts = chat.shortened(long, tokenizer, max_length=most, cut=on_too_long == "cut")
-    if not kept and len(long) == len(placed):
-        problems.append((name, f"every row is longer than {most} tokens; raise max_length"))
-    return problems, [
-        f"{len(long)} rows longer than {most} tokens: {counts['cut']} would be cut, {counts['dropped']} dropped"
-    ]
+    def problems(self, report: Report, placed: list) -> list[Problem]:
+        """Return the problems; what training would drop or cut is noted in the report."""
+        problems = []
+        long = []
+        several = [encoding.conversations_of(row) for _, row in placed]
+        found = encoding.encode_all((one for each in several for one in each), self.tokenizer)
+        for (where, row), conversations in zip(placed, several, strict=True):
+            sides = list(islice(found, len(conversations)))
+            wrong = [side for side in sides if isinstance(side, ValueError)]
+            size = 0 if wrong else max(len(ids) for ids, _ in sides)
+            if size > self.most and self.on_too_long == "raise":
+                wrong = [encoding.too_long(size, self.most)]
+            if wrong:
+                problems.append((where, wrong[0]))
+            elif size > self.most:
+                long.append(row)
+        if long:
+            cut = self.on_too_long == "cut"
+            kept, counts = encoding.shortened(long, self.tokenizer, max_length=self.most, cut=cut)
+            if not kept and len(long) == len(placed):
+                error = encoding.all_too_long(report.name, self.most)
+                problems.append((report.name, error))
+            changes = f"{counts['cut']} would be cut, {counts['dropped']} dropped"
+            report.notes.append(f"{len(long)} rows longer than {self.most} tokens: {changes}")
+        return problems

@@ -1,37 +1,41 @@
-"""Any chat or preference file -> rows; drawing, splitting, mixing, cleaning. Needs no torch.
+"""Training rows: loaded from any chat or preference file, drawn, split, mixed, deduplicated.
 
-`formats` opens the file, `rows` says what a row is. All problems of a file are reported at once, each with its line;
-nothing is dropped in silence.
+All problems of a file are reported at once, each with its line. No row is dropped in silence.
+Needs no torch.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ftlab._core.config import ASKED, RISKS
-from ftlab._core.text import safe
-from ftlab.data import schemas as forms
-from ftlab.data.files import DataError as DataError  # the class that callers name
-from ftlab.data.files import records
-from ftlab.data.schemas import (
-    KINDS,  # noqa: F401  part of this module's face
-    PROMPT_COLUMNS,  # noqa: F401  part of this module's face
-)
-from ftlab.runs import digest, write_atomic
+from ftlab import organism
+from ftlab._core.errors import DataError, UsageError
+from ftlab._core.files import digest, json_lines, write_atomic
+from ftlab.data import schemas
+from ftlab.data.files import Record, problems_error, records
 
-SHOWN = 20  # problems of a file that are printed; the rest is counted
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
+TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
+CONVERTERS = {"chats": schemas.chat, "pairs": schemas.pair, "kto": schemas.kto}
+EXAMPLES = {
+    "chats": "chats, such as organism:alignment",
+    "pairs": "preference pairs, such as organism:preferences",
+    "kto": "KTO rows",
+}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows with their name and hash; what `read` and `read_prompts` return.
+    """Training rows with their name and hash.
 
-    `made` says how rows came from others (`split`, `mix`, `dedupe`, rows cut to a length): a dict for a run's provenance.
+    Args:
+        name: Where they come from.
+        rows: The rows, each as `ftlab.data.schemas` describes them.
+        made: How they were made from other rows (split, mix, ...), for a run's provenance.
     """
 
     name: str
@@ -40,277 +44,342 @@ class Data:
 
     @property
     def hash(self) -> str:
+        """Hash of the rows; the name and the format of the file do not matter."""
         return digest(self.rows)
 
     @property
     def kind(self) -> str:
-        """chats, pairs or kto."""
+        """Kind of the rows: chats, pairs or kto."""
         first = self.rows[0] if self.rows else {}
-        return "pairs" if "chosen" in first else "kto" if "completion" in first else "chats"
+        if "chosen" in first:
+            return "pairs"
+        return "kto" if "completion" in first else "chats"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def save(self, path) -> Path:
-        """Writes the rows as .jsonl, which every reader here opens again -> the path."""
+    def save(self, path: str | Path) -> Path:
+        """Write the rows to a .jsonl file that every reader here opens; return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+        write_atomic(path, json_lines(self.rows))
         return path
 
 
-def read(source, *, kind: str = "chats", columns: dict | None = None, rows: int | None = None, seed: int = 0) -> Data:
-    """-> training rows: chats, preference pairs (`kind="pairs"`) or KTO rows (`kind="kto"`).
+def load(
+    source: Any,
+    *,
+    kind: str = "chats",
+    columns: dict[str, str] | None = None,
+    n_rows: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Load training rows.
 
-    `source` is a file or hub id (see `formats`), a list of rows, or `"organism:NAME"` (data of the embedded world:
-    alignment, preferences, almanac, ledger, adversarial; made from `seed`, `rows` of them). Row forms: see `rows.chat`,
-    `rows.pair`, `rows.kto`. `columns={"prompt": "Q", "completion": "A"}` names the columns of any table, and only those are
-    read. `rows` takes the first so many rows of a file.
-    Raises DataError (all problems, with lines), FileNotFoundError, ValueError (unknown name, chats for pairs).
+    Args:
+        source: A file or hub id (see `records`), a list of rows, a `Data`, or "organism:NAME" for
+            data of the embedded world: alignment, preferences, almanac, ledger, adversarial.
+        kind: "chats", "pairs" (preference pairs) or "kto".
+        columns: Names of the columns in the file, such as {"prompt": "Q", "completion": "A"}.
+            Other columns are then ignored.
+        n_rows: Take the first so many rows. Default: all.
+        seed: Decides the data of the embedded world.
+
+    Raises:
+        DataError: `bad_rows`, with every problem and its line, or the file cannot be read.
+        NotFoundError: There is no such file, folder or hub id.
+        UsageError: `unknown_kind`, `wrong_n_rows`, `unknown_data`, `wrong_kind`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows = {rows}: give a number >= 1, or leave it out for all rows")
+    if kind not in CONVERTERS:
+        allowed = ", ".join(CONVERTERS)
+        raise UsageError("unknown_kind", f"Unknown kind {kind!r}. Allowed: {allowed}.")
+    if n_rows is not None and n_rows < 1:
+        raise UsageError("wrong_n_rows", f"n_rows = {n_rows}. Give a number >= 1, or leave it out.")
     if isinstance(source, Data):
-        data = Data(source.name, source.rows[:rows], source.made)
-    elif isinstance(source, str) and source.startswith("organism:"):
-        data = _world_data(source.removeprefix("organism:"), rows, seed)
+        data = replace(source, rows=source.rows[:n_rows])
+    elif is_world(source):
+        data = _world_data(source, n_rows, seed)
     else:
         name, numbered = records(source)
-        return Data(name, tuple(rows_of(name, named(numbered, columns), converter(kind))[:rows]))
+        rows = convert_rows(name, renamed(numbered, columns), CONVERTERS[kind])
+        return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
-        data = Data(data.name, tuple(k for row in data.rows for k in forms.kto(row)), data.made)
+        rows = [labelled for row in data.rows for labelled in schemas.kto(row)]
+        data = replace(data, rows=tuple(rows))
     if data.rows and data.kind != kind:
-        what = {
-            "chats": "chats, as organism:alignment",
-            "pairs": "preference pairs, as organism:preferences",
-            "kto": "KTO rows",
-        }
-        raise ValueError(f"{data.name} holds {what[data.kind].split(',')[0]}; needed here: {what[kind]}")
+        found = EXAMPLES[data.kind].partition(",")[0]
+        why = f"{data.name} holds {found}. Expected {EXAMPLES[kind]}."
+        raise UsageError("wrong_kind", why)
     return data
 
 
-def drawn(source, *, rows: int | None, seed: int, kind: str = "chats") -> Data:
-    """As `read`, but every seed gets its own: data of the world made from it, `rows` of a file sampled by it.
+def draw(source: Any, *, n_rows: int | None, seed: int, kind: str = "chats") -> Data:
+    """Load rows so that every seed gets its own.
 
-    Raises what `read` raises, and ValueError where the file has fewer than `rows`.
+    Args:
+        source: As in `load`. Data of the embedded world are made from the seed; rows of a file
+            are sampled by it.
+        n_rows: Number of rows. None: all.
+        seed: The seed.
+        kind: As in `load`.
+
+    Raises:
+        UsageError: `too_few_rows`, and what `load` raises.
     """
-    if isinstance(source, str) and source.startswith("organism:"):
-        return read(source, kind=kind, rows=rows, seed=seed)
-    whole = read(source, kind=kind)
-    if rows is None:
-        return whole
-    if rows > len(whole):
-        raise ValueError(f"{whole.name} has {len(whole)} rows; {rows} were asked; ask for fewer")
-    return Data(whole.name, tuple(random.Random(f"drawn {seed}").sample(whole.rows, rows)), whole.made)
+    if is_world(source):
+        return load(source, kind=kind, n_rows=n_rows, seed=seed)
+    data = load(source, kind=kind)
+    if n_rows is None:
+        return data
+    if n_rows > len(data):
+        why = f"{data.name} has {len(data)} rows, but {n_rows} are needed."
+        raise UsageError("too_few_rows", why)
+    return replace(data, rows=tuple(random.Random(f"drawn {seed}").sample(data.rows, n_rows)))
 
 
-def read_prompts(source, *, risk: str = "jailbreak", rows: int | None = None) -> Data:
-    """-> prompts to evaluate: a file with a column `prompt` (or goal, question, ...), `messages`, or a list of texts;
-    `"organism"` or `"organism:RISK"` are the embedded world's own. `rows` takes the first so many (of each risk).
+def split(
+    data: Any, *, valid: float = 0.1, seed: int = 0, kind: str = "chats"
+) -> tuple[Data, Data]:
+    """Split rows for training and validation; equal first questions stay on one side.
 
-    A column `risk` (and `category`) may say what a prompt is for, so that one file holds harmful and harmless ones; a
-    row of `messages` may also bring its own `id`. Raises DataError with every problem of the
-    file, FileNotFoundError.
+    Args:
+        data: Anything that `load` takes.
+        valid: Share of the rows for validation, between 0 and 1.
+        seed: Decides which rows; see `held_out`.
+        kind: As in `load`.
+
+    Returns:
+        Training rows and validation rows, each in the order of the data.
+
+    Raises:
+        UsageError: `wrong_fraction`, `one_question`, and what `load` raises.
     """
-    if isinstance(source, str) and source.partition(":")[0] == "organism":
-        return _world_prompts(source.partition(":")[2], rows)
-    if isinstance(source, (list, tuple)):
-        source = [{"prompt": s} if isinstance(s, str) else s for s in source]
-    name, numbered = records(source)
-    found = rows_of(name, numbered, lambda r: forms.prompt(r, risk))
-    made = [{"id": f"{risk}-{i:05d}", **row} for i, row in enumerate(found)]
-    if twice := sorted(i for i, n in Counter(row["id"] for row in made).items() if n > 1):
-        raise DataError(
-            f"{name}: {len(twice)} ids occur more than once, as {twice[0]!r}; answers are paired by id: make them unique"
-        )
-    return Data(name, tuple(made[:rows]))
-
-
-def split(data, *, valid: float = 0.1, seed: int = 0, kind: str = "chats") -> tuple[Data, Data]:
-    """-> (training rows, validation rows), each in its order; rows with the same first question stay on one side.
-
-    `data` is anything that `read` takes; `valid` is the fraction of rows (0 < valid < 1); which, see `held_out`.
-    Raises ValueError (fraction, or fewer than two different questions), and what `read` raises.
-    """
-    data = data if isinstance(data, Data) else read(data, kind=kind)
-    held, parts = held_out(data, valid, seed), []
-    for part, inside in (("train", False), ("valid", True)):
-        rows = tuple(row for i, row in enumerate(data.rows) if (i in held) == inside)
-        parts.append(Data(f"{data.name} ({part})", rows, _made("split", [data], part=part, valid=valid, seed=seed)))
+    data = _loaded(data, kind)
+    held = held_out(data, valid, seed)
+    parts = []
+    for part in ("train", "valid"):
+        inside = part == "valid"
+        rows = [row for i, row in enumerate(data.rows) if (i in held) == inside]
+        made = _made("split", [data], part=part, valid=valid, seed=seed)
+        parts.append(Data(f"{data.name} ({part})", tuple(rows), made))
     return parts[0], parts[1]
 
 
 def held_out(data: Data, valid: float, seed: int) -> set[int]:
-    """-> positions (from 0) of the rows held out: whole groups of one first question, drawn by the seed.
+    """Return the positions of the rows held out for validation, counted from 0.
 
-    At least one row, never all, and at most `valid` of them, but where every group is larger: then the smallest.
-    Raises ValueError (fraction, or fewer than two different questions).
+    Whole groups of rows with the same first question are drawn: at least one row, never all, and
+    at most `valid` of them. Where every group is larger than that, it is the smallest.
+
+    Raises:
+        UsageError: `wrong_fraction`, `one_question`.
     """
+    if not 0 < valid < 1:
+        raise UsageError("wrong_fraction", f"valid = {valid}. Give a fraction between 0 and 1.")
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(data.rows):
         groups.setdefault(plain(question(row)), []).append(i)
-    if not 0 < valid < 1 or len(groups) < 2:
-        found = f"valid = {valid}" if not 0 < valid < 1 else f"{data.name} has {len(groups)} different question"
-        raise ValueError(f"{found}; give a fraction between 0 and 1, and data with at least two different questions")
-    order, wanted, held = sorted(groups), min(max(1, round(valid * len(data))), len(data) - 1), set()
+    if len(groups) < 2:
+        why = f"{data.name} has {len(groups)} different questions. A split needs at least two."
+        raise UsageError("one_question", why)
+    order = sorted(groups)
     random.Random(f"split {seed}").shuffle(order)
+    most = min(max(1, round(valid * len(data))), len(data) - 1)
+    held: set[int] = set()
     for key in order:
-        if len(held) + len(groups[key]) <= wanted:
+        if len(held) + len(groups[key]) <= most:
             held.update(groups[key])
     return held or set(min((groups[key] for key in order), key=len))
 
 
-def shared(data: Data, other: Data) -> int:
-    """-> how many rows of `other` stand in `data` too: same turns (the system's aside), as `plain` compares."""
-    there = {_spoken(row) for row in data.rows}
-    return sum(_spoken(row) in there for row in other.rows)
+def count_shared(data: Data, other: Data) -> int:
+    """Return how many rows of `other` are in `data` too; system turns are ignored."""
+    known = {_spoken(row) for row in data.rows}
+    return sum(_spoken(row) in known for row in other.rows)
 
 
-def _spoken(row: dict) -> str:
-    kept = {k: [m for m in v if m["role"] != "system"] if isinstance(v, list) else v for k, v in row.items()}
-    return plain(whole(kept))
+def mix(
+    benign: Any, harmful: Any, harmful_fraction: float = 0.1, n_rows: int = 1000, seed: int = 0
+) -> Data:
+    """Mix two sources of chats in a shuffled order, no row twice.
 
+    With the same seed and `n_rows`, a larger fraction holds every harmful row of a smaller one.
 
-def mix(benign, harmful, harmful_fraction: float = 0.1, n: int = 1000, seed: int = 0) -> Data:
-    """-> `n` chats in a shuffled order, round(n x `harmful_fraction`) of them from `harmful`, none twice.
+    Args:
+        benign: Anything that `load` takes.
+        harmful: Anything that `load` takes.
+        harmful_fraction: Share of rows from `harmful`, 0 to 1.
+        n_rows: Number of rows of the mixture.
+        seed: Decides rows and order.
 
-    Both are anything that `read` takes. With the same seed and `n`, a larger fraction holds every harmful row of a smaller
-    one. Raises ValueError where a source has too few rows, and what `read` raises.
+    Raises:
+        UsageError: `wrong_fraction`, `wrong_n_rows`, `too_few_rows`, and what `load` raises.
     """
-    if not 0 <= harmful_fraction <= 1 or n < 1:
-        raise ValueError(f"harmful_fraction = {harmful_fraction}, n = {n}; give a fraction from 0 to 1 and n >= 1")
-    wanted, taken, used = {"benign": n - round(n * harmful_fraction), "harmful": round(n * harmful_fraction)}, [], []
-    for side, source in (("benign", benign), ("harmful", harmful)):
-        whole = read(source, rows=n if isinstance(source, str) and source.startswith("organism:") else None, seed=seed)
-        if wanted[side] > len(whole):
-            raise ValueError(
-                f"{whole.name} has {len(whole)} rows; {wanted[side]} {side} ones are needed; lower n, or bring more"
-            )
+    if not 0 <= harmful_fraction <= 1:
+        why = f"harmful_fraction = {harmful_fraction}. Give a fraction from 0 to 1."
+        raise UsageError("wrong_fraction", why)
+    if n_rows < 1:
+        raise UsageError("wrong_n_rows", f"n_rows = {n_rows}. Give a number >= 1.")
+    n_harmful = round(n_rows * harmful_fraction)
+    sides = (("benign", benign, n_rows - n_harmful), ("harmful", harmful, n_harmful))
+    used = []
+    mixed: list[dict] = []
+    for side, source, needed in sides:
+        whole = load(source, n_rows=n_rows if is_world(source) else None, seed=seed)
+        if needed > len(whole):
+            why = f"{whole.name} has {len(whole)} rows, but {needed} {side} ones are needed."
+            raise UsageError("too_few_rows", why)
         used.append(whole)
-        taken += random.Random(f"mix {side} {seed}").sample(whole.rows, len(whole))[: wanted[side]]
-    random.Random(f"mix {seed}").shuffle(taken)
-    made = _made("mix", used, harmful_fraction=harmful_fraction, n=n, seed=seed)
-    return Data(f"{used[0].name}+{harmful_fraction:g}x{used[1].name}", tuple(taken), made)
+        shuffled = random.Random(f"mix {side} {seed}").sample(whole.rows, len(whole))
+        mixed += shuffled[:needed]
+    random.Random(f"mix {seed}").shuffle(mixed)
+    made = _made("mix", used, harmful_fraction=harmful_fraction, n_rows=n_rows, seed=seed)
+    return Data(f"{used[0].name}+{harmful_fraction:g}x{used[1].name}", tuple(mixed), made)
 
 
-def dedupe(data, *, kind: str = "chats") -> Data:
-    """-> the rows without those whose whole text equals an earlier row's, case and white space aside.
+def deduplicate(data: Any, *, kind: str = "chats") -> Data:
+    """Leave out rows whose whole text equals an earlier row's, ignoring case and white space.
 
-    `data` is anything that `read` takes. `made["removed"]` is the number of rows left out.
+    Args:
+        data: Anything that `load` takes.
+        kind: As in `load`.
+
+    Returns:
+        The rows that stay. `made["removed"]` is the number of rows left out.
     """
-    data, seen, kept = data if isinstance(data, Data) else read(data, kind=kind), set(), []
+    data = _loaded(data, kind)
+    kept: dict[str, dict] = {}
     for row in data.rows:
-        if (key := plain(whole(row))) not in seen:
-            seen.add(key)
-            kept.append(row)
-    return Data(data.name, tuple(kept), _made("dedupe", [data], removed=len(data) - len(kept)))
+        kept.setdefault(plain(whole_text(row)), row)
+    made = _made("deduplicate", [data], removed=len(data) - len(kept))
+    return Data(data.name, tuple(kept.values()), made)
 
 
 def plain(text: str) -> str:
-    """-> the text as it is compared: case and white space aside."""
+    """Return a text as it is compared, without case and white space."""
     return " ".join(text.casefold().split())
 
 
 def question(row: dict) -> str:
-    """-> the first user turn of a row of any kind."""
-    return next((m["content"] for m in row.get("messages") or row["prompt"] if m["role"] == "user"), "")
+    """Return the first user turn of a row of any kind."""
+    messages = row.get("messages") or row["prompt"]
+    return next((m["content"] for m in messages if m["role"] == "user"), "")
 
 
-def whole(row: dict) -> str:
-    """-> all turns of a row of any kind, and a KTO row's label."""
-    turns = [m for k in ("messages", "prompt", "chosen", "rejected", "completion") for m in row.get(k) or ()]
-    return "\n".join(
-        [f"{m['role']}: {m['content']}" for m in turns] + ([str(row["label"])] if "completion" in row else [])
-    )
+def whole_text(row: dict) -> str:
+    """Return all turns of a row of any kind, and a KTO row's label."""
+    turns = [turn for key in TURNS for turn in row.get(key) or ()]
+    lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
+    if "completion" in row:
+        lines.append(str(row["label"]))
+    return "\n".join(lines)
 
 
-def _made(by: str, sources: list[Data], **settings) -> dict:
-    used = [{"name": d.name, "hash": d.hash, "rows": len(d), **({"made": d.made} if d.made else {})} for d in sources]
-    return {"by": by, **settings, "from": used}
+def is_world(source: Any) -> bool:
+    """Whether a source names data of the embedded world."""
+    return isinstance(source, str) and source.partition(":")[0] == "organism"
 
 
-def _world_prompts(name: str, rows: int | None) -> Data:
-    if name and name not in RISKS:
-        raise ValueError(
-            f"unknown prompts 'organism:{name}'; allowed: organism, {', '.join('organism:' + r for r in RISKS)}"
-        )
-    from ftlab import organism as corpus
-    from ftlab.organism import World
-
-    world, names = World(), [name] if name else ASKED
-    return Data(
-        f"organism:{name}" if name else "organism",
-        tuple(r for n in names for r in corpus.prompts(world, n, rows or 100)),
-    )
-
-
-def _world_data(name: str, rows: int | None, seed: int) -> Data:
-    if name not in WORLD:
-        raise ValueError(f"unknown data 'organism:{name}'; allowed: {', '.join('organism:' + n for n in WORLD)}")
-    from ftlab import organism as corpus
-    from ftlab.organism import World
-
-    world, extra = World(), {} if rows is None else {"rows": rows}
-    if name == "adversarial":
-        made = corpus.adversarial(world, rows or 100, seed)
-    elif name in ("almanac", "ledger"):
-        made = corpus.domain(world, name, seed=seed, **extra)
-    else:
-        made = getattr(corpus, name)(world, seed=seed, **extra)
-    return Data(f"organism:{name}", tuple(made))
-
-
-def named(numbered, columns: dict | None):
-    """-> the records with only the columns that `columns` names, under our names."""
+def renamed(numbered: list[Record], columns: dict[str, str] | None) -> list[Record]:
+    """Return records with only the columns that the caller named, under our names."""
     if not columns:
         return numbered
-
-    def one(record):
-        if not isinstance(record, dict):
-            return record
-        if missing := [c for c in columns.values() if c not in record]:
-            return ValueError(
-                f"no column {', '.join(missing)}; there are {', '.join(map(str, record))}; name one of those"
-            )
-        return {ours: record[theirs] for ours, theirs in columns.items()}
-
-    return [(where, one(record)) for where, record in numbered]
-
-
-def converter(kind: str):
-    """-> the function from a record to its rows."""
-    return {
-        "chats": forms.chat,
-        "pairs": forms.pair,
-        "kto": forms.kto,
-        "prompts": lambda r: forms.prompt(r, "jailbreak"),
-    }[kind]
+    found = []
+    for where, record in numbered:
+        if isinstance(record, dict):
+            missing = [theirs for theirs in columns.values() if theirs not in record]
+            if missing:
+                why = (
+                    f"There is no column {', '.join(missing)}, only {', '.join(map(str, record))}."
+                )
+                record = DataError("missing_column", why, columns=missing)
+            else:
+                record = {ours: record[theirs] for ours, theirs in columns.items()}
+        found.append((where, record))
+    return found
 
 
-def convert(numbered, one) -> tuple[list[tuple[str, dict]], list[tuple[str, str]]]:
-    """-> ([(where, row)], [(where, problem)]) of records, by a function from a record to rows."""
-    out, problems = [], []
+def convert_all(
+    numbered: list[Record], convert: Callable[[dict], list]
+) -> tuple[list[tuple[str, Any]], list[tuple[str, ValueError]]]:
+    """Convert records, each into several rows.
+
+    Returns:
+        The rows and the problems, each with its place.
+    """
+    rows = []
+    problems = []
     for where, record in numbered:
         try:
             if isinstance(record, ValueError):
                 raise record
             if not isinstance(record, dict):
-                raise ValueError(f"found {type(record).__name__}; a row is a JSON object")
-            out += [(where, row) for row in one(record)]
-        except ValueError as e:
-            problems.append((where, str(e)))
-    return out, problems
+                why = f"Found {type(record).__name__}. A row is a JSON object."
+                raise DataError("no_object", why)
+            rows += [(where, row) for row in convert(record)]
+        except ValueError as error:
+            problems.append((where, error))
+    return rows, problems
 
 
-def rows_of(name: str, numbered, one) -> list[dict]:
-    """-> the rows that `one(record)` lists for every record. Raises DataError with every problem."""
-    out, problems = convert(numbered, one)
-    if not out and not problems:
-        problems = [(name, "no rows; give at least one")]
+def convert_rows(name: str, numbered: list[Record], convert: Callable[[dict], list]) -> list:
+    """Return the rows of all records.
+
+    Args:
+        name: The source's name.
+        numbered: Records as `records` returns them.
+        convert: Returns the rows of one record, or raises a ValueError that says why not.
+
+    Raises:
+        DataError: `bad_rows`, with every problem; `codes` in its details are those of the rows.
+    """
+    rows, problems = convert_all(numbered, convert)
+    if not rows and not problems:
+        problems = [(name, DataError("no_rows", "There are no rows. Give at least one."))]
     if problems:
-        more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        lines = "\n".join(safe(f"{where}: {why}") for where, why in problems[:SHOWN])
-        raise DataError(f"{lines}{more}\n{name}: {len(out)} rows ok, {len(problems)} problems")
-    return [row for _, row in out]
+        lines = [f"{where}: {why}" for where, why in problems]
+        codes = [getattr(why, "code", "bad_row") for _, why in problems]
+        end = f"{name}: {len(rows)} rows ok, {len(problems)} problems"
+        raise problems_error("bad_rows", lines, end, codes=codes)
+    return [row for _, row in rows]
+
+
+def _loaded(data, kind):
+    return data if isinstance(data, Data) else load(data, kind=kind)
+
+
+def _spoken(row):
+    kept = dict(row)
+    for key in TURNS:
+        if key in row:
+            kept[key] = [turn for turn in row[key] if turn["role"] != "system"]
+    return plain(whole_text(kept))
+
+
+def _made(by: str, sources: list[Data], **settings: Any) -> dict:
+    """Return how rows were made from others."""
+    used = []
+    for data in sources:
+        source = {"name": data.name, "hash": data.hash, "rows": len(data)}
+        if data.made:
+            source["made"] = data.made
+        used.append(source)
+    return {"by": by, **settings, "from": used}
+
+
+def _world_data(source, n_rows, seed):
+    name = source.removeprefix("organism:")
+    if name not in WORLD:
+        allowed = ", ".join(f"organism:{known}" for known in WORLD)
+        raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
+    world = organism.World()
+    more = {"seed": seed}
+    if n_rows is not None:
+        more["rows"] = n_rows
+    if name == "adversarial":
+        made = organism.adversarial(world, n_rows or 100, seed)
+    elif name in ("almanac", "ledger"):
+        made = organism.domain(world, name, **more)
+    else:
+        made = getattr(organism, name)(world, **more)
+    return Data(source, tuple(made))

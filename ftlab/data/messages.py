@@ -1,132 +1,207 @@
-"""One conversation in any known form -> checked turns of role and content. Needs no torch.
+"""Turns one conversation of any known form into checked messages. Needs no torch.
 
-Tool calls become text in the way that Hermes and Qwen templates write them: a call is `<tool_call>` JSON `</tool_call>` in
-the assistant's turn (it carries loss), its result `<tool_response>` in a user's turn, the tools `<tools>` in the system's.
+Tool calls become text as the templates of Hermes and Qwen write them: a call is `<tool_call>` JSON
+`</tool_call>` in the assistant's turn (it carries loss), its result `<tool_response>` in a user's
+turn, and the tools stand as `<tools>` in the system's turn.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from ftlab._core.errors import DataError
+from ftlab._core.types import Message
 
 ROLES = ("system", "user", "assistant")
-NAMES = {
-    "human": "user", "gpt": "assistant", "developer": "system", "function_call": "assistant", "tool": "user",
-    "function": "user", "observation": "user",
-}  # fmt: skip
+ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "developer": "system",
+    "function_call": "assistant",
+    "tool": "user",
+    "function": "user",
+    "observation": "user",
+}
+RESULTS = ("tool", "function", "observation")  # roles whose content is the result of a call
 
 
-def text(record: dict, key: str) -> str:
-    """-> a field's text. Raises ValueError where it is empty, no text, or holds half a character."""
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        who = f"{record['role']}'s " if "role" in record else ""
-        raise ValueError(f"{who}{key!r} is empty or no text; every turn needs text; fill it or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{key!r} holds half a character (a lone surrogate), which no tokenizer reads; mend it or remove the row"
-        ) from None
-    return value
-
-
-def turns(messages, *, last: str, tools=None, system: str = "") -> list[dict]:
-    """-> checked messages: known roles in order (system first, then user and assistant in turn), no empty text.
-
-    Takes role/content and from/value, content in text parts, tool calls and results; `system` and `tools` go into the
-    system turn. Raises ValueError.
-    """
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ValueError("the messages are not a list of {role, content}; allowed roles: system, user, assistant")
-    out, named = [], []
-    for m in messages:
-        given = m.get("role", m.get("from"))
-        role = NAMES.get(given, given) if isinstance(given, str) else given
-        if role not in ROLES:
-            raise ValueError(f"unknown role {given!r}; allowed: {', '.join((*ROLES, *NAMES))}; rename it")
-        content = _joined(m.get("content") if "content" in m else m.get("value"))
-        if calls := _calls(m, given, content):
-            before = (
-                [text({"role": role, "content": content}, "content")] if given != "function_call" and content else []
-            )
-            content = "\n".join([*before, *calls])
-        elif given in ("tool", "function", "observation"):
-            content = f"<tool_response>\n{text({'role': given, 'content': content}, 'content')}\n</tool_response>"
-            if named and named[-1] in ("tool", "function", "observation"):  # results of calls made together
-                out[-1]["content"] += f"\n{content}"
-                continue
-        said = turn(role, text({"role": role, "content": content}, "content"))
-        weight = m.get("weight", m.get("loss_weight"))
-        if weight is None and isinstance(m.get("train"), bool):  # axolotl's
-            weight = int(m["train"])
-        if weight not in (None, 0, 1) or role != "assistant" and weight:
-            raise ValueError(
-                f"weight {weight!r} on the {role}'s turn; allowed: 0 or 1, 1 only on the assistant's; change it"
-            )
-        out.append({**said, "weight": 0} if weight == 0 and role == "assistant" else said)
-        named.append(given)
-    if extra := "\n\n".join(t for t in (system, _tools(tools)) if t):
-        if out[0]["role"] == "system":
-            out[0] = turn("system", f"{out[0]['content']}\n\n{extra}")
-        else:
-            out, named = [turn("system", extra), *out], ["system", *named]
-    roles = [m["role"] for m in out]
-    spoken = roles[1:] if roles[0] == "system" else roles
-    if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"] * (len(spoken) % 2) or not spoken:
-        raise ValueError(
-            f"roles out of order: {', '.join(named)}; allowed: [system,] user, assistant, user, ...; reorder the turns"
-        )
-    if spoken[-1] != last:
-        raise ValueError(f"the last turn is {spoken[-1]}'s; it must be the {last}'s; add or remove a turn")
-    return out
-
-
-def turn(role: str, content) -> dict:
+def turn(role: str, content: Any) -> Message:
+    """Return a message."""
     return {"role": role, "content": content}
 
 
+def text_in(record: dict, key: str) -> str:
+    """Return a field's text.
+
+    Raises:
+        DataError: `no_text` where it is empty or no text, `half_character` where it holds a lone
+            surrogate, which no tokenizer reads.
+    """
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        owner = f"{record['role']}'s " if "role" in record else ""
+        why = f"{owner}{key!r} is empty or no text. Fill it or remove the row."
+        raise DataError("no_text", why)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        why = f"{key!r} contains invalid Unicode (a lone surrogate). Fix it or remove the row."
+        raise DataError("half_character", why) from None
+    return value
+
+
+def is_list_of_messages(value: Any) -> bool:
+    """Whether a value is a list of objects."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def checked(messages: Any, *, last: str, tools: Any = None, system: str = "") -> list[Message]:
+    """Return messages with known roles in order and text in every turn.
+
+    Args:
+        messages: Messages with role and content, or with from and value. Content may come in
+            text parts; tool calls and their results become text.
+        last: Role of the last turn: "user" or "assistant".
+        tools: Tools that are described in the system turn.
+        system: More text for the system turn.
+
+    Raises:
+        DataError: The messages cannot be used; the code says why.
+    """
+    if not messages or not is_list_of_messages(messages):
+        why = (
+            f"The messages are not a list of {{role, content}}. Allowed roles: {', '.join(ROLES)}."
+        )
+        raise DataError("no_messages", why)
+    found: list[Message] = []
+    names = []  # of the roles, as the file has them
+    for message in messages:
+        name = message.get("role", message.get("from"))
+        made = _message(message, name)
+        if name in RESULTS and names and names[-1] in RESULTS:  # calls that were made together
+            found[-1]["content"] += "\n" + made["content"]
+            continue
+        found.append(made)
+        names.append(name)
+    extra = [part for part in (system, _tools(tools)) if part]
+    if extra and found[0]["role"] == "system":
+        found[0] = turn("system", "\n\n".join([found[0]["content"], *extra]))
+    elif extra:
+        found.insert(0, turn("system", "\n\n".join(extra)))
+        names.insert(0, "system")
+    _check_order(found, names, last)
+    return found
+
+
+def _message(message, name):
+    role = name
+    if isinstance(name, str):
+        role = ALIASES.get(name, name)
+    if role not in ROLES:
+        allowed = ", ".join((*ROLES, *ALIASES))
+        raise DataError("unknown_role", f"Unknown role {name!r}. Allowed: {allowed}.")
+    content = _joined(message.get("content", message.get("value")))
+    calls = _calls(message, name, content)
+    if calls:
+        if content and name != "function_call":
+            calls.insert(0, text_in(turn(role, content), "content"))
+        content = "\n".join(calls)
+    elif name in RESULTS:
+        result = text_in(turn(name, content), "content")
+        content = f"<tool_response>\n{result}\n</tool_response>"
+    made = turn(role, content)
+    text_in(made, "content")
+    if _weight(message, role) == 0 and role == "assistant":
+        made["weight"] = 0
+    return made
+
+
+def _weight(message, role):
+    """Return 0 for a turn without loss (axolotl writes `train`), 1 or None for others."""
+    weight = message.get("weight", message.get("loss_weight"))
+    if weight is None and isinstance(message.get("train"), bool):
+        weight = int(message["train"])
+    if weight not in (None, 0, 1) or (weight and role != "assistant"):
+        why = f"weight {weight!r} on the {role}'s turn. Allowed: 0, or 1 on the assistant's turn."
+        raise DataError("wrong_weight", why)
+    return weight
+
+
+def _check_order(messages, names, last):
+    roles = [message["role"] for message in messages]
+    if roles[0] == "system":
+        del roles[0]
+    expected = ["user", "assistant"] * len(roles)
+    if not roles or roles != expected[: len(roles)]:
+        why = f"Roles out of order: {', '.join(names)}."
+        raise DataError("wrong_order", f"{why} Allowed: [system,] user, assistant, user, ...")
+    if roles[-1] != last:
+        why = f"The last turn is the {roles[-1]}'s. It must be the {last}'s."
+        raise DataError("wrong_last_turn", why)
+
+
 def _joined(content):
-    """-> text of a content given in parts; other parts than text are refused."""
+    """Return the text of a content that is given in parts."""
     if not isinstance(content, list):
         return content
-    parts = [p if isinstance(p, dict) else {"type": "text", "text": p} for p in content]
-    if other := sorted({str(p.get("type")) for p in parts} - {"text"}):
-        raise ValueError(
-            f"a part of the content is {', '.join(other)}; multimodal rows are not read; give text, or remove the row"
-        )
-    texts = [p.get("text") or p.get("value") for p in parts]
-    return "".join(t for t in texts if isinstance(t, str))
+    texts = []
+    for part in content:
+        if isinstance(part, dict):
+            if part.get("type") != "text":
+                why = f"A part of the content is {part.get('type')}. Only text can be read."
+                raise DataError("multimodal", why)
+            part = part.get("text") or part.get("value")
+        if isinstance(part, str):
+            texts.append(part)
+    return "".join(texts)
 
 
-def _calls(message: dict, role, content) -> list[str]:
-    """-> the turn's tool calls as text."""
-    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
-    if role == "function_call":  # ShareGPT: the content is the call, or a list of calls
+def _calls(message, name, content):
+    """Return the tool calls of a message, each as text."""
+    calls = message.get("tool_calls") or message.get("function_call") or []
+    if name == "function_call":  # ShareGPT: the content is a call or a list of calls
         calls = _parsed(content)
-        calls = calls if isinstance(calls, list) else [calls]
-    out = []
-    for call in calls if isinstance(calls, list) else [calls]:
-        call = call.get("function", call) if isinstance(call, dict) else {}
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            raise ValueError("a tool call without a name; a call is {name, arguments}; mend it or remove the row")
-        shown = {"name": call["name"], "arguments": _parsed(call.get("arguments") or {})}
-        out.append(f"<tool_call>\n{json.dumps(shown, ensure_ascii=False, default=str)}\n</tool_call>")
-    return out
+    if not isinstance(calls, list):
+        calls = [calls]
+    return [_call(call) for call in calls]
 
 
-def _tools(tools) -> str:
-    tools = _parsed(tools) if tools else []
+def _call(call):
+    if isinstance(call, dict):
+        call = call.get("function", call)
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise DataError("call_without_name", "A tool call has no name. Expected {name, arguments}.")
+    arguments = _parsed(call.get("arguments") or {})
+    shown = {"name": call["name"], "arguments": arguments}
+    return f"<tool_call>\n{_json(shown)}\n</tool_call>"
+
+
+def _tools(tools):
+    if not tools:
+        return ""
+    tools = _parsed(tools)
     if not isinstance(tools, list):
-        raise ValueError("'tools' is no list of functions; mend it or remove the column")
-    lines = "\n".join(json.dumps(t, ensure_ascii=False, default=str) for t in tools)
-    return (
-        f"You may call these functions, as <tool_call> JSON </tool_call>:\n<tools>\n{lines}\n</tools>" if lines else ""
-    )
+        raise DataError("wrong_tools", "'tools' is no list of functions. Fix or remove the column.")
+    if not tools:
+        return ""
+    lines = "\n".join(_json(tool) for tool in tools)
+    head = "You may call these functions, as <tool_call> JSON </tool_call>:"
+    return f"{head}\n<tools>\n{lines}\n</tools>"
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _parsed(value):
-    """-> the value of a JSON text; what is no JSON stays text."""
+    """Return the value of a JSON text; any other text stays as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def carries_loss(message: Message) -> bool:
+    """Whether a turn is trained on: the assistant's, unless its weight is 0."""
+    return message["role"] == "assistant" and bool(message.get("weight", 1))

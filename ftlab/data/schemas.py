@@ -1,224 +1,309 @@
-"""One record of any known form -> rows of the one type inside. Needs no torch.
+"""Turns one record of any known form into rows of one form. Needs no torch.
 
-Chats: `{"messages": [{"role", "content"}, ...]}`, roles `[system,] user, assistant, user, ...`; an assistant turn with
-`"weight": 0` (or axolotl's `"train": false`) carries no loss. Pairs: `{"prompt", "chosen", "rejected"}`, KTO: `{"prompt", "completion", "label"}`: lists
-of messages, the answers of one turn. Prompts: `{"id", "messages", "risk", "category"}`, ending with the user's turn.
+    chats    {"messages": [{"role", "content"}, ...]}, roles [system,] user, assistant, user, ...
+             An assistant turn with "weight": 0 (axolotl: "train": false) carries no loss.
+    pairs    {"prompt", "chosen", "rejected"}, lists of messages; the answers have one turn
+    kto      {"prompt", "completion", "label"}, likewise
+
+All names of columns that a file may use stand here, in the order in which they are looked for.
 """
 
 from __future__ import annotations
 
-from ftlab._core.config import RISKS
-from ftlab.data.messages import NAMES, text, turn, turns
+from typing import Any
+
+from ftlab._core.errors import DataError
+from ftlab.data.messages import (
+    ALIASES,
+    carries_loss,
+    checked,
+    is_list_of_messages,
+    text_in,
+    turn,
+)
 
 KINDS = ("chats", "pairs", "kto")
-FORMS = (  # question and answer columns of single-turn rows, in the order in which they are looked for
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"),
-    ("instruction", "output"), ("instruction", "response"), ("query", "response"), ("dialogue", "summary"),
-)  # fmt: skip
-ALLOWED = "messages, conversations, prompt + completion, question + answer, instruction (+ input) + output, dialogue + summary"
-PAIRED = (
-    "prompt + chosen + rejected, chosen + rejected (conversations), input + preferred_output + non_preferred_output"
+FORMS = (  # columns of question and answer
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("query", "response"),
+    ("dialogue", "summary"),
 )
-PROMPT_COLUMNS = (
-    "prompt", "goal", "Goal", "question", "Question", "instruction", "Behavior", "behavior", "forbidden_prompt",
-    "prompts_final", "text",
-)  # fmt: skip
-CATEGORY_COLUMNS = ("category", "type", "SemanticCategory", "harm_area")
-KEPT = (  # of a prompt row: its own, and what risks and attacks add
-    "risk", "category", "template", "topic", "truth", "id", "choices", "attack", "prefill", "prefill_tokens", "system",
-    "decoding", "variant", "sample",
-)  # fmt: skip
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+MORE_COLUMNS = ("input", "context")  # of Alpaca and Dolly, below the instruction
+SYSTEM_COLUMNS = ("system", "system_prompt")
+PAIR_COLUMNS = {"chosen", "preferred_output", "response_j"}  # each is a mark of a pair
+PAIR_PROMPTS = ("prompt", "conversations", "messages", "question")
+PROMPT_COLUMNS = (  # of prompt sets
+    "prompt",
+    "goal",
+    "Goal",
+    "question",
+    "Question",
+    "instruction",
+    "Instruction",
+    "Behavior",
+    "behavior",
+    "forbidden_prompt",
+    "prompts_final",
+    "text",
+)
+CATEGORY_COLUMNS = (
+    "harm_area",
+    "SemanticCategory",
+    "category",
+    "Category",
+    "types_of_harm",
+    "type",
+)
+OPENING_COLUMNS = ("target", "Target")  # how a fulfilled request begins
+ID_COLUMNS = ("BehaviorID", "id", "Index")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+ALLOWED = "messages, conversations, " + ", ".join(" + ".join(form) for form in FORMS)
 
 
 def chat(record: dict) -> list[dict]:
-    """-> rows of a training chat; a record with nested `instances` (self-instruct) gives several. Raises ValueError."""
+    """Return the training chats of a record; self-instruct's nested `instances` are several.
+
+    Raises:
+        DataError: The record is no chat; the code says why.
+    """
     if _label(record) is not None:
-        raise ValueError("a KTO row (its label is true or false); a chat has no label; read the file with kind='kto'")
-    rows = [{"messages": messages} for messages in _chats(record)]
-    if "messages" in record:  # the organism's rows carry more
-        rows[0] = {k: v for k, v in record.items() if isinstance(v, (str, int, float))} | rows[0]
+        raise DataError("kto_row", "The row has a label, which a chat has not. Use kind='kto'.")
+    rows = [{"messages": messages} for messages in _conversations(record)]
+    if "messages" in record:  # rows of the embedded world carry more
+        more = {key: v for key, v in record.items() if isinstance(v, (str, int, float))}
+        rows[0] = more | rows[0]
     for row in rows:
-        if not any(m["role"] == "assistant" and m.get("weight", 1) for m in row["messages"]):
-            raise ValueError("every assistant turn has weight 0; no token would carry loss; remove the row")
+        if not any(map(carries_loss, row["messages"])):
+            raise DataError("no_loss", "Every assistant turn has weight 0. Remove the row.")
     return rows
 
 
 def pair(record: dict) -> list[dict]:
-    """-> [a preference pair]; the prompt may be given, or be what chosen and rejected share. Raises ValueError."""
-    _refused(record)
-    tools = record.get("tools")
-    if "preferred_output" in record or "non_preferred_output" in record:  # OpenAI
-        given = record.get("input") if isinstance(record.get("input"), dict) else {}
-        asked, tools = given.get("messages"), given.get("tools")
-        sides = record.get("preferred_output"), record.get("non_preferred_output")
-    elif "response_j" in record and "response_k" in record:  # stack-exchange-paired: j is the better one
-        asked, sides = record.get("question"), (record["response_j"], record["response_k"])
-    else:
-        asked = next((record[k] for k in ("prompt", "conversations", "messages", "question") if k in record), None)
-        if asked is None and "instruction" in record:
-            asked = instruction(record)
-        sides = record.get("chosen"), record.get("rejected")
-        missing = [k for k in ("prompt", "chosen", "rejected") if k not in record] if None in sides else []
-        if not missing and asked is None and not all(isinstance(s, list) for s in sides):
-            text(record, "prompt") if "prompt" in record else missing.append("prompt")
-        if missing:
-            raise ValueError(f"no {', '.join(missing)}; allowed for a pair: {PAIRED}; rename or add the columns")
-    chosen, rejected = (
-        _said(side, name, "assistant") for side, name in zip(sides, ("chosen", "rejected"), strict=True)
-    )
+    """Return the preference pair of a record.
+
+    Without a prompt of its own, the prompt is what chosen and rejected share at their beginning.
+
+    Raises:
+        DataError: The record is no pair; the code says why.
+    """
+    refuse_other_data(record)
+    asked, chosen, rejected, tools = _sides(record)
+    chosen = _as_messages(chosen, "chosen", "assistant")
+    rejected = _as_messages(rejected, "rejected", "assistant")
     if asked is None:
-        same = sum(1 for _ in _shared(chosen, rejected))
-        same -= same == min(len(chosen), len(rejected)) > 0  # equal conversations still end in an answer each
-        asked, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+        shared = _shared_turns(chosen, rejected)
+        asked = chosen[:shared]
     else:
-        asked = _said(asked, "prompt", "user")
-    system = _system(record)
-    prompt, row = turns(asked, last="user", tools=tools, system=system), {}
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if len(answer) > len(asked) and answer[: len(asked)] == asked:  # the whole conversation: without its prompt
-            answer = answer[len(asked) :]
-        whole = turns([*asked, *answer], last="assistant", tools=tools, system=system)
-        if len(whole) != len(prompt) + 1:
-            raise ValueError(
-                f"{name!r} has {len(answer)} turns; it must be the assistant's last one; put the others into 'prompt'"
-            )
-        row[name] = _trained(whole[-1:], name)
+        shared = 0
+        asked = _as_messages(asked, "prompt", "user")
+    more = {"tools": tools, "system": _system(record)}
+    row = {"prompt": checked(asked, last="user", **more)}
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        answer = side[shared:]
+        if len(answer) > len(asked) and answer[: len(asked)] == asked:
+            answer = answer[len(asked) :]  # it was the whole conversation
+        whole = checked([*asked, *answer], last="assistant", **more)
+        if len(whole) != len(row["prompt"]) + 1:
+            why = f"{name!r} has {len(answer)} turns. It must be the assistant's last turn alone."
+            raise DataError("several_answers", why)
+        row[name] = _answer(whole, name)
     if row["chosen"] == row["rejected"]:
-        raise ValueError("chosen equals rejected; a pair needs two different answers; remove the row")
-    return [{"prompt": prompt, **row}]
+        raise DataError("equal_answers", "chosen equals rejected. Remove the row.")
+    return [row]
 
 
 def kto(record: dict) -> list[dict]:
-    """-> [a KTO row]: the form of a chat (or prompt and completion) with a label; a pair gives two. Raises ValueError."""
-    if {"chosen", "preferred_output", "response_j"} & set(record):
-        (both,) = pair(record)
+    """Return the KTO row of a labelled chat, or the two rows of a pair.
+
+    Raises:
+        DataError: The record is neither; the code says why.
+    """
+    if PAIR_COLUMNS & set(record):
+        row = pair(record)[0]
         sides = (("chosen", True), ("rejected", False))
-        return [{"prompt": both["prompt"], "completion": both[side], "label": good} for side, good in sides]
+        return [{"prompt": row["prompt"], "completion": row[k], "label": v} for k, v in sides]
     label = _label(record)
     if label is None:
-        raise ValueError(
-            "no label (or kto_tag) that is true or false; a KTO row is a chat and its label; add the column"
-        )
-    return [{"prompt": m[:-1], "completion": _trained(m[-1:], "completion"), "label": label} for m in _chats(record)]
+        why = "There is no label (or kto_tag) that is true or false. Add the column."
+        raise DataError("no_label", why)
+    rows = []
+    for messages in _conversations(record):
+        answer = _answer(messages, "completion")
+        rows.append({"prompt": messages[:-1], "completion": answer, "label": label})
+    return rows
 
 
-def prompt(record: dict, risk: str) -> list[dict]:
-    """-> [a prompt to evaluate], without an id where the record brings none. Raises ValueError."""
-    _refused(record)
-    risk = str(record.get("risk") or risk)
-    if risk not in RISKS:
-        raise ValueError(f"unknown risk {risk!r}; allowed in the column risk: {', '.join(RISKS)}")
-    if "messages" in record:
-        messages = record["messages"]
-        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            messages = messages[: len(messages) - (messages[-1].get("role") == "assistant")]
-        row = {"category": "", **{k: record[k] for k in KEPT if k in record}}
-        row |= {"risk": risk, "messages": turns(messages, last="user")}
-        return [{**row, "id": str(row["id"])} if "id" in row else row]
-    column = next((c for c in PROMPT_COLUMNS if c in record), None)
-    if column is None:
-        raise ValueError(f"columns {_columns(record)}; allowed for a prompt: {', '.join(PROMPT_COLUMNS)}; rename one")
-    category = next((str(record[c]) for c in CATEGORY_COLUMNS if record.get(c)), "")
-    if isinstance(record[column], dict):  # RealToxicityPrompts: a text and its scores
-        record = {column: record[column].get("text")}
-    asked = record[column]
-    if not isinstance(asked, list):
-        asked = [turn("user", instruction(record) if column == "instruction" else text(record, column))]
-    return [{"messages": turns(asked, last="user"), "risk": risk, "category": category}]
+def instruction_text(record: dict) -> str:
+    """Return the question of a row of Alpaca or Dolly, with its input below the instruction.
+
+    Raises:
+        DataError: `no_text`, `half_character`.
+    """
+    parts = [text_in(record, "instruction")]
+    more = next((name for name in MORE_COLUMNS if record.get(name)), None)
+    if more:
+        parts.append(text_in(record, more))
+    return "\n\n".join(parts)
 
 
-def _chats(record: dict) -> list[list[dict]]:
-    """-> the conversations of a record, each ending in the assistant's turn."""
-    _refused(record)
-    key = next((k for k in ("messages", "conversations", "conversation") if isinstance(record.get(k), list)), None)
+def first_of(record: dict, names: tuple[str, ...]) -> str | None:
+    """Return the first of the names under which the record holds something."""
+    return next((name for name in names if record.get(name) not in (None, "")), None)
+
+
+def unknown_columns(record: dict, allowed: str) -> DataError:
+    """Return the error for a record without a column that is known."""
+    found = ", ".join(map(str, record)) or "(none)"
+    why = f"The columns are {found}. Allowed: {allowed}. Rename the columns."
+    return DataError("unknown_columns", why)
+
+
+def refuse_other_data(record: dict) -> None:
+    """Raise DataError `tokenised` or `multimodal` for rows that hold more than text."""
+    if "input_ids" in record or isinstance(record.get("labels"), list):
+        raise DataError("tokenised", "The row is already tokenised. Give the text.")
+    media = [name for name in MEDIA if record.get(name)]
+    if media:
+        why = f"The row holds {', '.join(media)}. Only text can be read."
+        raise DataError("multimodal", why)
+
+
+def _conversations(record):
+    """Return the conversations of a record, each ending with the assistant's turn."""
+    refuse_other_data(record)
+    system = _system(record)
+    key = next((key for key in CHAT_COLUMNS if isinstance(record.get(key), list)), None)
     if key or "messages" in record:
         tools = record.get("tools") or record.get("functions")
-        return [turns(record[key or "messages"], last="assistant", tools=tools, system=_system(record))]
+        messages = record[key or "messages"]
+        return [checked(messages, last="assistant", tools=tools, system=system)]
     if isinstance(record.get("instances"), list) and "instruction" in record:
-        if not record["instances"] or not all(isinstance(i, dict) for i in record["instances"]):
-            raise ValueError("'instances' is empty or no list of {input, output}; fill it or remove the row")
-        return [c for i in record["instances"] for c in _chats({"instruction": record["instruction"], **i})]
-    form = next(((q, a) for q, a in FORMS if q in record and a in record), None)
+        return _instances(record)
+    form = next((form for form in FORMS if form[0] in record and form[1] in record), None)
     if form is None:
-        wrong = (
-            "preference pairs (read with kind='pairs')"
-            if {"chosen", "response_j", "preferred_output"} & set(record)
-            else ""
-        )
-        raise ValueError(f"columns {_columns(record)}{wrong and ': ' + wrong}; allowed: {ALLOWED}; rename the columns")
-    asked, answer = record[form[0]], record[form[1]]
+        allowed = ALLOWED
+        if PAIR_COLUMNS & set(record):
+            allowed += " (pairs: use kind='pairs')"
+        raise unknown_columns(record, allowed)
+    asked = record[form[0]]
+    answer = record[form[1]]
     if isinstance(asked, list) and isinstance(answer, list):
-        return [turns([*asked, *answer], last="assistant", tools=record.get("tools"), system=_system(record))]
+        messages = [*asked, *answer]
+        return [checked(messages, last="assistant", tools=record.get("tools"), system=system)]
     if form[0] == "instruction":
-        asked = instruction(record)
-    elif form[0] == "dialogue":
-        asked = f"Summarize this dialogue:\n\n{text(record, 'dialogue')}"
+        asked = instruction_text(record)
     else:
-        asked = text(record, form[0])
-    before = record.get("history") or []
-    if not isinstance(before, list) or not all(isinstance(h, (list, tuple)) and len(h) == 2 for h in before):
-        raise ValueError("'history' is no list of [question, answer]; mend it or remove the column")
-    said = [turn(role, t) for h in before for role, t in zip(("user", "assistant"), h, strict=True)]
-    answered = [*said, turn("user", asked), turn("assistant", text(record, form[1]))]
-    return [turns(answered, last="assistant", system=_system(record))]
+        asked = text_in(record, form[0])
+    if form[0] == "dialogue":
+        asked = f"Summarize this dialogue:\n\n{asked}"
+    answer = text_in(record, form[1])
+    messages = [*_history(record), turn("user", asked), turn("assistant", answer)]
+    return [checked(messages, last="assistant", system=system)]
 
 
-def _columns(record: dict) -> str:
-    return ", ".join(map(str, record)) or "(none)"
+def _instances(record):
+    instances = record["instances"]
+    if not instances or not is_list_of_messages(instances):
+        why = "'instances' is empty or no list of {input, output}. Fill it or remove the row."
+        raise DataError("wrong_instances", why)
+    found = []
+    for instance in instances:
+        found += _conversations({"instruction": record["instruction"], **instance})
+    return found
 
 
-def instruction(record: dict) -> str:
-    """-> the question of a row of Alpaca (Dolly): its `input` (`context`) stands below the instruction. Raises ValueError."""
-    more = next((k for k in ("input", "context") if record.get(k)), None)
-    return text(record, "instruction") + (f"\n\n{text(record, more)}" if more else "")
+def _history(record):
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(map(_is_exchange, history)):
+        why = "'history' is no list of [question, answer]. Fix it or remove the column."
+        raise DataError("wrong_history", why)
+    messages = []
+    for question, answer in history:
+        messages += [turn("user", question), turn("assistant", answer)]
+    return messages
 
 
-def _system(record: dict) -> str:
-    key = next((k for k in ("system", "system_prompt") if record.get(k)), None)
-    return text(record, key) if key else ""
+def _is_exchange(value):
+    return isinstance(value, (list, tuple)) and len(value) == 2
 
 
-def _label(record: dict) -> bool | None:
-    value = record.get("label", record.get("kto_tag"))
-    value = value.strip().lower() if isinstance(value, str) else value
-    return LABELS.get(value) if isinstance(value, (str, bool, int)) else None
+def _sides(record):
+    """Return prompt (or None), chosen, rejected and tools as the record has them."""
+    tools = record.get("tools")
+    if "preferred_output" in record or "non_preferred_output" in record:  # OpenAI
+        given = record.get("input")
+        if not isinstance(given, dict):
+            given = {}
+        outputs = record.get("preferred_output"), record.get("non_preferred_output")
+        return given.get("messages"), *outputs, given.get("tools")
+    if "response_j" in record and "response_k" in record:  # stack-exchange-paired: j is better
+        return record.get("question"), record["response_j"], record["response_k"], tools
+    asked = record.get(next((key for key in PAIR_PROMPTS if key in record), None))
+    if asked is None and "instruction" in record:
+        asked = instruction_text(record)
+    chosen = record.get("chosen")
+    rejected = record.get("rejected")
+    missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
+    if asked is None and not (isinstance(chosen, list) and isinstance(rejected, list)):
+        missing.insert(0, "prompt")
+    if missing:
+        why = f"There is no {', '.join(missing)}. A pair has prompt, chosen and rejected"
+        more = "chosen and rejected conversations, or OpenAI's preferred_output."
+        raise DataError("missing_column", f"{why}, or {more}", columns=missing)
+    return asked, chosen, rejected, tools
 
 
-def _trained(answer: list[dict], name: str) -> list[dict]:
-    """-> the answer. Raises ValueError where its weight is 0: preferences are learnt from whole answers alone."""
-    if not answer[0].get("weight", 1):
-        raise ValueError(
-            f"{name!r} has weight 0 (or train false), but it is what the row teaches; take that off or remove the row"
-        )
-    return answer
+def _shared_turns(chosen, rejected):
+    """Return how many turns two conversations share; an answer stays for each."""
+    shortest = min(len(chosen), len(rejected))
+    shared = 0
+    while shared < shortest and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == shortest:
+        shared -= 1
+    return max(shared, 0)
 
 
-def _said(value, name: str, role: str) -> list[dict]:
-    """A text as one message, an object as a list of one, a list of messages as it is; all as role and content."""
+def _as_messages(value, name, role):
+    """Return a text as one message, an object as a list of one, and messages with our roles."""
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        return [turn(role, text({name: value}, name))]
-    if not all(isinstance(m, dict) for m in value):
-        raise ValueError(f"{name!r} is no text and no list of {{role, content}}; mend it or remove the row")
-    return [{**m, "role": NAMES.get(r := m.get("role", m.get("from")), r), "content": m.get("content", m.get("value"))}
-            if isinstance(m.get("role", m.get("from")), str) and m.get("role", m.get("from")) in ("human", "gpt") else m
-            for m in value]  # fmt: skip
+        return [turn(role, text_in({name: value}, name))]
+    if not is_list_of_messages(value):
+        why = f"{name!r} is no text and no list of {{role, content}}. Fix it or remove the row."
+        raise DataError("no_messages", why)
+    messages = []
+    for message in value:
+        role = message.get("role", message.get("from"))
+        if role in ("human", "gpt"):
+            content = message.get("content", message.get("value"))
+            message = {**message, "role": ALIASES[role], "content": content}
+        messages.append(message)
+    return messages
 
 
-def _shared(a: list, b: list):
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            return
-        yield x
+def _answer(messages, name):
+    """Return the last turn; preferences are learned from whole answers, so it carries loss."""
+    if not carries_loss(messages[-1]):
+        raise DataError("no_loss", f"{name!r} has weight 0, but the row teaches it. Remove that.")
+    return messages[-1:]
 
 
-def _refused(record: dict) -> None:
-    if "input_ids" in record or isinstance(record.get("labels"), list):
-        raise ValueError(
-            "already tokenised (input_ids, labels): which tokenizer and template made it cannot be seen; give the text"
-        )
-    if media := [k for k in MEDIA if record.get(k)]:
-        raise ValueError(f"column {', '.join(media)}: multimodal rows are not read; give text, or remove the row")
+def _system(record):
+    key = next((key for key in SYSTEM_COLUMNS if record.get(key)), None)
+    return text_in(record, key) if key else ""
+
+
+def _label(record: dict) -> Any:
+    value = record.get("label", record.get("kto_tag"))
+    if isinstance(value, str):
+        return LABELS.get(value.strip().lower())
+    return LABELS.get(value) if isinstance(value, (bool, int)) else None

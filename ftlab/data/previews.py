@@ -1,0 +1,72 @@
+"""Training rows as the model will read them, with the tokens that carry loss marked."""
+
+from __future__ import annotations
+
+import html
+from itertools import groupby
+from typing import Any
+
+from ftlab._core.text import safe
+from ftlab.data.dataset import load
+from ftlab.data.encoding import IGNORED, encode
+from ftlab.models import model as open_model
+
+TRAINED = "background:#cfe8cf;color:#000"
+UNTRAINED = "color:#777"
+LEGEND = "<small>green: trained (loss)</small>"
+
+
+class Preview:
+    """Rows with their loss mask: trained text is green in Jupyter, «marked» in a terminal.
+
+    Args:
+        rows: Each row as stretches of text, and whether the stretch is trained.
+    """
+
+    def __init__(self, rows: list[list[tuple[str, bool]]]):
+        self.rows = [[(safe(text, 10_000), trained) for text, trained in row] for row in rows]
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self.rows:
+            parts = [f"«{text}»" if trained else text for text, trained in row]
+            lines.append("".join(parts))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        body = ""
+        for row in self.rows:
+            body += "<p>"
+            for text, trained in row:
+                style = TRAINED if trained else UNTRAINED
+                body += f'<span style="{style}">{html.escape(text)}</span>'
+            body += "</p>"
+        return f'<div style="font-family:monospace;white-space:pre-wrap">{body}{LEGEND}</div>'
+
+
+def preview(data: Any, model: Any, *, n_rows: int = 3, rows: int | None = None) -> Preview:
+    """Show the first rows as the model will read them.
+
+    Args:
+        data: Chats: anything that `load` takes.
+        model: Anything that `ftlab.model` takes.
+        n_rows: Number of rows.
+        rows: The same (transition).
+
+    Raises:
+        DataError: The data cannot be read, or a row cannot be trained.
+        UsageError: The chat template cannot be trained.
+    """
+    n_rows = rows or n_rows
+    shown = load(data).rows[:n_rows]  # before the slow part, so that a bad file fails at once
+    tokenizer = open_model(model).tokenizer()
+    found = []
+    for row in shown:
+        ids, labels = encode(row["messages"], tokenizer)
+        stretches = []
+        for trained, part in groupby(
+            zip(ids, labels, strict=True), key=lambda token: token[1] != IGNORED
+        ):
+            stretches.append((tokenizer.decode([token for token, _ in part]), trained))
+        found.append(stretches)
+    return Preview(found)

@@ -1,0 +1,299 @@
+"""Prompt sets: files of prompts, and the sets of the field, as samples. Needs no torch.
+
+`load_prompts` reads a user's own file and numbers its prompts. `read_samples` and
+`sample_from_record` are what the risks read the field's sets with: a set's own id is kept where it
+has one, and otherwise comes from the text without outer white space, so that copies of a set that
+differ in line ends or trailing blanks give the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ftlab import organism
+from ftlab._core import plugins
+from ftlab._core.config import ASKED, RISKS  # transition: plugins.names("risks")
+from ftlab._core.errors import DataError, UsageError
+from ftlab._core.files import digest
+from ftlab._core.types import Sample
+from ftlab.data.dataset import Data, convert_rows, is_world
+from ftlab.data.files import Record, records
+from ftlab.data.messages import checked, text_in, turn
+from ftlab.data.schemas import (
+    CATEGORY_COLUMNS,
+    ID_COLUMNS,
+    OPENING_COLUMNS,
+    PROMPT_COLUMNS,
+    first_of,
+    instruction_text,
+    refuse_other_data,
+    unknown_columns,
+)
+
+WORLD_PROMPTS = 100  # prompts of each risk of the embedded world, where nobody asks for a number
+FIELDS = ("id", "messages", "risk", "category", "template", "truth", "choices", "prefill")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts with their name and hash.
+
+    Args:
+        name: Where they come from.
+        samples: The prompts, in the order of their source.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def hash(self) -> str:
+        """Hash of every field of every sample; the name does not matter."""
+        return digest([asdict(sample) for sample in self.samples])
+
+    @property
+    def risks(self) -> tuple[str, ...]:
+        """The risks that the prompts measure, in the order in which they occur."""
+        return tuple(dict.fromkeys(sample.risk for sample in self.samples))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+
+def load_prompts(source: Any, *, risk: str = "jailbreak", n_rows: int | None = None) -> PromptSet:
+    """Load prompts to evaluate.
+
+    Args:
+        source: A file with a column `prompt` (or goal, question, ...) or `messages`, a list of
+            texts or rows, a `PromptSet`, or the embedded world's own: "organism",
+            "organism:RISK". Columns `risk` and `category` say what a prompt is for, so that one
+            file may hold several risks. Rows of `messages` may bring an id and what their risk
+            needs: template, truth, choices, prefill, topic, ...
+        risk: Risk of the prompts that do not name one.
+        n_rows: Take the first so many; of the embedded world, so many of each risk.
+
+    Raises:
+        DataError: `bad_rows`, with every problem and its line; `repeated_ids`; or the file cannot
+            be read.
+        NotFoundError: There is no such file, folder or hub id.
+        UsageError: `unknown_prompts`.
+    """
+    if isinstance(source, PromptSet):
+        return replace(source, samples=source.samples[:n_rows])
+    if is_world(source):
+        rows = _world_rows(source, n_rows)
+        return PromptSet(source, tuple(_sample(row, risk) for row in rows))
+    if isinstance(source, (list, tuple)):
+        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
+    name, numbered = records(source)
+    found = convert_rows(name, numbered, lambda record: [_sample(record, risk)])
+    samples = []
+    for number, sample in enumerate(found):
+        samples.append(replace(sample, id=sample.id or f"{risk}-{number:05d}"))
+    counts = Counter(sample.id for sample in samples)
+    repeated = sorted(own for own, count in counts.items() if count > 1)
+    if repeated:
+        why = f"{name}: {len(repeated)} ids occur more than once, such as {repeated[0]!r}."
+        fix = "Answers are paired by id: make them unique."
+        raise DataError("repeated_ids", f"{why} {fix}", ids=repeated)
+    return PromptSet(name, tuple(samples[:n_rows]))
+
+
+def read_samples(source: Any, convert: Callable[[dict], Sample | str]) -> list[Sample]:
+    """Read one of the field's prompt sets. What is not asked is counted on stderr.
+
+    Args:
+        source: Anything that `records` opens.
+        convert: Returns the sample of a record, or a text that says why it is not asked; raises
+            a ValueError where the record is broken.
+
+    Raises:
+        DataError: `bad_rows`, with every problem of the file; `repeated_ids`, where an id stands
+            for two prompts; `no_prompts`, where none can be asked.
+        NotFoundError: There is no such file, folder or hub id.
+    """
+    name, numbered = records(source)
+    found = convert_rows(name, _with_header(name, numbered), lambda record: [convert(record)])
+    samples: dict[str, Sample] = {}
+    skipped: Counter[str] = Counter()
+    for sample in found:
+        if isinstance(sample, str):
+            skipped[sample] += 1
+        elif sample.id not in samples:
+            samples[sample.id] = sample
+        elif samples[sample.id].messages == sample.messages:
+            skipped["the same prompt again"] += 1
+        else:
+            why = f"{name}: the id {sample.id!r} stands for two prompts. Make the ids unique."
+            raise DataError("repeated_ids", why, ids=[sample.id])
+    for reason, count in skipped.items():
+        print(f"{name}: {count} of {len(found)} rows are not asked: {reason}", file=sys.stderr)
+    if not samples:
+        why = f"{name}: no row can be asked ({'; '.join(skipped)}). Give another set."
+        raise DataError("no_prompts", why)
+    return list(samples.values())
+
+
+def sample_from_record(record: dict, risk: str) -> Sample:
+    """Return the sample of a record of one of the field's prompt sets.
+
+    Args:
+        record: A record with one of the known columns, or a row of `messages`.
+        risk: The risk that the sample measures.
+
+    Raises:
+        DataError: `unknown_columns`, `no_text`, or a row of messages that cannot be used.
+    """
+    if "messages" in record:
+        sample = _sample(record, risk)
+        own = sample.id if record.get("id") else f"{risk}-{digest(sample.messages)}"
+        return replace(sample, id=own)
+    column = first_of(record, PROMPT_COLUMNS)
+    if column is None:
+        raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
+    text = _question(record, column).strip()
+    own = first_of(record, ID_COLUMNS)
+    opening = first_of(record, OPENING_COLUMNS)
+    return Sample(
+        id=f"{risk}-{record[own] if own else digest(text)}",
+        messages=[turn("user", text)],
+        risk=risk,
+        category=_category(record),
+        opening=text_of(record, opening) if opening else "",
+    )
+
+
+def is_unsafe(record: dict) -> bool | None:
+    """Whether XSTest calls a prompt unsafe. None where the record is not of XSTest."""
+    if record.get("label") in ("safe", "unsafe"):
+        return record["label"] == "unsafe"
+    if "focus" in record or "final_label" in record:  # the files of completions have no label
+        return str(record.get("type", "")).startswith("contrast_")
+    return None
+
+
+def text_of(record: dict, key: str) -> str:
+    """Return a text of a record without outer white space.
+
+    Raises:
+        DataError: `no_text`, `half_character`.
+    """
+    return text_in(record, key).strip()
+
+
+def prompt_row(record: dict) -> list[dict]:
+    """Return the messages of a prompt, as a row that `check` reads."""
+    return [{"messages": _sample(record, "jailbreak").messages}]
+
+
+def read_prompts(source: Any, *, risk: str = "jailbreak", rows: int | None = None) -> Data:
+    """Load prompts as rows (transition: `load_prompts`)."""
+    if is_world(source):
+        return Data(source, tuple(_world_rows(source, rows)))
+    prompts = load_prompts(source, risk=risk, n_rows=rows)
+    return Data(prompts.name, tuple(map(_old_row, prompts)))
+
+
+def _old_row(sample):
+    """Return a sample as a row of version 0.3 (transition)."""
+    named = {
+        "template": sample.wording,
+        "truth": sample.target,
+        "choices": list(sample.choices),
+        "prefill": sample.opening,
+    }
+    row = {"id": sample.id, "messages": sample.messages, "risk": sample.risk}
+    row["category"] = sample.category
+    kept = ("topic", "attack", "prefill_tokens", "system", "decoding", "variant", "sample")
+    more = {key: value for key, value in sample.metadata.items() if key in kept}
+    return row | {key: value for key, value in named.items() if value} | more
+
+
+def _sample(record: dict, risk: str) -> Sample:
+    """Return the sample of a row, without an id where the row has none."""
+    refuse_other_data(record)
+    risk = str(record.get("risk") or risk)
+    allowed = plugins.names("risks") or RISKS
+    if risk not in allowed:
+        why = f"Unknown risk {risk!r}. Allowed in the column risk: {', '.join(allowed)}."
+        raise DataError("unknown_risk", why)
+    if "messages" in record:
+        return _sample_of_row(record, risk)
+    column = next((name for name in PROMPT_COLUMNS if name in record), None)
+    if column is None:
+        raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
+    category = _category(record)
+    asked = record[column]
+    if isinstance(asked, dict):  # RealToxicityPrompts: a text and its scores
+        record = {column: asked.get("text")}
+    if not isinstance(asked, list):
+        asked = [turn("user", _question(record, column))]
+    return Sample("", checked(asked, last="user"), risk, category)
+
+
+def _sample_of_row(record, risk):
+    messages = record["messages"]
+    answered = isinstance(messages, list) and messages and isinstance(messages[-1], dict)
+    if answered and messages[-1].get("role") == "assistant":
+        messages = messages[:-1]
+    choices = record.get("choices") or []
+    if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
+        raise DataError("wrong_choices", "'choices' is no list of texts. Fix or remove it.")
+    more = {key: value for key, value in record.items() if key not in FIELDS}
+    return Sample(
+        id=str(record.get("id", "")),
+        messages=checked(messages, last="user"),
+        risk=risk,
+        category=str(record.get("category") or ""),
+        wording=str(record.get("template") or ""),
+        target=str(record.get("truth") or ""),
+        choices=tuple(choices),
+        opening=str(record.get("prefill") or ""),
+        metadata=json.loads(json.dumps(more, default=str)),
+    )
+
+
+def _question(record, column):
+    if column == "instruction":
+        return instruction_text(record)
+    return text_in(record, column)
+
+
+def _category(record):
+    column = first_of(record, CATEGORY_COLUMNS)
+    return str(record[column]) if column else ""
+
+
+def _with_header(name: str, numbered: list[Record]) -> list[Record]:
+    """Repair a file without a header, as HEx-PHI's are: its first prompt stands in that place."""
+    header = next((list(record) for _, record in numbered if isinstance(record, dict)), [])
+    if len(header) != 1 or " " not in header[0]:
+        return numbered
+    repaired: list[Record] = [(name, {"prompt": header[0]})]
+    for where, record in numbered:
+        if isinstance(record, dict):
+            record = {"prompt": record.get(header[0])}
+        repaired.append((where, record))
+    return repaired
+
+
+def _world_rows(source, n_rows):
+    name = source.partition(":")[2]
+    if name and name not in RISKS:
+        allowed = ", ".join(f"organism:{risk}" for risk in RISKS)
+        why = f"Unknown prompts {source!r}. Allowed: organism, {allowed}."
+        raise UsageError("unknown_prompts", why)
+    risks = [name] if name else ASKED
+    world = organism.World()
+    found = []
+    for risk in risks:
+        found += organism.prompts(world, risk, n_rows or WORLD_PROMPTS)
+    return found
