@@ -1,4 +1,9 @@
-"""The face of this room."""
+"""Rates, paired comparisons, curves and agreement, each with an interval. Needs numpy and scipy only.
+
+An event is 1 (it happened), 0 (it did not) or NaN (unscored: it leaves the count and never counts
+as safe). Shapes: N answers, P prompts, S training seeds, K evaluated steps, C clusters. All seeds
+answer the same prompts, and variants of one prompt (attacks, repeats) share a cluster id.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "curves": [
-            "Band",
-            "bands",
-            "crossing",
-            "first_all",
-        ],
-        "rates": [
-            "_quantile",
-            "_tail",
-            "_wilson",
-            "holm",
-            "paired",
-            "rate",
-            "upper_bound_when_none",
-        ],
+        "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
+        "comparison": ["Paired", "holm", "paired"],
+        "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
+        "rates": ["Rate", "quantile", "rate", "tail", "upper_bound_when_none", "wilson"],
+        "variance": ["FEWEST_SEEDS"],
     },
 )

@@ -1,7 +1,4 @@
-"""Statistics of curves: bands over steps, the step at which a ratio is passed or every prompt shows the event.
-
-Shapes and words as in `stats`: P prompts, S training seeds, K evaluated steps; all seeds answer the same prompts.
-"""
+"""Curves over training steps: bands, and the first step that reaches a ratio or every prompt."""
 
 from __future__ import annotations
 
@@ -10,26 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftlab.stats.rates import _checked, _limits, _Parts, _parts, _tail
+from ftlab._core.errors import UsageError
+from ftlab.stats.rates import limits, tail
+from ftlab.stats.variance import Estimate, estimate, event_table
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A curve of rates, every array [K] in [0, 1]; low and high hold at all K steps at once."""
+    """A curve of rates; every array is [K] in [0, 1]. low and high hold at all steps at once."""
 
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
     low_pointwise: np.ndarray
     high_pointwise: np.ndarray
-    kind: str
+    kind: str  # "simultaneous" or "pointwise" (one step), and what it is conditional on
     n_seeds: int
     n_prompts: int
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """When a curve first reaches a level, in training steps; inf: not within the steps evaluated."""
+    """When a curve first reaches a level, in training steps; inf where it does not."""
 
     step: float
     low: float
@@ -46,25 +45,53 @@ def bands(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Band:
-    """Rate at each step, with a band over the whole curve: the same prompts answer at every step.
+    """Return the rate at each step, with a band that holds over the whole curve.
 
-    child [S, K, P], cluster [P]. The max-t bootstrap (_draw) gives the level at which each step must hold for
-    all to hold (Montiel Olea & Plagborg-Moller 2019); each step is Wilson at its effective n and that level.
-    A step whose answers are all alike: n = clusters, Bonferroni's level over K. `kind` is "simultaneous"
-    ("pointwise" if K = 1), then what it is conditional on. Raises ValueError if a seed has no scored answer
-    at a step.
+    The max-t bootstrap gives the level at which each step must hold for all to hold. Each step
+    is Wilson at its effective n and that level. Where all answers of a step are alike, n is the
+    number of clusters and the level is Bonferroni's over K.
+
+    Args:
+        child: Events [S, K, P]; the same prompts at every step.
+        cluster: [P] ids; prompts with the same id are not independent.
+        confidence: Level of the band, between 0 and 1.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+
+    Raises:
+        UsageError: As `rate`.
+
+    Source: Montiel Olea & Plagborg-Moller 2019 (J. Appl. Econometrics 34:1).
     """
     from scipy.special import ndtr
 
-    table, tail = _checked("child", child, "SKP").transpose(1, 0, 2), _tail(confidence)
-    parts, tails = _parts(table, cluster), np.full(len(table), tail / len(table))
-    se = np.sqrt(np.diag(parts.cov))
-    if (moves := se > 0).any():
-        off = np.abs(_draw(parts, resamples, seed) - parts.rate)[:, moves] / se[moves]
-        tails[moves] = ndtr(-np.quantile(off.max(axis=1), confidence))
-    kind = ("simultaneous" if len(table) > 1 else "pointwise") + parts.conditional
-    prompts = int((~np.isnan(table)).any(axis=(0, 1)).sum())
-    return Band(parts.rate, *_limits(parts, tails), *_limits(parts, tail), kind, table.shape[1], prompts)
+    table = event_table("child", child, "SKP").transpose(1, 0, 2)
+    n_steps, n_seeds, _ = table.shape
+    found = estimate(table, cluster)
+    pointwise = tail(confidence)
+    joint = np.full(n_steps, pointwise / n_steps)
+    error = np.sqrt(np.diag(found.cov))
+    varies = error > 0
+    if varies.any():
+        drawn = _resampled(found, resamples, seed)
+        away = np.abs(drawn - found.rate)[:, varies] / error[varies]
+        critical = np.quantile(away.max(axis=1), confidence)
+        joint[varies] = ndtr(-critical)
+    low, high = limits(found, joint)
+    low_pointwise, high_pointwise = limits(found, pointwise)
+    kind = "simultaneous"
+    if n_steps == 1:
+        kind = "pointwise"
+    return Band(
+        estimate=found.rate,
+        low=low,
+        high=high,
+        low_pointwise=low_pointwise,
+        high_pointwise=high_pointwise,
+        kind=f"{kind}{found.conditional}",
+        n_seeds=n_seeds,
+        n_prompts=int((~np.isnan(table)).any(axis=(0, 1)).sum()),
+    )
 
 
 def crossing(
@@ -78,81 +105,141 @@ def crossing(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Crossing:
-    """First step at which the child's rate is `ratio` times the parent's, linear between steps; inf: never.
+    """Return the first step at which the child's rate is `ratio` times the parent's.
 
-    steps [K] increasing, parent [P], child [S, K, P], cluster [P]; a pair with a NaN is dropped. Interval:
-    percentiles of the two-level bootstrap (_draw), inf where that part of the resamples never crosses; under
-    FEWEST_SEEDS conditional on the runs. Over a parent without events nothing is interpolated, `step` is the
-    first one with any event, and resamples draw the parent from Jeffreys' Beta(1/2, clusters + 1/2). Raises
-    ValueError if shapes differ, steps do not increase or ratio is not positive.
+    Linear between steps. The interval holds percentiles of the two-level bootstrap, inf where
+    that part of the resamples never reaches the ratio. Below FEWEST_SEEDS seeds it is
+    conditional on the runs. Over a parent without events nothing is interpolated: `step` is the
+    first one with any event, and resamples draw the parent from Beta(1/2, clusters + 1/2).
+
+    Args:
+        steps: [K] training steps, increasing.
+        parent: Events [P]; a pair with a NaN is dropped.
+        child: Events [S, K, P].
+        ratio: Above 0.
+        cluster, confidence, resamples, seed: As in `bands`.
+
+    Raises:
+        UsageError: As `rate`, and `steps_do_not_fit`, `parent_does_not_fit`, `wrong_ratio`.
+
+    Source: Davison & Hinkley 1997, section 3.8; prior over an empty parent: Jeffreys.
     """
-    table, parent = _checked("child", child, "SKP"), _checked("parent", parent, "P")
-    at, tail = _steps(steps, table.shape[1]), _tail(confidence)
-    if parent.size != table.shape[2] or not ratio > 0:
-        raise ValueError(
-            f"parent has {parent.size} prompts, child {table.shape[2]}, ratio is {ratio}; "
-            "allowed are the same prompts in the same order and a positive ratio."
-        )
+    table = event_table("child", child, "SKP")
+    parent = event_table("parent", parent, "P")
+    steps = _checked_steps(steps, table.shape[1])
+    if parent.size != table.shape[2]:
+        found = f"parent has {parent.size} prompts and child {table.shape[2]}."
+        message = f"{found} Give the same prompts in the same order."
+        raise UsageError("parent_does_not_fit", message)
+    if not ratio > 0:
+        raise UsageError("wrong_ratio", f"ratio is {ratio}. Allowed: above 0.")
+    edge = tail(confidence)
     new = (table + 0 * parent).transpose(1, 0, 2)
-    old = 0 * new + parent
-    parts = _parts(np.concatenate([new, old]), cluster)
-    drawn, drawn_old = np.split(_draw(parts, resamples, seed).clip(0, 1), 2, axis=1)
-    p, q = np.split(parts.rate[None], 2, axis=1)
-    linear = bool(q.any())
-    if not linear:
+    old = parent + 0 * new
+    found = estimate(np.concatenate([new, old]), cluster)
+    drawn = _resampled(found, resamples, seed).clip(0, 1)
+    drawn_new, drawn_old = np.split(drawn, 2, axis=1)
+    rate_new, rate_old = np.split(found.rate[None], 2, axis=1)
+    parent_has_events = bool(rate_old.any())
+    if not parent_has_events:
         rng = np.random.default_rng(seed)
-        drawn_old = drawn_old + rng.beta(0.5, parts.clusters[0] + 0.5, (resamples, 1))
-    step, found = float(_first(at, p, q, ratio, linear)[0]), _first(at, drawn, drawn_old, ratio, linear)
-    low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf").tolist()
-    per_seed = _first(at, np.nanmean(new, axis=2).T, np.nanmean(old, axis=2).T, ratio, linear)
-    return Crossing(step, low, high, float(np.isfinite(found).mean()), per_seed.tolist())
+        drawn_old = drawn_old + rng.beta(0.5, found.clusters[0] + 0.5, (resamples, 1))
+    reach = _Reach(steps, ratio, parent_has_events)
+    own = reach.first(np.nanmean(new, axis=2).T, np.nanmean(old, axis=2).T)
+    resampled = reach.first(drawn_new, drawn_old)
+    low, high = np.quantile(resampled, [edge, 1 - edge], method="inverted_cdf").tolist()
+    return Crossing(
+        step=float(reach.first(rate_new, rate_old)[0]),
+        low=low,
+        high=high,
+        reached=float(np.isfinite(resampled).mean()),
+        per_seed=own.tolist(),
+    )
 
 
 def first_all(
-    steps: np.ndarray, events: np.ndarray, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    steps: np.ndarray,
+    events: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Crossing:
-    """First evaluated step (not interpolated) at which the event holds on every scored prompt.
+    """Return the first evaluated step at which every scored prompt shows the event.
 
-    steps [K] increasing, events [S, K, P]. `step` is the median over seeds, `reached` the share of seeds that
-    reach it. [low, high]: under five seeds their range, from five on the percentile bootstrap of the median
-    over seeds. A step without a scored prompt is not reached. What "every" leaves open:
-    upper_bound_when_none. Raises ValueError if shapes differ or steps do not increase.
+    `step` is the median over seeds. Its interval is the range of the seeds below five of them,
+    and the percentile bootstrap of the median over seeds from five on. A step without a scored
+    prompt does not count. What "every prompt" still allows: `upper_bound_when_none`.
+
+    Args:
+        steps: [K] training steps, increasing.
+        events: [S, K, P].
+        confidence, resamples, seed: As in `bands`.
+
+    Raises:
+        UsageError: As `rate`, and `steps_do_not_fit`.
     """
-    table, tail = _checked("events", events, "SKP"), _tail(confidence)
-    at, unscored = _steps(steps, table.shape[1]), np.isnan(table)
-    every = ((table == 1) | unscored).all(axis=2) & ~unscored.all(axis=2)
-    own = np.where(every.any(axis=1), at[every.argmax(axis=1)], math.inf)
-    low, high = own.min(), own.max()
+    table = event_table("events", events, "SKP")
+    edge = tail(confidence)
+    steps = _checked_steps(steps, table.shape[1])
+    unscored = np.isnan(table)
+    every = ((table == 1) | unscored).all(axis=2)
+    every &= ~unscored.all(axis=2)
+    own = np.where(every.any(axis=1), steps[every.argmax(axis=1)], math.inf)
+    low = own.min()
+    high = own.max()
     if own.size >= 5:
-        picks = np.random.default_rng(seed).choice(np.sort(own), (resamples, own.size))
-        low, high = np.quantile(np.median(picks, axis=1), [tail, 1 - tail], method="inverted_cdf")
-    reached = float(np.isfinite(own).mean())
-    return Crossing(float(np.median(own)), float(low), float(high), reached, own.tolist())
+        rng = np.random.default_rng(seed)
+        medians = np.median(rng.choice(np.sort(own), (resamples, own.size)), axis=1)
+        low, high = np.quantile(medians, [edge, 1 - edge], method="inverted_cdf")
+    return Crossing(
+        step=float(np.median(own)),
+        low=float(low),
+        high=float(high),
+        reached=float(np.isfinite(own).mean()),
+        per_seed=own.tolist(),
+    )
 
 
-def _draw(parts: _Parts, resamples: int, seed: int) -> np.ndarray:
-    """Two-level bootstrap of the rates, [resamples, K]: seeds and clusters redrawn with their influence."""
-    rng, drawn = np.random.default_rng(seed), np.tile(parts.rate, (resamples, 1))
-    for part in (parts.by_cluster, parts.by_seed):
-        size = part.shape[1]
-        drawn += rng.multinomial(size, np.full(size, 1 / size), resamples) @ part.T
+@dataclass(frozen=True)
+class _Reach:
+    """Finds the first step at which one curve is `ratio` times another."""
+
+    steps: np.ndarray  # [K]
+    ratio: float
+    interpolate: bool
+
+    def first(self, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+        """Return the step of each pair of curves [R, K], inf where there is none."""
+        gap = new - self.ratio * old
+        reached = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
+        rows = np.arange(len(gap))
+        at = reached.argmax(axis=1)
+        before = np.maximum(at - 1, 0)
+        inside = self.interpolate & (at > 0) & (old[rows, at] > 0)
+        start = gap[rows, before]
+        rise = np.where(inside, gap[rows, at] - start, 1)
+        share = np.where(inside, -start / rise, 1).clip(0, 1)
+        between = self.steps[at] - self.steps[before]
+        step = self.steps[before] + share * between
+        return np.where(reached.any(axis=1), step, math.inf)
+
+
+def _resampled(found: Estimate, resamples: int, seed: int) -> np.ndarray:
+    """Draw the rates again, [resamples, K]: clusters and seeds redrawn with their influence."""
+    rng = np.random.default_rng(seed)
+    drawn = np.tile(found.rate, (resamples, 1))
+    for influence in (found.by_cluster, found.by_seed):
+        size = influence.shape[1]
+        times = rng.multinomial(size, np.full(size, 1 / size), resamples)
+        drawn += times @ influence.T
     return drawn
 
 
-def _first(at: np.ndarray, new: np.ndarray, old: np.ndarray, ratio: float, linear: bool) -> np.ndarray:
-    """Steps [R] at which curves new [R, K] first reach ratio * old [R, K], inf where they do not."""
-    gap = new - ratio * old
-    hit = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
-    rows, k = np.arange(len(gap)), hit.argmax(axis=1)
-    previous = np.maximum(k - 1, 0)
-    inside = linear & (k > 0) & (old[rows, k] > 0)
-    rise = np.where(inside, gap[rows, k] - gap[rows, previous], 1)
-    share = np.where(inside, -gap[rows, previous] / rise, 1).clip(0, 1)
-    return np.where(hit.any(axis=1), at[previous] + share * (at[k] - at[previous]), math.inf)
-
-
-def _steps(steps: np.ndarray, k: int) -> np.ndarray:
-    at = np.asarray(steps, dtype=float)
-    if at.shape != (k,) or not (np.diff(at) > 0).all():
-        raise ValueError(f"steps {at.tolist()} do not fit {k} evaluations; allowed: one each, increasing.")
-    return at
+def _checked_steps(steps: np.ndarray, n_steps: int) -> np.ndarray:
+    """Return the steps as floats, one per evaluation and increasing."""
+    found = np.asarray(steps, dtype=float)
+    if found.shape == (n_steps,) and (np.diff(found) > 0).all():
+        return found
+    message = f"steps are {found.tolist()}. Give {n_steps} of them, increasing."
+    raise UsageError("steps_do_not_fit", message)
