@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Models: references, loading, adapters, devices, memory, hashes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,41 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "adapters": [
             "adapt",
+            "difference",
             "full_precision",
-            "save",
+            "save",  # transition
+            "save_adapter",
         ],
         "devices": [
-            "labels_alone",
-            "out_of_memory",
-        ],
-        "memory": [
-            "fit",
-            "holds",
-        ],
-        "reference": [
-            "Model",
+            "attention",
+            "clear",  # transition
+            "clear_error",
             "device",
-            "kept",
-            "model",
+            "free_memory",
+            "labels_alone",  # transition
+            "out_of_memory",
             "precision",
             "quiet",
             "released",
+        ],
+        "hashing": [
+            "fingerprint",
+            "weights_hash",
+        ],
+        "loading": [
+            "keep_open",
+            "kept",  # transition
+        ],
+        "memory": [
+            "MemoryEstimate",
+            "estimate_memory",
+            "fit",  # transition
+            "holds",  # transition
+            "holds_activations",
+        ],
+        "reference": [
+            "Model",
+            "model",
         ],
     },
 )

@@ -1,306 +1,319 @@
-"""Preflight: what of a training fits a device and about how long it takes, from a model's configuration alone.
+"""Estimate the memory of a training from a model's configuration alone; no weights are read.
 
-Parameters and the tensors that the backward pass keeps are counted, not estimated: the architecture is built on
-torch's meta device, which holds shapes and no memory. What is assumed is in `ASSUMED` and shown with the result.
+Parameters are counted on torch's meta device, which holds shapes and no memory. Activations follow
+a formula in the manner of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), without dropout
+and attention scores, which sdpa does not store: a layer keeps `(8 hidden + 4 intermediate)` numbers
+per token times a factor for what autocast and adapters keep on top (`FACTORS`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ftlab.models import adapters
-from ftlab.models.engines.huggingface import TOKENS_A_BATCH
+from ftlab._core.errors import UsageError
+from ftlab.models import adapters, devices, reference
 from ftlab.models.folders import from_hub, hub_id
-from ftlab.models.reference import device, model, quiet
-from ftlab.training import Training
 
 METHODS = ("full", *adapters.KINDS)
-GPUS = {  # memory in GiB as the driver shows it; dense bf16 (T4, V100: fp16) TFLOPS of the vendor's data sheet
-    "T4": (15, 65), "V100": (32, 125), "L4": (22.5, 121), "A10": (22.5, 125), "A100-40": (39.5, 312), "A100-80": (79.3, 312),
-    "RTX3090": (24, 71), "RTX4090": (24, 165), "L40S": (44.5, 362), "H100": (79.3, 989), "H200": (139.8, 989),
-}  # fmt: skip
-PCIE = {"V100PCIE": 112, "A100PCIE": 312, "H100PCIE": 756}  # of the others only one form is sold
-SAME = r"NVIDIA|TESLA|GEFORCE|SXM\d|\d+GB|HBM\d\w?"  # words in a driver's name that do not change the peak
 GIB = 2**30
-NF4_BYTES = (
-    0.5 + 1 / 64 + 4 / (64 * 256)
-)  # a weight: 4 bits, an 8-bit scale a block of 64, fp32 a block of 256 scales (arXiv 2305.14314, section 3)
-COUNTED = 4  # layers
-TILE = 4096, 32768  # tokens, vocabulary: the part of the logits that TRL 1.16 holds at once
-SUSTAINED = {"cuda": (0.2, 0.45), "cpu": (0.3, 0.8)}  # share of peak (GPU), of a plain matrix product here (CPU)
-RESERVED = {"cuda": 1.5, "cpu": 0.7}  # GiB: CUDA context and allocator's rest; Python with its libraries
-USABLE = 0.95  # of what is free
+# Memory of well-known GPUs in GiB, as the driver reports it.
+GPUS = {"T4": 15, "V100": 32, "L4": 22.5, "A10": 22.5, "A100-40": 39.5, "A100-80": 79.3}
+GPUS |= {"RTX3090": 24, "RTX4090": 24, "L40S": 44.5, "H100": 79.3, "H200": 139.8}
+USABLE = 0.95  # share of free memory
+# GiB: the CUDA context and the allocator's rest; Python with its libraries.
+RESERVED = {"cuda": 1.5, "cpu": 0.7}
+WIDTH = {"cuda": 2, "cpu": 4}  # bytes of a number in a forward pass: bf16, fp32
+# Within a fifth of what saved-tensor hooks count on the shapes of Llama, Qwen2 and GPT-2.
+FACTORS = {
+    "cuda": {"full": 1.4, "lora": 1.9, "dora": 3.5, "qlora": 1.9},
+    "cpu": {"full": 1.2, "lora": 1.1, "dora": 2.1, "qlora": 1.1},
+}
+# Bytes of a weight in doubly quantised nf4: 4 bits, 8 bits per block of 64 weights, 32 bits per
+# 256 blocks (arXiv 2305.14314, section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+TILE = (4096, 32768)  # tokens, vocabulary: the part of the logits that TRL 1.16 holds at a time
 ASSUMED = (
-    "Weights fp32 for full training, bf16 (GPU) or fp32 (CPU) below an adapter, adapters fp32, AdamW with two fp32 moments; "
-    "activations recomputed on a GPU (checkpointing: off where they fit); sdpa attention; what takes less than a quarter of a "
-    "CPU's free memory may hold twice as much, for speed; "
-    "time: 6 (adapter 4) FLOPs a parameter and token, 2 more where recomputed, 12 x layers x hidden x length for attention "
-    "(arXiv 2204.02311, appendix B), at {low:.0%} to {high:.0%} of {peak}; without padding, evaluation and saving."
+    "Assumed: weights fp32 for full training, otherwise bf16 (GPU) or fp32 (CPU); adapters fp32; "
+    "AdamW with two fp32 moments; sdpa attention; activations recomputed on a GPU."
 )
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The answer. `table()` has one row a method, its memory in GiB at `at_once` rows a forward pass; `fits` says if it does."""
+class MemoryEstimate:
+    """Memory that training a model needs, by method.
+
+    Args:
+        model: Name of the model.
+        device: Name of the device.
+        available: Usable memory of the device, GiB.
+        parameters: Parameters of the model.
+        method: The method that was asked for.
+        rows: One dict per method: `trainable` parameters; GiB of `weights`, `gradients`,
+            `optimizer`, `activations`, `reserved` and in `total`; `rows_per_pass`, the most rows
+            that fit into one forward pass; whether it `fits`.
+    """
 
     model: str
-    where: str  # the device's name
-    room: float  # GiB that may be used
+    device: str
+    available: float
     parameters: int
     method: str
-    rows: list[dict] = field(repr=False)  # one a method
-    answering: dict = field(repr=False)  # GiB of weights and KV cache in an evaluation, and whether it fits
-    assumed: str = field(repr=False)
-    command: str = ""  # "" where the method does not fit
+    rows: list[dict] = field(repr=False)
 
     @property
     def fits(self) -> bool:
-        return bool(self.command)
+        """Whether the device can train the model by the method that was asked for."""
+        return any(row["fits"] for row in self.rows if row["method"] == self.method)
 
     def table(self):
-        """-> DataFrame: a row a method."""
+        """Return a DataFrame with one row per method."""
         import pandas as pd
 
         return pd.DataFrame(self.rows)
 
     def to_json(self) -> str:
-        """-> every number, as JSON."""
+        """Return every number as JSON."""
         return json.dumps({**asdict(self), "fits": self.fits}, indent=1)
 
-    def __str__(self) -> str:
-        head = f"{self.model}: {self.parameters:,} parameters; {self.where}: {self.room:.1f} GiB usable\n"
-        answer = (
-            f"evaluation: {self.answering['GiB']:.2f} GiB ({'fits' if self.answering['fits'] else 'does not fit'})\n"
+    def _head(self) -> str:
+        verdict = "fits" if self.fits else "does not fit"
+        return (
+            f"{self.model}: {self.parameters:,} parameters. {self.device}: "
+            f"{self.available:.1f} GiB usable. Training by {self.method} {verdict}."
         )
-        text = self.table().to_string(index=False, na_rep="?", float_format=lambda x: f"{x:.2f}")
-        return f"{head}{text}\n{answer}{self.command or f'{self.method} does not fit here'}\n({self.assumed})"
+
+    def __str__(self) -> str:
+        shown = self.table().to_string(index=False, float_format="{:.2f}".format)
+        return f"{self._head()}\n{shown}\n{ASSUMED}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         import html
 
-        shown = self.table().to_html(index=False, float_format="{:.2f}".format, na_rep="?", border=0)
-        head, *_, command, assumed = (html.escape(line) for line in str(self).split("\n"))
-        return f"<p>{head}</p>{shown}<p><code>{command}</code></p><p><small>{assumed}</small></p>"
+        shown = self.table().to_html(index=False, float_format="{:.2f}".format, border=0)
+        return f"<p>{html.escape(self._head())}</p>{shown}<p><small>{ASSUMED}</small></p>"
 
 
-def fit(ref, *, method: str = "lora", rows: int = 1000, length: int = 512, batch: int = 16, epochs: float = 3.0,
-        rank: int = 16, gpu: str | float | None = None) -> Fit:  # fmt: skip
-    """-> what fits the present device (or `gpu`: a name of `GPUS`, or GB of memory), in GiB and minutes.
+def estimate_memory(
+    model,
+    *,
+    method: str = "lora",
+    length: int = 512,
+    batch_size: int = 16,
+    lora_rank: int = 16,
+    gpu: str | float | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory that training needs, by four methods, and whether a device has it.
 
-    `ref`: anything that `ftlab.model` takes, or a folder with a config.json alone; of a hub id only that file is fetched.
-    `length`: tokens a row, `batch`: rows an optimiser step, of which as many go through at once as fit.
-    Raises ValueError or FileNotFoundError.
+    Args:
+        model: Anything that `ftlab.model` accepts, or a folder with a config.json alone. Only that
+            file is fetched of a hub id.
+        method: "full", "lora", "dora" or "qlora"; decides `fits` of the result.
+        length: Tokens per row.
+        batch_size: Rows per optimiser step; as many as fit go through the model at a time.
+        lora_rank: Rank of an adapter.
+        gpu: A name such as "A100-80", or a memory size such as "24GB"; None takes this machine.
+
+    Raises:
+        UsageError: `unknown_method`, `unknown_gpu`, `invalid_size`, `endpoint_without_weights`,
+            `unknown_architecture`, `not_a_language_model`.
+        NotFoundError: What `ftlab.model` raises.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
-    if wrong := [n for n, v in {"rows": rows, "length": length, "epochs": epochs}.items() if v <= 0]:
-        raise ValueError(f"{', '.join(wrong)}: give a number above 0")
-    Training.make(batch_size=batch, lora_rank=rank)
-    quiet()
-    ref = getattr(ref, "hub", "") or getattr(ref, "path", ref)  # of a Model or a Run: what the command line takes
-    config = _config(ref)
-    kind, where, room, peak = _device(gpu)
-    low, high = SUSTAINED[kind]
-    found, every = [], _sizes(config, kind, rank)
-    for name in METHODS:
-        sizes = every[name]
-        fixed = sum(sizes[k] for k in ("weights", "gradients", "optimizer")) + RESERVED[kind] * GIB
-        parts = [b for b in range(batch, 0, -1) if batch % b == 0]
-        at_once = next((b for b in parts if fixed + _kept(sizes, b * length, kind) <= room), 1)
-        kept = _kept(sizes, at_once * length, kind)
-        seconds = [
-            None if peak is None else _flops(sizes, name, length, kind) * rows * length * epochs / (peak * share)
-            for share in (high, low)
-        ]
-        row = {k: sizes[k] / GIB for k in ("weights", "gradients", "optimizer")}
-        row |= {
-            "activations": kept / GIB,
-            "reserved": RESERVED[kind],
-            "total": (fixed + kept) / GIB,
-            "at_once": at_once,
-        }
-        row |= {
-            "fits": fixed + kept <= room,
-            "minutes_low": seconds[0] and seconds[0] / 60,
-            "minutes_high": seconds[1] and seconds[1] / 60,
-        }
-        found.append({"method": name, "trainable": sizes["trainable"], **row})
-    mine = next(r for r in found if r["method"] == method)
-    flag = "" if method == "full" else f" --{method}"
-    command = f"ftlab sft {ref} DATA{flag} --batch-size {batch} --epochs {epochs:g}"
-    need = sizes["all"] * (2 if kind == "cuda" else 4) + _cache(config, kind) + RESERVED[kind] * GIB
-    measured = "the data sheet's peak" if kind == "cuda" else "a matrix product measured here"
-    return Fit(
-        str(ref), where, room / GIB, sizes["all"], method, found, {"GiB": need / GIB, "fits": need <= room},
-        ASSUMED.format(low=low, high=high, peak=measured if peak else "a peak that is not known here: name the GPU"),
-        command if mine["fits"] else "",
-    )  # fmt: skip
+        allowed = ", ".join(METHODS)
+        raise UsageError("unknown_method", f"Unknown method {method!r}. Allowed: {allowed}.")
+    sizes = {"length": length, "batch_size": batch_size, "lora_rank": lora_rank}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UsageError("invalid_size", f"{name} is {value}. It must be at least 1.")
+    devices.quiet()
+    kind, where, available = _device(gpu)
+    config = _configuration(model)
+    network = _on_meta(config, kind)
+    parts = [size for size in range(batch_size, 0, -1) if batch_size % size == 0]
+    rows = []
+    for each in METHODS:
+        row, fixed = _fixed(network, each, kind, lora_rank)
+        for at_once in parts:
+            kept = _activations(network, each, kind, at_once * length, recomputed=kind == "cuda")
+            if fixed + kept <= available:
+                break
+        row["activations"] = kept / GIB
+        row["reserved"] = RESERVED[kind]
+        row["total"] = (fixed + kept) / GIB
+        row["rows_per_pass"] = at_once
+        row["fits"] = fixed + kept <= available
+        rows.append(row)
+    name = getattr(model, "name", None) or str(model)
+    return MemoryEstimate(name, where, available / GIB, network.num_parameters(), method, rows)
 
 
-def holds(model, method: str, rank: int, tokens: int) -> bool:
-    """-> whether the GPU has room to train a loaded torch model with all activations of `tokens` kept, none recomputed."""
+def holds_activations(model, method: str, tokens: int) -> bool:
+    """Whether the GPU has room to train a loaded model without recomputing activations.
+
+    Args:
+        model: A torch model on the GPU, with its adapter if it is to have one.
+        method: "full", "lora", "dora" or "qlora".
+        tokens: Tokens of a forward pass.
+
+    Returns:
+        False too where the architecture is unknown.
+    """
     import torch
 
-    free, whole = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need = 12 * trainable + RESERVED["cuda"] * GIB  # gradients, two moments
+    if method == "full":
+        need += 2 * _linear_parameters(model)  # autocast keeps its bf16 copies
     try:
-        sizes = _sizes(model.config, "cuda", rank)[method]
-    except Exception:  # an architecture that cannot be counted
+        need += _activations(model, method, "cuda", tokens, recomputed=False)
+    except AttributeError:
         return False
-    need = sizes["gradients"] + sizes["optimizer"] + _kept(sizes, tokens, "cpu") + RESERVED["cuda"] * GIB
-    need += max(sizes["weights"] - sum(p.nbytes for p in model.parameters()), 0)
-    return need <= free - (1 - USABLE) * whole
+    return need <= free - (1 - USABLE) * total
 
 
-def _config(ref):
-    """-> transformers' configuration of the whole model at the bottom of `ref`; no weights are read."""
-    from transformers import AutoConfig
+def _fixed(network, method: str, kind: str, rank: int) -> tuple[dict, float]:
+    """Return the table row of a method so far, and the bytes that do not depend on the batch."""
+    trained = network
+    if method != "full":
+        shape = "lora" if method == "qlora" else method
+        trained = adapters.adapt(copy.deepcopy(network), shape, rank)
+    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    parameters = network.num_parameters()
+    linear = _linear_parameters(network)
+    weights = WIDTH[kind] * parameters + 4 * trainable
+    if method == "full":
+        weights = 4 * parameters
+        if kind == "cuda":
+            weights += 2 * linear  # autocast keeps its bf16 copies
+    elif method == "qlora":
+        weights = NF4_BYTES * linear + 4 * (parameters - linear + trainable)
+    row = {
+        "method": method,
+        "trainable": trainable,
+        "weights": weights / GIB,
+        "gradients": 4 * trainable / GIB,
+        "optimizer": 8 * trainable / GIB,
+    }
+    return row, weights + 12 * trainable + RESERVED[kind] * GIB
 
-    folder = Path(str(ref))
-    if there := hub_id(str(ref)):
-        folder = from_hub(*there, only=["config.json", "adapter_config.json"])
-        if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
-            return _config(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
-    elif not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        made = model(ref)
-        while made.parent:
-            made = made.parent
-        folder = made.path
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as e:
-        raise ValueError(f"{folder}: config.json is of no model known here ({type(e).__name__}: {e})") from None
+
+def _activations(network, method: str, kind: str, tokens: int, recomputed: bool) -> float:
+    """Return the bytes of activations of a forward pass over `tokens`, its loss included."""
+    shape = network.config.get_text_config()
+    hidden = shape.hidden_size
+    intermediate = getattr(shape, "intermediate_size", None) or 4 * hidden
+    numbers = FACTORS[kind][method] * (8 * hidden + 4 * intermediate)
+    layer = WIDTH[kind] * numbers * tokens
+    if method == "dora":  # norms of the adapted weights, in fp32
+        layer += 4 * _linear_parameters(network) / shape.num_hidden_layers
+    # Logits, their softmax and its gradient in fp32.
+    loss = 3 * 4 * min(tokens, TILE[0]) * min(shape.vocab_size, TILE[1])
+    if recomputed:  # from the input of each layer, one layer at a time
+        inputs = WIDTH[kind] * hidden * tokens
+        return shape.num_hidden_layers * inputs + layer + loss
+    return shape.num_hidden_layers * layer + loss
 
 
-def _sizes(config, kind: str, rank: int) -> dict[str, dict]:
-    """-> method -> bytes of weights, gradients, optimizer and kept activations (`fixed`, a `token`); what time needs."""
+def _linear_parameters(network) -> int:
+    """Count the weights of all linear layers except the output head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = network.get_output_embeddings()
+    modules = [m for m in network.modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    return sum(module.weight.numel() for module in modules if module is not head)
+
+
+def _on_meta(config, kind: str):
+    """Build the architecture of a configuration without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    wide = 4 if kind == "cpu" else 2  # bytes of a number in a forward pass
-    text, out = config.get_text_config(), {}
-    for method in ("full", "lora", "dora"):
+    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    try:
         with torch.device("meta"):
-            try:
-                bare = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if wide == 4 else torch.bfloat16)
-            except Exception as e:
-                raise ValueError(f"{config.model_type} is no causal language model ({type(e).__name__}: {e})") from None
-            head, embeddings = bare.get_output_embeddings(), bare.get_input_embeddings()
-            linear = sum(m.weight.numel() for m in bare.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-            whole = sum(p.numel() for p in bare.parameters())  # tied ones once
-            net = bare if method == "full" else adapters.adapt(bare, method, rank)
-        trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-        copies = 2 * linear if kind == "cuda" else 0  # in bf16: autocast keeps what it casts
-        layers = text.num_hidden_layers
-        looked_up = embeddings.weight.numel() if head is None or head.weight is not embeddings.weight else 0
-        stack = next(m for m in bare.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers)
-        del stack[COUNTED:]  # the layers are alike; counting some takes a second less each time
-        scale = layers / len(stack)
-        a, b, c = (_saved(net, n) for n in (64, 128, 192))
-        square = (a - 2 * b + c) / 2  # grows with the length squared: sdpa never stores it, its meta stand-in does
-        token = (b - a - 3 * square) / 64
-        out[method] = {
-            "weights": 4 * whole + copies if method == "full" else wide * whole + 4 * trained,
-            "gradients": 4 * trained, "optimizer": 8 * trained, "trainable": trained, "all": whole, "wide": wide,
-            "token": scale * token, "fixed": scale * (a - square - 64 * token), "layers": layers,
-            "hidden": text.hidden_size, "vocabulary": text.vocab_size, "worked": whole - looked_up,
-        }  # fmt: skip
-    four_bit = NF4_BYTES * linear + 4 * (whole - linear + out["lora"]["trainable"])
-    return out | {"qlora": out["lora"] | {"weights": four_bit}}
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:
+        raise UsageError(
+            "not_a_language_model",
+            f"{config.model_type} is not a causal language model ({error}).",
+        ) from None
 
 
-def _saved(net, length: int) -> int:
-    """-> bytes that autograd keeps of one row of `length` tokens: every storage once, parameters not counted."""
+def _configuration(model):
+    """Return transformers' configuration of the model below all adapters."""
+    from transformers import AutoConfig
+
+    folder = _config_folder(model)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UsageError(
+            "unknown_architecture",
+            f"{folder}: transformers does not know the model of config.json "
+            f"({type(error).__name__}: {error}).",
+        ) from None
+
+
+def _config_folder(model) -> Path:
+    """Return the folder of the configuration; of a hub model only that file is fetched."""
+    if isinstance(model, (str, os.PathLike)):
+        folder = Path(model)
+        hub = hub_id(str(model))
+        if hub:
+            folder = from_hub(*hub, only=["config.json", "adapter_config.json"])
+        if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
+            return folder
+        if hub and not (folder / "config.json").exists():
+            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            return _config_folder(adapter["base_model_name_or_path"])
+    found = reference.model(model)
+    if not isinstance(found, reference.Model):
+        raise UsageError("endpoint_without_weights", "An endpoint's model cannot be trained here.")
+    while found.parent:
+        found = found.parent
+    return found.path
+
+
+def _device(gpu: str | float | None) -> tuple[str, str, float]:
+    """Return the kind of a device ("cuda" or "cpu"), its name, and its usable bytes."""
     import torch
 
-    own = {p.untyped_storage()._cdata for p in net.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no other gets its address
-        return tensor
-
-    bare = net.get_base_model() if hasattr(net, "get_base_model") else net
-    dtype = bare.get_input_embeddings().weight.dtype
-    rows = torch.empty(
-        (1, length, bare.config.get_text_config().hidden_size), device="meta", dtype=dtype, requires_grad=True
-    )
-    mask = torch.zeros((1, 1, length, length), device="meta", dtype=dtype)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        bare.base_model(inputs_embeds=rows, attention_mask=mask, use_cache=False)
-    return sum(s.nbytes() for s in kept.values())
-
-
-def _kept(sizes: dict, tokens: int, kind: str) -> float:
-    """-> bytes of activations of a forward pass over `tokens`, with the tiles of its loss."""
-    tiles = 3 * 4 * min(tokens, TILE[0]) * min(sizes["vocabulary"], TILE[1])
-    if kind == "cpu":
-        return tokens * sizes["token"] + sizes["fixed"] + tiles
-    inputs = sizes["layers"] * sizes["hidden"] * sizes["wide"]  # recomputed from each layer's input, a layer at a time
-    return tokens * inputs + (tokens * sizes["token"] + sizes["fixed"]) / sizes["layers"] + tiles
-
-
-def _flops(sizes: dict, method: str, length: int, kind: str) -> float:
-    """-> floating-point operations a token."""
-    passes = (6 if method == "full" else 4) + (2 if kind == "cuda" else 0)
-    return passes * sizes["worked"] + 12 * sizes["layers"] * sizes["hidden"] * length
-
-
-def _cache(config, kind: str) -> float:
-    """-> bytes of keys and values of `TOKENS_A_BATCH`; the sampler takes what a quarter of the free memory holds."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * width * (2 if kind == "cuda" else 4) * TOKENS_A_BATCH
-
-
-def _device(gpu) -> tuple[str, str, float, float | None]:
-    """-> (cuda or cpu, name, bytes that may be used, FLOPS at peak or None)."""
-    import torch
-
-    names = {re.sub(r"\W", "", n).lower(): n for n in GPUS}
     if gpu is not None:
-        if name := names.get(re.sub(r"\W|gb$", "", str(gpu).lower())):
-            return "cuda", name, USABLE * GPUS[name][0] * GIB, GPUS[name][1] * 1e12
-        if not (size := re.fullmatch(r"(\d+(\.\d+)?) ?(GB|GiB)?", str(gpu), re.IGNORECASE)) or not float(size[1]):
-            raise ValueError(f"gpu {gpu!r} is not known; give its memory, as 24GB, or one of {', '.join(GPUS)}")
-        return "cuda", f"a GPU of {size[1]} GB", USABLE * float(size[1]) * GIB, None
-    if device() == "cuda":
-        there = torch.cuda.get_device_properties(0)
-        return "cuda", there.name, USABLE * torch.cuda.mem_get_info()[0], _peak(there.name)
-    free = os.sysconf("SC_AVPHYS_PAGES" if not Path("/proc/meminfo").exists() else "SC_PHYS_PAGES") * os.sysconf(
-        "SC_PAGE_SIZE"
+        return "cuda", *_named_gpu(str(gpu))
+    if devices.device() == "cuda":
+        name = torch.cuda.get_device_properties(0).name
+        return "cuda", name, USABLE * devices.free_memory(torch.device("cuda"))
+    free = devices.free_memory(torch.device("cpu"))
+    return "cpu", f"{os.cpu_count()} CPU cores", USABLE * free
+
+
+def _named_gpu(text: str) -> tuple[str, float]:
+    """Return name and usable bytes of a GPU given by name or by its memory."""
+    short = re.sub(r"\W|gb$", "", text.lower())
+    for name, size in GPUS.items():
+        if short == name.replace("-", "").lower():
+            return name, USABLE * size * GIB
+    size = re.fullmatch(r"(\d+(\.\d+)?) ?(GB|GiB)?", text, re.IGNORECASE)
+    if size and float(size[1]) > 0:
+        return f"a GPU of {size[1]} GB", USABLE * float(size[1]) * GIB
+    allowed = ", ".join(GPUS)
+    raise UsageError(
+        "unknown_gpu", f"Unknown GPU {text!r}. Pass its memory, such as 24GB, or one of {allowed}."
     )
-    if Path("/proc/meminfo").exists():
-        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
-    return "cpu", f"{os.cpu_count()} CPU cores", USABLE * free, _rate()
 
 
-def _peak(name: str) -> float | None:
-    """-> FLOPS at peak of a GPU by the driver's name of it; None for one that is not in `GPUS`, or a slice of one (MIG)."""
-    known = {n.split("-")[0]: tflops for n, (_, tflops) in GPUS.items()} | PCIE
-    words = re.split(r"[\s-]+", name.upper())
-    tflops = known.get("".join(w for w in words if not re.fullmatch(SAME, w)))
-    return tflops and tflops * 1e12
+def fit(ref, *, rows=None, epochs=None, batch: int = 16, rank: int = 16, **settings):  # transition
+    return estimate_memory(ref, batch_size=batch, lora_rank=rank, **settings)
 
 
-def _rate() -> float:
-    """-> FLOPS of a matrix product in fp32 on this CPU, the best of three."""
-    import time
-
-    import torch
-
-    a = torch.ones(1024, 1024)
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        a @ a
-        took.append(time.perf_counter() - start)
-    return 2 * 1024**3 / min(took)
+def holds(model, method: str, rank: int, tokens: int) -> bool:  # transition
+    return holds_activations(model, method, tokens)
