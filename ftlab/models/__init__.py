@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "adapters": [
-            "adapt",
-            "difference",
-            "full_precision",
-            "save",  # transition
-            "save_adapter",
-        ],
-        "devices": [
-            "attention",
-            "clear",  # transition
-            "clear_error",
-            "device",
-            "free_memory",
-            "labels_alone",  # transition
-            "out_of_memory",
-            "precision",
-            "quiet",
-            "released",
-        ],
-        "hashing": [
-            "fingerprint",
-            "weights_hash",
-        ],
-        "loading": [
-            "keep_open",
-            "kept",  # transition
-        ],
-        "memory": [
-            "MemoryEstimate",
-            "estimate_memory",
-            "fit",  # transition
-            "holds",  # transition
-            "holds_activations",
-        ],
-        "reference": [
-            "Model",
-            "model",
-        ],
-    },
-)
+_PUBLIC = {
+    "adapters": ["adapt", "full_precision", "save_adapter"],
+    "devices": ["attention", "clear_error", "device", "free_memory", "out_of_memory", "precision"]
+    + ["quiet", "released"],
+    "hashing": ["fingerprint", "weights_hash"],
+    "loading": ["keep_open"],
+    "memory": ["MemoryEstimate", "estimate_memory"],
+    "reference": ["Model", "is_reward_model", "model"],
+}
+_PUBLIC["adapters"] += ["save"]  # transition
+_PUBLIC["devices"] += ["clear", "labels_alone"]  # transition
+_PUBLIC["loading"] += ["kept"]  # transition
+_PUBLIC["memory"] += ["fit", "holds"]  # transition
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_PUBLIC)

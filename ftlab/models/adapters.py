@@ -47,16 +47,11 @@ def adapt(model, kind: str, rank: int):
         allowed = ", ".join(KINDS)
         raise UsageError("unknown_adapter", f"Unknown adapter {kind!r}. Allowed: {allowed}.")
     if getattr(model, "peft_config", None):
-        raise UsageError(
-            "already_adapted", "The model already has an adapter. Load the model again."
-        )
+        raise UsageError("already_adapted", "The model has an adapter. Load the model again.")
     quantised = getattr(model, "is_loaded_in_4bit", False)
     if (kind == "qlora") != quantised:
-        needed = "4-bit weights" if kind == "qlora" else "weights of 16 or 32 bit"
-        raise UsageError(
-            "wrong_weights_for_adapter",
-            f"{kind} needs {needed}. Load the model with four_bit={kind == 'qlora'}.",
-        )
+        message = f"{kind} needs a model loaded with four_bit={kind == 'qlora'}."
+        raise UsageError("wrong_weights_for_adapter", message)
     if quantised:
         model = prepared(model)
     scores = type(model).__name__.endswith("ForSequenceClassification")
@@ -80,13 +75,13 @@ def full_precision(model) -> None:
 
 
 def save_adapter(model, folder: Path, parent: Path, kind: str) -> None:
-    """Save the adapter `default`, the folder of the model below it, and its kind.
+    """Save the adapter `default` of a PeftModel.
 
     Args:
-        model: A PeftModel.
+        model: The PeftModel.
         folder: Where to save.
         parent: Folder of the model below the adapter.
-        kind: "lora", "dora" or "qlora"; decides in which numbers the model below is opened again.
+        kind: "lora", "dora" or "qlora": decides in which numbers the model below is opened again.
     """
     model.peft_config["default"].base_model_name_or_path = str(Path(parent).resolve())
     # A check of the vocabulary would contact the hub; the copy of an adapter that a DPO trainer
@@ -110,11 +105,8 @@ def four_bit_config(dtype):
     from transformers import BitsAndBytesConfig
 
     if not find_spec("bitsandbytes"):
-        raise UsageError(
-            "bitsandbytes_missing",
-            "4-bit weights need bitsandbytes, which is not installed. "
-            "Run: pip install 'ftlab[qlora]'.",
-        )
+        message = "4-bit weights need bitsandbytes. Run: pip install 'ftlab[qlora]'."
+        raise UsageError("bitsandbytes_missing", message)
     return BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)
 
 
@@ -177,19 +169,13 @@ def put_on(base, folder: Path):
         model = PeftModel.from_pretrained(base, folder)
         expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     except Exception as error:
-        raise UsageError(
-            "adapter_does_not_fit",
-            f"{folder}: the adapter does not fit the model below it "
-            f"({type(error).__name__}: {error}).",
-        ) from None
+        message = f"{folder}: the adapter does not fit the model below it ({error})."
+        raise UsageError("adapter_does_not_fit", message) from None
     unused = [name for name in saved - expected if "lora_" in name]
     wrong = sorted(expected - saved) + sorted(unused)
     if wrong:
-        raise UsageError(
-            "adapter_does_not_fit",
-            f"{folder}: {len(wrong)} weights of the adapter are missing or belong to no layer of "
-            f"the model below it, such as {wrong[0]}. Pass the model that it was trained on.",
-        )
+        message = f"{folder}: {len(wrong)} weights do not fit the model below, such as {wrong[0]}."
+        raise UsageError("adapter_does_not_fit", message + " Pass the model it was trained on.")
     return model
 
 

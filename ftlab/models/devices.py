@@ -34,43 +34,32 @@ def device() -> str:
 
 
 def attention() -> str | None:
-    """Return the attention implementation that the variable FTLAB_ATTENTION requests.
+    """Return the attention that the variable FTLAB_ATTENTION requests.
 
     Returns:
-        "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers, which takes
-        sdpa where the architecture has it.
+        "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
 
     Raises:
-        UsageError: `unknown_attention`; `flash_attention_unavailable` without an NVIDIA GPU or the
-            package flash-attn, where transformers would run compiled code fetched from the hub.
+        UsageError: `unknown_attention`, `flash_attention_unavailable` (where transformers would
+            run compiled code fetched from the hub).
     """
     requested = os.environ.get("FTLAB_ATTENTION") or None
     if requested is not None and requested not in ATTENTION:
-        allowed = ", ".join(ATTENTION)
-        raise UsageError(
-            "unknown_attention", f"FTLAB_ATTENTION is {requested!r}. Allowed: {allowed}."
-        )
+        message = f"FTLAB_ATTENTION is {requested!r}. Allowed: {', '.join(ATTENTION)}."
+        raise UsageError("unknown_attention", message)
     if requested == "flash_attention_2" and not (device() == "cuda" and find_spec("flash_attn")):
-        raise UsageError(
-            "flash_attention_unavailable",
-            "flash_attention_2 needs an NVIDIA GPU and the package flash-attn. "
-            "Unset FTLAB_ATTENTION to use sdpa.",
-        )
+        message = "flash_attention_2 needs an NVIDIA GPU and the package flash-attn."
+        raise UsageError("flash_attention_unavailable", message)
     return requested
 
 
 def precision(training: bool = False, adapter: str | None = None) -> str:
-    """Describe the numbers a model answers in, which are part of an evaluation's identity.
-
-    On a GPU the parent of a curve must answer in the same numbers as its child during training.
+    """Describe the numbers a model answers in, such as "fp32", for an evaluation's identity.
 
     Args:
-        training: Whether the model answers during its training.
-        adapter: The kind of adapter in training; the weights below it are frozen in bf16 on a GPU,
-            and in nf4 for "qlora".
-
-    Returns:
-        A phrase such as "fp32" or "fp32 weights, bf16 autocast".
+        training: Whether the model answers during its training. The parent of a curve must answer
+            in the same numbers as its child does then.
+        adapter: The kind of adapter in training, if any.
     """
     cuda = device() == "cuda"
     numbers = "bf16" if cuda else "fp32"

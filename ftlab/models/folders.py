@@ -26,20 +26,14 @@ def check(path: Path) -> Path:
             `adapter_weights_missing`.
     """
     if not path.is_dir():
-        embedded = ", ".join(EMBEDDED)
-        raise NotFoundError(
-            "model_folder_not_found",
-            f"There is no model folder {path}. "
-            f"Allowed: {embedded}, a folder, a finished run or a hub id.",
-        )
+        message = f"There is no model folder {path}. Allowed: {', '.join(EMBEDDED)},"
+        message += " a folder, a finished run or a hub id."
+        raise NotFoundError("model_folder_not_found", message)
     path = _model_inside(path)
     names = {p.name for p in path.iterdir()}
     if "adapter_config.json" not in names and "config.json" not in names:
-        found = ", ".join(sorted(names)[:6]) or "nothing"
-        raise NotFoundError(
-            "config_not_found",
-            f"{path} has no config.json (found: {found}). Pass a Hugging Face model folder.",
-        )
+        message = f"{path} has no config.json. Pass a Hugging Face model folder."
+        raise NotFoundError("config_not_found", message)
     if not any(name.endswith(".safetensors") for name in names):
         raise NotFoundError(
             "weights_not_found",
@@ -65,9 +59,8 @@ def _model_inside(path: Path) -> Path:
     if len(found) > 1:
         found.sort(key=lambda p: (len(p.name), p.name))
         listed = ", ".join(p.name for p in found[:6])
-        raise UsageError(
-            "several_models", f"{path} holds {len(found)} models ({listed}). Pass one of them."
-        )
+        message = f"{path} holds {len(found)} models ({listed}). Pass one of them."
+        raise UsageError("several_models", message)
     return found[0] if found else path
 
 
@@ -85,24 +78,19 @@ def _read_json(file: Path) -> dict:
         if isinstance(found, dict):
             return found
         problem = "it is not a JSON object"
-    raise UsageError(
-        "config_unreadable", f"{file} cannot be read: {problem}. Save the model again."
-    )
+    raise UsageError("config_unreadable", f"{file} cannot be read ({problem}). Save it again.")
 
 
 def _check_adapter_files(path: Path, names: set[str]) -> None:
     """Refuse an adapter's folder that also holds a whole model, or lacks the adapter's weights."""
     if any(name.startswith("model") and name.endswith(".safetensors") for name in names):
-        raise UsageError(
-            "adapter_and_model_mixed",
-            f"{path} holds both an adapter and a whole model. Move one of them elsewhere.",
-        )
+        message = f"{path} holds both an adapter and a whole model. Move one of them elsewhere."
+        raise UsageError("adapter_and_model_mixed", message)
     if "adapter_model.safetensors" not in names:
-        raise UsageError(
-            "adapter_weights_missing",
-            f"{path} holds adapter_config.json without adapter_model.safetensors. "
-            "Copy it there, or remove adapter_config.json if this is a whole model.",
+        message = (
+            f"{path} has adapter_config.json, but no adapter_model.safetensors. Copy it there."
         )
+        raise UsageError("adapter_weights_missing", message)
 
 
 def _check_shards(path: Path, names: set[str]) -> None:
@@ -110,12 +98,8 @@ def _check_shards(path: Path, names: set[str]) -> None:
     weight_map = _read_json(path / INDEX).get("weight_map", {})
     missing = sorted(set(weight_map.values()) - names)
     if missing:
-        listed = ", ".join(missing[:3])
-        raise NotFoundError(
-            "weight_shards_missing",
-            f"{path}: {len(missing)} of the files that {INDEX} names are missing ({listed}). "
-            "Copy them there.",
-        )
+        message = f"{path} lacks {len(missing)} files that {INDEX} names, such as {missing[0]}."
+        raise NotFoundError("weight_shards_missing", message)
 
 
 def torn(path: Path) -> Path:
@@ -146,7 +130,7 @@ def from_hub(name: str, revision: str | None = None, only: list[str] | None = No
     Args:
         name: The id, `org/name`.
         revision: A branch, tag or commit; None takes the main branch.
-        only: File patterns to fetch; None fetches everything that opening a model needs.
+        only: Patterns of the files to fetch; None fetches what opening a model needs.
 
     Raises:
         NotFoundError: `hub_unavailable`, also after an incomplete download.

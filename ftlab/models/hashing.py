@@ -6,34 +6,24 @@ import hashlib
 
 
 def fingerprint(model) -> str:
-    """Hash the trainable weights of a torch model.
-
-    Args:
-        model: A torch module.
-
-    Returns:
-        The SHA-256 of all parameters that require a gradient, as 64 hexadecimal digits.
-    """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return weights_hash(trainable)
+    """Return the SHA-256 of all parameters of a torch model that require a gradient."""
+    parameters = model.named_parameters()
+    return weights_hash({name: p for name, p in parameters if p.requires_grad})
 
 
 def weights_hash(tensors: dict) -> str:
-    """Hash tensors by name, shape, type and bytes, in the order of their names.
-
-    Args:
-        tensors: Tensors by name, such as a `state_dict()`.
-
-    Returns:
-        The SHA-256, as 64 hexadecimal digits.
-    """
+    """Return the SHA-256 of tensors by name, such as a `state_dict()`, in order of their names."""
     import torch
 
     sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.dim():
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        shape = tuple(tensor.shape)
+        sha.update(f"{name}{shape}{tensor.dtype}".encode())
+        if shape:
+            values = tensor.detach().cpu().contiguous()
+            sha.update(values.view(torch.uint8).numpy().data)
         else:
-            sha.update(str(tensor.item()).encode())
+            value = str(tensor.item())
+            sha.update(value.encode())
     return sha.hexdigest()

@@ -6,9 +6,9 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftlab._core.errors import UsageError
 from ftlab.models import adapters, devices
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
     from ftlab.models.reference import Model
 
 
-@dataclass
-class _Opened:
-    """What was opened of one model: its tokenizer, and its modules by the way they were loaded."""
-
-    tokenizer: Any = None
-    modules: dict[tuple, Any] = field(default_factory=dict)
-
-
-_kept: dict[str, _Opened] = {}  # by hash of the model
+# By hash of a model: its tokenizer, under "tokenizer", and its modules by how they were loaded.
+_kept: dict[str, dict] = {}
 
 
 @contextlib.contextmanager
@@ -34,16 +27,13 @@ def keep_open(model: Model) -> Iterator[None]:
     """Read the files of a model only once inside a block.
 
     Every further `load` and `tokenizer` returns a copy from memory that belongs to its caller.
-    Weights are copied where all of them will be trained; otherwise copies share their storage.
-
-    Args:
-        model: A reference, as `model()` returns it.
+    Copies share the storage of their weights, unless all weights will be trained.
     """
     key = model.hash
     if key in _kept:  # an outer block keeps it
         yield
         return
-    _kept[key] = _Opened()
+    _kept[key] = {}
     try:
         yield
     finally:
@@ -58,9 +48,9 @@ def tokenizer(model: Model):
     opened = _opened(model)
     if opened is None:
         return _open_tokenizer(model)
-    if opened.tokenizer is None:
-        opened.tokenizer = _open_tokenizer(model)
-    return copy.copy(opened.tokenizer)
+    if "tokenizer" not in opened:
+        opened["tokenizer"] = _open_tokenizer(model)
+    return copy.copy(opened["tokenizer"])
 
 
 def load(model: Model, training: bool = False, four_bit: bool = False, frozen: bool = False):
@@ -70,13 +60,13 @@ def load(model: Model, training: bool = False, four_bit: bool = False, frozen: b
         return _open_weights(model, training, four_bit, frozen)
     all_trained = training and not frozen and not four_bit
     how = (training, four_bit, frozen, devices.attention())
-    if how not in opened.modules:
+    if how not in opened:
         module = _open_weights(model, training, four_bit, frozen)
-        opened.modules[how] = module.cpu() if all_trained else module
-    return _own_copy(opened.modules[how], all_trained)
+        opened[how] = module.cpu() if all_trained else module
+    return _own_copy(opened[how], all_trained)
 
 
-def _opened(model: Model) -> _Opened | None:
+def _opened(model: Model) -> dict | None:
     """Return what is kept open of a model, if anything."""
     if not _kept:  # a hash is not free
         return None
@@ -105,28 +95,21 @@ def _open_tokenizer(model: Model):
             model.path, padding_side="left", trust_remote_code=False
         )
     except Exception as error:
-        raise UsageError(
-            "tokenizer_unreadable",
-            f"{model.path}: the tokenizer cannot be opened ({type(error).__name__}: {error}). "
-            "Save it there with save_pretrained().",
-        ) from None
+        message = f"{model.path}: the tokenizer cannot be opened ({error}). Save it there again."
+        raise UsageError("tokenizer_unreadable", message) from None
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     if found.pad_token_id is None:
-        raise UsageError(
-            "tokenizer_without_padding",
-            f"{model.path}: the tokenizer has neither a pad nor an eos token. "
-            "Set one and save it there with save_pretrained().",
-        )
+        message = f"{model.path}: the tokenizer has neither a pad nor an eos token. Set one."
+        raise UsageError("tokenizer_without_padding", message)
     rows = model.config.get("vocab_size")
     if model.adapter:
         rows = adapters.vocabulary(model.path) or rows
     if rows and max(found.get_vocab().values()) >= rows:
-        raise UsageError(
-            "tokenizer_too_large",
-            f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings. "
-            "Use the tokenizer that belongs to the model.",
+        message = (
+            f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings."
         )
+        raise UsageError("tokenizer_too_large", message + " Use the model's own tokenizer.")
     return found
 
 
@@ -188,17 +171,10 @@ def _open_folder(path: Path, dtype, **settings):
             **settings,
         )
     except Exception as error:
-        raise UsageError(
-            "weights_unreadable",
-            f"{torn(path)}: the weights cannot be opened ({type(error).__name__}: {error}). "
-            "A causal language model in safetensors is needed.",
-        ) from None
+        message = f"{torn(path)}: the weights cannot be opened ({error})."
+        raise UsageError("weights_unreadable", message) from None
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would continue with random numbers in their place
-        listed = ", ".join(missing[:3])
-        raise UsageError(
-            "weights_missing",
-            f"{path} has no weights for {listed} ({len(missing)} tensors in all). "
-            "Pass a folder that holds all weights of a causal language model.",
-        )
+        message = f"{path} lacks {len(missing)} tensors of the model, such as {missing[0]}."
+        raise UsageError("weights_missing", message)
     return adapters.keep_differentiable(module.to(devices.device())).eval()

@@ -17,60 +17,34 @@ from pathlib import Path
 from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.text import safe
 from ftlab.models import adapters, loading
-from ftlab.models.devices import (
-    device,  # noqa: F401  # transition
-    precision,  # noqa: F401  # transition
-    quiet,  # noqa: F401  # transition
-    released,
-)
+from ftlab.models.devices import device, precision, quiet, released  # noqa: F401  # transition
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
 from ftlab.models.loading import kept  # noqa: F401  # transition
 from ftlab.runs import Run, digest, file_hash, resource
 from ftlab.runs import load as load_run
 
-# Kinds of adapters that never merge into the weights.
-PROMPT_ADAPTERS = (
-    "PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "ADAPTION_PROMPT",
-)
+PROMPT_ADAPTERS = (  # never merge into the weights
+    "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT",
+)  # fmt: skip
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
-# Entries of the two configurations that do not change what a model answers.
-NOT_IN_HASH = ("_name_or_path", "transformers_version", "dtype")
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+)  # fmt: skip
+NOT_IN_HASH = ("_name_or_path", "transformers_version", "dtype")  # change no answer
 NOT_IN_ADAPTER_HASH = ("base_model_name_or_path",)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A reference to a model in a folder.
-
-    Args:
-        name: A name for people; it takes no part in identity.
-        path: The folder.
-        base: The model below an adapter, where the caller named it.
-        hub: The hub id of a model that came from the hub.
-        revision: The commit of a model that came from the hub.
-    """
+    """A reference to a model in a folder, as `model` returns it; its name is not in its hash."""
 
     name: str
     path: Path
-    base: Model | None = field(default=None, repr=False)
-    hub: str = field(default="", repr=False)
-    revision: str = field(default="", repr=False)
-    # Models that the adapter's file has named, once found.
+    base: Model | None = field(default=None, repr=False)  # below an adapter, if the caller gave it
+    hub: str = field(default="", repr=False)  # id of a model from the hub
+    revision: str = field(default="", repr=False)  # its commit
+    # Models that the adapter's file has named.
     _found: dict[tuple, Model] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -87,7 +61,7 @@ class Model:
             return None
         if self.base:
             return self.base
-        named = (adapter.get("base_model_name_or_path"), adapter.get("revision"))
+        named = adapter.get("base_model_name_or_path"), adapter.get("revision")
         if named not in self._found:
             self._found[named] = _below(self.path, adapter)
         return self._found[named]
@@ -147,16 +121,14 @@ class Model:
     def load(self, *, training: bool = False, four_bit: bool = False, frozen: bool = False):
         """Load the torch model on its device, in eval mode.
 
-        An adapter answers as it was trained: unmerged in fp32 above bf16 or 4-bit weights, which
-        would round much of it away (`merge_difference`), otherwise merged. For training it is
-        merged, a QLoRA adapter onto its 4-bit weights dequantised.
+        Weights are fp32 on a CPU. An adapter answers unmerged above bf16 or 4-bit weights, which
+        would round much of it away, otherwise merged. For training it is merged, a QLoRA adapter
+        onto its 4-bit weights dequantised.
 
         Args:
-            training: Weights in fp32, for training and for what is measured during it; otherwise
-                bf16 on a GPU. Weights on a CPU are always fp32.
+            training: On a GPU: fp32, for training and measuring during it, instead of bf16.
             four_bit: Weights in nf4 (QLoRA); an adapter is merged in 16 or 32 bit first.
-            frozen: With `training`: the weights stay as they are below a new adapter, and are bf16
-                on a GPU.
+            frozen: For training a new adapter above these weights: bf16 on a GPU.
 
         Raises:
             UsageError: `weights_unreadable`, `weights_missing`, `adapter_does_not_fit`,
@@ -165,12 +137,7 @@ class Model:
         return loading.load(self, training, four_bit, frozen)
 
     def merge_difference(self, texts: list[str]) -> dict[str, float]:
-        """Measure how the outputs of an adapter change when it is merged.
-
-        It is merged in the numbers of the weights below it, 4-bit ones dequantised.
-
-        Args:
-            texts: Texts whose next-token distributions are compared.
+        """Measure how merging an adapter changes the next-token distributions over texts.
 
         Returns:
             `max_abs`, `mean_abs` (logits), `kl` (nats per token), `same_top` (share of positions);
@@ -180,14 +147,13 @@ class Model:
             UsageError: `not_an_adapter`.
         """
         if not self.adapter:
-            raise UsageError(
-                "not_an_adapter",
-                f"{self.path} is not an adapter. Pass a folder or a run that holds one.",
-            )
+            raise UsageError("not_an_adapter", f"{self.path} is not an adapter. Pass one.")
         with released():
-            return adapters.difference(
-                self.load(), self.load(training=True, frozen=True), self.tokenizer(), texts
-            )
+            return self._merge_difference(texts)
+
+    def _merge_difference(self, texts: list[str]) -> dict[str, float]:
+        whole = self.load(training=True, frozen=True)
+        return adapters.difference(self.load(), whole, self.tokenizer(), texts)
 
     def _repr_html_(self) -> str:
         config = self.config
@@ -203,9 +169,17 @@ class Model:
             facts["hub"] = f"{self.hub}@{self.revision}"
         if self.adapter:
             facts["adapter on"] = self.parent.name
-        cells = [(name, html.escape(safe(value))) for name, value in facts.items()]
-        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
-        return f"<table>{rows}</table>"
+        rows = []
+        for name, value in facts.items():
+            shown = html.escape(safe(value))
+            rows.append(f"<tr><td>{name}</td><td>{shown}</td></tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+
+def is_reward_model(model: Model) -> bool:
+    """Whether a folder holds a reward model, which gives a number and no answers."""
+    architectures = model.config.get("architectures") or []
+    return any("ForSequenceClassification" in name for name in architectures)
 
 
 def _without(config: dict, names: tuple[str, ...]) -> dict:
@@ -217,19 +191,21 @@ def model(ref, base=None) -> Model | Endpoint:
 
     Args:
         ref: "organism", "organism:sft", "organism:base", a folder, a run, a hub id (`org/name` or
-            `org/name@revision`), `api:MODEL@URL` for a model behind an endpoint, which can only
-            answer, or a reference, which is returned as it is.
+            `org/name@revision`), `api:MODEL@URL` for an endpoint, which can only answer, or a
+            reference, which is returned as it is.
         base: The model below an adapter whose own file does not name it correctly. In one string:
             `ADAPTER+BASE`.
 
     Raises:
-        NotFoundError: `model_folder_not_found`, `organism_not_found`, `hub_unavailable` and the
-            codes of incomplete folders.
+        NotFoundError: `organism_not_found`, `hub_unavailable`, and what `folders.check` raises.
         UsageError: `unknown_model`, `not_a_model_reference`, `base_without_adapter`,
-            `run_without_model`, `adapter_base_changed` and the codes of unreadable folders.
+            `run_without_model`, `adapter_base_changed`.
     """
     if base is not None:
-        return _on_base(model(ref), model(base))
+        above = model(ref)
+        if not above.adapter:
+            raise UsageError("base_without_adapter", f"{above.name} is no adapter: drop `base`.")
+        return replace(above, base=model(base))
     if isinstance(ref, (Model, Endpoint)):
         return ref
     text = _as_text(ref)
@@ -243,10 +219,7 @@ def model(ref, base=None) -> Model | Endpoint:
         return model(above, base=below)
     if text.startswith("organism"):
         allowed = ", ".join(EMBEDDED)
-        raise UsageError(
-            "unknown_model",
-            f"Unknown model {text!r}. Allowed: {allowed}, a folder, a run or a hub id.",
-        )
+        raise UsageError("unknown_model", f"Unknown model {text!r}. Embedded are {allowed}.")
     if (path / "provenance.json").exists():
         return _of_run(path)
     hub = hub_id(text)
@@ -261,29 +234,15 @@ def _as_text(ref) -> str:
         return str(ref.path)
     if isinstance(ref, (str, os.PathLike)):
         return str(ref)
-    raise UsageError(
-        "not_a_model_reference",
-        f"Expected a folder, a run or a hub id, got {type(ref).__name__}. "
-        "Save a model and its tokenizer with save_pretrained() and pass that folder.",
-    )
-
-
-def _on_base(above: Model, base: Model) -> Model:
-    if not above.adapter:
-        raise UsageError(
-            "base_without_adapter", f"{above.name} is not an adapter, so `base` does not apply."
-        )
-    return replace(above, base=base)
+    message = f"Expected a folder, a run or a hub id, got {type(ref).__name__}."
+    raise UsageError("not_a_model_reference", message + " Save a model first and pass its folder.")
 
 
 def _embedded(name: str) -> Model:
     root = Path(os.environ.get("FTLAB_ORGANISM", resource("data") / "organism"))
     folder = root / EMBEDDED[name]
     if not folder.is_dir():
-        raise NotFoundError(
-            "organism_not_found",
-            f"There is no embedded model in {folder}. Build it with `ftlab organism build`.",
-        )
+        raise NotFoundError("organism_not_found", f"There is no embedded model in {folder}.")
     return Model(name.replace(":", "-"), check(folder))
 
 
@@ -291,17 +250,13 @@ def _of_run(path: Path) -> Model:
     """Return the model of a finished run, whose parent still has the weights it was trained on."""
     load_run(path)
     if not (path / "model").is_dir():
-        raise UsageError(
-            "run_without_model",
-            f"{path} did not train a model. Pass a training run, or one member of a curve.",
-        )
+        message = f"{path} did not train a model. Pass a training run, or one member of a curve."
+        raise UsageError("run_without_model", message)
     found = Model(path.name, check(path / "model"))
     parent = found.parent
     if parent and parent.hash != Run(path).config["identity"]["parent"]:
-        raise UsageError(
-            "adapter_base_changed",
-            f"{path} is an adapter on {parent.path}, which has changed since. Train it again.",
-        )
+        message = f"{path} is an adapter on {parent.path}, which has changed. Train it again."
+        raise UsageError("adapter_base_changed", message)
     return found
 
 
@@ -312,18 +267,12 @@ def _of_hub(name: str, revision: str | None) -> Model:
 
 
 def _below(path: Path, adapter: dict) -> Model:
-    """Return the model that an adapter's configuration names.
-
-    It may be a hub id or a folder: absolute, relative to here, or relative to the adapter.
-    """
+    """Return the model that an adapter names: a hub id, or a folder relative to here or to it."""
     kind = adapter.get("peft_type")
     task = adapter.get("task_type")
     if kind in PROMPT_ADAPTERS or task not in (None, "CAUSAL_LM"):
-        raise UsageError(
-            "adapter_cannot_merge",
-            f"{path} is an adapter {kind} for {task}. "
-            "Allowed: those that merge into a causal language model, such as LoRA.",
-        )
+        message = f"{path} is an adapter {kind} for {task}, which cannot be merged."
+        raise UsageError("adapter_cannot_merge", message + " Pass one such as LoRA.")
     name = adapter.get("base_model_name_or_path") or ""
     revision = adapter.get("revision")
     for place in (Path(name), path / name, path.parent / name):
