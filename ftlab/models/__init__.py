@@ -1,33 +1,21 @@
-"""The face of this room."""
+"""Models: references, loading, adapters, devices, memory, hashes."""
 
 from __future__ import annotations
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "adapters": [
-            "adapt",
-            "full_precision",
-            "save",
-        ],
-        "devices": [
-            "labels_alone",
-            "out_of_memory",
-        ],
-        "memory": [
-            "fit",
-            "holds",
-        ],
-        "reference": [
-            "Model",
-            "device",
-            "kept",
-            "model",
-            "precision",
-            "quiet",
-            "released",
-        ],
-    },
-)
+_PUBLIC = {
+    "adapters": ["adapt", "full_precision", "save_adapter"],
+    "devices": ["attention", "clear_error", "device", "free_memory", "out_of_memory", "precision"]
+    + ["quiet", "released"],
+    "hashing": ["fingerprint", "weights_hash"],
+    "loading": ["keep_open"],
+    "memory": ["MemoryEstimate", "estimate_memory"],
+    "reference": ["Model", "is_reward_model", "model"],
+}
+_PUBLIC["adapters"] += ["save"]  # transition
+_PUBLIC["devices"] += ["clear", "labels_alone"]  # transition
+_PUBLIC["loading"] += ["kept"]  # transition
+_PUBLIC["memory"] += ["fit", "holds"]  # transition
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_PUBLIC)

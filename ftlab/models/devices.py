@@ -1,10 +1,11 @@
-"""What a model runs on: device, precision, attention; memory given back; the libraries' noise switched off."""
+"""Device, precision and attention of a model; releasing memory; silencing the libraries."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -12,168 +13,170 @@ import warnings
 from functools import cache
 from importlib.util import find_spec
 
-M_TRIM_THRESHOLD = -1  # of glibc's malloc.h: so many free bytes at the end of the heap are kept
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: blocks of so many bytes are given back as soon as they are freed
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a RuntimeError's text
-_spared = False  # whether `spare_memory` has taken effect
-SCARCE = 4  # memory is scarce where a training's weights, gradients and moments take more than a fourth of what is free
+from ftlab._core.errors import UsageError
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+# What a RuntimeError says when memory runs out, on GPUs and CPUs.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# On resuming, the trainer reports the second name of tied weights, which are saved once.
+TIED = "missing keys in the checkpoint model loaded: ['lm_head.weight']"
 
 
 def device() -> str:
-    """-> cuda, mps or cpu: the best there is."""
+    """Return the best device of this machine: "cuda", "mps" or "cpu"."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
 
 def attention() -> str | None:
-    """-> what `FTLAB_ATTENTION` asks for; None: transformers' choice, sdpa where the architecture has it.
+    """Return the attention that the variable FTLAB_ATTENTION requests.
 
-    Raises ValueError for another name, and where flash attention is not installed: transformers would then run on
-    compiled code that it fetches from the hub.
+    Returns:
+        "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
+
+    Raises:
+        UsageError: `unknown_attention`, `flash_attention_unavailable` (where transformers would
+            run compiled code fetched from the hub).
     """
-    asked = os.environ.get("FTLAB_ATTENTION", "")
-    if asked not in ("", "sdpa", "eager", "flash_attention_2"):
-        raise ValueError(f"FTLAB_ATTENTION={asked}: allowed: sdpa, eager, flash_attention_2")
-    if asked == "flash_attention_2" and not (device() == "cuda" and find_spec("flash_attn")):
-        raise ValueError(f"FTLAB_ATTENTION={asked} needs an NVIDIA GPU and the package flash-attn; unset it for sdpa")
-    return asked or None
+    requested = os.environ.get("FTLAB_ATTENTION") or None
+    if requested is not None and requested not in ATTENTION:
+        message = f"FTLAB_ATTENTION is {requested!r}. Allowed: {', '.join(ATTENTION)}."
+        raise UsageError("unknown_attention", message)
+    if requested == "flash_attention_2" and not (device() == "cuda" and find_spec("flash_attn")):
+        message = "flash_attention_2 needs an NVIDIA GPU and the package flash-attn."
+        raise UsageError("flash_attention_unavailable", message)
+    return requested
 
 
 def precision(training: bool = False, adapter: str | None = None) -> str:
-    """-> in what numbers a model answers: on a GPU a curve's parent must answer as its child does while it trains.
+    """Describe the numbers a model answers in, such as "fp32", for an evaluation's identity.
 
-    `adapter`: the kind that is trained, whose frozen weights below are bf16 on a GPU and nf4 for qlora.
+    Args:
+        training: Whether the model answers during its training. The parent of a curve must answer
+            in the same numbers as its child does then.
+        adapter: The kind of adapter in training, if any.
     """
     cuda = device() == "cuda"
     numbers = "bf16" if cuda else "fp32"
     if adapter == "qlora":
         numbers = f"nf4, {numbers}"
+    elif cuda and training and adapter:
+        numbers = "bf16 weights, fp32 adapter"
     elif cuda and training:
-        numbers = "bf16 weights, fp32 adapter" if adapter else "fp32 weights, bf16 autocast"
-    return ", ".join(filter(None, [numbers, attention()]))
+        numbers = "fp32 weights, bf16 autocast"
+    requested = attention()
+    return f"{numbers}, {requested}" if requested else numbers
 
 
 @contextlib.contextmanager
 def released():
-    """Gives the memory of models back at the end of a cell, also after an exception.
+    """Return the memory of models to the system at the end of a block, also after an exception.
 
-    The block must leave the models to a function that has returned: what its own frame holds cannot be freed here.
+    Models must be local to a function that the block calls: what the frame of the block itself
+    refers to cannot be freed here.
     """
-    import torch
+    from accelerate.utils.memory import clear_device_cache
 
-    if torch.cuda.is_available():
-        gc.collect()  # what the caller has dropped makes room
-    gc.freeze()  # searched are only objects of this block, not the 0.2 s of everything imported before
+    on_gpu = device() != "cpu"
+    if on_gpu:
+        gc.collect()  # makes room by freeing what the caller has dropped
+    gc.freeze()  # the collection below then skips everything that was imported before
     try:
         yield
-    except BaseException as e:
-        clear(e)  # in Jupyter it would last until the next exception
+    except BaseException as error:
+        clear_error(error)  # Jupyter keeps an exception until the next one
         raise
     finally:
         gc.collect()
         gc.unfreeze()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        _glibc("malloc_trim", 0)  # else it keeps what training freed
+        if on_gpu:
+            clear_device_cache()
+        _trim_heap()
 
 
-def labels_alone():
-    """-> a context in which TRL's loss on a CPU scores the positions with a label alone: the same loss, up to rounding. TRL 1.16
-    scores all where it has no Triton, for compilers' sake: a seventh of a step of the organism."""
-    from unittest.mock import patch
-
-    from trl.trainer import utils
-
-    known = utils._use_triton
-    return patch.object(utils, "_use_triton", lambda where: where.type == "cpu" or known(where))
-
-
-def spare_memory(parameters: int) -> None:
-    """Where training so many parameters in fp32 (16 bytes each) takes much of the memory: freed blocks of 1 MiB go back at once,
-    in this process from now on.
-
-    Else glibc's holes between them double a training's peak on a CPU (57 M parameters: 1.13 instead of 0.64 GB). The page
-    faults cost a quarter of a training's time (25 M) and more of an evaluation's.
-    """
-    global _spared
-    import psutil
-
-    if not _spared and 16 * parameters * SCARCE > psutil.virtual_memory().available:
-        _spared = True
-        _glibc("mallopt", M_MMAP_THRESHOLD, 2**20)
-
-
-@contextlib.contextmanager
-def blocks_kept():
-    """Inside, freed blocks stay for the next ones also where `spare_memory` was asked for: answering takes the same blocks at
-    every token, and new ones cost a fifth of its CPU time in page faults (25 M parameters)."""
-    if not _spared:
-        yield
-        return
-    _glibc("mallopt", M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
-    _glibc("mallopt", M_TRIM_THRESHOLD, 2**29)
-    try:
-        yield
-    finally:
-        _glibc("mallopt", M_MMAP_THRESHOLD, 2**20)
-        _glibc("mallopt", M_TRIM_THRESHOLD, 2**17)  # glibc's default
-        _glibc("malloc_trim", 0)
+def _trim_heap() -> None:
+    """Return freed memory from glibc's heap to the system, where there is glibc."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on any device."""
     import torch
 
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY))
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def clear(error: BaseException | None) -> None:
-    """Frees what a caught exception keeps alive: its traceback holds every local of every frame."""
+def clear_error(error: BaseException | None) -> None:
+    """Free what a caught exception keeps alive: its traceback holds the locals of every frame."""
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
 
 
 def free_memory(on) -> int:
-    """-> bytes that a model on the device `on` may still take."""
+    """Return the bytes that are still available on a torch device."""
     import torch
 
     if on.type == "cuda":
-        return torch.cuda.mem_get_info(on)[0] + torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+        cached = torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)
+        return torch.cuda.mem_get_info(on)[0] + cached
     import psutil
 
     return psutil.virtual_memory().available
 
 
-def _glibc(function: str, *arguments: int) -> None:
-    """Calls a function of the C library where there is one of that name (Linux)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        getattr(ctypes.CDLL(None), function)(*arguments)
-
-
 @cache
 def quiet() -> None:
-    """Switches off, before the libraries' first use, their bars, telemetry and advice to programmers; warnings stay."""
+    """Silence progress bars, telemetry and developer advice of the libraries; keep warnings."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every later fork warns
-    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, on import; no bar of it is shown
-    import logging as python_logging
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise every later fork warns
+    warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm on import
+    from transformers.utils import logging as transformers_logging
 
-    from transformers.utils import logging
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel("ERROR")  # it advises to install `kernels`
+    _import_bitsandbytes()
+    trainer_log = logging.getLogger("transformers.trainer")
+    trainer_log.addFilter(lambda record: TIED not in record.getMessage())
+    deprecated = "`is_gradient_checkpointing` is deprecated"  # called by peft
+    warnings.filterwarnings("ignore", deprecated, FutureWarning)
 
-    logging.disable_progress_bar()
-    python_logging.getLogger("bitsandbytes").setLevel("ERROR")  # misses a package that would fetch compiled code,
-    if (
-        find_spec("kernels") and find_spec("bitsandbytes") and "bitsandbytes" not in sys.modules
-    ):  # and, where it is there, must not fetch it
-        kept, sys.modules["kernels"] = sys.modules.get("kernels"), None
-        import bitsandbytes  # noqa: F401
 
-        sys.modules.pop("kernels")
-        if kept:
-            sys.modules["kernels"] = kept
-    # Tied weights are saved once; on a resume the trainer reports the other name as missing.
-    tied = "missing keys in the checkpoint model loaded: ['lm_head.weight']"
-    python_logging.getLogger("transformers.trainer").addFilter(lambda record: tied not in record.getMessage())
-    warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's own call
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes with `kernels` hidden, with which it would run code from the hub."""
+    if not (find_spec("kernels") and find_spec("bitsandbytes")) or "bitsandbytes" in sys.modules:
+        return
+    known = sys.modules.get("kernels")
+    sys.modules["kernels"] = None
+    import bitsandbytes  # noqa: F401
+
+    sys.modules.pop("kernels")
+    if known:
+        sys.modules["kernels"] = known
+
+
+def labels_alone():  # transition
+    """Make TRL's loss on a CPU score only positions with a label: equal up to rounding."""
+    from unittest.mock import patch
+
+    from trl.trainer import utils
+
+    known = utils._use_triton
+    on_cpu_too = lambda where: where.type == "cpu" or known(where)  # noqa: E731
+    return patch.object(utils, "_use_triton", on_cpu_too)
+
+
+clear = clear_error  # transition
+blocks_kept = contextlib.nullcontext  # transition
+
+
+def spare_memory(parameters: int) -> None:  # transition
+    """Do nothing."""

@@ -1,0 +1,29 @@
+"""Hashes of weights in memory."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def fingerprint(model) -> str:
+    """Return the SHA-256 of all parameters of a torch model that require a gradient."""
+    parameters = model.named_parameters()
+    return weights_hash({name: p for name, p in parameters if p.requires_grad})
+
+
+def weights_hash(tensors: dict) -> str:
+    """Return the SHA-256 of tensors by name, such as a `state_dict()`, in order of their names."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        shape = tuple(tensor.shape)
+        sha.update(f"{name}{shape}{tensor.dtype}".encode())
+        if shape:
+            values = tensor.detach().cpu().contiguous()
+            sha.update(values.view(torch.uint8).numpy().data)
+        else:
+            value = str(tensor.item())
+            sha.update(value.encode())
+    return sha.hexdigest()

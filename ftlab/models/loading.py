@@ -1,0 +1,180 @@
+"""Open the weights and the tokenizer of a model; share what was opened inside `keep_open`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftlab._core.errors import UsageError
+from ftlab.models import adapters, devices
+from ftlab.models.folders import torn
+
+if TYPE_CHECKING:
+    from ftlab.models.reference import Model
+
+
+# By hash of a model: its tokenizer, under "tokenizer", and its modules by how they were loaded.
+_kept: dict[str, dict] = {}
+
+
+@contextlib.contextmanager
+def keep_open(model: Model) -> Iterator[None]:
+    """Read the files of a model only once inside a block.
+
+    Every further `load` and `tokenizer` returns a copy from memory that belongs to its caller.
+    Copies share the storage of their weights, unless all weights will be trained.
+    """
+    key = model.hash
+    if key in _kept:  # an outer block keeps it
+        yield
+        return
+    _kept[key] = {}
+    try:
+        yield
+    finally:
+        del _kept[key]
+
+
+kept = keep_open  # transition
+
+
+def tokenizer(model: Model):
+    """Return the tokenizer of a model, a copy inside `keep_open`."""
+    opened = _opened(model)
+    if opened is None:
+        return _open_tokenizer(model)
+    if "tokenizer" not in opened:
+        opened["tokenizer"] = _open_tokenizer(model)
+    return copy.copy(opened["tokenizer"])
+
+
+def load(model: Model, training: bool = False, four_bit: bool = False, frozen: bool = False):
+    """Return the torch module of a model, a copy inside `keep_open`; see `Model.load`."""
+    opened = _opened(model)
+    if opened is None:
+        return _open_weights(model, training, four_bit, frozen)
+    all_trained = training and not frozen and not four_bit
+    how = (training, four_bit, frozen, devices.attention())
+    if how not in opened:
+        module = _open_weights(model, training, four_bit, frozen)
+        opened[how] = module.cpu() if all_trained else module
+    return _own_copy(opened[how], all_trained)
+
+
+def _opened(model: Model) -> dict | None:
+    """Return what is kept open of a model, if anything."""
+    if not _kept:  # a hash is not free
+        return None
+    return _kept.get(model.hash)
+
+
+def _own_copy(module, with_weights: bool):
+    """Copy a module; its weights share storage with the original unless they are copied too."""
+    tensors = [*module.parameters(), *module.buffers()]
+    own = {id(tensor): copy.copy(tensor) for tensor in tensors}
+    if with_weights:
+        for tensor in own.values():
+            tensor.data = tensor.data.to(devices.device(), copy=True)
+    return copy.deepcopy(module, own)
+
+
+def _open_tokenizer(model: Model):
+    """Open the tokenizer of a model, or that of the model below an adapter saved without one."""
+    if model.parent and not (model.path / "tokenizer_config.json").exists():
+        return model.parent.tokenizer()
+    devices.quiet()
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(
+            model.path, padding_side="left", trust_remote_code=False
+        )
+    except Exception as error:
+        message = f"{model.path}: the tokenizer cannot be opened ({error}). Save it there again."
+        raise UsageError("tokenizer_unreadable", message) from None
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token
+    if found.pad_token_id is None:
+        message = f"{model.path}: the tokenizer has neither a pad nor an eos token. Set one."
+        raise UsageError("tokenizer_without_padding", message)
+    rows = model.config.get("vocab_size")
+    if model.adapter:
+        rows = adapters.vocabulary(model.path) or rows
+    if rows and max(found.get_vocab().values()) >= rows:
+        message = (
+            f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings."
+        )
+        raise UsageError("tokenizer_too_large", message + " Use the model's own tokenizer.")
+    return found
+
+
+def _open_weights(model: Model, training: bool, four_bit: bool, frozen: bool):
+    """Open a model or an adapter in the numbers that its use needs."""
+    devices.quiet()
+    import torch
+
+    narrow = frozen or four_bit or not training
+    dtype = torch.bfloat16 if devices.device() == "cuda" and narrow else torch.float32
+    if model.adapter and four_bit:
+        return _merged_in_four_bit(model)
+    if model.adapter and model.quantised:
+        return _qlora(model, training, dtype)
+    if model.adapter:
+        base = model.parent.load(training=True, frozen=frozen or not training)
+        adapted = adapters.put_on(base, model.path)
+        if training or dtype == torch.float32:
+            adapted = adapters.merged(adapted)
+        return adapted.eval()
+    if four_bit and not model.quantised:
+        quantisation = adapters.four_bit_config(dtype)
+        return _open_folder(model.path, dtype, quantization_config=quantisation)
+    module = _open_folder(model.path, dtype)
+    if model.quantised and training and not four_bit:
+        return adapters.dequantised(module, dtype)
+    return module
+
+
+def _merged_in_four_bit(model: Model):
+    """Merge an adapter in 16 or 32 bit, then open the result in 4 bit."""
+    with tempfile.TemporaryDirectory(prefix="ftlab-") as folder:
+        model.load(training=True, frozen=True).save_pretrained(folder)
+        return load(replace(model, path=Path(folder)), four_bit=True)
+
+
+def _qlora(model: Model, training: bool, dtype):
+    """Open a QLoRA adapter: on its 4-bit weights, or for training merged onto them dequantised."""
+    base = model.parent.load(four_bit=True)
+    if training:
+        whole = adapters.dequantised(base, dtype)
+        return adapters.merged(adapters.put_on(whole, model.path)).eval()
+    return adapters.put_on(adapters.prepared(base), model.path).eval()
+
+
+def _open_folder(path: Path, dtype, **settings):
+    """Open a folder as transformers does, and check that every weight is there."""
+    from transformers import AutoModelForCausalLM
+
+    attention = devices.attention()
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **settings,
+        )
+    except Exception as error:
+        message = f"{torn(path)}: the weights cannot be opened ({error})."
+        raise UsageError("weights_unreadable", message) from None
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would continue with random numbers in their place
+        message = f"{path} lacks {len(missing)} tensors of the model, such as {missing[0]}."
+        raise UsageError("weights_missing", message)
+    return adapters.keep_differentiable(module.to(devices.device())).eval()
