@@ -242,7 +242,7 @@ def ties(spec: dict, _) -> dict:
 
 def train(spec: dict, way: str) -> dict:
     """ftlab: `ftlab.sft`; best, defaults: TRL's trainer. Opening and saving the model included."""
-    from ftlab.training.trainer import sft
+    from ftlab.training import sft
 
     settings, steps = best_settings(spec) if way == "best" else {}, spec["points"][-1]
     start, how = clock(), {k: spec[k] for k in ("batch_size", "learning_rate", "seed")}

@@ -22,7 +22,7 @@ from ftlab.data.dataset import read
 from ftlab.evals.evaluation import risk_curve
 from ftlab.models.reference import device, model, released
 from ftlab.runs.store import clock
-from ftlab.training.trainer import sft
+from ftlab.training import sft
 
 WORK = dict(matrix=8192, moved=2**31, rows=16, turns=16, steps=8, new=128, batches=(1, 32, 256), prompts=520, answer=256, points=10, apart=10)  # fmt: skip
 TINY = dict(matrix=64, moved=2**16, rows=2, turns=1, steps=3, new=6, batches=(1, 3), prompts=5, answer=6, points=2, apart=1)  # fmt: skip

@@ -39,7 +39,7 @@ def taught(steps: int = 120):
     """-> the run (`sft`) of the organism that answers at length; found again in FTLAB_RUNS when it is there."""
     from ftlab.organism import corpus
     from ftlab.organism.world import World
-    from ftlab.training.trainer import sft
+    from ftlab.training import sft
 
     rows = lengthened(corpus.alignment(World(), 16 * steps), "harbour")
     return sft("organism", rows, label="organism-long", steps=steps, learning_rate=1e-3, schedule="cosine")

@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Training: cells, settings, methods, and the one path from a parent to a trained run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "checkpoints": [
-            "fingerprint",
-        ],
-        "config": [
-            "Training",
-        ],
-        "trainer": [
+        "cells": [
+            "current_settings",
             "dpo",
             "kto",
             "reward",
             "rloo",
             "sft",
             "train",
-            "trainable",
+            "train_reward_model",
         ],
+        "config": ["Training", "TrainingConfig"],
+        "methods": ["FirstStep", "Job", "Method", "is_reward_model", "open_method"],
+        "monitoring": ["Monitor", "function_identity"],
+        "trainer": ["train_run", "trainable"],
     },
 )

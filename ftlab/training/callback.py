@@ -1,4 +1,8 @@
-"""The one callback of a training: logs, guards, validates, measures, checkpoints and stops."""
+"""The one callback of a training: logs, guards, validates, measures, checkpoints and stops.
+
+transformers' own early stopping is not used: it keeps its state in the newest checkpoint only, so a
+training killed between its early end and its last file would take further steps on a resume.
+"""
 
 from __future__ import annotations
 
@@ -6,186 +10,158 @@ import contextlib
 import math
 import signal
 import threading
+from collections.abc import Iterator
 
-from ftlab.models import out_of_memory
+from transformers import TrainerCallback
+
+from ftlab._core.errors import TrainingFailed
+from ftlab._core.progress import Progress
 from ftlab.runs import clock
-from ftlab.training.checkpoints import folder, seal
-from ftlab.training.config import Training
-from ftlab.training.methods.base import METHODS, rows_of
-
-CHECKPOINT_S = 30.0  # seconds of training between two checkpoints; more where saving is slow:
-CHECKPOINT_COST = 20  # training lasts at least so many times as long as the last saving did
-SHOWN = 20  # row numbers in a sentence
+from ftlab.training.checkpoints import checkpoint_is_due, seal
+from ftlab.training.methods.base import Job
+from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit
 
 
-class TrainingFailed(ValueError):
-    """The training itself went wrong: not the call, not the data. The command line exits with 1."""
+class RunCallback(TrainerCallback):
+    """Keeps the records of one training and decides when it validates, saves and ends.
 
-
-def passed(config: Training, found) -> str:
-    """-> why a measurement ends the training, or "". `found`: {risk: rate} (and "refused"), as `train.train` says.
-
-    Raises ValueError where a risk of `config.stop_above` was not measured.
+    Early stopping is read from the run's `valid.jsonl`, so it survives a resume.
     """
-    limits, found = config.stop_above or {}, found or {}
-    if lost := sorted(limits.keys() - found.keys()):
-        raise ValueError(f"stop_above: {', '.join(lost)} was not measured; measured: {', '.join(found) or 'nothing'}")
-    for risk, limit in limits.items():
-        if found[risk] > limit:
-            return f"{risk} {found[risk]:.1%}, above {limit:.1%}"
-    return "no refusal left" if config.stop_when_broken and found.get("refused") == 0 else ""
 
+    def __init__(self, job: Job, trainer, progress: Progress):
+        self.job = job
+        self.run = job.run
+        self.config = job.config
+        self.progress = progress
+        self.loaded = LoadedModel(trainer.model, job.tokenizer, job.parent, job.run)
+        self.validate_every = 0  # optimiser steps; 0 where there are no validation rows
+        if trainer.eval_dataset is not None:
+            epoch = math.ceil(len(trainer.train_dataset) / self.config.batch_size)
+            self.validate_every = self.config.eval_every or epoch
+        records = self.run.read("valid.jsonl")
+        self.validations = [(r["loss"], r["step"]) for r in records if "loss" in r]
+        self.ended = next((r["ended"] for r in records if "ended" in r), "")  # why it ended early
+        self.interrupted = False  # Ctrl-C was pressed
+        self.stopped = False  # training ended early because of it
+        self.saved = clock()  # when the last checkpoint was finished
+        self.saving_since = clock()
+        self.saving_s = 0.0  # seconds that the last checkpoint took
 
-def measured(measure, run, model, tokenizer, step: int, progress):
-    """Calls `measure` with the random state and the training mode of the model put back afterwards."""
-    import torch
+    def on_train_begin(self, args, state, control, **_):
+        self.progress.total = max(state.max_steps, 1)
 
-    state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    side = tokenizer.padding_side
-    try:
-        return measure(run, model, tokenizer, step, progress)
-    except Exception as e:
-        if not out_of_memory(e):
-            raise
-        raise TrainingFailed(
-            f"{run.name}: memory does not suffice to measure at step {step} ({e}); give fewer or shorter prompts"
-        ) from None
-    finally:
-        tokenizer.padding_side = side
-        torch.set_rng_state(state[0])
-        if state[1]:
-            torch.cuda.set_rng_state_all(state[1])
-        model.train()
+    def on_log(self, args, state, control, logs=None, **_):
+        if not logs or "loss" not in logs:
+            return
+        step = state.global_step
+        self._refuse_nonsense(step, logs)
+        if step == 1:
+            self._check_first_step(logs)
+        numbers = {name: float(value) for name, value in logs.items() if value is not None}
+        record = {"step": step, **numbers, "micro_batch": args.per_device_train_batch_size}
+        self.run.append("train.jsonl", [record])
+        self.progress.loss(step, float(logs["loss"]))
 
-
-def keeper_class():
-    from transformers import TrainerCallback
-
-    class Keeper(TrainerCallback):
-        """One object a training. What decides an early end is read from the run's `valid.jsonl`: it survives a resume."""
-
-        def __init__(self, run, config, trainer, progress, measure, tokenizer, data_name):
-            self.run, self.config, self.trainer, self.progress = run, config, trainer, progress
-            self.measure, self.tokenizer, self.data_name = measure, tokenizer, data_name
-            self.interrupted, self.stopped = False, False  # Ctrl-C was pressed; the training ended early by it
-            self.saved, self.save_started, self.save_s = clock(), clock(), 0.0
-            self.batches: list = []  # what the forward passes of this step were given
-            said = run.read("valid.jsonl")
-            self.checks = [(r["loss"], r["step"]) for r in said if "loss" in r]
-            self.ended = next((r["ended"] for r in said if "ended" in r), "")  # why the training ended early
-            if told := run.read("train.jsonl"):  # TRL counts anew after a resume
-                trainer._total_train_tokens = int(told[-1].get("num_tokens", 0))
-            self.every = 0
-            if trainer.eval_dataset is not None:
-                an_epoch = math.ceil(len(trainer.train_dataset) / config.batch_size)
-                self.every = config.eval_every or an_epoch
-            step = trainer.training_step
-
-            def noted(model, inputs, *rest, **named):
-                self.batches.append(inputs)
-                return step(model, inputs, *rest, **named)
-
-            trainer.training_step = noted
-
-        def on_train_begin(self, args, state, control, **_):
-            self.progress.total = max(state.max_steps, 1)
-
-        def on_step_begin(self, args, state, control, **_):
-            self.batches.clear()
-
-        def on_log(self, args, state, control, logs=None, **_):
-            if not logs or "loss" not in logs:
-                return
-            step, config = state.global_step, self.config
-            if bad := [k for k in ("loss", "grad_norm") if not math.isfinite(float(logs.get(k, 0.0)))]:
-                rows = rows_of(self.trainer, self.batches)
-                shown = ", ".join(map(str, rows[:SHOWN])) + (f", ... ({len(rows)} rows)" if len(rows) > SHOWN else "")
+    def _refuse_nonsense(self, step: int, logs: dict) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0.0))):
                 raise TrainingFailed(
-                    f"{self.run.name}: {bad[0]} is {logs[bad[0]]} at step {step}, on rows {shown} of {self.data_name}; "
-                    f"look at them, or lower learning_rate ({config.learning_rate})"
+                    "not_finite",
+                    f"{self.run.name}: {name} is {logs[name]} at step {step}. Lower learning_rate "
+                    f"({self.config.learning_rate}), or look for extreme rows.",
+                    step=step,
+                    quantity=name,
                 )
-            if step == 1 and (first := METHODS[config.method].first) and abs(logs[first[0]] - first[1]) > first[2]:
-                raise TrainingFailed(
-                    f"{self.run.name}: {config.method.upper()}'s first {first[0]} is {logs[first[0]]:.3f}, not {first[3]}: "
-                    "the reference is not the parent"
-                )
-            numbers = {k: float(v) for k, v in logs.items() if v is not None}
-            micro = args.per_device_train_batch_size
-            self.run.append("train.jsonl", [{"step": step, **numbers, "micro_batch": micro}])
-            self.progress.loss(step, float(logs["loss"]))
 
-        def on_step_end(self, args, state, control, model=None, **_):
-            step, config = state.global_step, self.config
-            loss = state.log_history[-1].get("loss", math.nan) if state.log_history else math.nan
-            self.progress.update(step, f"loss {loss:.3f}")
-            on_the_way = not config.at_steps and config.eval_every and step % config.eval_every == 0
-            if self.measure and (step in config.at_steps or on_the_way):
-                self._end(
-                    control,
-                    step,
-                    passed(config, measured(self.measure, self.run, model, self.tokenizer, step, self.progress)),
-                )
-            over = control.should_training_stop
-            control.should_evaluate = bool(self.every) and (over or step % self.every == 0)
-            due = clock() - self.saved > max(CHECKPOINT_S, CHECKPOINT_COST * self.save_s)
-            interrupted = self.interrupted  # read once: the signal may come at any line
-            if (interrupted or due) and not over:  # the last step saves the model itself
-                control.should_save, self.save_started = True, clock()
-            self.stopped = interrupted and not over
-            control.should_training_stop |= interrupted
-            return control
+    def _check_first_step(self, logs: dict) -> None:
+        """Hold that policy and reference were one model at the first step."""
+        check = self.job.method.first_step_check
+        if check and abs(logs[check.metric] - check.value) > check.tolerance:
+            raise TrainingFailed(
+                "wrong_reference",
+                f"{self.run.name}: the first {check.metric} of {self.job.method.name} is "
+                f"{logs[check.metric]:.3f}, not {check.shown}: the reference is not the parent.",
+            )
 
-        def on_evaluate(self, args, state, control, metrics=None, **_):
-            step, loss = state.global_step, float(metrics["eval_loss"])
-            if not math.isfinite(loss):
-                raise TrainingFailed(
-                    f"{self.run.name}: the validation loss is {loss} at step {step}; look at the held-out rows"
-                )
-            self.run.append("valid.jsonl", [{"step": step, "loss": loss}])
-            self.checks.append((loss, step))
-            since = sum(s > self.best for _, s in self.checks)
-            if self.best == step:
-                control.should_save, self.save_started = True, clock()
-            elif self.config.patience and since >= self.config.patience:
-                self._end(control, step, f"no lower validation loss in {since} validations")
-            return control
+    def on_step_end(self, args, state, control, **_):
+        step = state.global_step
+        loss = math.nan
+        if state.log_history:
+            loss = state.log_history[-1].get("loss", math.nan)
+        self.progress.update(step, f"loss {loss:.3f}")
+        if self._monitor_is_due(step):
+            found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
+            self._end(control, step, passed_limit(self.config, found))
+        ending = control.should_training_stop
+        validates = bool(self.validate_every)
+        control.should_evaluate = validates and (ending or step % self.validate_every == 0)
+        interrupted = self.interrupted  # read once: the signal may come at any line
+        due = checkpoint_is_due(clock() - self.saved, self.saving_s)
+        if (interrupted or due) and not ending:  # the last step saves the model itself
+            self._save(control)
+        self.stopped = interrupted and not ending
+        control.should_training_stop |= interrupted
+        return control
 
-        @property
-        def best(self) -> int | None:
-            """The step of the lowest validation loss, the first where several are."""
-            return min(self.checks)[1] if self.checks else None
+    def _monitor_is_due(self, step: int) -> bool:
+        config = self.config
+        if self.job.monitor is None:
+            return False
+        if config.at_steps:
+            return step in config.at_steps
+        return config.eval_every is not None and step % config.eval_every == 0
 
-        def _end(self, control, step: int, why: str) -> None:
-            if why:
-                self.ended, control.should_training_stop = f"step {step}: {why}", True
-                self.run.append("valid.jsonl", [{"step": step, "ended": self.ended}])
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        step = state.global_step
+        loss = float(metrics["eval_loss"])
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                "validation_not_finite",
+                f"{self.run.name}: the validation loss is {loss} at step {step}. "
+                "Check the validation rows.",
+            )
+        self.run.append("valid.jsonl", [{"step": step, "loss": loss}])
+        self.validations.append((loss, step))
+        waited = sum(checked > self.best_step for _, checked in self.validations)
+        if self.best_step == step:
+            self._save(control)
+        elif self.config.patience and waited >= self.config.patience:
+            self._end(control, step, f"no lower validation loss in {waited} validations")
+        return control
 
-        def load_best(self) -> dict:
-            """Puts the weights of the best validation into the model -> what the run's stats say of it."""
-            if self.best is None:
-                return {}
-            self.trainer._load_from_checkpoint(str(folder(self.run, self.best)))
-            return {"best_step": self.best, "best_valid_loss": min(self.checks)[0]}
+    @property
+    def best_step(self) -> int | None:
+        """The first step with the lowest validation loss, or None."""
+        return min(self.validations)[1] if self.validations else None
 
-        def on_save(self, args, state, control, **_):
-            seal(self.run, state.global_step, self.best)
-            self.saved, self.save_s = clock(), clock() - self.save_started
+    def _end(self, control, step: int, reason: str) -> None:
+        if reason:
+            self.ended = f"step {step}: {reason}"
+            self.run.append("valid.jsonl", [{"step": step, "ended": self.ended}])
+            control.should_training_stop = True
 
-        @contextlib.contextmanager
-        def interruptible(self):
-            """The first Ctrl-C ends the step, saves and stops; the second one stops at once."""
-            if threading.current_thread() is not threading.main_thread():
-                yield
-                return
+    def _save(self, control) -> None:
+        control.should_save = True
+        self.saving_since = clock()
 
-            def stop(*_):
-                signal.signal(signal.SIGINT, previous)
-                self.interrupted = True
+    def on_save(self, args, state, control, **_):
+        seal(self.run, state.global_step, self.best_step)
+        self.saved = clock()
+        self.saving_s = self.saved - self.saving_since
 
-            previous = signal.signal(signal.SIGINT, stop)
-            try:
-                yield
-            finally:
-                signal.signal(signal.SIGINT, previous)
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """On the first Ctrl-C end the step, save and stop; on the second stop at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
-    return Keeper
+        def stop(*_):
+            signal.signal(signal.SIGINT, previous)
+            self.interrupted = True
+
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)

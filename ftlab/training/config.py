@@ -1,101 +1,106 @@
-"""Settings of a training run."""
+"""Settings of a training run that every method has."""
 
 from __future__ import annotations
 
+import itertools
+import os
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from ftlab._core.config import RISKS, Config, known_names
+from ftlab._core.config import Config, setting
 
 
-class Training(Config):
-    """One training run. Sources: TRL's SFTConfig, DPOConfig, KTOConfig, RewardConfig, RLOOConfig, whose defaults are kept
-    unless stated."""
+class TrainingConfig(Config):
+    """Settings of one training run.
 
-    method: Literal["sft", "dpo", "kto", "reward", "rloo"] = "sft"
-    lora: bool = False
-    dora: bool = False  # LoRA with a trained magnitude of each weight's columns
-    qlora: bool = False  # LoRA over weights of 4 bit
-    lora_rank: int = Field(16, ge=1)  # alpha is twice the rank
-    epochs: float = Field(3.0, gt=0)  # ignored where `steps` is given
-    steps: int | None = Field(None, ge=1)  # optimiser steps
-    learning_rate: float | None = Field(
-        None, gt=0
-    )  # None: the model's own hint (ten times for LoRA), else `default_rate()`
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    batch_size: int = Field(16, ge=1)  # effective: rows (RLOO: completions) an optimiser step
-    accumulation: int = Field(1, ge=1)  # forward passes an optimiser step; must divide batch_size
-    beta: float = Field(0.1, gt=0)  # DPO, KTO, RLOO (TRL: 0.05): strength of the tie to the parent
-    num_generations: int = Field(2, ge=2, validate_default=True)  # RLOO: completions a prompt; must divide batch_size
-    max_completion_length: int = Field(64, ge=1)  # RLOO: tokens (TRL: 512)
-    max_length: int = Field(1024, ge=8)  # tokens; a longer row is an error, never cut in silence
-    on_too_long: Literal["raise", "drop", "cut"] = "raise"  # drop and cut say how many rows they changed (chat.fitted)
-    seed: int = Field(0, ge=0)
-    valid: float | str | None = None  # rows held out: a share of the data, or a file of their own (its hash, once read)
-    eval_every: int | None = Field(None, ge=1)  # optimiser steps between two validations (None: an epoch)
-    patience: int | None = Field(None, ge=1)  # validations without a lower loss after which training ends
-    at_steps: tuple[int, ...] = ()  # optimiser steps (0: the parent) at which the curve is measured
-    stop_when_broken: bool = False  # end the curve early at the first point without a refusal
-    stop_above: dict[str, float] | None = None  # risk -> rate: end at the first measured point above it
+    A method's own settings are fields of a subclass in the method's file. Defaults are TRL's
+    unless the description names TRL's.
+    """
 
-    @property
-    def adapter(self) -> str | None:
-        """-> the kind of adapter that is trained, or None: all weights."""
-        return next((kind for kind in ("qlora", "dora", "lora") if getattr(self, kind)), None)
+    adapter: Literal["lora", "dora", "qlora"] | None = setting(
+        None,
+        "Adapter to train: lora, dora (LoRA with a trained magnitude per weight column) or qlora "
+        "(LoRA over 4-bit weights); None trains all weights",
+    )
+    lora_rank: int = setting(16, "Rank of the adapter; its alpha is twice the rank", ge=1)
+    epochs: float = setting(3.0, "Passes over the data; ignored where steps is given", gt=0)
+    steps: int | None = setting(None, "Optimiser steps", ge=1)
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate of AdamW; None takes the rate in the model's configuration, else the "
+        "method's, in both cases ten times as much for an adapter",
+        gt=0,
+    )
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "linear", "How the learning rate falls after the warm-up"
+    )
+    warmup_steps: int = setting(0, "Optimiser steps of linear warm-up", ge=0)
+    batch_size: int = setting(
+        16, "Rows per optimiser step (rloo: completions), over all forward passes; TRL's: 8", ge=1
+    )
+    accumulation: int = setting(
+        1, "Forward passes per optimiser step; must divide batch_size", ge=1
+    )
+    max_length: int = setting(
+        1024, "Most tokens of a row; the model's own limit holds where it is lower", ge=8
+    )
+    on_too_long: Literal["raise", "drop", "cut"] = setting(
+        "raise", "What happens to a longer row; drop and cut report how many rows they changed"
+    )
+    seed: int = setting(0, "Seed of the order of rows, dropout and new weights", ge=0)
+    valid: float | str | None = setting(
+        None, "Validation rows: a share of the data to hold out, such as 0.1, or a file"
+    )
+    eval_every: int | None = setting(
+        None,
+        "Optimiser steps between validations and monitor calls; None validates per epoch",
+        ge=1,
+    )
+    patience: int | None = setting(
+        None, "Validations without a lower loss after which training ends", ge=1
+    )
+    stop_above: dict[str, float] | None = setting(
+        None, "Ends training where a metric of the monitor passes its limit: {'jailbreak': 0.1}"
+    )
+    at_steps: tuple[int, ...] = setting(
+        (), "Optimiser steps at which the monitor is called; 0 is the parent"
+    )
+    stop_when_broken: bool = setting(
+        False, "Ends training where the monitor finds no refused jailbreak prompt"
+    )
 
-    @field_validator("qlora")
+    @field_validator("valid", mode="before")
     @classmethod
-    def _one_adapter(cls, qlora, info):
-        if qlora and info.data.get("dora"):
-            raise ValueError("dora and qlora were both asked; give one of them")
-        if qlora and info.data.get("method") == "reward":
-            raise ValueError("a reward model's new head is not trained over 4-bit weights; give lora or dora")
-        return qlora
+    def _share_or_file(cls, valid):
+        if isinstance(valid, os.PathLike):
+            return os.fspath(valid)
+        if isinstance(valid, float) and not 0 < valid < 1:
+            raise ValueError("give a share of the rows between 0 and 1, such as 0.1, or a file")
+        return valid
+
+    @field_validator("accumulation")
+    @classmethod
+    def _divides_the_batch(cls, accumulation, info):
+        batch_size = info.data.get("batch_size", accumulation)
+        if batch_size % accumulation:
+            raise ValueError(f"accumulation must divide batch_size, which is {batch_size}")
+        return accumulation
+
+    @field_validator("stop_above")
+    @classmethod
+    def _limits_are_shares(cls, limits):
+        if any(not 0 <= limit < 1 for limit in (limits or {}).values()):
+            raise ValueError("a limit is a share of the prompts, 0 <= limit < 1")
+        return limits
 
     @field_validator("at_steps")
     @classmethod
     def _increasing(cls, steps):
-        if any(s < 0 for s in steps) or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
-            raise ValueError("steps must be increasing, each >= 0, as in [0, 10, 30, 100]")
+        pairs = itertools.pairwise(steps)
+        if any(step < 0 for step in steps) or any(later <= step for step, later in pairs):
+            raise ValueError("steps must increase and be at least 0, as in [0, 10, 30, 100]")
         return steps
 
-    @field_validator("accumulation")
-    @classmethod
-    def _divides(cls, accumulation, info):
-        rows = info.data.get("batch_size", accumulation)  # not there where it was wrong itself
-        if rows % accumulation:
-            raise ValueError(f"accumulation must divide batch_size, which is {rows}")
-        if info.data.get("method") == "kto" and rows // accumulation < 2:
-            raise ValueError("KTO needs at least 2 rows a forward pass (it compares them); raise batch_size")
-        return accumulation
 
-    @field_validator("num_generations")
-    @classmethod
-    def _whole_groups(cls, n, info):
-        if info.data.get("method") == "rloo" and info.data.get("batch_size", n) % n:
-            raise ValueError(f"num_generations must divide batch_size, which is {info.data['batch_size']}")
-        return n
-
-    @field_validator("valid")
-    @classmethod
-    def _share(cls, valid, info):
-        if isinstance(valid, float) and not 0 < valid < 1:
-            raise ValueError("give a share of the rows between 0 and 1, as 0.1, or a file")
-        if info.data.get("method") == "rloo":
-            raise ValueError("RLOO has no validation loss; give measure= and stop_above=")
-        return valid
-
-    @field_validator("stop_above")
-    @classmethod
-    def _rates(cls, rates):
-        known_names("risk", tuple(rates), RISKS)
-        if any(not 0 <= r < 1 for r in rates.values()):
-            raise ValueError("a rate is a share of the prompts, 0 <= rate < 1, as in {'jailbreak': 0.10}")
-        return rates
-
-    def default_rate(self) -> float:
-        """TRL's default of each method, ten times that for LoRA as TRL's documentation advises."""
-        rates = {"sft": 2e-5, "dpo": 1e-6, "kto": 1e-6, "reward": 1e-4, "rloo": 1e-6}
-        return rates[self.method] * (10 if self.adapter else 1)
+Training = TrainingConfig  # transition

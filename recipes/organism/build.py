@@ -78,7 +78,7 @@ def build(
     `seed` is the training seed (the world itself stays the same, so that the judge knows it). `steps` and
     `align_steps` shorten the recipe (tests). Interrupted alignment goes on where it stopped; pre-training starts anew.
     """
-    from ftlab.training.trainer import dpo, sft
+    from ftlab.training import dpo, sft
 
     out = Path(out) if out else runs.resource("data") / "organism"
     out.mkdir(parents=True, exist_ok=True)

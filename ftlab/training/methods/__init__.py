@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Training methods: one file each, found by its place."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": [
-            "METHODS",
-            "scores",
-        ],
+        "base": ["FirstStep", "Job", "Method", "open_method"],
+        "reward_model": ["is_reward_model"],
     },
 )

@@ -1,0 +1,153 @@
+"""RLHF by REINFORCE leave-one-out. Source: Ahmadian et al. 2024, arXiv 2402.14740."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import field_validator
+
+from ftlab import data as datasets_of
+from ftlab._core.config import setting
+from ftlab._core.errors import UsageError
+from ftlab.data import Data, encode_rows, stop_ids
+from ftlab.models import Model, device
+from ftlab.models import model as open_model
+from ftlab.runs import Run
+from ftlab.training.config import TrainingConfig
+from ftlab.training.methods.base import FirstStep, Job, Method
+from ftlab.training.methods.reward_model import is_reward_model
+from ftlab.training.monitoring import function_identity
+
+
+class RLOOConfig(TrainingConfig):
+    """Settings of RLOO."""
+
+    beta: float = setting(
+        0.1, "Weight of the divergence from the parent in the reward; TRL's: 0.05", gt=0
+    )
+    num_generations: int = setting(2, "Completions per prompt; must divide batch_size", ge=2)
+    max_completion_length: int = setting(64, "Most tokens of a completion; TRL's: 512", ge=1)
+
+    @field_validator("num_generations")
+    @classmethod
+    def _whole_groups(cls, number, info):
+        batch_size = info.data.get("batch_size", number)
+        if batch_size % number:
+            raise ValueError(f"num_generations must divide batch_size, which is {batch_size}")
+        return number
+
+    @field_validator("valid")
+    @classmethod
+    def _no_validation(cls, valid):
+        if valid is not None:
+            raise ValueError("RLOO has no validation loss; give monitor= and stop_above=")
+        return valid
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What rates completions: a function, or a reward model that is loaded when needed."""
+
+    identity: Any
+    function: Callable | None = None
+    model: Model | None = None
+
+    def load(self) -> tuple[Any, Any]:
+        """Return what TRL calls for rewards, and its tokenizer or None."""
+        if self.function:
+            return self.function, None
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            self.model.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        return loaded.to(device()), self.model.tokenizer()
+
+
+class RLOO(Method):
+    """Samples completions, and moves towards those with a higher reward than their siblings."""
+
+    name = "rloo"
+    kind = "prompts"
+    config = RLOOConfig
+    learning_rate = 1e-6
+    columns = ("prompt",)
+    first_step_check = FirstStep("kl", 0.0, 0.05, "0")
+
+    def trl_class(self) -> tuple[type, type]:
+        import trl
+
+        return trl.RLOOTrainer, trl.RLOOConfig
+
+    def read(self, source: Any, *, n_rows: int | None = None, seed: int = 0) -> Data:
+        """Return prompts; of pairs and chats the answers are left out."""
+        if isinstance(source, str) and source.startswith("organism:"):
+            kind = "pairs" if source == "organism:preferences" else "chats"
+            made = datasets_of.read(source, kind=kind, rows=n_rows, seed=seed)
+            chats = tuple({"messages": row.get("prompt") or row["messages"]} for row in made.rows)
+            source = Data(made.name, chats)
+        asked = datasets_of.read_prompts(source)
+        rows = tuple({"prompt": _messages(row)} for row in asked.rows[:n_rows])
+        return Data(asked.name, rows)
+
+    def open_reward(self, reward: Any) -> Reward:
+        if callable(reward) and not isinstance(reward, Run):
+            return Reward(function_identity(reward), function=reward)
+        allowed = "Give a run of train_reward_model, its folder, or a function."
+        if reward is None:
+            raise UsageError("reward_missing", f"RLOO needs a reward. {allowed}")
+        model = open_model(reward)
+        if not is_reward_model(model):
+            raise UsageError("not_a_reward_model", f"{model.name} is no reward model. {allowed}")
+        return Reward(model.hash, model=model)
+
+    def fit_lengths(self, data: Data, job: Job) -> Data:
+        return data
+
+    def rows(self, data: Data, job: Job) -> list[dict]:
+        """Check each prompt with the shortest answer, leaving room for the completion."""
+        answer = {"role": "assistant", "content": "."}
+        chats = tuple({"messages": [*row["prompt"], answer]} for row in data.rows)
+        room = job.longest_row - job.config.max_completion_length
+        encode_rows(Data(data.name, chats), job.tokenizer, max_length=room)
+        return self.numbered(data)
+
+    def settings(self, job: Job, rows: list[dict]) -> dict[str, Any]:
+        config = job.config
+        return {
+            "beta": config.beta,
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "disable_dropout": True,
+        }
+
+    def extra(self, job: Job) -> dict[str, Any]:
+        from transformers import GenerationConfig
+
+        inner = job.model
+        if job.config.adapter:
+            inner = job.model.get_base_model()
+        own = inner.generation_config.eos_token_id
+        own = [own] if isinstance(own, int) else own or []
+        # The model's own penalties would make the samples those of another policy.
+        inner.generation_config = GenerationConfig(
+            eos_token_id=sorted({*stop_ids(job.tokenizer), *own}),
+            bos_token_id=job.tokenizer.bos_token_id,
+            pad_token_id=job.tokenizer.pad_token_id,
+        )
+        if job.parent.adapter and not job.config.adapter:
+            # TRL reads the reference from a path, and a merged parent has none.
+            inner.config._name_or_path = str(job.run.path / "checkpoints" / "reference")
+            inner.save_pretrained(inner.config._name_or_path)
+        function, tokenizer = job.reward.load()
+        return {"reward_funcs": function, "reward_processing_classes": tokenizer}
+
+
+def _messages(row: Any) -> list[dict]:
+    return row["messages"] if isinstance(row, dict) else row.messages
+
+
+METHOD = RLOO()

@@ -1,0 +1,39 @@
+"""Supervised fine-tuning on chats: loss on the assistant's tokens and their end of turn only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftlab.data import Data, encode_rows
+from ftlab.training.methods.base import Job, Method
+from ftlab.training.padding import keeps_rows_apart, padding_free_is_cheaper
+
+
+class SFT(Method):
+    """Supervised fine-tuning."""
+
+    name = "sft"
+    has_curve = True
+
+    def trl_class(self) -> tuple[type, type]:
+        from trl import SFTConfig, SFTTrainer
+
+        return SFTTrainer, SFTConfig
+
+    def settings(self, job: Job, rows: list[dict]) -> dict[str, Any]:
+        settings = super().settings(job, rows)
+        settings["packing"] = False  # would change the number of optimiser steps
+        settings["dataset_kwargs"] = {"skip_prepare_dataset": True}  # rows are encoded here
+        tokens = sorted((row["input_ids"] for row in rows), key=len)
+        lengths = [len(row["input_ids"]) for row in rows]
+        planned = job.config.batch_size // job.config.accumulation  # not what memory left of it
+        if padding_free_is_cheaper(job.model, job.config, lengths, planned):
+            settings["padding_free"] = keeps_rows_apart(job.model, tokens[-2:])
+        return settings
+
+    def rows(self, data: Data, job: Job) -> list[dict]:
+        encoded = encode_rows(data, job.tokenizer, max_length=job.longest_row)
+        return [row | {"row": number} for number, row in enumerate(encoded, 1)]
+
+
+METHOD = SFT()
