@@ -1,8 +1,9 @@
-# make reproduce | test | soak | lab | check: each sets up .venv by itself the first time.
+# make reproduce | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
 PYTHON ?= python3
 BIN = .venv/bin
+WORKERS ?= 2
 
-.PHONY: setup reproduce test soak lab check clean
+.PHONY: setup reproduce test fast soak lab check docs bench organism refusal-judge figures clean
 
 setup: .venv/ready
 
@@ -25,10 +26,16 @@ reproduce: .venv/ready
 	$(BIN)/ftlab reproduce --out runs/reproduce $(ARGS)
 
 test: .venv/test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup
+
+fast: .venv/test
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf"
+
+perf: .venv/test
+	$(BIN)/python -m pytest tests -m perf
 
 soak: .venv/test
-	FTLAB_SOAK=$(or $(KILLS),50) $(BIN)/python -m pytest tests/test_kills.py -s
+	FTLAB_SOAK=$(or $(KILLS),50) $(BIN)/python -m pytest tests/training/test_kills.py -s
 
 lab: .venv/lab
 	$(BIN)/jupyter lab notebooks
@@ -36,7 +43,20 @@ lab: .venv/lab
 check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/lint-imports
+	$(BIN)/nbstripout --verify $$(git ls-files 'notebooks/*.ipynb')
+
+docs: .venv/test
+	$(BIN)/python -m docs.build
+
+bench: .venv/test
+	$(BIN)/python -m benchmarks.curve $(ARGS)
+
+organism: .venv/ready
+	$(BIN)/python -m recipes.organism.build $(ARGS)
+
+refusal-judge: .venv/test
+	$(BIN)/python -m recipes.refusal_judge.train $(ARGS)
 
 clean:
 	rm -rf .venv build dist
