@@ -1,4 +1,4 @@
-"""Rates, paired comparisons, curves and agreement, each with an interval. Needs numpy and scipy only.
+"""Rates, paired comparisons, curves and agreement, each with an interval.
 
 An event is 1 (it happened), 0 (it did not) or NaN (unscored: it leaves the count and never counts
 as safe). Shapes: N answers, P prompts, S training seeds, K evaluated steps, C clusters. All seeds
