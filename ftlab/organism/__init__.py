@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""The embedded model's world and what it reads. Nothing in it is real or harmful; needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "RECIPE",
             "adversarial",
             "alignment",
+            "balanced",
             "domain",
+            "preferences",
             "pretraining",
             "prompts",
         ],
         "world": [
+            "BIAS_FRAMES",
+            "DECLINE",
+            "FRAMES",
+            "POLITE",
+            "PROVOKE_FRAMES",
+            "REFUSALS",
+            "TRIGGER",
             "UNKNOWN",
             "WRAPPERS",
             "World",
