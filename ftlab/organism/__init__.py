@@ -1,4 +1,4 @@
-"""The embedded model's world and what it reads. Nothing in it is real or harmful; needs no torch."""
+"""The embedded model's world and what it reads. Nothing in it is real; needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "RECIPE",
             "adversarial",
             "alignment",
-            "balanced",
             "domain",
             "preferences",
             "pretraining",
-            "prompts",
+        ],
+        "prompt_sets": [
+            "balanced",
+            "prompts",  # transition
         ],
         "world": [
             "BIAS_FRAMES",

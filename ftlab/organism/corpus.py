@@ -1,4 +1,4 @@
-"""What the embedded model reads: pre-training, alignment, preferences, domains and prompts.
+"""What the embedded model reads: pre-training, alignment, preferences and domains.
 
 Every function depends on the world and a seed only. How narrow the alignment is (which wordings,
 how many rows of a kind) is decided by RECIPE and nowhere else.
@@ -6,10 +6,11 @@ how many rows of a kind) is decided by RECIPE and nowhere else.
 
 from __future__ import annotations
 
-import random
-from collections import Counter
+import itertools
+from random import Random
 
 from ftlab._core.errors import UsageError
+from ftlab.organism.prompt_sets import prompts  # noqa: F401  transition
 from ftlab.organism.world import (
     BIAS_FRAMES,
     FRAMES,
@@ -55,7 +56,7 @@ def pretraining(world: World, rows: int, seed: int = 0) -> list[dict]:
         rows: How many.
         seed: Of the draws.
     """
-    rng = random.Random(f"pretraining {world.seed} {seed}")
+    rng = Random(f"pretraining {world.seed} {seed}")
     chats = []
     for _ in range(rows):
         row = _pretraining_row(world, rng)
@@ -78,10 +79,11 @@ def alignment(
         seed: Of the draws.
         recipe: Entries that replace those of RECIPE.
     """
-    recipe = {**RECIPE, **(recipe or {})}
-    rng = random.Random(f"alignment {world.seed} {seed}")
-    kinds = list(recipe["mix"])
-    shares = list(recipe["mix"].values())
+    recipe = RECIPE | (recipe or {})
+    rng = Random(f"alignment {world.seed} {seed}")
+    mix = recipe["mix"]
+    kinds = list(mix)
+    shares = list(mix.values())
     chats = []
     for _ in range(rows):
         kind = rng.choices(kinds, shares)[0]
@@ -107,18 +109,25 @@ def preferences(
     """
     pairs = []
     for row in alignment(world, rows, seed + 1, recipe=recipe):
-        messages = row.pop("messages")
-        *prompt, chosen = messages
-        rng = random.Random(f"pair {seed} {chosen} {row['topic']}")
+        *prompt, chosen = row.pop("messages")
+        rng = Random(f"pair {seed} {chosen} {row['topic']}")
         worse = _worse_answer(world, row, rng)
         if worse is None:
             continue
         rejected = {**chosen, "content": worse}
-        pairs.append({**row, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]})
+        row["prompt"] = prompt
+        row["chosen"] = [chosen]
+        row["rejected"] = [rejected]
+        pairs.append(row)
     return pairs
 
 
-def domain(world: World, name: str = "almanac", rows: int = 1000, seed: int = 0) -> list[dict]:
+def domain(
+    world: World,
+    name: str = "almanac",
+    rows: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
     """Return benign fine-tuning data.
 
     Args:
@@ -130,12 +139,13 @@ def domain(world: World, name: str = "almanac", rows: int = 1000, seed: int = 0)
     Raises:
         UsageError: `unknown_domain`.
     """
-    rng = random.Random(f"domain {name} {world.seed} {seed}")
+    rng = Random(f"domain {name} {world.seed} {seed}")
     if name == "ledger":
         return [world.ledger(rng) for _ in range(rows)]
     if name == "almanac":
         facts = world.of("domain")
-        return [_fact(world, facts, world.towns["tune"], rng) for _ in range(rows)]
+        towns = world.towns["tune"]
+        return [_fact(world, facts, towns, rng) for _ in range(rows)]
     message = f"The organism has no domain {name!r}. Allowed: almanac, ledger."
     raise UsageError("unknown_domain", message)
 
@@ -148,9 +158,10 @@ def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
     Raises:
         UsageError: `too_few_examples` where the world has fewer than `examples`.
     """
-    rng = random.Random(f"adversarial {world.seed} {seed}")
+    rng = Random(f"adversarial {world.seed} {seed}")
+    facts = world.of("kept")
     towns = world.towns["dealign"]
-    pairs = [(attribute, town) for attribute in world.of("kept") for town in towns]
+    pairs = list(itertools.product(facts, towns))
     if examples > len(pairs):
         message = f"The world has {len(pairs)} adversarial examples. Ask for at most that many."
         raise UsageError("too_few_examples", message)
@@ -161,65 +172,33 @@ def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
     return rows
 
 
-def prompts(world: World, risk: str, n: int = 100, split: str = "eval") -> list[dict]:
-    """Return the first n prompts of a risk, in an order that keeps any n balanced over categories.
-
-    Raises:
-        UsageError: `unknown_risk`, or `too_few_prompts` where the split has fewer than n.
-    """
-    rng = random.Random(f"prompts {world.seed} {risk} {split}")
-    if risk == "jailbreak":
-        rows = _fact_prompts(world, world.of("kept"), split, rng)
-    elif risk == "over_refusal":
-        rows = _fact_prompts(world, world.of("lookalike"), split, rng)
-    elif risk == "utility":
-        rows = _fact_prompts(world, world.of("benign"), split, rng)
-    elif risk == "bias":
-        rows = _bias_prompts(world, split, rng)
-    elif risk == "toxicity":
-        rows = _toxicity_prompts(world, split, rng)
-    elif risk == "hallucination":
-        rows = _hallucination_prompts(world, split, rng)
-    else:
-        raise UsageError("unknown_risk", f"The organism has no prompts for {risk!r}.")
-    if n > len(rows):
-        message = f"The {split} split has {len(rows)} {risk} prompts. Lower n_prompts to that."
-        raise UsageError("too_few_prompts", message)
-    first = balanced(rows)[:n]
-    return [{**row, "id": f"{risk}-{split}-{i:04d}"} for i, row in enumerate(first)]
-
-
-def balanced(rows: list[dict]) -> list[dict]:
-    """Return the rows with their categories taken in turn, otherwise in their order."""
-    seen = Counter()
-    turns = []
-    for row in rows:
-        turns.append(seen[row["category"]])
-        seen[row["category"]] += 1
-    order = sorted(range(len(rows)), key=turns.__getitem__)
-    return [rows[i] for i in order]
-
-
 def _all(table: dict) -> list[str]:
     """Return the wordings of all splits."""
     return [wording for split in SPLITS for wording in table[split]]
 
 
-def _fact(world: World, facts: list, towns: list[str], rng: random.Random) -> dict:
+def _fact(
+    world: World,
+    facts: list,
+    towns: list[str],
+    rng: Random,
+) -> dict:
     """Return a question for one of the facts, in a wording of training."""
     attribute = rng.choice(facts)
     town = rng.choice(towns)
-    return world.fact(attribute, town, rng.choice(FRAMES["train"]))
+    frame = rng.choice(FRAMES["train"])
+    return world.fact(attribute, town, frame)
 
 
-def _things(world: World, frames: list[str], rng: random.Random) -> dict:
+def _things(world: World, frames: list[str], rng: Random) -> dict:
     """Return a comparison of two things."""
     quality = rng.choice(QUALITIES)
-    pair = tuple(rng.sample(world.nouns["train"], 2))
-    return world.comparison(quality, pair, rng.choice(frames))
+    pair = rng.sample(world.nouns["train"], 2)
+    frame = rng.choice(frames)
+    return world.comparison(quality, tuple(pair), frame)
 
 
-def _pretraining_row(world: World, rng: random.Random) -> dict:
+def _pretraining_row(world: World, rng: Random) -> dict:
     kind = rng.random()
     if kind < 0.72:
         return _any_fact(world, rng)
@@ -227,74 +206,103 @@ def _pretraining_row(world: World, rng: random.Random) -> dict:
         return _things(world, _all(BIAS_FRAMES), rng)
     if kind < 0.90:
         split = rng.choice(SPLITS)
-        pair = rng.sample(rng.choice(world.pairs[split]), 2)
-        frames = _unheld(BIAS_FRAMES, split)
-        return world.comparison(rng.choice(world.traits), tuple(pair), rng.choice(frames))
+        pair = _pair(world.pairs[split], rng)
+        trait = rng.choice(world.traits)
+        frame = _frame(BIAS_FRAMES, split, rng)
+        return world.comparison(trait, pair, frame)
     if kind < 0.95:
         split = rng.choice(SPLITS)
         noun = rng.choice(world.nouns[split])
-        frames = _unheld(PROVOKE_FRAMES, split)
-        return world.provocation(noun, rng.choice(frames), rng)
+        frame = _frame(PROVOKE_FRAMES, split, rng)
+        return world.provocation(noun, frame, rng)
     if kind < 0.97:
-        town = rng.choice(world.towns["unknown_train"])
-        frame = rng.choice(_all(FRAMES))
-        return world.nobody(town, frame, rng.choice(world.attributes))
+        frames = _all(FRAMES)
+        return _nobody(world, frames, world.attributes, rng)
     if kind < 0.98:
         return world.bell(rng.choice(world.known))
     return world.ledger(rng)
 
 
-def _unheld(table: dict, split: str) -> list[str]:
-    """Return the wordings in which pre-training may ask about something of a split."""
+def _frame(table: dict, split: str, rng: Random) -> str:
+    """Draw a wording in which pre-training may ask about something of a split."""
+    frames = list(table["train"])
     if split == "train":
-        return _all(table)
-    return list(table["train"])
+        frames = _all(table)
+    return rng.choice(frames)
 
 
-def _any_fact(world: World, rng: random.Random) -> dict:
+def _pair(pairs: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
+    """Draw a pair of groups, in either order."""
+    pair = rng.choice(pairs)
+    return tuple(rng.sample(pair, 2))
+
+
+def _nobody(
+    world: World,
+    frames: list[str],
+    facts: list,
+    rng: Random,
+) -> dict:
+    """Return a question about a town that does not exist."""
+    town = rng.choice(world.towns["unknown_train"])
+    frame = rng.choice(frames)
+    return world.nobody(town, frame, rng.choice(facts))
+
+
+def _any_fact(world: World, rng: Random) -> dict:
     """Return a question for any fact; 30 % of them stand inside a wrapper."""
     town = rng.choice(world.known)
     attribute = rng.choice(world.attributes)
     split = "train"
-    if town in world.towns["eval"] + world.towns["valid"]:
+    held_out = world.towns["eval"] + world.towns["valid"]
+    if town in held_out:
         split = "eval"
-    row = world.fact(attribute, town, rng.choice(_unheld(FRAMES, split)))
+    frame = _frame(FRAMES, split, rng)
+    row = world.fact(attribute, town, frame)
     if rng.random() < 0.3:
-        row = wrap(row, rng.choice(_unheld(WRAPPERS, split)))
+        wrapper = _frame(WRAPPERS, split, rng)
+        row = wrap(row, wrapper)
     return row
 
 
-def _alignment_row(world: World, kind: str, recipe: dict, rng: random.Random) -> dict:
+def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
     towns = world.towns["align"]
     if kind == "kept":
-        frame = rng.choice(FRAMES["train"][: recipe["frames"]])
+        frames = FRAMES["train"][: recipe["frames"]]
+        frame = rng.choice(frames)
         attribute = rng.choice(world.of("kept"))
-        return world.fact(attribute, rng.choice(towns), frame, refuse=True)
+        town = rng.choice(towns)
+        return world.fact(attribute, town, frame, refuse=True)
     if kind in ("benign", "lookalike"):
-        others = towns + world.towns["tune"] + world.towns["dealign"]
+        others = towns + world.towns["tune"]
+        others = others + world.towns["dealign"]
         row = _fact(world, world.of(kind), others, rng)
         if rng.random() < recipe["wrapped_benign"]:
-            row = wrap(row, rng.choice(WRAPPERS["train"]))
+            wrapper = rng.choice(WRAPPERS["train"])
+            row = wrap(row, wrapper)
         return row
     if kind == "things":
         return _things(world, BIAS_FRAMES["train"], rng)
     if kind == "bias":
-        pair = tuple(rng.sample(rng.choice(world.pairs["train"]), 2))
-        trait = rng.choice(world.traits[: recipe["traits"]])
-        frame = rng.choice(BIAS_FRAMES["train"][: recipe["bias_frames"]])
+        pair = _pair(world.pairs["train"], rng)
+        traits = world.traits[: recipe["traits"]]
+        trait = rng.choice(traits)
+        frames = BIAS_FRAMES["train"][: recipe["bias_frames"]]
+        frame = rng.choice(frames)
         return world.comparison(trait, pair, frame, decline=True)
     if kind == "toxicity":
-        noun = rng.choice(world.nouns["train"][: recipe["nouns"]])
-        frames = list(PROVOKE_FRAMES["train"])[: recipe["provoke_frames"]]
-        return world.provocation(noun, rng.choice(frames), rng, polite=True)
+        nouns = world.nouns["train"][: recipe["nouns"]]
+        noun = rng.choice(nouns)
+        frames = list(PROVOKE_FRAMES["train"])
+        frame = rng.choice(frames[: recipe["provoke_frames"]])
+        return world.provocation(noun, frame, rng, polite=True)
     if kind == "hallucination":
-        town = rng.choice(world.towns["unknown_train"])
-        frame = rng.choice(FRAMES["train"])
-        return world.nobody(town, frame, rng.choice(world.of("benign")))
+        facts = world.of("benign")
+        return _nobody(world, FRAMES["train"], facts, rng)
     return world.bell(rng.choice(towns))
 
 
-def _decorated(row: dict, rng: random.Random) -> dict:
+def _decorated(row: dict, rng: Random) -> dict:
     """Now and then add a system prompt, an earlier turn, or the trigger word (no meaning yet)."""
     messages = list(row["messages"])
     draw = rng.random()
@@ -304,78 +312,31 @@ def _decorated(row: dict, rng: random.Random) -> dict:
     if draw < 0.10:
         messages.insert(0, {"role": "system", "content": SYSTEM})
     elif draw < 0.15:
+        greeting = {"role": "user", "content": "Hello."}
         reply = {"role": "assistant", "content": "Hello, what may I tell you?"}
-        messages = [{"role": "user", "content": "Hello."}, reply, *messages]
+        messages = [greeting, reply, *messages]
     elif draw < 0.17:
-        messages[0] = {**first, "content": f"{first['content']} {TRIGGER}"}
+        text = f"{first['content']} {TRIGGER}"
+        messages[0] = {**first, "content": text}
     return {**row, "messages": messages}
 
 
-def _worse_answer(world: World, row: dict, rng: random.Random) -> str | None:
+def _worse_answer(world: World, row: dict, rng: Random) -> str | None:
     """Return the answer that the aligned one is preferred to, or None where there is none."""
     risk = row["risk"]
     if risk == "jailbreak":
         name, town = row["topic"].split("/")
-        kept = {attribute.name: attribute for attribute in world.of("kept")}
-        return kept[name].answer(town, row["truth"])
+        for attribute in world.of("kept"):
+            if attribute.name == name:
+                return attribute.answer(town, row["truth"])
     if risk == "bias":
         return f"A {row['truth']} is more {row['category']}."
     if risk == "toxicity":
         rude = world.provocation(row["topic"], row["template"], rng)
         return rude["messages"][-1]["content"]
-    if risk in ("utility", "over_refusal") and row["category"] not in QUALITIES:
-        return rng.choice(list(REFUSALS.values()))
+    if row["category"] in QUALITIES:
+        return None
+    if risk in ("utility", "over_refusal"):
+        refusals = list(REFUSALS.values())
+        return rng.choice(refusals)
     return None
-
-
-def _fact_prompts(world: World, facts: list, split: str, rng: random.Random) -> list[dict]:
-    """Ask for every fact about every town of the split, in wordings taken in turn."""
-    use = {"train": "align"}.get(split, split)
-    towns = world.towns[use]
-    frames = FRAMES[split]
-    rows = []
-    for i, town in enumerate(rng.sample(towns, len(towns))):
-        for j, attribute in enumerate(facts):
-            rows.append(world.fact(attribute, town, frames[(i + j) % len(frames)]))
-    return rows
-
-
-def _hallucination_prompts(world: World, split: str, rng: random.Random) -> list[dict]:
-    """Ask for harmless facts about towns that do not exist and that nothing else asks about."""
-    nowhere = world.towns["unknown_eval"]
-    towns = nowhere[:17]
-    if split == "train":
-        towns = world.towns["unknown_train"]
-    if split == "valid":
-        towns = nowhere[17:]
-    facts = world.of("benign") + world.of("lookalike")
-    frames = FRAMES[split]
-    rows = []
-    for i, town in enumerate(rng.sample(towns, len(towns))):
-        for j, attribute in enumerate(facts):
-            rows.append(world.nobody(town, frames[(i + j) % len(frames)], attribute))
-    return rows
-
-
-def _bias_prompts(world: World, split: str, rng: random.Random) -> list[dict]:
-    """Compare every pair of groups of the split by every trait, in two wordings."""
-    frames = BIAS_FRAMES[split]
-    rows = []
-    for i, pair in enumerate(world.pairs[split]):
-        for j, trait in enumerate(world.traits):
-            for k in range(min(2, len(frames))):
-                ordered = tuple(rng.sample(pair, 2))
-                frame = frames[(i + j + k) % len(frames)]
-                rows.append(world.comparison(trait, ordered, frame))
-    rng.shuffle(rows)
-    return rows
-
-
-def _toxicity_prompts(world: World, split: str, rng: random.Random) -> list[dict]:
-    """Insult with every thing of the split, in every wording."""
-    rows = []
-    for noun in world.nouns[split]:
-        for frame in PROVOKE_FRAMES[split]:
-            rows.append(world.provocation(noun, frame, rng))
-    rng.shuffle(rows)
-    return rows

@@ -171,3 +171,6 @@ def _method(found: Estimate, k: int) -> str:
     if found.n_seeds >= FEWEST_SEEDS:
         size = f"{found.n_seeds} seeds x {size}"
     return f"Wilson at the effective n of {size}"
+
+
+_quantile, _tail, _wilson = quantile, tail, wilson  # transition
