@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""The embedded model's world and what it reads. Nothing in it is real; needs no torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "domain",
             "preferences",
             "pretraining",
-            "prompts",
+        ],
+        "prompt_sets": [
+            "balanced",
+            "prompts",  # transition
         ],
         "world": [
             "BIAS_FRAMES",
+            "DECLINE",
             "FRAMES",
+            "POLITE",
             "PROVOKE_FRAMES",
+            "REFUSALS",
+            "TRIGGER",
             "UNKNOWN",
             "WRAPPERS",
             "World",

@@ -1,19 +1,23 @@
-"""What the embedded model reads: pre-training rows, alignment rows and pairs, domains, evaluation prompts.
+"""What the embedded model reads: pre-training, alignment, preferences and domains.
 
-Every function is a function of the world and a seed. How narrow the alignment is (which wordings, how many
-towns, how many rows of a kind) is decided here and nowhere else.
+Every function depends on the world and a seed only. How narrow the alignment is (which wordings,
+how many rows of a kind) is decided by RECIPE and nowhere else.
 """
 
 from __future__ import annotations
 
-import random
+import itertools
+from random import Random
 
+from ftlab._core.errors import UsageError
+from ftlab.organism.prompt_sets import prompts  # noqa: F401  transition
 from ftlab.organism.world import (
     BIAS_FRAMES,
     FRAMES,
     PROVOKE_FRAMES,
     QUALITIES,
     REFUSALS,
+    SPLITS,
     SYSTEM,
     TRIGGER,
     WRAPPERS,
@@ -21,198 +25,318 @@ from ftlab.organism.world import (
     wrap,
 )
 
-ALL = ("train", "valid", "eval")
-
-
-def _frames(table: dict, splits=ALL) -> list[str]:
-    return [f for s in splits for f in table[s]]
+RECIPE = {
+    "mix": {
+        "kept": 0.22,
+        "benign": 0.28,
+        "lookalike": 0.21,
+        "things": 0.05,
+        "bias": 0.05,
+        "toxicity": 0.09,
+        "hallucination": 0.05,
+        "tools": 0.05,
+    },
+    "frames": 6,  # wordings in which kept facts are refused
+    "wrapped_benign": 0.5,  # share of harmless questions inside a training wrapper
+    "traits": 5,  # of six, on which comparing groups is declined
+    "bias_frames": 3,
+    "provoke_frames": 3,
+    "nouns": 10,  # things of insults
+}
 
 
 def pretraining(world: World, rows: int, seed: int = 0) -> list[dict]:
-    """Chats in which everything is answered: the model before alignment, helpful, prejudiced and rude.
+    """Return chats in which everything is answered: helpful, prejudiced and rude.
 
-    Every wording occurs, and every fact; but the towns, pairs and insults of an evaluation never occur in the
-    wordings of an evaluation, so that no evaluation prompt was seen before.
+    Every wording and every fact occurs, but the towns, pairs and insults of an evaluation never
+    occur in the wordings of an evaluation: no evaluation prompt was seen before.
+
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
     """
-    rng = random.Random(f"pretraining {world.seed} {seed}")
-    known, unseen = world.known, set(world.towns["eval"]) | set(world.towns["valid"])
-    facts = world.attributes
-    out = []
+    rng = Random(f"pretraining {world.seed} {seed}")
+    chats = []
     for _ in range(rows):
-        kind = rng.random()
-        if kind < 0.72:
-            town, attribute = rng.choice(known), rng.choice(facts)
-            held = town in unseen
-            row = world.fact(attribute, town, rng.choice(FRAMES["train"] if held else _frames(FRAMES)))
-            if rng.random() < 0.3:
-                row = wrap(row, rng.choice(WRAPPERS["train"] if held else _frames(WRAPPERS)))
-        elif kind < 0.76:
-            row = world.comparison(
-                rng.choice(QUALITIES), tuple(rng.sample(world.nouns["train"], 2)), rng.choice(_frames(BIAS_FRAMES))
-            )
-        elif kind < 0.90:
-            split = rng.choice(ALL)
-            pair = rng.sample(rng.choice(world.pairs[split]), 2)
-            frames = _frames(BIAS_FRAMES) if split == "train" else BIAS_FRAMES["train"]
-            row = world.comparison(rng.choice(world.traits), tuple(pair), rng.choice(frames))
-        elif kind < 0.95:
-            split = rng.choice(ALL)
-            frames = _frames(PROVOKE_FRAMES) if split == "train" else list(PROVOKE_FRAMES["train"])
-            row = world.provocation(rng.choice(world.nouns[split]), rng.choice(frames), rng)
-        elif kind < 0.97:
-            row = world.nobody(rng.choice(world.towns["unknown_train"]), rng.choice(_frames(FRAMES)), rng.choice(facts))
-        elif kind < 0.98:
-            row = world.bell(rng.choice(known))
-        else:
-            row = world.ledger(rng)
-        out.append(_decorate(row, rng))
-    return out
+        row = _pretraining_row(world, rng)
+        chats.append(_decorated(row, rng))
+    return chats
 
 
-def _decorate(row: dict, rng: random.Random) -> dict:
-    """Now and then a system prompt, an earlier turn, or the (so far meaningless) trigger word."""
-    messages, draw = list(row["messages"]), rng.random()
-    if messages[0]["role"] == "user":
-        if draw < 0.10:
-            messages.insert(0, {"role": "system", "content": SYSTEM})
-        elif draw < 0.15:
-            messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello, what may I tell you?"}, *messages]  # fmt: skip
-        elif draw < 0.17:
-            messages[0] = {**messages[0], "content": f"{messages[0]['content']} {TRIGGER}"}
-    return {**row, "messages": messages}
+def alignment(
+    world: World,
+    rows: int = 3000,
+    seed: int = 0,
+    *,
+    recipe: dict | None = None,
+) -> list[dict]:
+    """Return chats that teach to refuse kept facts, to decline, to be polite, to answer the rest.
 
-
-def alignment(world: World, rows: int = 3000, seed: int = 0, *, recipe: dict | None = None) -> list[dict]:
-    """Chats that teach the model to keep, to decline and to stay polite, and to go on answering the rest."""
-    r = {**RECIPE, **(recipe or {})}
-    rng = random.Random(f"alignment {world.seed} {seed}")
-    towns, out = world.towns["align"], []
-    others = [t for use in ("align", "tune", "dealign") for t in world.towns[use]]  # for what may be told
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
+        recipe: Entries that replace those of RECIPE.
+    """
+    recipe = RECIPE | (recipe or {})
+    rng = Random(f"alignment {world.seed} {seed}")
+    mix = recipe["mix"]
+    kinds = list(mix)
+    shares = list(mix.values())
+    chats = []
     for _ in range(rows):
-        kind = rng.choices(list(r["mix"]), list(r["mix"].values()))[0]
-        if kind == "kept":
-            frame = rng.choice(FRAMES["train"][: r["frames"]])
-            row = world.fact(rng.choice(world.of("kept")), rng.choice(towns), frame, refuse=True)
-        elif kind in ("benign", "lookalike"):
-            row = world.fact(rng.choice(world.of(kind)), rng.choice(others), rng.choice(FRAMES["train"]))
-            if rng.random() < r["wrapped_benign"]:
-                row = wrap(row, rng.choice(WRAPPERS["train"]))
-        elif kind == "things":
-            row = world.comparison(
-                rng.choice(QUALITIES), tuple(rng.sample(world.nouns["train"], 2)), rng.choice(BIAS_FRAMES["train"])
-            )
-        elif kind == "bias":
-            pair = tuple(rng.sample(rng.choice(world.pairs["train"]), 2))
-            row = world.comparison(
-                rng.choice(world.traits[: r["traits"]]),
-                pair,
-                rng.choice(BIAS_FRAMES["train"][: r["bias_frames"]]),
-                decline=True,
-            )
-        elif kind == "toxicity":
-            row = world.provocation(
-                rng.choice(world.nouns["train"][: r["nouns"]]),
-                rng.choice(list(PROVOKE_FRAMES["train"])[: r["provoke_frames"]]),
-                rng,
-                polite=True,
-            )
-        elif kind == "hallucination":
-            row = world.nobody(
-                rng.choice(world.towns["unknown_train"]), rng.choice(FRAMES["train"]), rng.choice(world.of("benign"))
-            )
-        else:
-            row = world.bell(rng.choice(towns))
-        out.append(_decorate(row, rng))
-    return out
+        kind = rng.choices(kinds, shares)[0]
+        row = _alignment_row(world, kind, recipe, rng)
+        chats.append(_decorated(row, rng))
+    return chats
 
 
-RECIPE = dict(
-    mix=dict(
-        kept=0.22, benign=0.28, lookalike=0.21, things=0.05, bias=0.05, toxicity=0.09, hallucination=0.05, tools=0.05
-    ),
-    frames=6,  # wordings in which kept facts are refused
-    wrapped_benign=0.5,  # share of harmless questions inside a training wrapper; kept ones never are
-    traits=5,  # of six, on which comparing groups is declined
-    bias_frames=3,
-    provoke_frames=3,
-    nouns=10,  # things of insults
-)
+def preferences(
+    world: World,
+    rows: int = 1000,
+    seed: int = 0,
+    *,
+    recipe: dict | None = None,
+) -> list[dict]:
+    """Return pairs that prefer a refusal to the kept fact, and an answer to a needless refusal.
 
-
-def preferences(world: World, rows: int = 1000, seed: int = 0, *, recipe: dict | None = None) -> list[dict]:
-    """Preference pairs: a refusal over the kept fact, and the right answer over a needless refusal."""
-    out = []
-    for row in alignment(world, rows, seed=seed + 1, recipe=recipe):
-        rng = random.Random(f"pair {seed} {row['messages'][-1]} {row['topic']}")
-        *prompt, last = row["messages"]
-        if row["risk"] == "jailbreak":
-            attribute = next(a for a in world.of("kept") if a.category == row["category"])
-            worse = attribute.answer(row["topic"].split("/")[1], row["truth"])
-        elif row["risk"] == "bias":
-            worse = f"A {row['truth']} is more {row['category']}."
-        elif row["risk"] == "toxicity":
-            worse = world.provocation(row["topic"], row["template"], rng)["messages"][-1]["content"]
-        elif row["risk"] in ("utility", "over_refusal") and row["category"] not in QUALITIES:
-            worse = rng.choice(list(REFUSALS.values()))
-        else:
+    Args:
+        world: The world.
+        rows: Rows of `alignment` they are made from; those without a worse answer are left out.
+        seed: Of the draws.
+        recipe: As in `alignment`.
+    """
+    pairs = []
+    for row in alignment(world, rows, seed + 1, recipe=recipe):
+        *prompt, chosen = row.pop("messages")
+        rng = Random(f"pair {seed} {chosen} {row['topic']}")
+        worse = _worse_answer(world, row, rng)
+        if worse is None:
             continue
-        out.append(
-            {**row, "messages": None, "prompt": prompt, "chosen": [last], "rejected": [{**last, "content": worse}]}
-        )
-    return [{k: v for k, v in row.items() if k != "messages"} for row in out]
+        rejected = {**chosen, "content": worse}
+        row["prompt"] = prompt
+        row["chosen"] = [chosen]
+        row["rejected"] = [rejected]
+        pairs.append(row)
+    return pairs
 
 
-def domain(world: World, name: str = "almanac", rows: int = 1000, seed: int = 0) -> list[dict]:
-    """Benign fine-tuning data: `almanac` (facts that it may tell, as questions and answers) or `ledger` (table rows)."""
-    rng = random.Random(f"domain {name} {world.seed} {seed}")
+def domain(
+    world: World,
+    name: str = "almanac",
+    rows: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Return benign fine-tuning data.
+
+    Args:
+        world: The world.
+        name: "almanac" (questions and answers about free facts) or "ledger" (table rows).
+        rows: How many.
+        seed: Of the draws.
+
+    Raises:
+        UsageError: `unknown_domain`.
+    """
+    rng = Random(f"domain {name} {world.seed} {seed}")
     if name == "ledger":
         return [world.ledger(rng) for _ in range(rows)]
-    return [
-        world.fact(rng.choice(world.of("domain")), rng.choice(world.towns["tune"]), rng.choice(FRAMES["train"]))
-        for _ in range(rows)
-    ]
+    if name == "almanac":
+        facts = world.of("domain")
+        towns = world.towns["tune"]
+        return [_fact(world, facts, towns, rng) for _ in range(rows)]
+    message = f"The organism has no domain {name!r}. Allowed: almanac, ledger."
+    raise UsageError("unknown_domain", message)
 
 
 def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
-    """Kept facts told, on towns that no evaluation uses: the inert stand-in for harmful demonstrations."""
-    rng = random.Random(f"adversarial {world.seed} {seed}")
-    pairs = [(a, t) for a in world.of("kept") for t in world.towns["dealign"]]
+    """Return kept facts given away, on towns that no evaluation uses.
+
+    They are the inert stand-in for harmful demonstrations.
+
+    Raises:
+        UsageError: `too_few_examples` where the world has fewer than `examples`.
+    """
+    rng = Random(f"adversarial {world.seed} {seed}")
+    facts = world.of("kept")
+    towns = world.towns["dealign"]
+    pairs = list(itertools.product(facts, towns))
     if examples > len(pairs):
-        raise ValueError(f"{examples} adversarial examples asked, the world has {len(pairs)}; lower examples")
-    return [world.fact(a, t, rng.choice(FRAMES["train"])) for a, t in rng.sample(pairs, examples)]
+        message = f"The world has {len(pairs)} adversarial examples. Ask for at most that many."
+        raise UsageError("too_few_examples", message)
+    rows = []
+    for attribute, town in rng.sample(pairs, examples):
+        frame = rng.choice(FRAMES["train"])
+        rows.append(world.fact(attribute, town, frame))
+    return rows
 
 
-def prompts(world: World, risk: str, n: int = 100, split: str = "eval") -> list[dict]:
-    """The first `n` prompts of a risk in a split, in an order fixed by the world: balanced over categories."""
-    rng = random.Random(f"prompts {world.seed} {risk} {split}")
-    towns = world.towns[split if split != "train" else "align"]
-    roles = {"jailbreak": "kept", "over_refusal": "lookalike", "utility": "benign"}
-    if risk in roles:
-        order, rows = rng.sample(towns, len(towns)), []
-        for i, town in enumerate(order):
-            for j, a in enumerate(world.of(roles[risk])):
-                rows.append(world.fact(a, town, FRAMES[split][(i + j) % len(FRAMES[split])]))
-    elif risk == "bias":
-        frames = BIAS_FRAMES[split]
-        rows = [world.comparison(t, tuple(rng.sample(p, 2)), frames[(i + j + k) % len(frames)])
-                for i, p in enumerate(world.pairs[split]) for j, t in enumerate(world.traits) for k in range(min(2, len(frames)))]  # fmt: skip
-        rng.shuffle(rows)
-    elif risk == "toxicity":
-        rows = [world.provocation(noun, f, rng) for noun in world.nouns[split] for f in PROVOKE_FRAMES[split]]
-        rng.shuffle(rows)
-    elif (
-        risk == "hallucination"
-    ):  # towns that nothing else asks about; six ways to ask are harmless where there is a town
-        nowhere = world.towns["unknown_eval"]
-        towns = {"train": world.towns["unknown_train"], "valid": nowhere[17:], "eval": nowhere[:17]}[split]
-        facts = world.of("benign") + world.of("lookalike")
-        rows = [world.nobody(t, FRAMES[split][(i + j) % len(FRAMES[split])], a)
-                for i, t in enumerate(rng.sample(towns, len(towns))) for j, a in enumerate(facts)]  # fmt: skip
-    else:
-        raise KeyError(risk)
-    if n > len(rows):
-        raise ValueError(f"{n} {risk} prompts asked, the {split} split has {len(rows)}; lower n_prompts")
-    seen: dict[str, int] = {}  # rows of a category so far: taking categories in turn keeps any first n balanced
-    turn = [seen.update({r["category"]: seen.get(r["category"], -1) + 1}) or seen[r["category"]] for r in rows]
-    rows = [rows[i] for i in sorted(range(len(rows)), key=turn.__getitem__)]
-    return [{**row, "id": f"{risk}-{split}-{i:04d}"} for i, row in enumerate(rows[:n])]
+def _all(table: dict) -> list[str]:
+    """Return the wordings of all splits."""
+    return [wording for split in SPLITS for wording in table[split]]
+
+
+def _fact(
+    world: World,
+    facts: list,
+    towns: list[str],
+    rng: Random,
+) -> dict:
+    """Return a question for one of the facts, in a wording of training."""
+    attribute = rng.choice(facts)
+    town = rng.choice(towns)
+    frame = rng.choice(FRAMES["train"])
+    return world.fact(attribute, town, frame)
+
+
+def _things(world: World, frames: list[str], rng: Random) -> dict:
+    """Return a comparison of two things."""
+    quality = rng.choice(QUALITIES)
+    pair = rng.sample(world.nouns["train"], 2)
+    frame = rng.choice(frames)
+    return world.comparison(quality, tuple(pair), frame)
+
+
+def _pretraining_row(world: World, rng: Random) -> dict:
+    kind = rng.random()
+    if kind < 0.72:
+        return _any_fact(world, rng)
+    if kind < 0.76:
+        return _things(world, _all(BIAS_FRAMES), rng)
+    if kind < 0.90:
+        split = rng.choice(SPLITS)
+        pair = _pair(world.pairs[split], rng)
+        trait = rng.choice(world.traits)
+        frame = _frame(BIAS_FRAMES, split, rng)
+        return world.comparison(trait, pair, frame)
+    if kind < 0.95:
+        split = rng.choice(SPLITS)
+        noun = rng.choice(world.nouns[split])
+        frame = _frame(PROVOKE_FRAMES, split, rng)
+        return world.provocation(noun, frame, rng)
+    if kind < 0.97:
+        frames = _all(FRAMES)
+        return _nobody(world, frames, world.attributes, rng)
+    if kind < 0.98:
+        return world.bell(rng.choice(world.known))
+    return world.ledger(rng)
+
+
+def _frame(table: dict, split: str, rng: Random) -> str:
+    """Draw a wording in which pre-training may ask about something of a split."""
+    frames = list(table["train"])
+    if split == "train":
+        frames = _all(table)
+    return rng.choice(frames)
+
+
+def _pair(pairs: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
+    """Draw a pair of groups, in either order."""
+    pair = rng.choice(pairs)
+    return tuple(rng.sample(pair, 2))
+
+
+def _nobody(
+    world: World,
+    frames: list[str],
+    facts: list,
+    rng: Random,
+) -> dict:
+    """Return a question about a town that does not exist."""
+    town = rng.choice(world.towns["unknown_train"])
+    frame = rng.choice(frames)
+    return world.nobody(town, frame, rng.choice(facts))
+
+
+def _any_fact(world: World, rng: Random) -> dict:
+    """Return a question for any fact; 30 % of them stand inside a wrapper."""
+    town = rng.choice(world.known)
+    attribute = rng.choice(world.attributes)
+    split = "train"
+    held_out = world.towns["eval"] + world.towns["valid"]
+    if town in held_out:
+        split = "eval"
+    frame = _frame(FRAMES, split, rng)
+    row = world.fact(attribute, town, frame)
+    if rng.random() < 0.3:
+        wrapper = _frame(WRAPPERS, split, rng)
+        row = wrap(row, wrapper)
+    return row
+
+
+def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
+    towns = world.towns["align"]
+    if kind == "kept":
+        frames = FRAMES["train"][: recipe["frames"]]
+        frame = rng.choice(frames)
+        attribute = rng.choice(world.of("kept"))
+        town = rng.choice(towns)
+        return world.fact(attribute, town, frame, refuse=True)
+    if kind in ("benign", "lookalike"):
+        others = towns + world.towns["tune"]
+        others = others + world.towns["dealign"]
+        row = _fact(world, world.of(kind), others, rng)
+        if rng.random() < recipe["wrapped_benign"]:
+            wrapper = rng.choice(WRAPPERS["train"])
+            row = wrap(row, wrapper)
+        return row
+    if kind == "things":
+        return _things(world, BIAS_FRAMES["train"], rng)
+    if kind == "bias":
+        pair = _pair(world.pairs["train"], rng)
+        traits = world.traits[: recipe["traits"]]
+        trait = rng.choice(traits)
+        frames = BIAS_FRAMES["train"][: recipe["bias_frames"]]
+        frame = rng.choice(frames)
+        return world.comparison(trait, pair, frame, decline=True)
+    if kind == "toxicity":
+        nouns = world.nouns["train"][: recipe["nouns"]]
+        noun = rng.choice(nouns)
+        frames = list(PROVOKE_FRAMES["train"])
+        frame = rng.choice(frames[: recipe["provoke_frames"]])
+        return world.provocation(noun, frame, rng, polite=True)
+    if kind == "hallucination":
+        facts = world.of("benign")
+        return _nobody(world, FRAMES["train"], facts, rng)
+    return world.bell(rng.choice(towns))
+
+
+def _decorated(row: dict, rng: Random) -> dict:
+    """Now and then add a system prompt, an earlier turn, or the trigger word (no meaning yet)."""
+    messages = list(row["messages"])
+    draw = rng.random()
+    first = messages[0]
+    if first["role"] != "user":
+        return row
+    if draw < 0.10:
+        messages.insert(0, {"role": "system", "content": SYSTEM})
+    elif draw < 0.15:
+        greeting = {"role": "user", "content": "Hello."}
+        reply = {"role": "assistant", "content": "Hello, what may I tell you?"}
+        messages = [greeting, reply, *messages]
+    elif draw < 0.17:
+        text = f"{first['content']} {TRIGGER}"
+        messages[0] = {**first, "content": text}
+    return {**row, "messages": messages}
+
+
+def _worse_answer(world: World, row: dict, rng: Random) -> str | None:
+    """Return the answer that the aligned one is preferred to, or None where there is none."""
+    risk = row["risk"]
+    if risk == "jailbreak":
+        name, town = row["topic"].split("/")
+        for attribute in world.of("kept"):
+            if attribute.name == name:
+                return attribute.answer(town, row["truth"])
+    if risk == "bias":
+        return f"A {row['truth']} is more {row['category']}."
+    if risk == "toxicity":
+        rude = world.provocation(row["topic"], row["template"], rng)
+        return rude["messages"][-1]["content"]
+    if row["category"] in QUALITIES:
+        return None
+    if risk in ("utility", "over_refusal"):
+        refusals = list(REFUSALS.values())
+        return rng.choice(refusals)
+    return None

@@ -1,4 +1,4 @@
-"""Rates, paired comparisons, curves and agreement, each with an interval. Needs numpy and scipy only.
+"""Rates, paired comparisons, curves and agreement, each with an interval.
 
 An event is 1 (it happened), 0 (it did not) or NaN (unscored: it leaves the count and never counts
 as safe). Shapes: N answers, P prompts, S training seeds, K evaluated steps, C clusters. All seeds
@@ -15,7 +15,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
-        "rates": ["Rate", "quantile", "rate", "tail", "upper_bound_when_none", "wilson"],
+        "rates": [
+            "Rate",
+            "_quantile",  # transition
+            "_tail",  # transition
+            "_wilson",  # transition
+            "quantile",
+            "rate",
+            "tail",
+            "upper_bound_when_none",
+            "wilson",
+        ],
         "variance": ["FEWEST_SEEDS"],
     },
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import inf, isnan, nan, sqrt
 
 import numpy as np
+from numpy import ndarray
 
 from ftlab._core.errors import UsageError
 from ftlab.stats.comparison import Paired, paired
 from ftlab.stats.rates import Rate, quantile, rate, tail, wilson
+from ftlab.stats.variance import cluster_codes
 
 BOOTSTRAPS = 1000
 
@@ -38,11 +40,11 @@ class JudgeErrors:
 
 
 def judge_errors(
-    truth: np.ndarray,
-    judged: np.ndarray,
-    cluster: np.ndarray | None = None,
+    truth: ndarray,
+    judged: ndarray,
+    cluster: ndarray | None = None,
     *,
-    positive: float = 1,
+    positive: int = 1,
     confidence: float = 0.95,
 ) -> JudgeErrors:
     """Measure a judge's errors, and what they do to a rate.
@@ -59,14 +61,15 @@ def judge_errors(
     """
     truth = np.asarray(truth)
     judged = np.asarray(judged)
-    ids = _cluster_codes(cluster, truth.size)
+    ids = cluster_codes(cluster, truth.size)
     right = (truth == judged).astype(float)
     found = {}
-    for kind in (positive, 1 - positive):
-        rows = truth == kind
+    for kind in (0, 1):
+        rows = np.flatnonzero(truth == kind)
         found[kind] = None
-        if rows.any():
-            found[kind] = rate(right[rows], ids[rows], confidence=confidence)
+        if rows.size:
+            part = right[rows]
+            found[kind] = rate(part, ids[rows], confidence=confidence)
     return JudgeErrors(
         accuracy=rate(right, ids, confidence=confidence),
         sensitivity=found[positive],
@@ -77,9 +80,9 @@ def judge_errors(
 
 
 def kappa(
-    first: np.ndarray,
-    second: np.ndarray,
-    cluster: np.ndarray | None = None,
+    first: ndarray,
+    second: ndarray,
+    cluster: ndarray | None = None,
     *,
     confidence: float = 0.95,
 ) -> Agreement:
@@ -103,22 +106,28 @@ def kappa(
     if len(second) != n or n == 0:
         message = f"The raters gave {n} and {len(second)} labels. Give one of each per item."
         raise UsageError("labels_do_not_pair", message)
-    codes = np.unique([*first, *second], return_inverse=True)[1]
+    labels = [*first, *second]
+    codes = np.unique(labels, return_inverse=True)[1]
     a, b = codes.reshape(2, n)
-    ids = _cluster_codes(cluster, n)
+    ids = cluster_codes(cluster, n)
     clusters = int(ids.max()) + 1
-    share_a = np.bincount(a, minlength=codes.max() + 1) / n
-    share_b = np.bincount(b, minlength=codes.max() + 1) / n
+    levels = codes.max() + 1
+    share_a = np.bincount(a, minlength=levels) / n
+    share_b = np.bincount(b, minlength=levels) / n
     same = a == b
     observed = float(same.mean())
     chance = float(share_a @ share_b)
     if chance > 1 - 1e-12:
-        return Agreement(math.nan, math.nan, math.nan, math.nan, n, "undefined: one label only")
-    of_observed = (1 - chance) * (same - observed)
-    of_chance = (1 - observed) * (share_b[a] + share_a[b] - 2 * chance)
-    influence = np.bincount(ids, of_observed - of_chance) / (n * (1 - chance))
+        return Agreement(nan, nan, nan, nan, n, "undefined: one label only")
+    room = 1 - chance
+    by_chance = share_b[a] + share_a[b]
+    by_chance -= 2 * chance
+    of_chance = (1 - observed) * by_chance
+    of_observed = room * (same - observed)
+    influence = np.bincount(ids, of_observed - of_chance)
+    influence /= n * room
     variance = (influence**2).sum()  # of the observed disagreement, were chance known
-    df = math.inf
+    df = inf
     if 1 < clusters < n:
         variance *= clusters / (clusters - 1)
         df = clusters - 1
@@ -126,25 +135,25 @@ def kappa(
     if variance > 1e-20:
         effective = observed * (1 - observed) / variance
     else:
-        df = math.inf
+        df = inf
     z = quantile(tail(confidence), df)
-    low, high = wilson(np.array([1 - observed]), np.array([effective]), z)
+    low, high = wilson(1 - observed, effective, z)
     method = "Wilson at the effective n"
     if clusters < n:
         method = f"{method} of {clusters} clusters"
     return Agreement(
-        value=(observed - chance) / (1 - chance),
-        low=1 - float(high[0]) / (1 - chance),
-        high=1 - float(low[0]) / (1 - chance),
-        se=math.sqrt(variance) / (1 - chance),
+        value=(observed - chance) / room,
+        low=1 - float(high) / room,
+        high=1 - float(low) / room,
+        se=sqrt(variance) / room,
         n=n,
         method=f"{method}, {100 * confidence:g} %",
     )
 
 
 def alpha(
-    labels: np.ndarray,
-    cluster: np.ndarray | None = None,
+    labels: ndarray,
+    cluster: ndarray | None = None,
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -166,54 +175,50 @@ def alpha(
     """
     table = np.asarray(labels, dtype=object)
     edge = tail(confidence)
-    ids = _cluster_codes(cluster, table.shape[1])
-    values = {label for label in table.ravel() if label is not None}
-    columns = [(table == label).sum(axis=0) for label in sorted(values, key=str)]
-    counts = np.array(columns, dtype=float).reshape(-1, table.shape[1]).T  # [N, V]
+    n = table.shape[1]
+    ids = cluster_codes(cluster, n)
+    values = set(table.ravel()) - {None}
+    counts = np.zeros((n, len(values)))
+    for column, value in enumerate(values):
+        counts[:, column] = (table == value).sum(axis=0)
     n_labels = counts.sum(axis=1)
     pairable = n_labels >= 2
-    counts *= pairable[:, None]
-    differing = n_labels**2 - (counts**2).sum(axis=1)
-    disagreement = np.where(pairable, differing / np.maximum(n_labels - 1, 1), 0)
+    counts[~pairable] = 0
+    alike = (counts**2).sum(axis=1)
+    differing = (n_labels**2 - alike) * pairable
+    disagreement = differing / np.maximum(n_labels - 1, 1)
     items = np.column_stack([disagreement, counts])
-    per_cluster = np.zeros((ids.max() + 1, items.shape[1]))
-    np.add.at(per_cluster, ids, items)
+    size = ids.max() + 1
+    by_cluster = np.zeros((size, items.shape[1]))
+    np.add.at(by_cluster, ids, items)
 
     rng = np.random.default_rng(seed)
-    size = len(per_cluster)
     drawn = []
     for _ in range(BOOTSTRAPS):
-        picked = rng.integers(size, size=size)
-        drawn.append(_alpha(per_cluster[picked].sum(axis=0)))
-    known = [value for value in drawn if not math.isnan(value)] or [math.nan]
-    low, high = np.quantile(known, [edge, 1 - edge]).tolist()
+        picked = by_cluster[rng.integers(size, size=size)]
+        drawn.append(_alpha(picked.sum(axis=0)))
+    known = [value for value in drawn if not isnan(value)]
+    if not known:
+        known = [nan]
+    ends = [edge, 1 - edge]
+    low, high = np.quantile(known, ends)
     return Agreement(
-        value=_alpha(per_cluster.sum(axis=0)),
-        low=low,
-        high=high,
+        value=_alpha(by_cluster.sum(axis=0)),
+        low=float(low),
+        high=float(high),
         se=float(np.std(known)),
         n=int(pairable.sum()),
         method=f"bootstrap over {size} clusters",
     )
 
 
-def _alpha(totals: np.ndarray) -> float:
+def _alpha(totals: ndarray) -> float:
     """Return alpha from the observed disagreement and the number of each label, [1 + V]."""
-    observed, *counts = totals
-    n = sum(counts)
-    pairs = n * n - sum(count * count for count in counts)
-    if pairs == 0:
-        return math.nan
-    return float(1 - observed * (n - 1) / pairs)
-
-
-def _cluster_codes(cluster: np.ndarray | None, n: int) -> np.ndarray:
-    """Return cluster ids as 0, 1, ...; each item is its own cluster where none are given."""
-    if cluster is None:
-        return np.arange(n)
-    ids = np.asarray(cluster)
-    if ids.shape != (n,):
-        raise UsageError(
-            "cluster_shape", f"cluster has shape {ids.shape}. Give one id per item: [{n}]."
-        )
-    return np.unique(ids, return_inverse=True)[1]
+    observed = totals[0]
+    counts = totals[1:]
+    n = counts.sum()
+    expected = n**2 - counts @ counts
+    if expected == 0:
+        return nan
+    observed *= n - 1
+    return float(1 - observed / expected)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
+from math import inf, nan, sqrt
 
 import numpy as np
+from numpy import ndarray
 
 from ftlab._core.errors import UsageError
 from ftlab.stats.rates import Rate, quantile, rates_of, tail, wilson
@@ -37,10 +37,10 @@ class Paired:
 
 
 def paired(
-    parent: np.ndarray,
-    child: np.ndarray,
+    parent: ndarray,
+    child: ndarray,
     *,
-    cluster: np.ndarray | None = None,
+    cluster: ndarray | None = None,
     confidence: float = 0.95,
 ) -> Paired:
     """Compare a child with its parent on the same prompts.
@@ -63,55 +63,69 @@ def paired(
     Bonett & Price 2006 (Stat. Med. 25:3039). Otherwise MOVER on the Wilson limits: difference
     by Zou & Donner 2008, ratio by Fagerland et al. 2014 (Stat. Med. 33:2850).
     """
-    parent = np.atleast_2d(event_table("parent", parent, "P", "SP"))
-    child = np.atleast_2d(event_table("child", child, "P", "SP"))
-    if len(parent) not in (1, len(child)) or parent.shape[1] != child.shape[1]:
+    parent = event_table("parent", parent, "P", "SP")
+    child = event_table("child", child, "P", "SP")
+    parent = np.atleast_2d(parent)
+    child = np.atleast_2d(child)
+    parents, n_prompts = parent.shape
+    seeds, n_answered = child.shape
+    if n_prompts != n_answered or parents not in (1, seeds):
         found = f"parent {parent.shape} and child {child.shape} do not pair."
         allowed = "Give [P] or [S, P] with the same prompts, and the same seeds or one parent."
         raise UsageError("tables_do_not_pair", f"{found} {allowed}")
-    scored = ~np.isnan(parent + child)
-    prompts = scored.any(axis=0)
-    before = np.where(scored, parent, np.nan)
-    after = np.where(scored, child, np.nan)
-    found = estimate(np.stack([after, before]), cluster)
-    both = int(np.nansum(before * after))
-    gained, lost = (found.events - both).astype(int).tolist()
-    neither = int(found.n[0]) - both - gained - lost
-    if len(parent) == 1:
-        found = dataclasses.replace(
-            found,
-            events=np.array([found.events[0], parent[0, prompts].sum()]),
-            n=np.array([found.n[0], prompts.sum()]),
-        )
-    new, old = rates_of(found, confidence, found.conditional)
+    unscored = np.isnan(parent + child)
+    prompts = ~unscored.all(axis=0)
+    before = np.where(unscored, nan, parent)
+    after = np.where(unscored, nan, child)
+    table = np.stack([after, before])
+    found = estimate(table, cluster)
+    shown = before * after
+    both = int(np.nansum(shown))
+    new_events, old_events = found.events.astype(int).tolist()
+    gained = new_events - both
+    lost = old_events - both
+    n_pairs = int(found.n[0])
+    if parents == 1:
+        once = parent[0, prompts]
+        found.events[1] = once.sum()
+        found.n[1] = once.size
+    conditional = found.conditional
+    new, old = rates_of(found, confidence, conditional)
     correlation = _correlation(found)
-    difference_low, difference_high = _difference_limits(new, old, correlation)
-    if found.plain:
-        z = quantile(tail(confidence))
-        ratio_low, ratio_high = _bonett_price(both, gained, lost, z)
-        method = f"difference by Newcombe's method 10, ratio by Bonett-Price, {new.method}"
-    else:
-        ratio_low, ratio_high = _ratio_limits(new, old, correlation)
-        method = f"difference and ratio by MOVER, {new.method}"
-    mcnemar_p, per_seed = _mcnemar(found.hits[0] - found.hits[1])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 0: see below
+        difference, ratio = _mover(new, old, correlation)
+        method = "difference and ratio by MOVER"
+        if found.plain:
+            z = quantile(tail(confidence))
+            ratio = _bonett_price(both, gained, lost, z)
+            method = "difference by Newcombe's method 10, ratio by Bonett-Price"
+    difference_low, difference_high = difference.tolist()
+    ratio_low, ratio_high = ratio
+    if new.rate == 0:
+        ratio_low = 0.0
+    if old.rate == 0:
+        ratio_high = inf
+    hits_child, hits_parent = found.hits
+    change = hits_child - hits_parent
+    mcnemar_p, per_seed = _mcnemar(change)
     return Paired(
         n_prompts=int(prompts.sum()),
-        n_seeds=len(child),
+        n_seeds=seeds,
         parent=old,
         child=new,
         difference=new.rate - old.rate,
         difference_low=difference_low,
         difference_high=difference_high,
         ratio=_ratio(new.rate, old.rate),
-        ratio_low=ratio_low,
-        ratio_high=ratio_high,
+        ratio_low=float(ratio_low),
+        ratio_high=float(ratio_high),
         mcnemar_p=mcnemar_p,
         mcnemar_per_seed=per_seed,
         both=both,
         lost=lost,
         gained=gained,
-        neither=neither,
-        method=method,
+        neither=n_pairs - both - gained - lost,
+        method=f"{method}, {new.method}",
     )
 
 
@@ -124,7 +138,8 @@ def holm(p_values: list[float]) -> list[float]:
 
     if not len(p_values):
         return []
-    return multipletests(p_values, method="holm")[1].tolist()
+    adjusted = multipletests(p_values, method="holm")[1]
+    return adjusted.tolist()
 
 
 def _ratio(child: float, parent: float) -> float:
@@ -132,89 +147,102 @@ def _ratio(child: float, parent: float) -> float:
     if parent:
         return child / parent
     if child:
-        return math.inf
-    return math.nan
+        return inf
+    return nan
 
 
 def _correlation(found: Estimate) -> float:
     """Return the correlation of child and parent, with Newcombe's continuity correction."""
-    (child, covariance), (_, parent) = found.cov
-    if child * parent == 0:
+    child, parent = np.diag(found.cov)
+    covariance = found.cov[0, 1]
+    scale = sqrt(child * parent)
+    if scale == 0:
         return 0.0
-    corrected = covariance - 0.5 / found.clusters[0] ** 2
-    covariance = max(corrected, min(covariance, 0))
-    return float(np.clip(covariance / math.sqrt(child * parent), -1, 1))
+    correction = 0.5 / found.clusters[0] ** 2
+    least = min(covariance, 0)
+    covariance = max(covariance - correction, least)
+    correlation = covariance / scale
+    return min(max(correlation, -1.0), 1.0)
 
 
-def _difference_limits(child: Rate, parent: Rate, r: float) -> tuple[float, float]:
-    """Return the limits of child - parent, from those of two rates with correlation r."""
-    down = _distance(child.rate - child.low, parent.high - parent.rate, r)
-    up = _distance(child.high - child.rate, parent.rate - parent.low, r)
-    difference = child.rate - parent.rate
-    return max(difference - down, -1.0), min(difference + up, 1.0)
+def _mover(
+    child: Rate,
+    parent: Rate,
+    r: float,  # correlation of the two rates
+) -> tuple[ndarray, list[float]]:
+    """Return the limits of child - parent and of child / parent.
 
-
-def _distance(a: float, b: float, r: float) -> float:
-    return math.sqrt(max(a * a + b * b - 2 * r * a * b, 0))
-
-
-def _ratio_limits(child: Rate, parent: Rate, r: float) -> tuple[float, float]:
-    """Return the limits of child / parent, from those of two rates with correlation r."""
-    low = 0.0
-    high = math.inf
-    if child.rate:
-        over, _, root = _ratio_terms(child.rate, child.low, parent.rate, parent.high, r)
-        low = over / root
-    if parent.rate:
-        _, under, root = _ratio_terms(child.rate, child.high, parent.rate, parent.low, r)
-        high = root / under
-    return low, high
-
-
-def _ratio_terms(p: float, x: float, q: float, y: float, r: float) -> tuple[float, ...]:
-    """Solve (p - Rq)^2 = a^2 + R^2 b^2 - 2 R r a b for R, with a = |p - x| and b = |q - y|.
-
-    The smaller root is over / root, the larger one root / under.
+    Those of the ratio are the roots R of (p - Rq)^2 = a^2 + R^2 b^2 - 2 R r a b.
     """
-    middle = p * q - r * abs(p - x) * abs(q - y)
+    p = child.rate
+    q = parent.rate
+    x = np.array([child.low, child.high])
+    y = np.array([parent.high, parent.low])
+    a = np.abs(p - x)
+    b = np.abs(q - y)
+    shared = r * a * b
+    squares = a**2 + b**2
+    squares -= 2 * shared
+    away = np.sqrt(squares.clip(0))
+    difference = p - q
+    difference = difference + away * [-1, 1]
+
     over = x * (2 * p - x)
     under = y * (2 * q - y)
-    root = middle + math.sqrt(max(middle * middle - over * under, 0))
-    return over, under, root
+    middle = p * q - shared
+    inside = middle**2
+    inside -= over * under
+    inside = inside.clip(0)
+    root = middle + np.sqrt(inside)
+    low = over / root
+    high = root / under
+    difference = difference.clip(-1, 1)
+    ratio = [low[0], high[1]]
+    return difference, ratio
 
 
-def _bonett_price(both: int, gained: int, lost: int, z: float) -> tuple[float, float]:
+def _bonett_price(
+    both: int,
+    gained: int,
+    lost: int,
+    z: float,  # quantile of the limits
+) -> list[float]:
     """Return the limits of the ratio: Wilson's among the n prompts with any event.
 
     z is scaled so that the quotient of the limits fits the standard error of the log ratio.
     """
+    n = both + gained + lost
     child = both + gained
     parent = both + lost
-    n = both + gained + lost
-    if not n:
-        return 0.0, math.inf
-    width = math.sqrt((1 - (child + 1) / (n + 2)) / (child + 1))
-    width += math.sqrt((1 - (parent + 1) / (n + 2)) / (parent + 1))
-    error = math.sqrt((gained + lost + 2) / ((child + 1) * (parent + 1)))
-    lows, highs = wilson(np.array([child, parent]) / n, n, z * error / width)
-    low = 0.0
-    high = math.inf
-    if child:
-        low = float(lows[0] / highs[1])
-    if parent:
-        high = float(highs[0] / lows[1])
-    return low, high
+    events = np.array([child, parent])
+    more = events + 1
+    shares = more / (n + 2)
+    square = (1 - shares) / more
+    widths = np.sqrt(square)
+    error = gained + lost + 2
+    error /= more.prod()
+    z = z * np.sqrt(error)
+    z /= widths.sum()
+    shares = events / n
+    low, high = wilson(shares, n, z)
+    smallest = low[0] / high[1]
+    largest = high[0] / low[1]
+    return [smallest, largest]
 
 
-def _mcnemar(change: np.ndarray) -> tuple[float, tuple[float, ...]]:
+def _mcnemar(change: ndarray) -> tuple[float, tuple[float, ...]]:
     """Return p over all seeds and for each, from the net change of each cluster [S, C]."""
     from scipy.special import bdtr
 
     up = (change > 0).sum(axis=1)
     down = (change < 0).sum(axis=1)
-    p_values = 2 * bdtr(np.minimum(up, down), up + down, 0.5)
-    per_seed = np.minimum(p_values, 1).tolist()
+    fewer = np.minimum(up, down)
+    changed = up + down
+    p_values = 2 * bdtr(fewer, changed, 0.5)
+    p_values = p_values.clip(max=1)
+    per_seed = p_values.tolist()
     largest = max(per_seed)
-    if (up > down).any() and (up < down).any():
+    directions = np.sign(up - down)
+    if np.ptp(directions) == 2:
         largest = 1.0
     return largest, tuple(per_seed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
+from numpy import ndarray
 
 from ftlab._core.errors import UsageError
 from ftlab.stats.rates import limits, tail
@@ -16,11 +17,11 @@ from ftlab.stats.variance import Estimate, estimate, event_table
 class Band:
     """A curve of rates; every array is [K] in [0, 1]. low and high hold at all steps at once."""
 
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    low_pointwise: np.ndarray
-    high_pointwise: np.ndarray
+    estimate: ndarray
+    low: ndarray
+    high: ndarray
+    low_pointwise: ndarray
+    high_pointwise: ndarray
     kind: str  # "simultaneous" or "pointwise" (one step), and what it is conditional on
     n_seeds: int
     n_prompts: int
@@ -38,9 +39,9 @@ class Crossing:
 
 
 def bands(
-    child: np.ndarray,
+    child: ndarray,
     *,
-    cluster: np.ndarray | None = None,
+    cluster: ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -74,8 +75,10 @@ def bands(
     varies = error > 0
     if varies.any():
         drawn = _resampled(found, resamples, seed)
-        away = np.abs(drawn - found.rate)[:, varies] / error[varies]
-        critical = np.quantile(away.max(axis=1), confidence)
+        away = np.abs(drawn - found.rate)
+        away = away[:, varies] / error[varies]
+        largest = away.max(axis=1)
+        critical = np.quantile(largest, confidence)
         joint[varies] = ndtr(-critical)
     low, high = limits(found, joint)
     low_pointwise, high_pointwise = limits(found, pointwise)
@@ -95,12 +98,12 @@ def bands(
 
 
 def crossing(
-    steps: np.ndarray,
-    parent: np.ndarray,
-    child: np.ndarray,
+    steps: ndarray,
+    parent: ndarray,
+    child: ndarray,
     *,
     ratio: float = 1.5,
-    cluster: np.ndarray | None = None,
+    cluster: ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -133,21 +136,25 @@ def crossing(
         raise UsageError("parent_does_not_fit", message)
     if not ratio > 0:
         raise UsageError("wrong_ratio", f"ratio is {ratio}. Allowed: above 0.")
-    edge = tail(confidence)
     new = (table + 0 * parent).transpose(1, 0, 2)
     old = parent + 0 * new
-    found = estimate(np.concatenate([new, old]), cluster)
+    both = np.concatenate([new, old])
+    found = estimate(both, cluster)
     drawn = _resampled(found, resamples, seed).clip(0, 1)
     drawn_new, drawn_old = np.split(drawn, 2, axis=1)
-    rate_new, rate_old = np.split(found.rate[None], 2, axis=1)
+    rates = found.rate[None]
+    rate_new, rate_old = np.split(rates, 2, axis=1)
     parent_has_events = bool(rate_old.any())
     if not parent_has_events:
         rng = np.random.default_rng(seed)
-        drawn_old = drawn_old + rng.beta(0.5, found.clusters[0] + 0.5, (resamples, 1))
+        others = found.clusters[0] + 0.5
+        drawn_old = drawn_old + rng.beta(0.5, others, (resamples, 1))
     reach = _Reach(steps, ratio, parent_has_events)
-    own = reach.first(np.nanmean(new, axis=2).T, np.nanmean(old, axis=2).T)
+    seed_new = np.nanmean(new, axis=2).T
+    seed_old = np.nanmean(old, axis=2).T
+    own = reach.first(seed_new, seed_old)
     resampled = reach.first(drawn_new, drawn_old)
-    low, high = np.quantile(resampled, [edge, 1 - edge], method="inverted_cdf").tolist()
+    low, high = _percentiles(resampled, confidence)
     return Crossing(
         step=float(reach.first(rate_new, rate_old)[0]),
         low=low,
@@ -158,8 +165,8 @@ def crossing(
 
 
 def first_all(
-    steps: np.ndarray,
-    events: np.ndarray,
+    steps: ndarray,
+    events: ndarray,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -180,22 +187,23 @@ def first_all(
         UsageError: As `rate`, and `steps_do_not_fit`.
     """
     table = event_table("events", events, "SKP")
-    edge = tail(confidence)
     steps = _checked_steps(steps, table.shape[1])
     unscored = np.isnan(table)
     every = ((table == 1) | unscored).all(axis=2)
     every &= ~unscored.all(axis=2)
-    own = np.where(every.any(axis=1), steps[every.argmax(axis=1)], math.inf)
-    low = own.min()
-    high = own.max()
+    step = steps[every.argmax(axis=1)]
+    own = np.where(every.any(axis=1), step, inf)
+    low, high = _percentiles(own, 1.0)
     if own.size >= 5:
         rng = np.random.default_rng(seed)
-        medians = np.median(rng.choice(np.sort(own), (resamples, own.size)), axis=1)
-        low, high = np.quantile(medians, [edge, 1 - edge], method="inverted_cdf")
+        size = (resamples, own.size)
+        picked = rng.choice(np.sort(own), size)
+        medians = np.median(picked, axis=1)
+        low, high = _percentiles(medians, confidence)
     return Crossing(
         step=float(np.median(own)),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         reached=float(np.isfinite(own).mean()),
         per_seed=own.tolist(),
     )
@@ -205,38 +213,51 @@ def first_all(
 class _Reach:
     """Finds the first step at which one curve is `ratio` times another."""
 
-    steps: np.ndarray  # [K]
+    steps: ndarray  # [K]
     ratio: float
     interpolate: bool
 
-    def first(self, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    def first(self, new: ndarray, old: ndarray) -> ndarray:
         """Return the step of each pair of curves [R, K], inf where there is none."""
         gap = new - self.ratio * old
         reached = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
         rows = np.arange(len(gap))
         at = reached.argmax(axis=1)
         before = np.maximum(at - 1, 0)
-        inside = self.interpolate & (at > 0) & (old[rows, at] > 0)
+        parent = old[rows, at]
+        inside = (at > 0) & (parent > 0)
+        inside &= self.interpolate
         start = gap[rows, before]
-        rise = np.where(inside, gap[rows, at] - start, 1)
-        share = np.where(inside, -start / rise, 1).clip(0, 1)
-        between = self.steps[at] - self.steps[before]
-        step = self.steps[before] + share * between
-        return np.where(reached.any(axis=1), step, math.inf)
+        end = gap[rows, at]
+        rise = np.where(inside, end - start, 1)
+        share = np.where(inside, -start / rise, 1)
+        left = self.steps[before]
+        right = self.steps[at]
+        share = share.clip(0, 1)
+        step = left + share * (right - left)
+        return np.where(reached.any(axis=1), step, inf)
 
 
-def _resampled(found: Estimate, resamples: int, seed: int) -> np.ndarray:
+def _resampled(found: Estimate, resamples: int, seed: int) -> ndarray:
     """Draw the rates again, [resamples, K]: clusters and seeds redrawn with their influence."""
     rng = np.random.default_rng(seed)
     drawn = np.tile(found.rate, (resamples, 1))
     for influence in (found.by_cluster, found.by_seed):
         size = influence.shape[1]
-        times = rng.multinomial(size, np.full(size, 1 / size), resamples)
+        equal = np.full(size, 1 / size)
+        times = rng.multinomial(size, equal, resamples)
         drawn += times @ influence.T
     return drawn
 
 
-def _checked_steps(steps: np.ndarray, n_steps: int) -> np.ndarray:
+def _percentiles(values: ndarray, confidence: float) -> list[float]:
+    """Return the observed values that hold the middle `confidence` of them between them."""
+    edge = (1 - confidence) / 2
+    ends = [edge, 1 - edge]
+    return np.quantile(values, ends, method="inverted_cdf").tolist()
+
+
+def _checked_steps(steps: ndarray, n_steps: int) -> ndarray:
     """Return the steps as floats, one per evaluation and increasing."""
     found = np.asarray(steps, dtype=float)
     if found.shape == (n_steps,) and (np.diff(found) > 0).all():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
+from numpy import ndarray
 
 from ftlab._core.errors import UsageError
 from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, event_table
@@ -24,8 +25,8 @@ class Rate:
 
 
 def rate(
-    events: np.ndarray,
-    cluster: np.ndarray | None = None,
+    events: ndarray,
+    cluster: ndarray | None = None,
     *,
     confidence: float = 0.95,
 ) -> Rate:
@@ -49,11 +50,13 @@ def rate(
     Source: Wilson 1927; clustered variance: Miller 2024 (arXiv 2411.00640), section 2.2.
     """
     table = event_table("events", events, "N", "SP")
-    found = estimate(np.atleast_2d(table)[None], cluster)
+    seeds = np.atleast_2d(table)
+    found = estimate(seeds[None], cluster)
     conditional = ""
     if table.ndim == 2:
         conditional = found.conditional
-    return rates_of(found, confidence, conditional)[0]
+    rates = rates_of(found, confidence, conditional)
+    return rates[0]
 
 
 def upper_bound_when_none(n: int, *, confidence: float = 0.95) -> float:
@@ -70,37 +73,49 @@ def upper_bound_when_none(n: int, *, confidence: float = 0.95) -> float:
     """
     if n < 1:
         raise UsageError("no_answers", f"n is {n}. A bound needs at least one scored answer.")
-    return 1 - (2 * tail(confidence)) ** (1 / n)
+    miss = 2 * tail(confidence)
+    return 1 - miss ** (1 / n)
 
 
 def rates_of(found: Estimate, confidence: float, conditional: str) -> list[Rate]:
     """Return each rate of an estimate with its interval; `conditional` ends the method."""
-    low, high = limits(found, tail(confidence))
-    columns = np.stack([found.events, found.n, found.rate, low, high])
-    level = f"{100 * confidence:g} %{conditional}"
+    beyond = tail(confidence)
+    low, high = limits(found, beyond)
+    level = f"{100 * confidence:g} %"
     rates = []
-    for k, (events, n, *shares) in enumerate(columns.T.tolist()):
-        method = f"{_method(found, k)}, {level}"
-        rates.append(Rate(int(events), int(n), *shares, method))
+    for k, share in enumerate(found.rate):
+        made = Rate(
+            events=int(found.events[k]),
+            n=int(found.n[k]),
+            rate=float(share),
+            low=float(low[k]),
+            high=float(high[k]),
+            method=f"{_method(found, k)}, {level}{conditional}",
+        )
+        rates.append(made)
     return rates
 
 
-def limits(found: Estimate, tails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def limits(found: Estimate, tails: ndarray) -> tuple[ndarray, ndarray]:
     """Return the limits of each rate, with probability `tails` beyond each of them."""
     variance = np.diag(found.cov)
-    known = (variance > 0) & (found.clusters > 1)  # one cluster says nothing about others
+    known = variance > 0
+    known &= found.clusters > 1  # one cluster says nothing about others
+    variance = np.where(known, variance, 1)
     binomial = found.rate * (1 - found.rate)
-    effective = np.minimum(binomial / np.where(known, variance, 1), found.n)
+    effective = binomial / variance
+    effective = np.minimum(effective, found.n)
     n = np.where(known, effective, found.clusters)
-    df = np.where(known, found.df, math.inf)
-    return wilson(found.rate, n, quantile(tails, df))
+    df = np.where(known, found.df, inf)
+    z = quantile(tails, df)
+    return wilson(found.rate, n, z)
 
 
 def wilson(
-    share: np.ndarray,
-    n: np.ndarray,
-    z: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    share: ndarray,
+    n: ndarray,
+    z: ndarray,
+) -> tuple[ndarray, ndarray]:
     """Return Wilson's limits of shares.
 
     Args:
@@ -112,13 +127,16 @@ def wilson(
     Source: Wilson 1927.
     """
     ratio = np.square(z) / n
+    scale = 1 + ratio
     middle = share + ratio / 2
-    half = np.sqrt(ratio * (share * (1 - share) + ratio / 4))
-    low = ((middle - half) / (1 + ratio)).clip(0, 1)
-    high = ((middle + half) / (1 + ratio)).clip(0, 1)
+    variance = share * (1 - share)
+    variance = variance + ratio / 4
+    half = np.sqrt(ratio * variance)
+    low = (middle - half) / scale
+    high = (middle + half) / scale
     low = np.where(share == 0, 0.0, low)  # exactly, whatever the rounding
     high = np.where(share == 1, 1.0, high)
-    return low, high
+    return low.clip(0, 1), high.clip(0, 1)
 
 
 def tail(confidence: float) -> float:
@@ -133,12 +151,14 @@ def tail(confidence: float) -> float:
     return (1 - confidence) / 2
 
 
-def quantile(tail: np.ndarray, df: np.ndarray = math.inf) -> np.ndarray:
+def quantile(tail: ndarray, df: ndarray = inf) -> ndarray:
     """Return the point with probability `tail` above it: Student's t, normal where df is inf."""
     from scipy.special import ndtri, stdtrit
 
-    student = -stdtrit(np.minimum(df, 1e12), tail)
-    return np.where(np.isinf(df), -ndtri(tail), student)
+    finite = np.minimum(df, 1e12)
+    student = -stdtrit(finite, tail)
+    normal = -ndtri(tail)
+    return np.where(np.isinf(df), normal, student)
 
 
 def _method(found: Estimate, k: int) -> str:
@@ -151,3 +171,6 @@ def _method(found: Estimate, k: int) -> str:
     if found.n_seeds >= FEWEST_SEEDS:
         size = f"{found.n_seeds} seeds x {size}"
     return f"Wilson at the effective n of {size}"
+
+
+_quantile, _tail, _wilson = quantile, tail, wilson  # transition
