@@ -269,10 +269,3 @@ def _device(gpu: str | float | None) -> tuple[str, str, float]:
             f"Unknown GPU {text!r}. Pass a size such as 24GB, or one of {allowed}.",
         )
     return "cuda", f"GPU {text}", USABLE * gib
-
-
-def holds(model, method: str, rank: int, tokens: int) -> bool:  # transition
-    return False
-
-
-fit = estimate_memory  # transition

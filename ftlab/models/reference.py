@@ -20,7 +20,6 @@ from ftlab.models import adapters, loading
 from ftlab.models.devices import device, precision, quiet, released  # noqa: F401  # transition
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
-from ftlab.models.loading import kept  # noqa: F401  # transition
 from ftlab.runs import Run, digest, file_hash, resource
 from ftlab.runs import load as load_run
 
