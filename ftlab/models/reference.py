@@ -250,7 +250,7 @@ def _embedded(name: str) -> Model:
 
 def _of_run(path: Path) -> Model:
     """Return the model of a finished run, whose parent still has the weights it was trained on."""
-    load_run(path)
+    run = load_run(path)
     if not (path / "model").is_dir():
         raise UsageError(
             "run_without_model",
@@ -258,7 +258,7 @@ def _of_run(path: Path) -> Model:
         )
     found = Model(path.name, check(path / "model"))
     parent = found.parent
-    if parent and parent.hash != Run(path).config["identity"]["parent"]:
+    if parent and parent.hash != run.identity["parent"]:
         raise UsageError(
             "adapter_base_changed",
             f"{path} is an adapter on {parent.path}, which has changed. Train it again.",
