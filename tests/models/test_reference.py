@@ -344,7 +344,9 @@ def other_text(folder, name: str, old: bytes, new: bytes) -> None:
 SWAPS = {  # what is done to (base, adapter)
     "weights below": lambda base, adapter: other_weights(base),
     "adapter": lambda base, adapter: other_weights(adapter),
-    "alpha": lambda b, a: other_text(a, "adapter_config.json", b'"lora_alpha": 4', b'"lora_alpha": 8'),
+    "alpha": lambda b, a: other_text(
+        a, "adapter_config.json", b'"lora_alpha": 4', b'"lora_alpha": 8'
+    ),
     "another base": lambda b, a: other_text(a, "adapter_config.json", b"/base", b"/next"),
     "template": lambda b, a: other_text(a, "chat_template.jinja", b"| trim", b"|upper"),
     "tokenizer": lambda b, a: other_text(a, "tokenizer.json", b'"id": 3,', b'"id": 2,'),
