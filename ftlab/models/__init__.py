@@ -1,4 +1,4 @@
-"""Models: references, loading, adapters, devices, memory, hashes."""
+"""Models: references, loading, adapters, chat templates, devices, memory, hashes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import lazy_loader
 
 _PUBLIC = {
     "adapters": ["adapt", "full_precision", "save_adapter"],
-    "devices": ["attention", "clear_error", "device", "free_memory", "out_of_memory", "precision"]
-    + ["quiet", "released"],
+    "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
+    "devices": ["attention", "clear_error", "device", "free_memory", "out_of_memory"]
+    + ["precision", "quiet", "released"],
     "hashing": ["fingerprint", "weights_hash"],
     "loading": ["keep_open"],
     "memory": ["MemoryEstimate", "estimate_memory"],
     "reference": ["Model", "is_reward_model", "model"],
 }
 _PUBLIC["adapters"] += ["save"]  # transition
-_PUBLIC["devices"] += ["clear", "labels_alone"]  # transition
-_PUBLIC["loading"] += ["kept"]  # transition
-_PUBLIC["memory"] += ["fit", "holds"]  # transition
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_PUBLIC)

@@ -47,11 +47,16 @@ def adapt(model, kind: str, rank: int):
         allowed = ", ".join(KINDS)
         raise UsageError("unknown_adapter", f"Unknown adapter {kind!r}. Allowed: {allowed}.")
     if getattr(model, "peft_config", None):
-        raise UsageError("already_adapted", "The model has an adapter. Load the model again.")
+        raise UsageError(
+            "already_adapted",
+            "The model already has an adapter. Load the model again.",
+        )
     quantised = getattr(model, "is_loaded_in_4bit", False)
     if (kind == "qlora") != quantised:
-        message = f"{kind} needs a model loaded with four_bit={kind == 'qlora'}."
-        raise UsageError("wrong_weights_for_adapter", message)
+        raise UsageError(
+            "wrong_weights_for_adapter",
+            f"{kind} needs a model loaded with four_bit={kind == 'qlora'}.",
+        )
     if quantised:
         model = prepared(model)
     scores = type(model).__name__.endswith("ForSequenceClassification")
@@ -89,13 +94,16 @@ def save_adapter(model, folder: Path, parent: Path, kind: str) -> None:
     model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     base = NF4 if kind == "qlora" else "16 or 32 bit"
     text = json.dumps({"kind": kind, "base": base}, indent=1)
-    (Path(folder) / RECORD).write_text(text, encoding="utf-8")
+    file = Path(folder) / RECORD
+    file.write_text(text, encoding="utf-8")
 
 
 def record(folder: Path) -> dict:
     """Return what `save_adapter` recorded in a folder, or {} for an adapter made elsewhere."""
     file = Path(folder) / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not file.exists():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def four_bit_config(dtype):
@@ -105,8 +113,10 @@ def four_bit_config(dtype):
     from transformers import BitsAndBytesConfig
 
     if not find_spec("bitsandbytes"):
-        message = "4-bit weights need bitsandbytes. Run: pip install 'ftlab[qlora]'."
-        raise UsageError("bitsandbytes_missing", message)
+        raise UsageError(
+            "bitsandbytes_missing",
+            "4-bit weights need bitsandbytes. Run: pip install 'ftlab[qlora]'.",
+        )
     return BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)
 
 

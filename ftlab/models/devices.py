@@ -163,17 +163,6 @@ def _import_bitsandbytes() -> None:
         sys.modules["kernels"] = known
 
 
-def labels_alone():  # transition
-    """Make TRL's loss on a CPU score only positions with a label: equal up to rounding."""
-    from unittest.mock import patch
-
-    from trl.trainer import utils
-
-    known = utils._use_triton
-    on_cpu_too = lambda where: where.type == "cpu" or known(where)  # noqa: E731
-    return patch.object(utils, "_use_triton", on_cpu_too)
-
-
 clear = clear_error  # transition
 blocks_kept = contextlib.nullcontext  # transition
 

@@ -7,8 +7,11 @@ import hashlib
 
 def fingerprint(model) -> str:
     """Return the SHA-256 of all parameters of a torch model that require a gradient."""
-    parameters = model.named_parameters()
-    return weights_hash({name: p for name, p in parameters if p.requires_grad})
+    trainable = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trainable[name] = parameter
+    return weights_hash(trainable)
 
 
 def weights_hash(tensors: dict) -> str:

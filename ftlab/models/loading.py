@@ -40,9 +40,6 @@ def keep_open(model: Model) -> Iterator[None]:
         del _kept[key]
 
 
-kept = keep_open  # transition
-
-
 def tokenizer(model: Model):
     """Return the tokenizer of a model, a copy inside `keep_open`."""
     opened = _opened(model)

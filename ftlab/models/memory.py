@@ -121,8 +121,11 @@ def estimate_memory(
         NotFoundError: What `ftlab.model` raises.
     """
     if method not in METHODS:
-        message = f"Unknown method {method!r}. Allowed: {', '.join(METHODS)}."
-        raise UsageError("unknown_method", message)
+        allowed = ", ".join(METHODS)
+        raise UsageError(
+            "unknown_method",
+            f"Unknown method {method!r}. Allowed: {allowed}.",
+        )
     if min(length, batch, lora_rank) < 1:
         raise UsageError("invalid_size", "`length`, `batch` and `lora_rank` must be at least 1.")
     devices.quiet()
@@ -217,8 +220,10 @@ def _on_meta(folder: Path, kind: str):
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:
-        message = f"{folder}: transformers knows no such causal language model ({error})."
-        raise UsageError("unknown_architecture", message) from None
+        raise UsageError(
+            "unknown_architecture",
+            f"{folder}: transformers cannot build a causal language model from it ({error}).",
+        ) from None
 
 
 def _config_folder(model) -> Path:
@@ -255,15 +260,12 @@ def _device(gpu: str | float | None) -> tuple[str, str, float]:
         return kind, name, USABLE * free / GIB
     text = str(gpu)
     size = re.fullmatch(r"(\d+\.?\d*) ?(GB|GiB)?", text, re.IGNORECASE)
-    gib = float(size[1]) if size else GPUS.get(text.upper().replace(" ", ""), 0)
+    name = text.upper().replace(" ", "")
+    gib = float(size[1]) if size else GPUS.get(name, 0)
     if gib == 0:
-        message = f"Unknown GPU {text!r}. Pass a size such as 24GB, or one of {', '.join(GPUS)}."
-        raise UsageError("unknown_gpu", message)
+        allowed = ", ".join(GPUS)
+        raise UsageError(
+            "unknown_gpu",
+            f"Unknown GPU {text!r}. Pass a size such as 24GB, or one of {allowed}.",
+        )
     return "cuda", f"GPU {text}", USABLE * gib
-
-
-def holds(model, method: str, rank: int, tokens: int) -> bool:  # transition
-    return False
-
-
-fit = estimate_memory  # transition

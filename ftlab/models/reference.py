@@ -20,7 +20,6 @@ from ftlab.models import adapters, loading
 from ftlab.models.devices import device, precision, quiet, released  # noqa: F401  # transition
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
-from ftlab.models.loading import kept  # noqa: F401  # transition
 from ftlab.runs import Run, digest, file_hash, resource
 from ftlab.runs import load as load_run
 
@@ -234,8 +233,11 @@ def _as_text(ref) -> str:
         return str(ref.path)
     if isinstance(ref, (str, os.PathLike)):
         return str(ref)
-    message = f"Expected a folder, a run or a hub id, got {type(ref).__name__}."
-    raise UsageError("not_a_model_reference", message + " Save a model first and pass its folder.")
+    raise UsageError(
+        "not_a_model_reference",
+        f"Expected a folder, a run or a hub id, got {type(ref).__name__}. "
+        "Save a model in memory with save_pretrained() and pass that folder.",
+    )
 
 
 def _embedded(name: str) -> Model:
@@ -248,15 +250,19 @@ def _embedded(name: str) -> Model:
 
 def _of_run(path: Path) -> Model:
     """Return the model of a finished run, whose parent still has the weights it was trained on."""
-    load_run(path)
+    run = load_run(path)
     if not (path / "model").is_dir():
-        message = f"{path} did not train a model. Pass a training run, or one member of a curve."
-        raise UsageError("run_without_model", message)
+        raise UsageError(
+            "run_without_model",
+            f"{path} did not train a model. Pass a training run, or one member of a curve.",
+        )
     found = Model(path.name, check(path / "model"))
     parent = found.parent
-    if parent and parent.hash != Run(path).config["identity"]["parent"]:
-        message = f"{path} is an adapter on {parent.path}, which has changed. Train it again."
-        raise UsageError("adapter_base_changed", message)
+    if parent and parent.hash != run.identity["parent"]:
+        raise UsageError(
+            "adapter_base_changed",
+            f"{path} is an adapter on {parent.path}, which has changed. Train it again.",
+        )
     return found
 
 
@@ -271,8 +277,11 @@ def _below(path: Path, adapter: dict) -> Model:
     kind = adapter.get("peft_type")
     task = adapter.get("task_type")
     if kind in PROMPT_ADAPTERS or task not in (None, "CAUSAL_LM"):
-        message = f"{path} is an adapter {kind} for {task}, which cannot be merged."
-        raise UsageError("adapter_cannot_merge", message + " Pass one such as LoRA.")
+        raise UsageError(
+            "adapter_cannot_merge",
+            f"{path} is an adapter {kind} for {task}, which cannot be merged. "
+            "Pass one for a causal language model, such as LoRA.",
+        )
     name = adapter.get("base_model_name_or_path") or ""
     revision = adapter.get("revision")
     for place in (Path(name), path / name, path.parent / name):

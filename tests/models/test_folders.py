@@ -1,4 +1,4 @@
-"""Folders that other systems wrote, and the hub's: what opens, what is refused with a sentence, what never runs."""
+"""Folders of other systems and of the hub: what opens, what is refused, what never runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from helpers import raises_code
 from safetensors.torch import load_file
 from small_models import make_model
 
@@ -35,20 +36,24 @@ def adapter(llama, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(ftlab.model(llama).load(), config).save_pretrained(path := tmp_path_factory.mktemp("a") / "adapter")
+    config = LoraConfig(
+        r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(ftlab.model(llama).load(), config).save_pretrained(
+        path := tmp_path_factory.mktemp("a") / "adapter"
+    )
     return path
 
 
 def renamed(path: Path, **changes) -> Path:
-    """-> the adapter's folder, its configuration changed."""
+    """Change an adapter's configuration, and return its folder."""
     file = path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return path
 
 
 def leftovers(path: Path) -> Path:
-    """Puts beside a model what LLaMA-Factory and axolotl leave there; a pickle that would tell if it were opened."""
+    """Add what LLaMA-Factory and axolotl leave, with pickles that would show if opened."""
 
     class Opened:
         def __reduce__(self):
@@ -73,7 +78,7 @@ def same(a, b) -> bool:
 
 
 def test_output_folders_of_other_systems_open(llama, adapter, tmp_path):
-    """Full: weights, leftovers, checkpoint-N below. LoRA: adapter with tokenizer, config.json (axolotl) and checkpoints."""
+    """Whole models and adapters with leftovers, checkpoints and a config.json of the base."""
     full = leftovers(shutil.copytree(llama, tmp_path / "full"))
     shutil.copytree(llama, full / "checkpoint-10")
     assert same(ftlab.model(full), ftlab.model(llama)) and ftlab.model(full).path == full
@@ -83,7 +88,9 @@ def test_output_folders_of_other_systems_open(llama, adapter, tmp_path):
     shutil.copytree(adapter, lora / "checkpoint-10")
     shutil.copytree(llama, lora / "merged")
     opened = ftlab.model(lora)
-    assert opened.path == lora and opened.parent.path == llama and same(opened, ftlab.model(adapter))
+    assert (
+        opened.path == lora and opened.parent.path == llama and same(opened, ftlab.model(adapter))
+    )
     assert not list(tmp_path.rglob("was_opened"))
 
 
@@ -94,52 +101,56 @@ def test_an_adapter_of_any_name_is_found_in_its_subfolder(llama, tmp_path):
     model = get_peft_model(ftlab.model(llama).load(), config, adapter_name="safety")
     model.save_pretrained(tmp_path / "out")
     assert ftlab.model(tmp_path / "out").path == tmp_path / "out/safety"
-    shutil.copytree(tmp_path / "out/safety", tmp_path / "out/ref")  # as a DPO trainer leaves its reference
+    shutil.copytree(
+        tmp_path / "out/safety", tmp_path / "out/ref"
+    )  # as a DPO trainer leaves its reference
     assert ftlab.model(tmp_path / "out").path == tmp_path / "out/safety"
     for step in (90, 100):
         shutil.copytree(tmp_path / "out/safety", tmp_path / f"out/checkpoint-{step}")
-    with pytest.raises(ValueError, match=r"holds 3 models \(safety, checkpoint-90, checkpoint-100\); give one of them"):
+    with raises_code("several_models"):
         ftlab.model(tmp_path / "out")
     assert ftlab.model(tmp_path / "out/checkpoint-90").parent.path == llama
 
 
-def test_a_base_is_found_where_its_note_says(llama, adapter, tmp_path, monkeypatch):
-    """Relative to here or to the adapter; elsewhere a sentence says how to give it, in Python and in one word."""
+def test_the_base_of_an_adapter_is_found_by_its_name_or_passed(
+    llama, adapter, tmp_path, monkeypatch
+):
+    """Relative to here or to the adapter; otherwise it can be passed, also in one string."""
     moved = shutil.copytree(adapter, tmp_path / "work/adapter")
     shutil.copytree(llama, tmp_path / "work/base")
     monkeypatch.chdir(tmp_path)
     for name in ("work/base", "base", "../base"):
-        assert ftlab.model(renamed(moved, base_model_name_or_path=name)).parent.path.resolve() == tmp_path / "work/base"
+        assert (
+            ftlab.model(renamed(moved, base_model_name_or_path=name)).parent.path.resolve()
+            == tmp_path / "work/base"
+        )
     for gone in ("/content/drive/llama", "meta-llama/Llama-2-7b-hf", "", None):
         opened = ftlab.model(renamed(moved, base_model_name_or_path=gone))
-        with pytest.raises(
-            FileNotFoundError, match=r"which is not here .*base=FOLDER\), or on the command line .*\+FOLDER"
-        ):
+        with raises_code("adapter_base_not_found"):
             opened.load()
         given = ftlab.model(moved, base=llama)
         assert (
-            given.parent.path == llama and same(given, ftlab.model(adapter)) and given.hash == ftlab.model(adapter).hash
+            given.parent.path == llama
+            and same(given, ftlab.model(adapter))
+            and given.hash == ftlab.model(adapter).hash
         )
         assert ftlab.model(f"{moved}+{llama}").hash == given.hash
-    with pytest.raises(ValueError, match="holds no adapter; leave base="):
+    with raises_code("base_without_adapter"):
         ftlab.model(llama, base=llama)
 
 
 def test_pickled_adapters_and_mixed_folders_are_refused(llama, adapter, tmp_path):
     pickled = shutil.copytree(adapter, tmp_path / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"pickled weights are not opened; .* open them with transformers or peft, then save_pretrained",
-    ):
+    with raises_code("weights_not_found"):
         ftlab.model(pickled)
     mixed = shutil.copytree(adapter, tmp_path / "mixed")
     shutil.copy(llama / "model.safetensors", mixed)
-    with pytest.raises(ValueError, match="holds adapter_config.json beside a whole model"):
+    with raises_code("adapter_and_model_mixed"):
         ftlab.model(mixed)
     (mixed / "model.safetensors").rename(mixed / "other.safetensors")
     (mixed / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="without adapter_model.safetensors"):
+    with raises_code("adapter_weights_missing"):
         ftlab.model(mixed)
 
 
@@ -154,34 +165,43 @@ def sharded(llama, tmp_path):
 
 def test_sharded_weights_open_whole_or_not_at_all(llama, sharded):
     tokenizer = ftlab.model(llama).tokenizer()
-    assert difference(ftlab.model(sharded).load(), ftlab.model(llama).load(), tokenizer, TEXTS)["max_abs"] == 0
+    assert (
+        difference(ftlab.model(sharded).load(), ftlab.model(llama).load(), tokenizer, TEXTS)[
+            "max_abs"
+        ]
+        == 0
+    )
     second = sorted(sharded.glob("model-*.safetensors"))[1]
     whole = second.read_bytes()
     for torn in (whole[:-100], b"version https://git-lfs.github.com/spec/v1\n"):
         second.write_bytes(torn)
-        with pytest.raises(ValueError, match=f"{second.name}: the weights cannot be opened"):
+        with raises_code("weights_unreadable") as info:
             ftlab.model(sharded).load()
+        assert second.name in str(info.value)
     second.unlink()
-    with pytest.raises(FileNotFoundError, match=f"1 of the files .* are missing .{second.name}"):
+    with raises_code("weight_shards_missing"):
         ftlab.model(sharded)
     (sharded / folders.INDEX).write_text("{")
-    with pytest.raises(ValueError, match="index.json cannot be read"):
+    with raises_code("config_unreadable"):
         ftlab.model(sharded)
 
 
 def test_a_configuration_of_another_size_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
-    with pytest.raises(ValueError, match="the weights cannot be opened"):
+    with raises_code("weights_unreadable"):
         ftlab.model(copied).load()
 
 
 def test_a_folders_own_code_never_runs(copied):
     config = json.loads((copied / "config.json").read_text())
-    mine = {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    mine = {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},
+    }
     (copied / "config.json").write_text(json.dumps({**config, **mine}))
     (copied / "code.py").write_text(f"open({str(copied / 'was_run')!r}, 'w')")
-    with pytest.raises(ValueError, match="the weights cannot be opened"):
+    with raises_code("weights_unreadable"):
         ftlab.model(copied).load()
     assert not (copied / "was_run").exists()
 
@@ -191,15 +211,6 @@ def test_merged_models_with_tied_weights_open(tmp_path):
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")
     model = ftlab.model(tied).load()
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def test_objects_are_no_references(llama):
-    from peft import LoraConfig, get_peft_model
-
-    loaded = ftlab.model(llama).load()
-    for thing in (loaded, get_peft_model(loaded, LoraConfig(target_modules="all-linear")), None, 3):
-        with pytest.raises(ValueError, match=r"an? \w+ object was given; give a folder, a run or a hub id"):
-            ftlab.model(thing)
 
 
 @pytest.fixture
@@ -223,7 +234,7 @@ def test_a_hub_model_is_pinned_and_its_commit_recorded(cache, llama):
         opened = ftlab.model(ref)
         assert opened.source == {"hub": "org/tiny", "commit": SHA, "hash": ftlab.model(llama).hash}
         assert (opened.name, opened.revision) == ("tiny", SHA)
-    with pytest.raises(FileNotFoundError, match="no folder 'org/tiny@v2', and the hub did not give it"):
+    with raises_code("hub_unavailable"):
         ftlab.model("org/tiny@v2")
 
 
@@ -234,17 +245,20 @@ def test_an_adapter_on_the_hub_finds_its_base_there(cache, adapter):
     opened = ftlab.model("org/lora")
     assert opened.source["base"]["commit"] == SHA and same(opened, ftlab.model(adapter))
     renamed(file, revision="v2")
-    with pytest.raises(FileNotFoundError, match="an adapter on org/tiny, which is not here"):
+    with raises_code("adapter_base_not_found"):
         ftlab.model("org/lora").load()
     assert same(ftlab.model("org/lora+org/tiny@v1"), ftlab.model(adapter))
 
 
 @pytest.fixture
 def hub(llama, tmp_path, monkeypatch):
-    """-> {"status": None, "half": ()}: a hub on loopback with the model org/tiny; a status for all, files cut in the middle."""
+    """A hub on loopback with the model org/tiny; `status` answers all, `half` cuts files short."""
     from huggingface_hub import constants
 
-    files, state = {p.name: p.read_bytes() for p in llama.iterdir() if p.is_file()}, {"status": None, "half": ()}
+    files, state = (
+        {p.name: p.read_bytes() for p in llama.iterdir() if p.is_file()},
+        {"status": None, "half": ()},
+    )
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -266,7 +280,8 @@ def hub(llama, tmp_path, monkeypatch):
                 body = self.answer(200, told.encode(), Content_Type="application/json")
             elif "/tree/" in path:
                 told = [
-                    {"type": "file", "path": n, "size": len(b), "oid": sha1(b).hexdigest()} for n, b in files.items()
+                    {"type": "file", "path": n, "size": len(b), "oid": sha1(b).hexdigest()}
+                    for n, b in files.items()
                 ]
                 body = self.answer(200, json.dumps(told).encode(), Content_Type="application/json")
             else:
@@ -293,25 +308,29 @@ def hub(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}",
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's client waits between its tries
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: None
+    )  # the hub's client waits between its tries
     yield state
     server.shutdown()
     server.server_close()
 
 
 def test_a_hub_offline_or_half_a_download_gives_no_model(hub, llama, monkeypatch):
-    """The part that came is not opened, neither online nor offline; the next call goes on and opens the whole."""
+    """A part is opened neither online nor offline; the next call resumes the download."""
     from huggingface_hub import constants
 
     hub["half"] = ("model.safetensors",)
-    with pytest.raises(FileNotFoundError, match="the hub did not give it .*call again"):
+    with raises_code("hub_unavailable"):
         ftlab.model("org/tiny")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="the hub did not give it .*incomplete.*call again"):
+    with raises_code("hub_unavailable"):
         ftlab.model("org/tiny")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub["half"] = ()
@@ -321,7 +340,7 @@ def test_a_hub_offline_or_half_a_download_gives_no_model(hub, llama, monkeypatch
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_hub_that_refuses_is_a_sentence(hub, status):
+def test_a_hub_that_refuses_gives_no_model(hub, status):
     hub["status"] = status
-    with pytest.raises(FileNotFoundError, match=f"'org/tiny', and the hub did not give it .*{status}.*call again"):
+    with raises_code("hub_unavailable"):
         ftlab.model("org/tiny")
