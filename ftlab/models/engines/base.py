@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -171,6 +172,15 @@ class Engine:
         Raises:
             UsageError: `prompt_too_long`, `seed_missing`, and others where no request can succeed.
         """
+        began = time.perf_counter()
+        self.tally = Tally()
+        collector = Collector(requests, on_answer, self.tally)
+        self.answer_all(model, collector)
+        self.tally.seconds = time.perf_counter() - began
+        return [collector.found[number] for number in range(len(requests))]
+
+    def answer_all(self, model: Any, collector: Collector) -> None:
+        """Answer the requests of a collector. What an engine implements."""
         raise NotImplementedError
 
     def remember(self, requests: list[Request], answers: list[Answer]) -> None:
@@ -182,7 +192,7 @@ class Engine:
 
 @dataclass
 class Collector:
-    """Puts answers in the order of their requests and reports them as they end."""
+    """Takes the answers to requests, counts them, and reports them as they end."""
 
     requests: list[Request]
     on_answer: OnAnswer | None
@@ -212,9 +222,6 @@ class Collector:
         self.tally.tokens += sum(answer.tokens for answer in answers)
         if self.on_answer:
             self.on_answer(numbers, answers)
-
-    def in_order(self) -> list[Answer]:
-        return [self.found[number] for number in range(len(self.requests))]
 
 
 def open_engine(engine: str | Engine) -> Engine:

@@ -8,15 +8,22 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
-from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, LoadedModel
-from ftlab.models.engines.base import OnAnswer, Request, Tally, check_length, make_answer
+from ftlab.models.engines.base import (
+    GREEDY,
+    Collector,
+    Decoding,
+    Engine,
+    LoadedModel,
+    Request,
+    check_length,
+    make_answer,
+)
 from ftlab.models.engines.drafts import Drafts
 from ftlab.models.engines.openai import Endpoint
 from ftlab.models.engines.writing import Row, Writer, context, in_batches, read
@@ -50,20 +57,13 @@ class HuggingFaceEngine(Engine):
         adapter = training.adapter if training else None
         return precision(training is not None, adapter)
 
-    def answer(
-        self, model: LoadedModel, requests: list[Request], on_answer: OnAnswer | None = None
-    ) -> list[Answer]:
-        began = time.perf_counter()
-        self.tally = Tally()
-        collector = Collector(requests, on_answer, self.tally)
+    def answer_all(self, model: LoadedModel, collector: Collector) -> None:
         with _inference(model.module):
             for numbers in collector.groups():
-                if requests[numbers[0]].choices:
+                if collector.requests[numbers[0]].choices:
                     _choose(model, collector, numbers)
                 else:
                     Writer(model, collector, numbers).run(self.drafts)
-        self.tally.seconds = time.perf_counter() - began
-        return collector.in_order()
 
     def remember(self, requests: list[Request], answers: list[Answer]) -> None:
         if self.drafts is None:

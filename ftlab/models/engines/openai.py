@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 from ftlab._core.errors import UsageError
 from ftlab._core.text import redacted, safe
 from ftlab._core.types import Answer, Message
-from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer, Request, Tally
+from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer
 from ftlab.runs import digest
 
 LONGEST = 300  # characters of an error that are kept
@@ -271,16 +270,9 @@ class OpenAIEngine(Engine):
             raise _opening_unsupported()
         return json.dumps(chat), ""
 
-    def answer(
-        self, model: Endpoint, requests: list[Request], on_answer: OnAnswer | None = None
-    ) -> list[Answer]:
-        began = time.perf_counter()
-        self.tally = Tally()
-        collector = Collector(requests, on_answer, self.tally)
+    def answer_all(self, model: Endpoint, collector: Collector) -> None:
         for numbers in collector.groups():
             self._ask(model, collector, numbers)
-        self.tally.seconds = time.perf_counter() - began
-        return collector.in_order()
 
     def _ask(self, model: Endpoint, collector: Collector, numbers: list[int]) -> None:
         asked = [collector.requests[number] for number in numbers]

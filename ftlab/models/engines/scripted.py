@@ -7,7 +7,7 @@ from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
-from ftlab.models.engines.base import Collector, Engine, OnAnswer, Request, Tally, make_answer
+from ftlab.models.engines.base import Collector, Engine, Request, make_answer
 
 Replies = Callable[[Request], str] | dict[str, str] | list[str]
 
@@ -36,14 +36,9 @@ class ScriptedEngine(Engine):
         lines = [f"{message['role']}: {message['content']}" for message in chat]
         return "\n".join([*lines, f"assistant: {opening}"]), opening
 
-    def answer(
-        self, model: Any, requests: list[Request], on_answer: OnAnswer | None = None
-    ) -> list[Answer]:
-        self.tally = Tally()
-        collector = Collector(requests, on_answer, self.tally)
-        for number, request in enumerate(requests):
+    def answer_all(self, model: Any, collector: Collector) -> None:
+        for number, request in enumerate(collector.requests):
             collector.add([number], [self._answer(request)])
-        return collector.in_order()
 
     def _answer(self, request: Request) -> Answer:
         reply = self._reply(request)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +19,14 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models import adapters
 from ftlab.models.devices import device
-from ftlab.models.engines.base import Collector, Engine, LoadedModel, OnAnswer, Request, Tally
-from ftlab.models.engines.base import check_length, make_answer
+from ftlab.models.engines.base import (
+    Collector,
+    Engine,
+    LoadedModel,
+    Request,
+    check_length,
+    make_answer,
+)
 from ftlab.models.engines.writing import NOT_FINITE
 from ftlab.models.reference import Model
 
@@ -74,12 +79,10 @@ class VLLMEngine(Engine):
     def precision(self, training: Any = None) -> str:
         return "bf16, vllm"
 
-    def answer(
-        self, model: LoadedModel, requests: list[Request], on_answer: OnAnswer | None = None
-    ) -> list[Answer]:
-        began = time.perf_counter()
-        self.tally = Tally()
-        collector = Collector(requests, on_answer, self.tally)
+    def answer_all(self, model: LoadedModel, collector: Collector) -> None:
+        from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
+
+        requests = collector.requests
         reference = model.reference
         if model.module is not None:
             reference = self._snapshot(model)
@@ -88,19 +91,23 @@ class VLLMEngine(Engine):
         reason = self.supports(reference, choices=choices, screened=screened)
         if reason:
             raise UsageError("engine_unsupported", f"vLLM cannot answer: {reason}.")
-        texts = [request.text for request in requests]
-        prompts = []
-        if texts:
-            prompts = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         room = min(reference.config.get("max_position_embeddings") or LONGEST, LONGEST)
-        for prompt, request in zip(prompts, requests, strict=True):
-            check_length(len(prompt), request.max_new_tokens, room)
+        stops = stop_ids(model.tokenizer)
+        prompts = []
+        for request in requests:
+            ids = model.tokenizer(request.text, add_special_tokens=False)["input_ids"]
+            check_length(len(ids), request.max_new_tokens, room)
+            prompts.append({"prompt_token_ids": ids})  # as tokens: no second BOS
         for start in range(0, len(requests), CALL):
-            numbers = list(range(start, min(start + CALL, len(requests))))
-            found = self._call(reference, model.tokenizer, room, prompts, collector, numbers)
-            collector.add(numbers, found)
-        self.tally.seconds = time.perf_counter() - began
-        return collector.in_order()
+            llm, adapter = self._server(reference, room)
+            asked = requests[start : start + CALL]
+            settings = [_sampling(request, stops) for request in asked]
+            given = prompts[start : start + CALL]
+            outputs = llm.generate(given, settings, lora_request=adapter, use_tqdm=False)
+            answers = []
+            for request, output in zip(asked, outputs, strict=True):
+                answers.append(_answer(request, output.outputs[0], model.tokenizer))
+            collector.add(list(range(start, start + len(asked))), answers)
 
     def release(self) -> None:
         """End the server's process, which gives its memory back."""
@@ -110,36 +117,6 @@ class VLLMEngine(Engine):
         if self.folder is not None:
             self.folder.cleanup()
             self.folder = None
-
-    def _call(
-        self,
-        reference: Model,
-        tokenizer: Any,
-        room: int,
-        prompts: list[list[int]],
-        collector: Collector,
-        numbers: list[int],
-    ) -> list[Answer]:
-        """Return the answers to some requests. Prompts go in as tokens: no second BOS."""
-        from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
-
-        llm, adapter = self._server(reference, room)
-        from vllm import SamplingParams
-
-        settings = []
-        for number in numbers:
-            request = collector.requests[number]
-            how = request.decoding.model_dump() | {"max_tokens": request.max_new_tokens}
-            seed = request.seed if request.decoding.temperature else None
-            # logprobs=0: of the chosen token only.
-            fixed = {"stop_token_ids": stop_ids(tokenizer), "detokenize": False, "logprobs": 0}
-            settings.append(SamplingParams(**how, **fixed, seed=seed))
-        given = [{"prompt_token_ids": prompts[number]} for number in numbers]
-        outputs = llm.generate(given, settings, lora_request=adapter, use_tqdm=False)
-        answers = []
-        for number, output in zip(numbers, outputs, strict=True):
-            answers.append(_answer(collector.requests[number], output.outputs[0], tokenizer))
-        return answers
 
     def _snapshot(self, model: LoadedModel) -> Model:
         """Return a reference to the adapter of a model in training; it is good until the next."""
@@ -210,6 +187,23 @@ def _adapter_reasons(model: Model, training: Any) -> Iterator[tuple[bool, str]]:
     yield bool(adapter) and bool(adapters.vocabulary(model.path)), "its adapter has embeddings"
     yield rank > RANKS[-1], f"the adapter's rank {rank} is above {RANKS[-1]}"
     yield trained not in (None, "lora"), f"vLLM swaps plain LoRA adapters, not {trained}"
+
+
+def _sampling(request: Request, stops: list[int]) -> Any:
+    """Return vLLM's settings for a request."""
+    from vllm import SamplingParams
+
+    seed = None
+    if request.decoding.temperature:
+        seed = request.seed
+    return SamplingParams(
+        **request.decoding.model_dump(),
+        max_tokens=request.max_new_tokens,
+        seed=seed,
+        stop_token_ids=stops,
+        detokenize=False,
+        logprobs=0,  # of the chosen token only
+    )
 
 
 def _answer(request: Request, output: Any, tokenizer: Any) -> Answer:

@@ -11,15 +11,21 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import clear, free_memory, out_of_memory
-from ftlab.models.engines.base import Collector, Decoding, LoadedModel, Request, Tally
-from ftlab.models.engines.base import check_length, make_answer
+from ftlab.models.engines.base import (
+    Collector,
+    Decoding,
+    LoadedModel,
+    Request,
+    Tally,
+    check_length,
+    make_answer,
+)
 from ftlab.models.engines.drafts import Drafts
 
 NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 FAILED = -1  # in place of a token: the logits were not finite
-LOOK = 4  # tokens between two looks at which rows have ended, where a look waits for the device
-# Rows of a batch; rows times columns while decoding; the same for a pass over drafts, which is
-# faster where it stays within a processor's cache.
+# Limits of a batch: rows; rows times columns while decoding; the same for a pass over drafts,
+# which is faster where it stays within a processor's cache.
 ON_CPU = (256, 16_384, 1024)
 ELSEWHERE = (1024, 65_536, 8192)
 
@@ -28,8 +34,8 @@ ELSEWHERE = (1024, 65_536, 8192)
 class Row:
     """One answer in the making.
 
-    `new` are its tokens so far, `finish` how it ended ("" until it has), and `guess` what may
-    follow the prompt: a draft or a choice.
+    `guess` may follow the prompt (a draft or a choice), `new` are the answer's tokens so far,
+    `finish` is how it ended ("" until it has).
     """
 
     number: int
@@ -40,24 +46,13 @@ class Row:
     finish: str = ""
 
     @property
-    def size(self) -> int:
-        """Number of tokens that are read next."""
-        return len(self.prompt) + len(self.new) + len(self.guess)
+    def unread(self) -> list[int]:
+        """What the model reads to go on."""
+        return self.prompt + self.new + self.guess
 
-    def extend(self, tokens: list[int], writer: Writer) -> None:
-        """Append tokens up to the answer's end."""
-        for token in tokens:
-            if self.finish:
-                return
-            self.new.append(token)
-            if token == FAILED:
-                self.finish = "error"
-            elif token in writer.stops:
-                self.finish = "stop"
-            elif len(self.new) == self.request.max_new_tokens:
-                self.finish = "length"
-            elif self.request.stop_when and self.request.stop_when(writer.text(self)):
-                self.finish = "screened"
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + len(self.new) + len(self.guess)
 
 
 class Writer:
@@ -72,36 +67,36 @@ class Writer:
         self.takes = inspect.signature(self.inner.forward).parameters
         self.stops = _stop_tokens(self.inner, self.tokenizer)
         self.device = self.module.device
-        self.on_cpu = self.device.type == "cpu"
-        self.limits = ON_CPU if self.on_cpu else ELSEWHERE
         requests = [collector.requests[number] for number in numbers]
+        self.most_new = requests[0].max_new_tokens
         self.warpers = _warpers(requests[0].decoding)
         texts = [request.text for request in requests]
         prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         longest = max(len(prompt) for prompt in prompts)
-        check_length(longest, requests[0].max_new_tokens, context(self.module))
+        check_length(longest, self.most_new, context(self.module))
         self.rows = [Row(*row) for row in zip(numbers, requests, prompts, strict=True)]
 
     def run(self, drafts: Drafts | None) -> None:
         """Write all answers; earlier greedy ones are verified first, and the new ones join them."""
         if self.warpers:  # sampled
             drafts = None
-        most_rows, most_tokens, most_verified = self.limits
+        limits = ON_CPU if self.device.type == "cpu" else ELSEWHERE
+        most_rows, most_tokens, most_verified = limits
         tally = self.collector.tally
         if drafts is not None:
             drafted = self._with_drafts(drafts)
             in_batches(drafted, self._verify, tally, (most_rows, most_verified))
             drafts.weigh(tally.drafted, tally.saved)
-        going = [row for row in self.rows if not row.finish]
         work = self._decode
         if not self._rows_can_leave():
             work = self._generate
-        limits = (most_rows, min(most_tokens, self._cache_holds()))
-        in_batches(going, work, tally, limits, self.rows[0].request.max_new_tokens)
+        going = [row for row in self.rows if not row.finish]
+        most_tokens = min(most_tokens, self._cache_holds())
+        in_batches(going, work, tally, (most_rows, most_tokens), self.most_new)
         if drafts is not None:
             for row in self.rows:
-                tokens = [token for token in row.new if token not in self.stops]
                 if row.finish != "error":
+                    tokens = [token for token in row.new if token not in self.stops]
                     drafts.remember(row.request.text, tokens)
 
     def _rows_can_leave(self) -> bool:
@@ -124,19 +119,18 @@ class Writer:
             return ELSEWHERE[1]
         kept = getattr(config, "num_key_value_heads", None) or heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        size = 2 * config.num_hidden_layers * kept * width * self.module.dtype.itemsize
-        return free_memory(self.device) // 4 // size  # growing by a token, a cache is there twice
+        numbers = 2 * config.num_hidden_layers * kept * width
+        growing = 2  # while it grows by a token, a cache is there twice
+        size = growing * numbers * self.module.dtype.itemsize
+        return free_memory(self.device) // 2 // size
 
     def _decode(self, rows: list[Row]) -> None:
         """Decode a batch to its end; rows that have ended leave it."""
-        import torch
-
         batch = _Batch(self, rows)
-        look = 1 if self.on_cpu else LOOK
         while batch.rows:
-            made = [batch.step(ahead) for ahead in range(look)]
-            self._extend(batch.rows, torch.stack(made, 1).tolist())
-            batch.keep([k for k, row in enumerate(batch.rows) if not row.finish])
+            tokens = batch.next_tokens()
+            self._extend(batch.rows, [[token] for token in tokens.tolist()])
+            batch.keep_unfinished(tokens)
 
     def _generate(self, rows: list[Row]) -> list[Row]:
         """Answer the rows as long as the first by the model's own `generate`; return the others."""
@@ -144,11 +138,11 @@ class Writer:
         from transformers import GenerationConfig
 
         alike = [row for row in rows if row.size == rows[0].size]
-        ids = torch.tensor([row.prompt + row.new for row in alike], device=self.device)
+        ids = torch.tensor([row.unread for row in alike], device=self.device)
         chooser = _Chooser(self, alike)
         own_config = self.inner.generation_config
         self.inner.generation_config = GenerationConfig(  # without the model's own defaults
-            max_new_tokens=max(row.request.max_new_tokens - len(row.new) for row in alike),
+            max_new_tokens=max(self.most_new - len(row.new) for row in alike),
             eos_token_id=sorted(self.stops) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -161,16 +155,18 @@ class Writer:
         return [row for row in rows if not row.finish]
 
     def _with_drafts(self, drafts: Drafts) -> list[Row]:
-        """Give each row its draft; return the rows that have one."""
-        found = drafts.find([row.request.text for row in self.rows], self.tokenizer)
+        """Give rows their drafts; return the rows that have one."""
+        texts = [row.request.text for row in self.rows]
+        found = drafts.find(texts, self.tokenizer)
         known = self.inner.get_input_embeddings().num_embeddings
         for row, draft in zip(self.rows, found, strict=True):
-            if draft and max(draft) < known:
-                row.guess = draft[: row.request.max_new_tokens - 1]
+            if max(draft, default=0) < known:
+                row.guess = draft[: self.most_new - 1]
         return [row for row in self.rows if row.guess]
 
     def _verify(self, rows: list[Row]) -> None:
         """Take over what holds of each draft, and the token after it."""
+        tally = self.collector.tally
         logits, starts = read(self.module, rows, self.tokenizer.pad_token_id)
         best = self.choose(logits).tolist()
         made = []
@@ -180,27 +176,41 @@ class Writer:
             while held < len(row.guess) and own[held] == row.guess[held]:
                 held += 1
             made.append(own[: held + 1])
-            self.collector.tally.drafted += len(row.guess)
-            self.collector.tally.saved += held
+            tally.drafted += len(row.guess)
+            tally.saved += held
             row.guess = []
         self._extend(rows, made)
 
     def _extend(self, rows: list[Row], tokens: list[list[int]]) -> None:
-        """Append tokens to rows and report the answers that end."""
+        """Append tokens to rows up to their ends, and report the answers that end."""
         for row, new in zip(rows, tokens, strict=True):
-            row.extend(new, self)
+            for token in new:
+                if not row.finish:
+                    self._append(row, token)
         ended = [row for row in rows if row.finish]
         if ended:
-            answers = [self._answer(row) for row in ended]
-            self.collector.add([row.number for row in ended], answers)
+            numbers = [row.number for row in ended]
+            self.collector.add(numbers, [self._answer(row) for row in ended])
+
+    def _append(self, row: Row, token: int) -> None:
+        row.new.append(token)
+        stop_when = row.request.stop_when
+        if token == FAILED:
+            row.finish = "error"
+        elif token in self.stops:
+            row.finish = "stop"
+        elif len(row.new) == self.most_new:
+            row.finish = "length"
+        elif stop_when and stop_when(self._text(row)):
+            row.finish = "screened"
 
     def _answer(self, row: Row) -> Answer:
         if row.finish == "error":
             return Answer("", finish="error", error=NOT_FINITE)
         count = len(row.new)
-        return make_answer(row.request, self.text(row), finish=row.finish, tokens=count)
+        return make_answer(row.request, self._text(row), finish=row.finish, tokens=count)
 
-    def text(self, row: Row) -> str:
+    def _text(self, row: Row) -> str:
         return self.tokenizer.decode(row.new, skip_special_tokens=True)
 
     def choose(self, logits: Any, rows: list[Row] = (), ahead: int = 0) -> Any:
@@ -209,7 +219,7 @@ class Writer:
         Args:
             logits: Of the next token of each row.
             rows: The rows, where tokens are sampled.
-            ahead: Number of tokens chosen since the rows were last extended.
+            ahead: Number of tokens that the rows have and do not hold yet.
         """
         import torch
 
@@ -230,11 +240,15 @@ class Writer:
         if scores.device.type == "mps":  # has no double precision
             scores = scores.cpu()
         cumulated = scores.double().softmax(-1).cumsum(-1)
-        names = [f"{row.request.seed}/{len(row.new) + ahead}" for row in rows]
-        uniform = [random.Random(name).random() for name in names]
-        points = torch.tensor(uniform, dtype=torch.double, device=scores.device)[:, None]
-        drawn = torch.searchsorted(cumulated, points * cumulated[:, -1:], right=True)
-        return drawn.clamp(max=logits.shape[-1] - 1).to(logits.device)[:, 0]
+        uniform = []
+        for row in rows:
+            place = len(row.new) + ahead
+            uniform.append(random.Random(f"{row.request.seed}/{place}").random())
+        points = torch.tensor(uniform, dtype=torch.double, device=scores.device)
+        points = points[:, None] * cumulated[:, -1:]
+        drawn = torch.searchsorted(cumulated, points, right=True)[:, 0]
+        last = logits.shape[-1] - 1
+        return drawn.clamp(max=last).to(logits.device)
 
 
 class _Batch:
@@ -246,37 +260,41 @@ class _Batch:
         self.writer = writer
         self.rows = rows
         self.cache = DynamicCache(config=writer.config)
-        texts = [row.prompt + row.new for row in rows]
+        texts = [row.unread for row in rows]
         pad = writer.tokenizer.pad_token_id
         self.unread, self.mask = _padded(texts, pad, "left", writer.device)
 
-    def step(self, ahead: int) -> Any:
-        """Return the next token of each row, `ahead` tokens after those that the rows hold."""
-        import torch
-
+    def next_tokens(self) -> Any:
+        """Return the next token of each row."""
         more = {}
         if "position_ids" in self.writer.takes:
             positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-            more["position_ids"] = positions[:, -self.unread.shape[1] :]
+            width = self.unread.shape[1]
+            more["position_ids"] = positions[:, -width:]
         if "logits_to_keep" in self.writer.takes:
             more["logits_to_keep"] = 1
-        seen = {"attention_mask": self.mask, "past_key_values": self.cache}
-        out = self.writer.module(input_ids=self.unread, use_cache=True, **seen, **more)
-        token = self.writer.choose(out.logits[:, -1], self.rows, ahead)
-        self.unread = token.clamp(min=0)[:, None]
-        self.mask = torch.cat([self.mask, torch.ones_like(self.unread)], 1)
-        return token
+        out = self.writer.module(
+            input_ids=self.unread,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            **more,
+        )
+        return self.writer.choose(out.logits[:, -1], self.rows)
 
-    def keep(self, places: list[int]) -> None:
-        """Let all other rows leave."""
+    def keep_unfinished(self, tokens: Any) -> None:
+        """Let the rows that have ended leave; the others read their token next."""
         import torch
 
-        if len(places) == len(self.rows):
-            return
-        index = torch.tensor(places, dtype=torch.long, device=self.writer.device)
-        self.rows = [self.rows[place] for place in places]
-        self.unread, self.mask = self.unread[index], self.mask[index]
-        self.cache.batch_select_indices(index)
+        places = [place for place, row in enumerate(self.rows) if not row.finish]
+        if len(places) < len(self.rows):
+            index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
+            self.rows = [self.rows[place] for place in places]
+            self.mask = self.mask[index]
+            self.cache.batch_select_indices(index)
+            tokens = tokens[index]
+        self.unread = tokens[:, None]
+        self.mask = torch.cat([self.mask, torch.ones_like(self.unread)], 1)
 
 
 class _Chooser:
@@ -292,8 +310,8 @@ class _Chooser:
 
         token = self.writer.choose(logits, self.rows, len(self.made))
         self.made.append(token)
-        only = torch.full_like(logits, -torch.inf)
-        return only.scatter(1, token.clamp(min=0)[:, None], 0.0)
+        place = token.clamp(min=0)[:, None]
+        return torch.full_like(logits, -torch.inf).scatter(1, place, 0.0)
 
 
 def in_batches(
@@ -311,14 +329,20 @@ def in_batches(
         tally: Counts the halvings.
         limits: Rows, and rows times columns, of a batch.
         growth: Columns that a batch grows by.
+
+    Raises:
+        UsageError: `out_of_memory` where memory does not suffice for one row.
     """
     most_rows, most_tokens = limits
     waiting = sorted(rows, key=lambda row: row.size)
     while waiting:
-        sizes = [row.size + growth for row in waiting[:most_rows]]
-        fitting = [n for n, size in enumerate(sizes, 1) if n * size <= most_tokens]
-        count = max(fitting, default=1)
-        batch, rest = waiting[:count], waiting[count:]
+        count = 1
+        for row in waiting[1:most_rows]:
+            if (count + 1) * (row.size + growth) > most_tokens:
+                break
+            count += 1
+        batch = waiting[:count]
+        waiting = waiting[count:]
         try:
             left = work(batch) or []
         except Exception as error:
@@ -333,7 +357,7 @@ def in_batches(
             most_rows = count // 2
             tally.halved += 1
             left = [row for row in batch if not row.finish]
-        waiting = left + rest
+        waiting = left + waiting
 
 
 def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
@@ -345,15 +369,17 @@ def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
     """
     import torch
 
-    texts = [row.prompt + row.guess for row in rows]
+    texts = [row.unread for row in rows]
     ids, mask = _padded(texts, pad, "right", module.device)
     first = min(len(row.prompt) for row in rows) - 1
     starts = [len(row.prompt) - 1 - first for row in rows]
     given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if "logits_to_keep" not in inspect.signature(without_adapter(module).forward).parameters:
-        return module(**given).logits[:, first:], starts
-    places = torch.arange(first, ids.shape[1], device=ids.device)
-    return module(**given, logits_to_keep=places).logits, starts
+    takes = inspect.signature(without_adapter(module).forward).parameters
+    if "logits_to_keep" not in takes:
+        logits = module(**given).logits
+        return logits[:, first:], starts
+    given["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
+    return module(**given).logits, starts
 
 
 def _padded(texts: list[list[int]], pad: int, side: str, device: Any) -> tuple[Any, Any]:
@@ -361,16 +387,18 @@ def _padded(texts: list[list[int]], pad: int, side: str, device: Any) -> tuple[A
     import torch
 
     widest = max(len(text) for text in texts)
-    ids, mask = [], []
+    ids = []
+    mask = []
     for text in texts:
-        filling = widest - len(text)
+        filling = [pad] * (widest - len(text))
         real = [1] * len(text)
+        empty = [0] * len(filling)
         if side == "left":
-            ids.append([pad] * filling + text)
-            mask.append([0] * filling + real)
+            ids.append(filling + text)
+            mask.append(empty + real)
         else:
-            ids.append(text + [pad] * filling)
-            mask.append(real + [0] * filling)
+            ids.append(text + filling)
+            mask.append(real + empty)
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
@@ -381,7 +409,9 @@ def context(module: Any) -> int | None:
 
 def without_adapter(module: Any) -> Any:
     """Return the transformers model itself, where PEFT has wrapped it."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+    if hasattr(module, "get_base_model"):
+        return module.get_base_model()
+    return module
 
 
 def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
@@ -400,11 +430,11 @@ def _warpers(decoding: Decoding) -> Any:
     """Return what shapes the distribution that tokens are sampled from; None for greedy."""
     if not decoding.temperature:
         return None
-    import transformers as t
+    import transformers
 
-    warpers = t.LogitsProcessorList([t.TemperatureLogitsWarper(float(decoding.temperature))])
+    warpers = [transformers.TemperatureLogitsWarper(float(decoding.temperature))]
     if decoding.top_k:
-        warpers.append(t.TopKLogitsWarper(decoding.top_k))
+        warpers.append(transformers.TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
-        warpers.append(t.TopPLogitsWarper(decoding.top_p))
-    return warpers
+        warpers.append(transformers.TopPLogitsWarper(decoding.top_p))
+    return transformers.LogitsProcessorList(warpers)
