@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "full_precision",
             "save",
         ],
+        "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
         "devices": [
             "labels_alone",
             "out_of_memory",
