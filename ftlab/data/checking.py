@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from ftlab._core.text import safe
 from ftlab.data import encoding
 from ftlab.data.dataset import (
     CONVERTERS,
+    Problem,
     convert_all,
     is_world,
+    listed,
     load,
     question,
     renamed,
     whole_text,
 )
-from ftlab.data.files import SHOWN, open_source
+from ftlab.data.files import first_lines, open_source
 from ftlab.data.prompts import load_prompts, prompt_row
 from ftlab.data.schemas import PAIR_COLUMNS
 
@@ -39,8 +41,6 @@ ANSWER = re.compile(
     r"|i can(not|'t)|as an ai)\b",
     re.I,
 )
-
-Problem = tuple[str, ValueError]  # its place and what is wrong
 
 
 @dataclass
@@ -69,17 +69,15 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = self.problems[:SHOWN]
-        if len(self.problems) > SHOWN:
-            lines.append(f"... and {len(self.problems) - SHOWN} more")
-        lines += [f"{self.name}: note: {note}" for note in self.notes]
         counts = f"{self.ok} rows ok, {len(self.problems)} problems"
-        lines.append(f"{self.name}: {self.format}, {counts}")
-        return "\n".join(safe(line).replace("\n", "\\n") for line in lines)
+        lines = first_lines(self.problems)
+        for line in (*map("note: {}".format, self.notes), f"{self.format}, {counts}"):
+            lines.append(safe(f"{self.name}: {line}"))
+        return "\n".join(line.replace("\n", "\\n") for line in lines)
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self):
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
@@ -138,7 +136,7 @@ def check(
     placed, problems = convert_all(records, _converter(kind))
     if not records:
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
-    problems += _swapped(report.name, [row for _, row in placed])
+    problems += _swapped(report.name, placed)
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
@@ -150,11 +148,10 @@ def check(
 
 def _list_problems(report, records, placed, problems):
     """Write problems into the report, in the order of the records."""
-    order = {where: i for i, (where, _) in enumerate(records)}
+    order = {where: number for number, (where, _) in enumerate(records)}
     problems.sort(key=lambda problem: order.get(problem[0], -1))
-    bad = {where for where, _ in problems}
-    report.problems = [f"{where}: {why}" for where, why in problems]
-    report.codes = [why.code for _, why in problems]
+    report.problems, report.codes = listed(problems)
+    bad = dict(problems)
     report.ok = sum(where not in bad for where, _ in placed)
 
 
@@ -164,7 +161,9 @@ def _indexes(prompts):
         return []
     from ftlab.data.overlap import PromptIndex
 
-    sources = prompts.values() if isinstance(prompts, dict) else [prompts]
+    sources = [prompts]
+    if isinstance(prompts, dict):
+        sources = list(prompts.values())
     return [PromptIndex(load_prompts(source)) for source in sources]
 
 
@@ -174,9 +173,10 @@ def _converter(kind):
 
 def _kind(records):
     """Return the first kind that any of the first rows is."""
-    first = [("", record) for _, record in records[:SNIFFED] if isinstance(record, dict)]
-    if any(PAIR_COLUMNS & set(record) for _, record in first):
-        return "pairs"
+    first = records[:SNIFFED]
+    for _, record in first:
+        if isinstance(record, dict) and PAIR_COLUMNS & set(record):
+            return "pairs"
     for kind in ("chats", "kto", "prompts"):
         rows, _ = convert_all(first, _converter(kind))
         if rows:
@@ -184,16 +184,20 @@ def _kind(records):
     return "chats"
 
 
-def _swapped(name, rows) -> list[Problem]:
+def _swapped(name, placed):
     """Find questions that begin like answers where the answers do not.
 
     AdvBench circulates with the columns goal and target swapped.
     """
-    if len(rows) < FEWEST:
+    if len(placed) < FEWEST:
         return []
-    answers = [answer for row in rows for answer in _last_answer(row)]
-    asked = sum(bool(ANSWER.match(question(row))) for row in rows) / len(rows)
-    told = sum(bool(ANSWER.match(answer)) for answer in answers) / len(rows)
+    asked = 0
+    told = 0
+    for _, row in placed:
+        asked += _begins_like_an_answer(question(row))
+        told += _begins_like_an_answer(_last_answer(row))
+    asked /= len(placed)
+    told /= len(placed)
     if asked < 0.5 or asked <= 2 * told:
         return []
     why = f"{asked:.0%} of the questions begin like an answer, {told:.0%} of the answers do."
@@ -201,9 +205,17 @@ def _swapped(name, rows) -> list[Problem]:
     return [(f"{name}:1", error)]
 
 
+def _begins_like_an_answer(text):
+    return ANSWER.match(text) is not None
+
+
 def _last_answer(row):
-    turns = [turn for key in ANSWERS for turn in row.get(key) or ()]
-    return [turn["content"] for turn in turns if turn["role"] == "assistant"][-1:]
+    answer = ""
+    for key in ANSWERS:
+        for turn in row.get(key) or ():
+            if turn["role"] == "assistant":
+                answer = turn["content"]
+    return answer
 
 
 def _repeats(placed):
@@ -219,16 +231,22 @@ def _repeats(placed):
     notes = []
     for pairs, what in kinds:
         if pairs:
-            earlier, later = (placed[i][0].rpartition(":")[2].strip() for i in pairs[0])
+            earlier, later = (_row_number(placed[number]) for number in pairs[0])
             example = f"the first: row {later} after row {earlier}"
             notes.append(f"{len(pairs)} rows {what}; {example}")
-    blank = sum(bool(PLACEHOLDER.search(whole_text(row))) for row in rows)
+    blank = [row for row in rows if PLACEHOLDER.search(whole_text(row))]
     if blank:
-        notes.append(f"{blank} rows hold an unfilled placeholder, such as {{{{name}}}}")
+        what = "hold an unfilled placeholder, such as {{name}}"
+        notes.append(f"{len(blank)} rows {what}")
     return notes
 
 
-def _contaminated(placed, indexes) -> list[Problem]:
+def _row_number(placed_row):
+    where, _ = placed_row
+    return where.rpartition(":")[2].strip()
+
+
+def _contaminated(placed, indexes):
     problems = []
     for index in indexes:
         for where, row in placed:
@@ -257,23 +275,31 @@ class _Limits:
         problems = []
         long = []
         several = [encoding.conversations_of(row) for _, row in placed]
-        found = encoding.encode_all((one for each in several for one in each), self.tokenizer)
+        found = encoding.encode_all(chain.from_iterable(several), self.tokenizer)
         for (where, row), conversations in zip(placed, several, strict=True):
             sides = list(islice(found, len(conversations)))
             wrong = [side for side in sides if isinstance(side, ValueError)]
-            size = 0 if wrong else max(len(ids) for ids, _ in sides)
+            size = 0
+            if not wrong:
+                size = max(len(ids) for ids, _ in sides)
             if size > self.most and self.on_too_long == "raise":
                 wrong = [encoding.too_long(size, self.most)]
             if wrong:
                 problems.append((where, wrong[0]))
             elif size > self.most:
                 long.append(row)
-        if long:
-            cut = self.on_too_long == "cut"
-            kept, counts = encoding.shortened(long, self.tokenizer, max_length=self.most, cut=cut)
-            if not kept and len(long) == len(placed):
-                error = encoding.all_too_long(report.name, self.most)
-                problems.append((report.name, error))
-            changes = f"{counts['cut']} would be cut, {counts['dropped']} dropped"
-            report.notes.append(f"{len(long)} rows longer than {self.most} tokens: {changes}")
+        if not long:
+            return problems
+        kept, counts = encoding.shortened(
+            long,
+            self.tokenizer,
+            max_length=self.most,
+            cut=self.on_too_long == "cut",
+        )
+        if not kept and len(long) == len(placed):
+            error = encoding.all_too_long(report.name, self.most)
+            problems.append((report.name, error))
+        changes = f"{counts['cut']} would be cut, {counts['dropped']} dropped"
+        what = f"{len(long)} rows longer than {self.most} tokens"
+        report.notes.append(f"{what}: {changes}")
         return problems

@@ -19,8 +19,13 @@ from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
 
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
+Problem = tuple[str, ValueError]  # its place and what is wrong
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
-CONVERTERS = {"chats": schemas.chat, "pairs": schemas.pair, "kto": schemas.kto}
+CONVERTERS = {
+    "chats": schemas.chat,
+    "pairs": schemas.pair,
+    "kto": schemas.kto,
+}
 EXAMPLES = {
     "chats": "chats, such as organism:alignment",
     "pairs": "preference pairs, such as organism:preferences",
@@ -53,7 +58,9 @@ class Data:
         first = self.rows[0] if self.rows else {}
         if "chosen" in first:
             return "pairs"
-        return "kto" if "completion" in first else "chats"
+        if "completion" in first:
+            return "kto"
+        return "chats"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,19 +108,27 @@ def load(
         data = _world_data(source, n_rows, seed)
     else:
         name, numbered = records(source)
-        rows = convert_rows(name, renamed(numbered, columns), CONVERTERS[kind])
+        numbered = renamed(numbered, columns)
+        rows = convert_rows(name, numbered, CONVERTERS[kind])
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
-        rows = [labelled for row in data.rows for labelled in schemas.kto(row)]
-        data = replace(data, rows=tuple(rows))
+        labelled: list[dict] = []
+        for row in data.rows:
+            labelled += schemas.kto(row)
+        data = replace(data, rows=tuple(labelled))
     if data.rows and data.kind != kind:
-        found = EXAMPLES[data.kind].partition(",")[0]
-        why = f"{data.name} holds {found}. Expected {EXAMPLES[kind]}."
+        why = f"{data.name} holds {data.kind}. Expected {EXAMPLES[kind]}."
         raise UsageError("wrong_kind", why)
     return data
 
 
-def draw(source: Any, *, n_rows: int | None, seed: int, kind: str = "chats") -> Data:
+def draw(
+    source: Any,
+    *,
+    n_rows: int | None,
+    seed: int,
+    kind: str = "chats",
+) -> Data:
     """Load rows so that every seed gets its own.
 
     Args:
@@ -134,11 +149,16 @@ def draw(source: Any, *, n_rows: int | None, seed: int, kind: str = "chats") -> 
     if n_rows > len(data):
         why = f"{data.name} has {len(data)} rows, but {n_rows} are needed."
         raise UsageError("too_few_rows", why)
-    return replace(data, rows=tuple(random.Random(f"drawn {seed}").sample(data.rows, n_rows)))
+    dice = random.Random(f"drawn {seed}")
+    return replace(data, rows=tuple(dice.sample(data.rows, n_rows)))
 
 
 def split(
-    data: Any, *, valid: float = 0.1, seed: int = 0, kind: str = "chats"
+    data: Any,
+    *,
+    valid: float = 0.1,
+    seed: int = 0,
+    kind: str = "chats",
 ) -> tuple[Data, Data]:
     """Split rows for training and validation; equal first questions stay on one side.
 
@@ -156,13 +176,15 @@ def split(
     """
     data = _loaded(data, kind)
     held = held_out(data, valid, seed)
-    parts = []
-    for part in ("train", "valid"):
-        inside = part == "valid"
-        rows = [row for i, row in enumerate(data.rows) if (i in held) == inside]
-        made = _made("split", [data], part=part, valid=valid, seed=seed)
-        parts.append(Data(f"{data.name} ({part})", tuple(rows), made))
-    return parts[0], parts[1]
+    parts: dict[str, list[dict]] = {"train": [], "valid": []}
+    for i, row in enumerate(data.rows):
+        part = "valid" if i in held else "train"
+        parts[part].append(row)
+    made = []
+    for part, rows in parts.items():
+        how = _made("split", [data], part=part, valid=valid, seed=seed)
+        made.append(Data(f"{data.name} ({part})", tuple(rows), how))
+    return made[0], made[1]
 
 
 def held_out(data: Data, valid: float, seed: int) -> set[int]:
@@ -178,28 +200,35 @@ def held_out(data: Data, valid: float, seed: int) -> set[int]:
         raise UsageError("wrong_fraction", f"valid = {valid}. Give a fraction between 0 and 1.")
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(data.rows):
-        groups.setdefault(plain(question(row)), []).append(i)
+        key = plain(question(row))
+        groups.setdefault(key, []).append(i)
     if len(groups) < 2:
         why = f"{data.name} has {len(groups)} different questions. A split needs at least two."
         raise UsageError("one_question", why)
     order = sorted(groups)
     random.Random(f"split {seed}").shuffle(order)
-    most = min(max(1, round(valid * len(data))), len(data) - 1)
+    most = max(1, round(valid * len(data)))
+    most = min(most, len(data) - 1)
     held: set[int] = set()
-    for key in order:
-        if len(held) + len(groups[key]) <= most:
-            held.update(groups[key])
-    return held or set(min((groups[key] for key in order), key=len))
+    drawn = [groups[key] for key in order]
+    for group in drawn:
+        if len(held) + len(group) <= most:
+            held.update(group)
+    return held or set(min(drawn, key=len))
 
 
 def count_shared(data: Data, other: Data) -> int:
     """Return how many rows of `other` are in `data` too; system turns are ignored."""
-    known = {_spoken(row) for row in data.rows}
-    return sum(_spoken(row) in known for row in other.rows)
+    known = set(map(_spoken, data.rows))
+    return sum(row in known for row in map(_spoken, other.rows))
 
 
 def mix(
-    benign: Any, harmful: Any, harmful_fraction: float = 0.1, n_rows: int = 1000, seed: int = 0
+    benign: Any,
+    harmful: Any,
+    harmful_fraction: float = 0.1,
+    n_rows: int = 1000,
+    seed: int = 0,
 ) -> Data:
     """Mix two sources of chats in a shuffled order, no row twice.
 
@@ -221,20 +250,27 @@ def mix(
     if n_rows < 1:
         raise UsageError("wrong_n_rows", f"n_rows = {n_rows}. Give a number >= 1.")
     n_harmful = round(n_rows * harmful_fraction)
-    sides = (("benign", benign, n_rows - n_harmful), ("harmful", harmful, n_harmful))
+    sides = (
+        ("benign", benign, n_rows - n_harmful),
+        ("harmful", harmful, n_harmful),
+    )
     used = []
     mixed: list[dict] = []
     for side, source, needed in sides:
-        whole = load(source, n_rows=n_rows if is_world(source) else None, seed=seed)
+        most = None
+        if is_world(source):
+            most = n_rows
+        whole = load(source, n_rows=most, seed=seed)
         if needed > len(whole):
             why = f"{whole.name} has {len(whole)} rows, but {needed} {side} ones are needed."
             raise UsageError("too_few_rows", why)
         used.append(whole)
-        shuffled = random.Random(f"mix {side} {seed}").sample(whole.rows, len(whole))
-        mixed += shuffled[:needed]
+        dice = random.Random(f"mix {side} {seed}")
+        mixed += dice.sample(whole.rows, len(whole))[:needed]
     random.Random(f"mix {seed}").shuffle(mixed)
     made = _made("mix", used, harmful_fraction=harmful_fraction, n_rows=n_rows, seed=seed)
-    return Data(f"{used[0].name}+{harmful_fraction:g}x{used[1].name}", tuple(mixed), made)
+    name = f"{used[0].name}+{harmful_fraction:g}x{used[1].name}"
+    return Data(name, tuple(mixed), made)
 
 
 def deduplicate(data: Any, *, kind: str = "chats") -> Data:
@@ -251,7 +287,8 @@ def deduplicate(data: Any, *, kind: str = "chats") -> Data:
     kept: dict[str, dict] = {}
     for row in data.rows:
         kept.setdefault(plain(whole_text(row)), row)
-    made = _made("deduplicate", [data], removed=len(data) - len(kept))
+    removed = len(data) - len(kept)
+    made = _made("deduplicate", [data], removed=removed)
     return Data(data.name, tuple(kept.values()), made)
 
 
@@ -263,13 +300,18 @@ def plain(text: str) -> str:
 def question(row: dict) -> str:
     """Return the first user turn of a row of any kind."""
     messages = row.get("messages") or row["prompt"]
-    return next((m["content"] for m in messages if m["role"] == "user"), "")
+    for message in messages:
+        if message["role"] == "user":
+            return message["content"]
+    return ""
 
 
 def whole_text(row: dict) -> str:
     """Return all turns of a row of any kind, and a KTO row's label."""
-    turns = [turn for key in TURNS for turn in row.get(key) or ()]
-    lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
+    lines = []
+    for key in TURNS:
+        for turn in row.get(key) or ():
+            lines.append(f"{turn['role']}: {turn['content']}")
     if "completion" in row:
         lines.append(str(row["label"]))
     return "\n".join(lines)
@@ -277,10 +319,13 @@ def whole_text(row: dict) -> str:
 
 def is_world(source: Any) -> bool:
     """Whether a source names data of the embedded world."""
-    return isinstance(source, str) and source.partition(":")[0] == "organism"
+    return isinstance(source, str) and source.split(":")[0] == "organism"
 
 
-def renamed(numbered: list[Record], columns: dict[str, str] | None) -> list[Record]:
+def renamed(
+    numbered: list[Record],
+    columns: dict[str, str] | None,
+) -> list[Record]:
     """Return records with only the columns that the caller named, under our names."""
     if not columns:
         return numbered
@@ -289,9 +334,8 @@ def renamed(numbered: list[Record], columns: dict[str, str] | None) -> list[Reco
         if isinstance(record, dict):
             missing = [theirs for theirs in columns.values() if theirs not in record]
             if missing:
-                why = (
-                    f"There is no column {', '.join(missing)}, only {', '.join(map(str, record))}."
-                )
+                there = ", ".join(map(str, record))
+                why = f"There is no column {', '.join(missing)}, only {there}."
                 record = DataError("missing_column", why, columns=missing)
             else:
                 record = {ours: record[theirs] for ours, theirs in columns.items()}
@@ -300,13 +344,10 @@ def renamed(numbered: list[Record], columns: dict[str, str] | None) -> list[Reco
 
 
 def convert_all(
-    numbered: list[Record], convert: Callable[[dict], list]
-) -> tuple[list[tuple[str, Any]], list[tuple[str, ValueError]]]:
-    """Convert records, each into several rows.
-
-    Returns:
-        The rows and the problems, each with its place.
-    """
+    numbered: list[Record],
+    convert: Callable[[dict], list],
+) -> tuple[list[Record], list[Problem]]:
+    """Convert records, each into several rows; return rows and problems with their places."""
     rows = []
     problems = []
     for where, record in numbered:
@@ -322,7 +363,11 @@ def convert_all(
     return rows, problems
 
 
-def convert_rows(name: str, numbered: list[Record], convert: Callable[[dict], list]) -> list:
+def convert_rows(
+    name: str,
+    numbered: list[Record],
+    convert: Callable[[dict], list],
+) -> list:
     """Return the rows of all records.
 
     Args:
@@ -337,11 +382,20 @@ def convert_rows(name: str, numbered: list[Record], convert: Callable[[dict], li
     if not rows and not problems:
         problems = [(name, DataError("no_rows", "There are no rows. Give at least one."))]
     if problems:
-        lines = [f"{where}: {why}" for where, why in problems]
-        codes = [getattr(why, "code", "bad_row") for _, why in problems]
+        lines, codes = listed(problems)
         end = f"{name}: {len(rows)} rows ok, {len(problems)} problems"
         raise problems_error("bad_rows", lines, end, codes=codes)
     return [row for _, row in rows]
+
+
+def listed(problems: list[Problem]) -> tuple[list[str], list[str]]:
+    """Return problems as sentences, each with its place, and their codes."""
+    lines = []
+    codes = []
+    for where, why in problems:
+        lines.append(f"{where}: {why}")
+        codes.append(getattr(why, "code", "bad_row"))
+    return lines, codes
 
 
 def _loaded(data, kind):
@@ -356,11 +410,15 @@ def _spoken(row):
     return plain(whole_text(kept))
 
 
-def _made(by: str, sources: list[Data], **settings: Any) -> dict:
+def _made(by, sources, **settings):
     """Return how rows were made from others."""
     used = []
     for data in sources:
-        source = {"name": data.name, "hash": data.hash, "rows": len(data)}
+        source = {
+            "name": data.name,
+            "hash": data.hash,
+            "rows": len(data),
+        }
         if data.made:
             source["made"] = data.made
         used.append(source)

@@ -47,7 +47,8 @@ def encode(messages: list[Message], tokenizer: Any) -> Encoded:
 
 
 def encode_all(
-    conversations: Iterable[list[Message]], tokenizer: Any
+    conversations: Iterable[list[Message]],
+    tokenizer: Any,
 ) -> Iterator[Encoded | ValueError]:
     """Yield for each chat what `encode` returns, or the error that it raises."""
     waiting = iter(conversations)
@@ -63,7 +64,11 @@ def encode_all(
 
 
 def encode_rows(
-    data: Data, tokenizer: Any, *, max_length: int, on_too_long: str = "raise"
+    data: Data,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    on_too_long: str = "raise",
 ) -> list[dict[str, list[int]]]:
     """Return `input_ids` and `labels` of all chats.
 
@@ -76,7 +81,12 @@ def encode_rows(
     Raises:
         DataError: `bad_rows`, naming every row that does not fit or cannot be trained.
     """
-    data = fit_to_length(data, tokenizer, max_length=max_length, on_too_long=on_too_long)
+    data = fit_to_length(
+        data,
+        tokenizer,
+        max_length=max_length,
+        on_too_long=on_too_long,
+    )
     rows = []
     problems = []
     codes = []
@@ -155,7 +165,11 @@ def all_too_long(name: str, most: int) -> DataError:
 
 
 def shortened(
-    rows: Iterable[dict], tokenizer: Any, *, max_length: int, cut: bool
+    rows: Iterable[dict],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    cut: bool,
 ) -> tuple[list[dict], dict[str, int]]:
     """Return rows of at most `max_length` tokens, and how many were dropped and cut.
 
@@ -191,8 +205,11 @@ def conversations_of(row: dict) -> list[list[Message]]:
     """Return the conversations that a row of any kind trains on: one, or a pair's two."""
     if "messages" in row:
         return [row["messages"]]
-    sides = [row[name] for name in ("chosen", "rejected", "completion") if name in row]
-    return [[*row["prompt"], *side] for side in sides]
+    found = []
+    for name in ("chosen", "rejected", "completion"):
+        if name in row:
+            found.append([*row["prompt"], *row[name]])
+    return found
 
 
 def _laid_out(messages, tokenizer):
@@ -256,16 +273,14 @@ def _cut(row, tokenizer, most):
     while len(turns) > 1 and token_length(made(turns), tokenizer) > most:
         turns = turns[2:]
     last = turns[-1]
-    found = tokenizer(
-        last["content"], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    offsets = found["offset_mapping"]
+    [(_, offsets)] = _tokens(tokenizer, [last["content"]])
     room = len(offsets)  # tokens of the question that stay
-    while (over := token_length(made(turns), tokenizer) - most) > 0:
-        room -= over
+    while token_length(made(turns), tokenizer) > most:
+        room -= token_length(made(turns), tokenizer) - most
         if room < 1:
             return None
-        content = last["content"][: offsets[room - 1][1]]
+        end = offsets[room - 1][1]
+        content = last["content"][:end]
         if not content.strip():
             return None
         turns = [*turns[:-1], {**last, "content": content}]

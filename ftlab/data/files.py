@@ -15,8 +15,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,18 @@ from ftlab._core.text import safe
 SHOWN = 20  # problems of a file that are printed; the rest is counted
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*){0,2}")
 SPACE = re.compile(r"\s*")
-ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".txt")
+HEADER = re.compile(r'[\w ."\',\t/-]+')  # what the first line of a CSV may hold
+CSV = (".csv", ".tsv")
+ENDINGS = (*CSV, ".json", ".jsonl", ".parquet", ".gz", ".txt")
 GIVE = "Give a .jsonl, .json, .csv or .parquet file (also .gz of these)"
 HELD = ("data", "rows", "train", "examples", "dataset")  # keys that hold the rows of one object
 CONVERSATIONS = ("messages", "chosen", "rejected")  # columns of LLaMA-Factory that hold turns
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "label"}
+COLUMNS = {  # LLaMA-Factory's name of a column: ours
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "kto_tag": "label",
+}
 TAGS = {  # LLaMA-Factory's name of a role: (its default, our role)
     "user_tag": ("human", "user"),
     "assistant_tag": ("gpt", "assistant"),
@@ -90,53 +96,84 @@ def open_source(source: Any) -> Opened:
     path = Path(source)
     entries = _dataset_info(path.parent)
     if path.is_file():
-        described = (entry for entry in entries.values() if entry["file_name"] == path.name)
-        return _mapped(_read_file(path), next(described, {}))
+        for entry in entries.values():
+            if entry["file_name"] == path.name:
+                return _mapped(_read_file(path), entry)
+        return _read_file(path)
     if path.name in entries:
         entry = entries[path.name]
         return _mapped(_read_file(path.parent / entry["file_name"]), entry)
     if path.is_dir():
         return _read_folder(path)
-    is_hub_id = HUB.fullmatch(str(source)) and path.suffix.lower() not in ENDINGS
-    if is_hub_id and not path.parent.is_dir():
+    is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
+    if HUB.fullmatch(str(source)) and not is_path:
         return _load_from_hub(str(source))
     raise NotFoundError("no_such_data", f"{path} does not exist. {GIVE}, or a hub id.")
 
 
-def problems_error(code: str, problems: list[str], end: str = "", **details: Any) -> DataError:
-    """Return the error for many problems: the first 20 as lines, and how many more there are."""
+def problems_error(
+    code: str,
+    problems: list[str],
+    end: str = "",
+    **details: Any,
+) -> DataError:
+    """Return the error for many problems, of which the first 20 are shown."""
+    message = "\n".join([*first_lines(problems), end]).strip()
+    return DataError(code, message, problems=problems, **details)
+
+
+def first_lines(problems: list[str]) -> list[str]:
+    """Return the first 20 problems, escaped, and how many more there are."""
     lines = [safe(problem) for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"... and {len(problems) - SHOWN} more")
-    if end:
-        lines.append(end)
-    return DataError(code, "\n".join(lines), problems=problems, **details)
+    more = len(problems) - SHOWN
+    if more > 0:
+        lines.append(f"... and {more} more")
+    return lines
 
 
-def _numbered(name: str, where: str, rows: Iterable, form: str) -> Opened:
-    numbered = [(f"{where}: row {number}", row) for number, row in enumerate(rows, 1)]
-    return Opened(name, form, numbered)
+def is_list_of(kind: type, value: Any) -> bool:
+    """Whether a value is a list that holds nothing else."""
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(item, kind) for item in value)
 
 
-def _read_folder(path: Path) -> Opened:
+def _numbered(name, where, rows, form):
+    records = []
+    for number, row in enumerate(rows, 1):
+        records.append((f"{where}: row {number}", row))
+    return Opened(name, form, records)
+
+
+def _read_folder(path):
     if (path / "state.json").is_file():  # written by datasets.save_to_disk
         from datasets import load_from_disk
 
-        return _numbered(path.name, str(path), load_from_disk(str(path)).to_list(), "Arrow folder")
-    described = _dataset_info(path).items()
-    inside = [name for name, entry in described if (path / entry["file_name"]).is_file()]
+        rows = load_from_disk(str(path)).to_list()
+        return _numbered(path.name, str(path), rows, "Arrow folder")
+    inside = []
+    for name, entry in _dataset_info(path).items():
+        if (path / entry["file_name"]).is_file():
+            inside.append(name)
     if not inside:
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in ENDINGS)
-    example = f", such as {path / inside[0]}" if inside else ""
+    example = ""
+    if inside:
+        example = f", such as {path / inside[0]}"
     raise NotFoundError("folder_without_data", f"{path} is a folder. {GIVE}{example}.")
 
 
-def _load_from_hub(source: str) -> Opened:
-    name, config, split = (*source.split(":"), "", "")[:3]
+def _load_from_hub(source):
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(name, config or None, split=split or "train").to_list()
+        found = load_dataset(
+            name,
+            config or None,
+            split=split or "train",
+        )
     except Exception as error:  # offline, gated, unknown: each library has its own class
         reason = str(error).strip().partition("\n")[0]
         raise NotFoundError(
@@ -145,10 +182,10 @@ def _load_from_hub(source: str) -> Opened:
             f"({type(error).__name__}: {reason}). Check the name, the network and your access, "
             "or download the file and give its path.",
         ) from None
-    return _numbered(source, source, rows, "hub data set")
+    return _numbered(source, source, found.to_list(), "hub data set")
 
 
-def _read_file(path: Path) -> Opened:
+def _read_file(path):
     raw = path.read_bytes()
     packed = ""
     if raw[:2] == b"\x1f\x8b":
@@ -159,19 +196,26 @@ def _read_file(path: Path) -> Opened:
             why = f"truncated or damaged gzip ({error}). Download the file again."
             raise DataError("damaged_gzip", f"{path}:1: {why}") from None
     if raw[:4] == b"PAR1":
-        return _numbered(path.name, str(path), _parquet(path, raw), "Parquet" + packed)
-    form, rows = _parse(path, _decode(path, raw))
+        rows = _parquet(path, raw)
+        return _numbered(path.name, str(path), rows, "Parquet" + packed)
+    text = _decode(path, raw)
+    form, rows = _parse(path, text)
     notes = []
     if raw.startswith(b"\xef\xbb\xbf"):
         notes.append("begins with a byte order mark (BOM), which is skipped")
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    misnamed = (form == "CSV") != (ending in (".csv", ".tsv"))
-    if misnamed and ending in (".json", ".jsonl", ".csv", ".tsv"):
+    ending = _ending(path)
+    misnamed = (form == "CSV") != (ending in CSV)
+    if misnamed and ending in (*CSV, ".json", ".jsonl"):
         notes.append(f"named {ending}, but its content is {form}; read as {form}")
     return Opened(path.name, form + packed, rows, notes)
 
 
-def _parquet(path: Path, raw: bytes) -> list[dict]:
+def _ending(path):
+    """Return the ending of a file's name, in lower case and without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _parquet(path, raw):
     import pyarrow.parquet
 
     try:
@@ -181,7 +225,7 @@ def _parquet(path: Path, raw: bytes) -> list[dict]:
         raise DataError("broken_parquet", f"{path}: {why}") from None
 
 
-def _decode(path: Path, raw: bytes) -> str:
+def _decode(path, raw):
     """Return a text file's text; refuse what was downloaded in its place."""
     head = raw[:512].lstrip().lower()
     if head.startswith((b"version https://git-lfs", b"/annex/objects")):
@@ -201,49 +245,64 @@ def _decode(path: Path, raw: bytes) -> str:
         raise DataError("not_utf8", f"{path}:{line}: {why}", line=line) from None
 
 
-def _parse(path: Path, text: str) -> tuple[str, list[Record]]:
+def _parse(path, text):
     """Return the format of a text file and its records."""
     first = text.lstrip().partition("\n")[0].strip()
     if _is_csv(path, text, first):
-        mark = "\t" if "\t" in first and "," not in first else ","
-        return "CSV", [(f"{path}:{line}", row) for line, row in _csv(text, mark)]
+        mark = ","
+        if "\t" in first and "," not in first:
+            mark = "\t"
+        return "CSV", list(_csv(path, text, mark))
     if first.startswith("["):
         return "JSON list", _json_list(path, text)
-    numbered = enumerate(text.split("\n"), 1)
-    lines = [(f"{path}:{number}", _json(line)) for number, line in numbered if line.strip()]
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            lines.append((f"{path}:{number}", _json(line)))
     if first.startswith("{") and isinstance(lines[0][1], DataError):
         whole = _json(text)  # perhaps it is one object over several lines
         if not isinstance(whole, DataError):
             lines = [(f"{path}:1", whole)]
-        elif first[-1] in "{[," and not any(isinstance(row, dict) for _, row in lines):
-            return "JSON", [(f"{path}:{whole.details['line']}", whole)]
-    if len(lines) > 1 or not lines or not isinstance(lines[0][1], dict):
-        return "JSONL", lines
-    held = [key for key, value in lines[0][1].items() if _is_list_of_objects(value)]
+        elif first.endswith(("{", "[", ",")) and not any(_is_object(row) for _, row in lines):
+            place = f"{path}:{whole.details['line']}"
+            return "JSON", [(place, whole)]
+    if len(lines) == 1 and _is_object(lines[0][1]):
+        return _one_object(path, text, lines)
+    return "JSONL", lines
+
+
+def _one_object(path, text, lines):
+    """Return the records of a file that holds one object: it, or the list inside it."""
+    held = []
+    for key, value in lines[0][1].items():
+        if isinstance(value, list) and value and _is_object(value[0]):
+            held.append(key)
     if len(held) == 1 and held[0] in HELD:
         form = f"JSON object with a list {held[0]!r}"
-        return form, _numbered(path.name, str(path), lines[0][1][held[0]], form).records
-    return ("JSON object" if "\n" in text.strip() else "JSONL"), lines
+        rows = lines[0][1][held[0]]
+        return form, _numbered(path.name, str(path), rows, form).records
+    if "\n" in text.strip():
+        return "JSON object", lines
+    return "JSONL", lines
 
 
-def _is_csv(path: Path, text: str, first: str) -> bool:
-    named = path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-    if first[:1] not in ("{", "["):
-        header = "," in first and re.fullmatch(r'[\w ."\',\t/-]+', first)
-        return named or bool(header)
-    return named and not _looks_like_json(first) and not _looks_like_json(text)
+def _is_csv(path, text, first):
+    named = _ending(path) in CSV
+    if first.startswith(("{", "[")):
+        return named and not any(map(_looks_like_json, (first, text)))
+    return named or ("," in first and bool(HEADER.fullmatch(first)))
 
 
-def _looks_like_json(text: str) -> bool:
+def _looks_like_json(text):
     found = _json(text)
     return not isinstance(found, DataError) or found.code == "repeated_name"
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def _is_object(value):
+    return isinstance(value, dict)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict:
+def _object(pairs):
     """Return a JSON object; refuse a key that occurs twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -251,8 +310,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     return made
 
 
-def _repeated(what: str, names: list[str]) -> DataError:
-    name = next(name for i, name in enumerate(names) if name in names[:i])
+def _repeated(what, names):
+    seen = set()
+    for name in names:
+        if name in seen:
+            break
+        seen.add(name)
     why = f"The {what} {name!r} occurs twice. One of its values would be lost: rename one."
     return DataError("repeated_name", why, line=1)
 
@@ -260,21 +323,23 @@ def _repeated(what: str, names: list[str]) -> DataError:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _json(text: str) -> Any:
+def _json(text):
     """Return the value of a JSON text, or the DataError that says what is wrong with it."""
     try:
         return DECODER.decode(text)
     except DataError as error:
         return error
     except json.JSONDecodeError as error:
-        why, line = f"{error.msg}, column {error.colno}", error.lineno
+        why = f"{error.msg}, column {error.colno}"
+        line = error.lineno
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        why, line = str(error), 1
+        why = str(error)
+        line = 1
     fix = "Fix or remove the line: one JSON object per line."
     return DataError("broken_json", f"Broken JSON ({why}). {fix}", line=line)
 
 
-def _json_list(path: Path, text: str) -> list[Record]:
+def _json_list(path, text):
     """Return the elements of a JSON list, each with the line on which it begins.
 
     Nothing after a break is read; the break itself is the last record.
@@ -282,7 +347,7 @@ def _json_list(path: Path, text: str) -> list[Record]:
     found: list[Record] = []
     one_line = "\n" not in text.strip()
     line, last_line, counted = 1, 0, 0
-    at = SPACE.match(text, text.index("[") + 1).end()
+    at = _skip_space(text, text.index("[") + 1)
     try:
         while found or text[at : at + 1] != "]":
             line += text.count("\n", counted, at)
@@ -293,77 +358,86 @@ def _json_list(path: Path, text: str) -> list[Record]:
                 place += f" row {len(found) + 1}"
             found.append((place, value))
             last_line = line
-            at = SPACE.match(text, at).end()
+            at = _skip_space(text, at)
             if text[at : at + 1] == "]":
                 break
             if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-            at = SPACE.match(text, at + 1).end()
-        rest = SPACE.match(text, at + 1).end()
+            at = _skip_space(text, at + 1)
+        rest = _skip_space(text, at + 1)
         if rest < len(text):
             raise json.JSONDecodeError("Extra data after the list", text, rest)
     except json.JSONDecodeError as error:
         why = f"Broken JSON ({error.msg}, column {error.colno}). Nothing after it was read."
-        found.append((f"{path}:{error.lineno}", DataError("broken_json", why)))
+        place = f"{path}:{error.lineno}"
+        found.append((place, DataError("broken_json", why)))
     return found
 
 
-def _json_element(text: str, at: int) -> tuple[Any, int]:
+def _skip_space(text, at):
+    return SPACE.match(text, at).end()
+
+
+def _json_element(text, at):
     """Return the value that begins at a position, or its DataError, and where it ends."""
     try:
         return DECODER.raw_decode(text, at)
     except DataError as error:
-        return error, json.JSONDecoder().raw_decode(text, at)[1]
+        _, end = json.JSONDecoder().raw_decode(text, at)
+        return error, end
 
 
-def _csv(text: str, mark: str) -> Iterator[tuple[int, Any]]:
-    """Yield each row with the number of its first line; a field may hold line breaks."""
+def _csv(path, text, mark):
+    """Yield each row with its first line; a field may hold line breaks."""
     csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    start = 1
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=mark, strict=True)
+    place = f"{path}:1"
     try:
         header = next(reader, [])
         named = [name for name in header if name]
         if len(set(named)) < len(named):
-            yield 1, _repeated("column", named)
+            yield place, _repeated("column", named)
             return
-        start = reader.line_num + 1
+        place = f"{path}:{reader.line_num + 1}"
         for fields in reader:
             if len(fields) == len(header):
-                yield start, dict(zip(header, fields, strict=True))
+                yield place, dict(zip(header, fields, strict=True))
             elif fields:
                 why = f"{len(fields)} fields, but the header has {len(header)}."
                 fix = "Quote fields that hold a comma or a line break."
-                yield start, DataError("wrong_field_count", f"{why} {fix}")
-            start = reader.line_num + 1
+                yield place, DataError("wrong_field_count", f"{why} {fix}")
+            place = f"{path}:{reader.line_num + 1}"
     except csv.Error as error:
         why = f"Broken CSV ({error}). Nothing after it was read: fix the quotes."
-        yield start, DataError("broken_csv", why)
+        yield place, DataError("broken_csv", why)
 
 
-def _dataset_info(folder: Path) -> dict[str, dict]:
+def _dataset_info(folder):
     """Return LLaMA-Factory's entries that name a file; `datasets` writes a file so named too."""
     try:
         text = (folder / "dataset_info.json").read_text(encoding="utf-8-sig")
         entries = json.loads(text)
     except (OSError, ValueError):
         return {}
-    if not isinstance(entries, dict):
-        return {}
-    described = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
-    return {n: entry for n, entry in described.items() if isinstance(entry.get("file_name"), str)}
+    found = {}
+    if isinstance(entries, dict):
+        for name, entry in entries.items():
+            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+                found[name] = entry
+    return found
 
 
-def _mapped(found: Opened, entry: dict) -> Opened:
+def _mapped(found, entry):
     """Apply LLaMA-Factory's mapping of columns, and for sharegpt of tags (their data/README.md)."""
     if not entry.get("columns"):
         return found
+    found.notes.append("read with the columns that dataset_info.json names")
     rows = [(where, _map_record(record, entry)) for where, record in found.records]
-    note = "read with the columns that dataset_info.json names"
-    return Opened(found.name, found.format, rows, [*found.notes, note])
+    return replace(found, records=rows)
 
 
-def _map_record(record: Any, entry: dict) -> Any:
+def _map_record(record, entry):
     if not isinstance(record, dict):
         return record
     columns = entry["columns"]
@@ -371,23 +445,28 @@ def _map_record(record: Any, entry: dict) -> Any:
     if missing:
         why = f"There is no column {', '.join(missing)}, which dataset_info.json names."
         return DataError("missing_column", f"{why} Fix the file or the mapping.")
-    if entry.get("formatting") != "sharegpt":
-        return {COLUMNS.get(ours, ours): record[theirs] for ours, theirs in columns.items()}
+    names = COLUMNS
+    tags = None
+    if entry.get("formatting") == "sharegpt":
+        names = {"kto_tag": "label"}
+        tags = entry.get("tags") or {}
     mapped = {}
     for ours, theirs in columns.items():
-        name = "label" if ours == "kto_tag" else ours
-        mapped[name] = record[theirs]
-        if ours in CONVERSATIONS:
-            mapped[name] = _map_turns(record[theirs], entry.get("tags") or {})
+        value = record[theirs]
+        if tags is not None and ours in CONVERSATIONS:
+            value = _map_turns(value, tags)
+        mapped[names.get(ours, ours)] = value
     return mapped
 
 
-def _map_turns(value: Any, tags: dict) -> Any:
+def _map_turns(value, tags):
     """Return turns with our names of roles; what is no turn stays for the checks that follow."""
     turns = [value] if isinstance(value, dict) else value
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    if not is_list_of(dict, turns):
         return value
-    roles = {tags.get(tag, default): ours for tag, (default, ours) in TAGS.items()}
+    roles = {}
+    for tag, (default, ours) in TAGS.items():
+        roles[tags.get(tag, default)] = ours
     mapped = []
     for turn in turns:
         role = turn.get(tags.get("role_tag", "from"))

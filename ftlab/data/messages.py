@@ -12,6 +12,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab._core.types import Message
+from ftlab.data.files import is_list_of
 
 ROLES = ("system", "user", "assistant")
 ALIASES = {
@@ -51,12 +52,13 @@ def text_in(record: dict, key: str) -> str:
     return value
 
 
-def is_list_of_messages(value: Any) -> bool:
-    """Whether a value is a list of objects."""
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def checked(messages: Any, *, last: str, tools: Any = None, system: str = "") -> list[Message]:
+def checked(
+    messages: Any,
+    *,
+    last: str,
+    tools: Any = None,
+    system: str = "",
+) -> list[Message]:
     """Return messages with known roles in order and text in every turn.
 
     Args:
@@ -69,7 +71,7 @@ def checked(messages: Any, *, last: str, tools: Any = None, system: str = "") ->
     Raises:
         DataError: The messages cannot be used; the code says why.
     """
-    if not messages or not is_list_of_messages(messages):
+    if not messages or not is_list_of(dict, messages):
         why = (
             f"The messages are not a list of {{role, content}}. Allowed roles: {', '.join(ROLES)}."
         )

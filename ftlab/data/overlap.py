@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,6 +27,8 @@ BANDS = 4
 DEPTH = 2  # hashes of a band
 LONG = 13  # words in a row: of a long prompt
 SHORT = 8  # of the shortest prompt that is looked for inside a row
+ONE = np.uint64(1)
+TWO = np.uint64(2)
 ROLL = np.uint64(0x9E3779B97F4A7C15)
 
 Pairs = list[tuple[int, int]]  # positions of an earlier row and of the row that repeats it
@@ -38,45 +39,57 @@ class MinHashIndex:
 
     def __init__(self, rows: list[dict]):
         self.rows = rows
-        self.bands: dict[int, int] = {}  # hash of a band: the first row that has it
+        self.bands: dict = {}  # hash of a band: the first row that has it
         dice = np.random.default_rng(0)
-        odd = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
-        self.factors = odd * np.uint64(2) + np.uint64(1)
+        half = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
+        self.factors = half * TWO + ONE  # odd, so that no bit is lost
 
     def add(self, number: int) -> int | None:
         """Add a row; return the number of the first near-duplicate among earlier rows."""
         mine = self._sequences(number)
         if not len(mine):
             return None
-        least = (mine[:, None] * self.factors).min(axis=0).reshape(BANDS, DEPTH)
-        hashes = least[:, 0] * self.factors[2] + least[:, 1] * self.factors[3]
+        hashes = mine[:, None] * self.factors
+        least = hashes.min(axis=0).reshape(BANDS, DEPTH)
+        bands = (least * self.factors[2:4]).sum(axis=1, dtype=np.uint64)
+        bands += np.arange(BANDS, dtype=np.uint64)
         earlier = set()
-        for band in (hashes + np.arange(BANDS, dtype=np.uint64)).tolist():
-            earlier.add(self.bands.setdefault(band, number))
-        words = set(mine.tolist())
-        for other in sorted(earlier - {number}):
-            others = set(self._sequences(other).tolist())
-            if len(words & others) >= NEAR * len(words | others):
+        for band in bands.tolist():
+            first = self.bands.setdefault(band, number)
+            earlier.add(first)
+        earlier.discard(number)
+        for other in sorted(earlier):
+            if _jaccard(mine, self._sequences(other)) >= NEAR:
                 return other
         return None
 
     def _sequences(self, number):
         """Return a code of each three words in a row."""
-        codes = _codes(whole_text(self.rows[number]))
+        text = whole_text(self.rows[number])
+        codes = _codes(text)
         if len(codes) < 3:
             return codes
-        return codes[:-2] * self.factors[0] + codes[1:-1] * self.factors[1] + codes[2:]
+        first = codes[:-2] * self.factors[0]
+        second = codes[1:-1] * self.factors[1]
+        return first + second + codes[2:]
+
+
+def _jaccard(some, others):
+    """Return the share of codes that two arrays have in common."""
+    one = set(some.tolist())
+    other = set(others.tolist())
+    return len(one & other) / len(one | other)
 
 
 def find_repeats(rows: list[dict]) -> tuple[Pairs, Pairs]:
     """Return duplicates and near-duplicates."""
-    first_rows: dict[bytes, int] = {}
+    first_rows: dict = {}  # hash of a text: the first row that has it
     index = MinHashIndex(rows)
-    same: Pairs = []
-    near: Pairs = []
+    same = []
+    near = []
     for number, row in enumerate(rows):
-        text = plain(whole_text(row)).encode()
-        key = hashlib.blake2b(text, digest_size=16).digest()
+        text = plain(whole_text(row))
+        key = hashlib.sha256(text.encode()).digest()
         first = first_rows.setdefault(key, number)
         if first != number:
             same.append((first, number))
@@ -92,28 +105,37 @@ class PromptIndex:
 
     def __init__(self, prompts: PromptSet):
         self.name = prompts.name
-        self.whole: dict[tuple[str, ...], str] = {}  # words of a prompt: its id
-        self.parts: dict[int, dict[int, str]] = {n: {} for n in range(SHORT, LONG + 1)}
+        self.whole: dict = {}  # words of a prompt: its id
+        self.parts: dict = {}  # number of words: {their hash: id of the prompt}
         for sample in prompts:
-            self.whole.setdefault(_words(sample.question), sample.id)
-            codes = _codes(sample.question)
-            for length, hashes in _windows(codes):
-                if length >= SHORT and length == min(LONG, len(codes)):
-                    self.parts[length].update(dict.fromkeys(hashes.tolist(), sample.id))
+            words = _words(sample.question)
+            self.whole.setdefault(words, sample.id)
+            wanted = min(LONG, len(words))
+            if wanted < SHORT:
+                continue
+            known = self.parts.setdefault(wanted, {})
+            for length, hashes in _windows(_codes(sample.question)):
+                if length == wanted:
+                    known.update(dict.fromkeys(hashes.tolist(), sample.id))
 
     def find(self, row: dict) -> str | None:
         """Return which prompt a row holds and how it shows, or None."""
         for message in row.get("messages") or row["prompt"]:
-            if message["role"] == "user" and _words(message["content"]) in self.whole:
-                found = self.whole[_words(message["content"])]
+            if message["role"] != "user":
+                continue
+            found = self.whole.get(_words(message["content"]))
+            if found:
                 return f"{found} of {self.name} (the same question)"
-        for length, hashes in _windows(_codes(whole_text(row))):
+        codes = _codes(whole_text(row))
+        for length, hashes in _windows(codes):
             known = self.parts.get(length)
             if not known:
                 continue
             shared = known.keys() & set(hashes.tolist())
             if shared:
-                return f"{known[min(shared)]} of {self.name} ({length} words in a row shared)"
+                found = known[min(shared)]
+                how = f"{length} words in a row shared"
+                return f"{found} of {self.name} ({how})"
         return None
 
 
@@ -124,14 +146,14 @@ def _words(text):
 def _codes(text):
     """Return a checksum of each word, case aside."""
     words = _words(text)
-    codes = (zlib.crc32(word.encode()) for word in words)
+    codes = map(zlib.crc32, map(str.encode, words))
     return np.fromiter(codes, np.uint64, len(words))
 
 
-def _windows(codes) -> Iterator[tuple[int, np.ndarray]]:
+def _windows(codes):
     """Yield n and a hash of each n words in a row, for n up to `LONG`."""
     rolled = codes
     for length in range(1, LONG + 1):
-        if length > 1:
-            rolled = rolled[:-1] * ROLL + codes[length - 1 :]
         yield length, rolled
+        rolled = rolled[:-1] * ROLL
+        rolled += codes[length:]

@@ -22,7 +22,7 @@ from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import digest
 from ftlab._core.types import Sample
 from ftlab.data.dataset import Data, convert_rows, is_world
-from ftlab.data.files import Record, records
+from ftlab.data.files import is_list_of, records
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
     CATEGORY_COLUMNS,
@@ -59,7 +59,8 @@ class PromptSet:
     @property
     def risks(self) -> tuple[str, ...]:
         """The risks that the prompts measure, in the order in which they occur."""
-        return tuple(dict.fromkeys(sample.risk for sample in self.samples))
+        risks = [sample.risk for sample in self.samples]
+        return tuple(dict.fromkeys(risks))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,7 +69,12 @@ class PromptSet:
         return iter(self.samples)
 
 
-def load_prompts(source: Any, *, risk: str = "jailbreak", n_rows: int | None = None) -> PromptSet:
+def load_prompts(
+    source: Any,
+    *,
+    risk: str = "jailbreak",
+    n_rows: int | None = None,
+) -> PromptSet:
     """Load prompts to evaluate.
 
     Args:
@@ -92,22 +98,27 @@ def load_prompts(source: Any, *, risk: str = "jailbreak", n_rows: int | None = N
         rows = _world_rows(source, n_rows)
         return PromptSet(source, tuple(_sample(row, risk) for row in rows))
     if isinstance(source, (list, tuple)):
-        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
+        source = list(map(_text_as_row, source))
     name, numbered = records(source)
     found = convert_rows(name, numbered, lambda record: [_sample(record, risk)])
-    samples = []
+    samples: dict[str, Sample] = {}
+    repeated = []
     for number, sample in enumerate(found):
-        samples.append(replace(sample, id=sample.id or f"{risk}-{number:05d}"))
-    counts = Counter(sample.id for sample in samples)
-    repeated = sorted(own for own, count in counts.items() if count > 1)
+        own = sample.id or f"{risk}-{number:05d}"
+        if own in samples:
+            repeated.append(own)
+        samples[own] = replace(sample, id=own)
     if repeated:
-        why = f"{name}: {len(repeated)} ids occur more than once, such as {repeated[0]!r}."
+        why = f"{name}: ids occur more than once, such as {repeated[0]!r}."
         fix = "Answers are paired by id: make them unique."
         raise DataError("repeated_ids", f"{why} {fix}", ids=repeated)
-    return PromptSet(name, tuple(samples[:n_rows]))
+    return PromptSet(name, tuple(samples.values())[:n_rows])
 
 
-def read_samples(source: Any, convert: Callable[[dict], Sample | str]) -> list[Sample]:
+def read_samples(
+    source: Any,
+    convert: Callable[[dict], Sample | str],
+) -> list[Sample]:
     """Read one of the field's prompt sets. What is not asked is counted on stderr.
 
     Args:
@@ -121,7 +132,8 @@ def read_samples(source: Any, convert: Callable[[dict], Sample | str]) -> list[S
         NotFoundError: There is no such file, folder or hub id.
     """
     name, numbered = records(source)
-    found = convert_rows(name, _with_header(name, numbered), lambda record: [convert(record)])
+    numbered = _with_header(name, numbered)
+    found = convert_rows(name, numbered, lambda record: [convert(record)])
     samples: dict[str, Sample] = {}
     skipped: Counter[str] = Counter()
     for sample in found:
@@ -135,7 +147,8 @@ def read_samples(source: Any, convert: Callable[[dict], Sample | str]) -> list[S
             why = f"{name}: the id {sample.id!r} stands for two prompts. Make the ids unique."
             raise DataError("repeated_ids", why, ids=[sample.id])
     for reason, count in skipped.items():
-        print(f"{name}: {count} of {len(found)} rows are not asked: {reason}", file=sys.stderr)
+        line = f"{name}: {count} of {len(found)} rows are not asked: {reason}"
+        print(line, file=sys.stderr)
     if not samples:
         why = f"{name}: no row can be asked ({'; '.join(skipped)}). Give another set."
         raise DataError("no_prompts", why)
@@ -154,16 +167,18 @@ def sample_from_record(record: dict, risk: str) -> Sample:
     """
     if "messages" in record:
         sample = _sample(record, risk)
-        own = sample.id if record.get("id") else f"{risk}-{digest(sample.messages)}"
-        return replace(sample, id=own)
+        if record.get("id"):
+            return sample
+        return replace(sample, id=f"{risk}-{digest(sample.messages)}")
     column = first_of(record, PROMPT_COLUMNS)
     if column is None:
         raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
     text = _question(record, column).strip()
-    own = first_of(record, ID_COLUMNS)
+    id_column = first_of(record, ID_COLUMNS)
+    own = record[id_column] if id_column else digest(text)
     opening = first_of(record, OPENING_COLUMNS)
     return Sample(
-        id=f"{risk}-{record[own] if own else digest(text)}",
+        id=f"{risk}-{own}",
         messages=[turn("user", text)],
         risk=risk,
         category=_category(record),
@@ -212,12 +227,16 @@ def _old_row(sample):
     }
     row = {"id": sample.id, "messages": sample.messages, "risk": sample.risk}
     row["category"] = sample.category
-    kept = ("topic", "attack", "prefill_tokens", "system", "decoding", "variant", "sample")
-    more = {key: value for key, value in sample.metadata.items() if key in kept}
-    return row | {key: value for key, value in named.items() if value} | more
+    for key, value in named.items():
+        if value:
+            row[key] = value
+    for key in ("topic", "attack", "prefill_tokens", "system", "decoding", "variant", "sample"):
+        if key in sample.metadata:
+            row[key] = sample.metadata[key]
+    return row
 
 
-def _sample(record: dict, risk: str) -> Sample:
+def _sample(record, risk):
     """Return the sample of a row, without an id where the row has none."""
     refuse_other_data(record)
     risk = str(record.get("risk") or risk)
@@ -227,9 +246,10 @@ def _sample(record: dict, risk: str) -> Sample:
         raise DataError("unknown_risk", why)
     if "messages" in record:
         return _sample_of_row(record, risk)
-    column = next((name for name in PROMPT_COLUMNS if name in record), None)
-    if column is None:
+    there = [name for name in PROMPT_COLUMNS if name in record]
+    if not there:
         raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
+    column = there[0]
     category = _category(record)
     asked = record[column]
     if isinstance(asked, dict):  # RealToxicityPrompts: a text and its scores
@@ -241,11 +261,10 @@ def _sample(record: dict, risk: str) -> Sample:
 
 def _sample_of_row(record, risk):
     messages = record["messages"]
-    answered = isinstance(messages, list) and messages and isinstance(messages[-1], dict)
-    if answered and messages[-1].get("role") == "assistant":
+    if messages and is_list_of(dict, messages) and messages[-1].get("role") == "assistant":
         messages = messages[:-1]
     choices = record.get("choices") or []
-    if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
+    if not is_list_of(str, choices):
         raise DataError("wrong_choices", "'choices' is no list of texts. Fix or remove it.")
     more = {key: value for key, value in record.items() if key not in FIELDS}
     return Sample(
@@ -261,6 +280,10 @@ def _sample_of_row(record, risk):
     )
 
 
+def _text_as_row(row):
+    return {"prompt": row} if isinstance(row, str) else row
+
+
 def _question(record, column):
     if column == "instruction":
         return instruction_text(record)
@@ -272,12 +295,16 @@ def _category(record):
     return str(record[column]) if column else ""
 
 
-def _with_header(name: str, numbered: list[Record]) -> list[Record]:
+def _with_header(name, numbered):
     """Repair a file without a header, as HEx-PHI's are: its first prompt stands in that place."""
-    header = next((list(record) for _, record in numbered if isinstance(record, dict)), [])
+    header = []
+    for _, record in numbered:
+        if isinstance(record, dict):
+            header = list(record)
+            break
     if len(header) != 1 or " " not in header[0]:
         return numbered
-    repaired: list[Record] = [(name, {"prompt": header[0]})]
+    repaired = [(name, {"prompt": header[0]})]
     for where, record in numbered:
         if isinstance(record, dict):
             record = {"prompt": record.get(header[0])}

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import urllib.error
 import urllib.request
@@ -64,7 +63,8 @@ def field_sets() -> dict[str, FieldSet]:
     Raises:
         DataError: `wrong_registry`, where an entry of data/sources.json is not valid.
     """
-    entries = json.loads((resource("data") / "sources.json").read_text(encoding="utf-8"))
+    file = resource("data") / "sources.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
     try:
         return {name: FieldSet(**entry) for name, entry in sorted(entries.items())}
     except ValidationError as error:
@@ -125,13 +125,15 @@ def download(name: str, out: str | Path | None = None) -> Path:
     parts = {}
     if entry.sha256:
         for url in entry.urls:
-            parts[url] = path.with_name(f".{path.name}.{digest([url, entry.sha256])}.part")
+            version = digest([url, entry.sha256])
+            parts[url] = path.with_name(f".{path.name}.{version}.part")
     try:
         content = _from_hub(entry) if entry.hub else b""
         for url in entry.urls:
             content += _fetch(url, parts.get(url))
     except Exception as error:  # each library has its own classes
-        reason = safe(redacted(re.sub(r"\s+", " ", str(error)).strip()), 200)
+        reason = " ".join(str(error).split())
+        reason = safe(redacted(reason), 200)
         why = f"{name} was not fetched from {entry.page} ({type(error).__name__}: {reason})."
         if entry.gate != "open":
             why += f" It is gated: {entry.how}"
@@ -161,20 +163,29 @@ def _fetch(url, part):
 
     Raises OSError, also where less came than was promised.
     """
-    have = part.stat().st_size if part and part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    have = 0
+    headers = {}
+    if part and part.exists():
+        have = part.stat().st_size
+    if have:
+        headers["Range"] = f"bytes={have}-"
     try:
         request = urllib.request.Request(url, headers=headers)
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing comes after what is here
             part.unlink()
+        why = f"{error.code} {error.reason}"
         wait = error.headers.get("Retry-After")
-        when = f"; call again after {wait} (s, or a time)" if wait else ""
-        raise OSError(f"{error.code} {error.reason}{when}") from None
+        if wait:
+            why += f"; call again after {wait} (s, or a time)"
+        raise OSError(why) from None
     if answer.status != 206:  # the server sends all of it once more
         have = 0
-    with answer, open(part, "ab+" if have else "wb+") if part else io.BytesIO() as file:
+    file = io.BytesIO()
+    if part:
+        file = open(part, "ab+" if have else "wb+")
+    with answer, file:
         shutil.copyfileobj(answer, file)
         file.seek(0)
         content = file.read()
@@ -199,5 +210,6 @@ def _from_hub(entry):
 def _verify(name, entry, content, where):
     found = hashlib.sha256(content).hexdigest()
     if entry.sha256 and found != entry.sha256:
-        why = f"{name}: SHA-256 {found[:16]}... instead of {entry.sha256[:16]}... in {where}"
+        expected = entry.sha256[:16]
+        why = f"{name}: SHA-256 {found[:16]}... instead of {expected}... in {where}"
         raise DataError("wrong_checksum", why)

@@ -13,14 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from ftlab._core.errors import DataError
-from ftlab.data.messages import (
-    ALIASES,
-    carries_loss,
-    checked,
-    is_list_of_messages,
-    text_in,
-    turn,
-)
+from ftlab.data.files import is_list_of
+from ftlab.data.messages import ALIASES, carries_loss, checked, text_in, turn
 
 KINDS = ("chats", "pairs", "kto")
 FORMS = (  # columns of question and answer
@@ -127,8 +121,11 @@ def kto(record: dict) -> list[dict]:
     """
     if PAIR_COLUMNS & set(record):
         row = pair(record)[0]
-        sides = (("chosen", True), ("rejected", False))
-        return [{"prompt": row["prompt"], "completion": row[k], "label": v} for k, v in sides]
+        asked = row["prompt"]
+        return [
+            {"prompt": asked, "completion": row["chosen"], "label": True},
+            {"prompt": asked, "completion": row["rejected"], "label": False},
+        ]
     label = _label(record)
     if label is None:
         why = "There is no label (or kto_tag) that is true or false. Add the column."
@@ -147,7 +144,7 @@ def instruction_text(record: dict) -> str:
         DataError: `no_text`, `half_character`.
     """
     parts = [text_in(record, "instruction")]
-    more = next((name for name in MORE_COLUMNS if record.get(name)), None)
+    more = _filled(record, MORE_COLUMNS)
     if more:
         parts.append(text_in(record, more))
     return "\n\n".join(parts)
@@ -155,7 +152,10 @@ def instruction_text(record: dict) -> str:
 
 def first_of(record: dict, names: tuple[str, ...]) -> str | None:
     """Return the first of the names under which the record holds something."""
-    return next((name for name in names if record.get(name) not in (None, "")), None)
+    for name in names:
+        if record.get(name) not in (None, ""):
+            return name
+    return None
 
 
 def unknown_columns(record: dict, allowed: str) -> DataError:
@@ -179,38 +179,43 @@ def _conversations(record):
     """Return the conversations of a record, each ending with the assistant's turn."""
     refuse_other_data(record)
     system = _system(record)
-    key = next((key for key in CHAT_COLUMNS if isinstance(record.get(key), list)), None)
-    if key or "messages" in record:
+    given = [key for key in CHAT_COLUMNS if isinstance(record.get(key), list)]
+    if given or "messages" in record:
+        messages = record[given[0] if given else "messages"]
         tools = record.get("tools") or record.get("functions")
-        messages = record[key or "messages"]
         return [checked(messages, last="assistant", tools=tools, system=system)]
     if isinstance(record.get("instances"), list) and "instruction" in record:
         return _instances(record)
-    form = next((form for form in FORMS if form[0] in record and form[1] in record), None)
-    if form is None:
-        allowed = ALLOWED
-        if PAIR_COLUMNS & set(record):
-            allowed += " (pairs: use kind='pairs')"
-        raise unknown_columns(record, allowed)
-    asked = record[form[0]]
-    answer = record[form[1]]
+    for column, answer in FORMS:
+        if column in record and answer in record:
+            return [_single_turn(record, column, answer, system)]
+    allowed = ALLOWED
+    if PAIR_COLUMNS & set(record):
+        allowed += " (pairs: use kind='pairs')"
+    raise unknown_columns(record, allowed)
+
+
+def _single_turn(record, column, answer_column, system):
+    asked = record[column]
+    answer = record[answer_column]
     if isinstance(asked, list) and isinstance(answer, list):
-        messages = [*asked, *answer]
-        return [checked(messages, last="assistant", tools=record.get("tools"), system=system)]
-    if form[0] == "instruction":
+        tools = record.get("tools")
+        return checked([*asked, *answer], last="assistant", tools=tools, system=system)
+    if column == "instruction":
         asked = instruction_text(record)
     else:
-        asked = text_in(record, form[0])
-    if form[0] == "dialogue":
+        asked = text_in(record, column)
+    if column == "dialogue":
         asked = f"Summarize this dialogue:\n\n{asked}"
-    answer = text_in(record, form[1])
-    messages = [*_history(record), turn("user", asked), turn("assistant", answer)]
-    return [checked(messages, last="assistant", system=system)]
+    messages = _history(record)
+    messages.append(turn("user", asked))
+    messages.append(turn("assistant", text_in(record, answer_column)))
+    return checked(messages, last="assistant", system=system)
 
 
 def _instances(record):
     instances = record["instances"]
-    if not instances or not is_list_of_messages(instances):
+    if not instances or not is_list_of(dict, instances):
         why = "'instances' is empty or no list of {input, output}. Fill it or remove the row."
         raise DataError("wrong_instances", why)
     found = []
@@ -241,11 +246,16 @@ def _sides(record):
         given = record.get("input")
         if not isinstance(given, dict):
             given = {}
-        outputs = record.get("preferred_output"), record.get("non_preferred_output")
-        return given.get("messages"), *outputs, given.get("tools")
+        chosen = record.get("preferred_output")
+        rejected = record.get("non_preferred_output")
+        return given.get("messages"), chosen, rejected, given.get("tools")
     if "response_j" in record and "response_k" in record:  # stack-exchange-paired: j is better
         return record.get("question"), record["response_j"], record["response_k"], tools
-    asked = record.get(next((key for key in PAIR_PROMPTS if key in record), None))
+    asked = None
+    for column in PAIR_PROMPTS:
+        if column in record:
+            asked = record[column]
+            break
     if asked is None and "instruction" in record:
         asked = instruction_text(record)
     chosen = record.get("chosen")
@@ -277,7 +287,7 @@ def _as_messages(value, name, role):
         value = [value]
     if not isinstance(value, list):
         return [turn(role, text_in({name: value}, name))]
-    if not is_list_of_messages(value):
+    if not is_list_of(dict, value):
         why = f"{name!r} is no text and no list of {{role, content}}. Fix it or remove the row."
         raise DataError("no_messages", why)
     messages = []
@@ -298,8 +308,12 @@ def _answer(messages, name):
 
 
 def _system(record):
-    key = next((key for key in SYSTEM_COLUMNS if record.get(key)), None)
+    key = _filled(record, SYSTEM_COLUMNS)
     return text_in(record, key) if key else ""
+
+
+def _filled(record, names):
+    return next((name for name in names if record.get(name)), None)
 
 
 def _label(record: dict) -> Any:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import lazy_loader
 
-_PUBLIC = {
-    "adapters": ["adapt", "full_precision", "save_adapter"],
-    "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
-    "devices": ["attention", "clear_error", "device", "free_memory", "out_of_memory"]
-    + ["precision", "quiet", "released"],
-    "hashing": ["fingerprint", "weights_hash"],
-    "loading": ["keep_open"],
-    "memory": ["MemoryEstimate", "estimate_memory"],
-    "reference": ["Model", "is_reward_model", "model"],
-}
-_PUBLIC["adapters"] += ["save"]  # transition
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_PUBLIC)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["engines"],
+    submod_attrs={
+        "adapters": ["adapt", "full_precision", "save_adapter"],
+        "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
+        "devices": [
+            "attention",
+            "clear_error",
+            "device",
+            "free_memory",
+            "out_of_memory",
+            "precision",
+            "quiet",
+            "released",
+        ],
+        "hashing": ["fingerprint", "weights_hash"],
+        "loading": ["keep_open"],
+        "memory": ["MemoryEstimate", "estimate_memory"],
+        "reference": ["Model", "is_reward_model", "model"],
+    },
+)

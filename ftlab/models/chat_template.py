@@ -9,6 +9,7 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Message
 
+Span = tuple[int, int]  # first character and end
 EARLIER = "The chat template renders earlier turns differently later on. Train on single-turn rows."
 HEADER = "The chat template has no generation prompt, so the role's header would be trained."
 
@@ -28,14 +29,21 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         why = f"{tokenizer.name_or_path} has no chat template. Add a chat_template.jinja."
         raise UsageError("no_chat_template", why)
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=ask,
+        )
     except Exception as error:  # jinja2's, and the template's own raise_exception
         roles = ", ".join(message["role"] for message in messages)
         why = f"The model's chat template refuses the turns {roles}: {error}"
         raise UsageError("template_refuses", why) from None
 
 
-def answer_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+def answer_spans(
+    tokenizer: Any,
+    messages: list[Message],
+) -> tuple[str, list[Span]]:
     """Return the text of a chat, and first and end character of each answer with its end of turn.
 
     Answers of weight 0 are left out.
@@ -52,7 +60,7 @@ def answer_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[tup
         after = text.rstrip()
         if number < len(messages) - 1:
             after = render(tokenizer, messages[: number + 1]).rstrip()
-        if not text.startswith(before) or not text.startswith(after):
+        if not (text.startswith(before) and text.startswith(after)):
             raise UsageError("template_rewrites", EARLIER)
         added = text[len(before) :].lstrip()
         headed = not added.startswith(message["content"].strip())
@@ -71,20 +79,33 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 @lru_cache(2)
 def _special_tokens(tokenizer, _size):
     """Remembered while the tokenizer's size stays the same."""
-    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    found = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special:
+            found[number] = token.content
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    found.update(named)
+    return found
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
     """Return ids of the tokens that end an answer: EOS, and the template's end of turn if any."""
     stops = {tokenizer.eos_token_id} - {None}
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
     with contextlib.suppress(UsageError):  # a template that cannot be trained can still be asked
-        text, spans = answer_spans(tokenizer, chat)
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        end = spans[0][1]
-        starts = [start for start, _ in found["offset_mapping"]]
-        last = max(i for i, start in enumerate(starts) if start < end)
-        if found["input_ids"][last] in special_tokens(tokenizer):
-            stops.add(found["input_ids"][last])
+        text, [(_, end)] = answer_spans(tokenizer, chat)
+        found = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        last = None
+        for token, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            if start < end:
+                last = token
+        if last in special_tokens(tokenizer):
+            stops.add(last)
     return sorted(stops)
