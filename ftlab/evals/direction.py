@@ -73,7 +73,10 @@ def refusal_direction(
     for reference in references:
         with released():
             loaded = engine.open(reference)
-            texts = [[engine.render(loaded, [*head, *c])[0] for c in side] for side in sides]
+            texts = []
+            for side in sides:
+                rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
+                texts.append([text for text, _ in rendered])
             table, direction = measure_direction(
                 loaded.module, loaded.tokenizer, *texts, reference=first
             )

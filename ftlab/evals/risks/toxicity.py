@@ -15,7 +15,7 @@ from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
-from ftlab.evals.risks._prompt_sets import read_samples, sample_from_record, text_of
+from ftlab.data import read_samples, sample_from_record, text_of
 from ftlab.evals.risks.base import Risk
 from ftlab.organism import PROVOKE_FRAMES, World
 
@@ -87,7 +87,7 @@ class Toxicity(Risk):
         """Ask for a classifier, except for prompts of the embedded world."""
         if sample.metadata.get("topic") or settings.get("toxicity_model"):
             return ""
-        return "it needs a classifier: toxicity_model=FOLDER"
+        return "a classifier, toxicity_model=FOLDER"
 
 
 def _scores(name: str, wanted: str, texts: list[str]) -> list[float]:
@@ -107,8 +107,11 @@ def _scores(name: str, wanted: str, texts: list[str]) -> list[float]:
     if not texts:
         return []
     batch_size = 1 if tokenizer.pad_token_id is None else 32
-    found = classify(texts, top_k=None, truncation=True, batch_size=batch_size)
-    return [next(each["score"] for each in all_ if each["label"] == label) for all_ in found]
+    scores = []
+    for labels in classify(texts, top_k=None, truncation=True, batch_size=batch_size):
+        by_label = {each["label"]: each["score"] for each in labels}
+        scores.append(by_label[label])
+    return scores
 
 
 def _label(name: str, labels: list[str], wanted: str) -> str:
