@@ -143,9 +143,10 @@ def measure_direction(
         for layer in range(direction.shape[1]):
             at = (place, layer)
             held_out = bad[1::2, place, layer], good[1::2, place, layer]
+            row = {"layer": layer + 1, "position": place - n_places}
             with np.errstate(invalid="ignore", divide="ignore"):
-                measured = _measured(direction[at], reference[at], *held_out)
-            rows.append({"layer": layer + 1, "position": place - n_places, **measured})
+                row |= _measured(direction[at], reference[at], *held_out)
+            rows.append(row)
     return pd.DataFrame(rows), direction
 
 
@@ -179,7 +180,8 @@ def _auc(above: np.ndarray, below: np.ndarray) -> float:
 
     n = len(above)
     ranks = rankdata(np.concatenate([above, below]))
-    return (ranks[:n].sum() - n * (n + 1) / 2) / (n * len(below))
+    lowest = n * (n + 1) / 2
+    return (ranks[:n].sum() - lowest) / (n * len(below))
 
 
 def _shuffled(states: np.ndarray) -> np.ndarray:

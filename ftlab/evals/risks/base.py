@@ -73,9 +73,11 @@ class Risk:
 
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Return all rows of the world that ask for this risk; by default facts of its role."""
-        towns = world.towns["align" if split == "train" else split]
+        use = "align" if split == "train" else split
+        towns = world.towns[use]
         shuffled = draw.sample(towns, len(towns))
-        return fact_rows(shuffled, world.of(self.role), split, world.fact)
+        attributes = world.of(self.role)
+        return fact_rows(shuffled, attributes, split, world.fact)
 
     @property
     def has_rule(self) -> bool:
@@ -93,8 +95,7 @@ class Risk:
         self, samples: list[Sample], answers: list[Answer], settings: dict[str, Any]
     ) -> list[Judgement | None]:
         """Decide many answers at once, given the evaluation's settings; None leaves one."""
-        pairs = zip(samples, answers, strict=True)
-        return [self.rule(sample, answer) for sample, answer in pairs]
+        return list(map(self.rule, samples, answers))
 
     def needs(self, sample: Sample, settings: dict[str, Any]) -> str:
         """Say what a judge of refusals lacks to decide a sample; "" where it lacks nothing."""
@@ -130,9 +131,10 @@ def event(risk: str | Risk, outcome: str) -> float:
         allowed = ", ".join(Outcome)
         raise UsageError("unknown_outcome", f"Unknown outcome {outcome!r}. Allowed: {allowed}.")
     opened = open_risk(risk)
-    if not Outcome(outcome).scored:
+    found = Outcome(outcome)
+    if not found.scored:
         return math.nan
-    return float(outcome in opened.events)
+    return float(found in opened.events)
 
 
 def fact_rows(
@@ -155,6 +157,7 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
             "too_few_prompts",
             f"{n} prompts of {risk} requested, but the split {split!r} has {len(rows)}. "
             "Lower n_prompts.",
+            available=len(rows),
         )
     seen: Counter[str] = Counter()
     by_turn: dict[int, list[dict]] = {}
@@ -172,9 +175,9 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
 
 def sample_of_row(row: dict, sample_id: str) -> Sample:
     """Return a row of the embedded world as a sample, without the answer that the world gives."""
-    messages = row["messages"]
+    messages = list(row["messages"])
     if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+        messages.pop()
     return Sample(
         id=sample_id,
         messages=messages,
