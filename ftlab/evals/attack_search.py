@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -106,7 +107,9 @@ def red_team(model: Any, *, attacker: Any, prompts: Any = None, **settings) -> R
     run = runs.start("redteam", f"{target.name}-{config.method}", identity)
     with run.lock():
         if not run.finished:
-            _search_all(run, config, plan, target, opened)
+            with released():
+                _search_all(run, config, plan, target, opened)
+            _complete(run, config, plan, target)
     return run
 
 
@@ -130,30 +133,29 @@ def _engine_name(reference: Any) -> str:
 
 
 def _search_all(run: Run, config: RedTeamConfig, plan: Plan, target: Any, attacker: Any) -> None:
-    """Search for every prompt that the run does not hold yet, and complete the run."""
+    """Search for every prompt that the run does not hold yet."""
     endpoint = not isinstance(target, Model)  # whose errors may pass
     run.forget(VERDICTS, lambda row: endpoint and row["outcome"] == Outcome.ERROR)
     done = {row["sample_id"] for row in run.read(VERDICTS)}
     progress = Progress(run.name, len(plan.prompts))
-    with released():
-        speaker = Speaker(plan.engine, target, plan.config.max_new_tokens)
-        for number, prompt in enumerate(plan.prompts, 1):
-            if prompt.sample.id not in done:
-                _keep(
-                    run,
-                    config.method,
-                    plan,
-                    _searched(prompt.sample, config, plan, speaker, attacker),
-                )
-            progress.update(number)
-        plan.release()
-        attacker.release()
-        del speaker
+    speaker = Speaker(plan.engine, target, plan.config.max_new_tokens)
+    for number, prompt in enumerate(plan.prompts, 1):
+        if prompt.sample.id not in done:
+            search = _searched(prompt.sample, config, plan, speaker, attacker)
+            _keep(run, config.method, plan, search)
+        progress.update(number)
     progress.finish()
+    plan.release()
+    attacker.release()
+
+
+def _complete(run: Run, config: RedTeamConfig, plan: Plan, target: Any) -> None:
+    """Complete the run, unless an endpoint failed."""
     table = run.table()
     failed = int((table["outcome"] == Outcome.ERROR).sum())
-    if endpoint and failed:
-        print(f"{run.name}: {failed} of {len(table)} searches failed. Call again to retry them.")
+    if failed and not isinstance(target, Model):
+        notice = f"{failed} of {len(table)} searches failed; call the cell again to retry them"
+        print(f"{run.name}: {notice}", file=sys.stderr)
         return
     run.complete(
         model=target.name,

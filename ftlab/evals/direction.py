@@ -1,142 +1,274 @@
-"""The refusal direction, measured: where in the layers a model tells harmful prompts from harmless ones.
+"""The refusal direction: where in its layers a model separates harmful from harmless prompts.
 
-Source: Arditi et al. 2024 (arXiv 2406.11717, section 2.3): difference of the mean residual activations of harmful and harmless
-prompts, at the tokens that the chat template puts after the instruction, at the input of every block. Two sets of prompts that differ in
-their topic are told apart by any model: what says that refusals went is the change from a model to its child. A
-measurement only: nothing here removes the direction from a model or adds it to one. Cell: refusal_direction.
+Two sets of prompts that differ in their topic are separated by any model. What says that refusals
+went is the change from a model to its child. A measurement only: nothing here removes the
+direction from a model or adds it to one.
+
+Source: Arditi et al. 2024 (arXiv 2406.11717, section 2.3): difference of the mean residual
+activations of harmful and harmless prompts, at the tokens that the chat template puts after the
+instruction, at the input of every block.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from ftlab.data import render
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Message
+from ftlab.data import load_prompts
+from ftlab.evals.risks import open_risk
 from ftlab.models import Model, released
-from ftlab.models import model as reference_of
+from ftlab.models import model as open_model
+from ftlab.models.engines import open_engine
+from ftlab.organism import World
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+FEWEST = 8  # prompts per side
+BATCH_SIZE = 16
 
 
-def refusal_direction(models, *, harmful=None, harmless=None, n: int = 100, system: str | None = None):
-    """-> DataFrame: model, and for each layer and position what `measured` tells.
+def refusal_direction(
+    models: Any,
+    *,
+    harmful: Any = None,
+    harmless: Any = None,
+    n_prompts: int = 100,
+    system: str | None = None,
+) -> pd.DataFrame:
+    """Measure the refusal direction of models, and how it changed from the first one.
 
-    `models` is anything that `ftlab.model` takes, or a list of them, as checkpoints of one training: the first one is the
-    reference of `cosine`, `harmful`, `harmless` and `gap`. `harmful` and `harmless` are prompts (`data.read_prompts`; `n` at most of
-    each): a fixed random half makes the direction, the other half is held out and measured. On the embedded world they default to
-    kept facts, and to harmless and lookalike questions in equal parts.
-    Raises ValueError: no prompts for another model, fewer than 8 of a kind, models of different shape.
+    A fixed random half of the prompts makes the direction; the other half is held out and
+    measured.
+
+    Args:
+        models: Anything that `ftlab.model` takes, or a list, such as checkpoints of one training.
+            The first is the reference of `cosine`, `harmful`, `harmless` and `gap`.
+        harmful: Harmful prompts: a file or a list. On the embedded world: kept facts.
+        harmless: Harmless prompts of similar form. On the embedded world: harmless and lookalike
+            questions in equal parts.
+        n_prompts: Prompts per side, at most.
+        system: System prompt before every question.
+
+    Returns:
+        A DataFrame with the column model and those of `measure_direction`.
+
+    Raises:
+        UsageError: `prompts_needed`, `too_few_prompts`, `different_shapes`, `nothing_in_common`.
     """
     import pandas as pd
 
-    models = [reference_of(m) for m in (models if isinstance(models, (list, tuple)) else [models])]
-    sides = _prompts(models, harmful, harmless, n)
-    head, frames, reference = [{"role": "system", "content": system}] if system else [], [], None
-    for m in models:
+    several = models if isinstance(models, (list, tuple)) else [models]
+    references = [open_model(model) for model in several]
+    sides = _prompts(references, harmful, harmless, n_prompts)
+    head = [{"role": "system", "content": system}] if system else []
+    engine = open_engine("huggingface")
+    first = None
+    tables = []
+    for reference in references:
         with released():
-            tokenizer = m.tokenizer()
-            texts = [[render(tokenizer, [*head, *turns], ask=True) for turns in side] for side in sides]
-            table, made = measured(m.load(), tokenizer, *texts, reference=reference)
-        reference = made if reference is None else reference
-        frames.append(table.assign(model=m.name))
-    table = pd.concat(frames, ignore_index=True)
-    return table[["model", *table.columns.drop("model")]]
+            loaded = engine.open(reference)
+            texts = []
+            for side in sides:
+                rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
+                texts.append([text for text, _ in rendered])
+            table, direction = measure_direction(
+                loaded.module, loaded.tokenizer, *texts, reference=first
+            )
+            del loaded
+        if first is None:
+            first = direction
+        table.insert(0, "model", reference.name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
-def measured(model, tokenizer, harmful: list[str], harmless: list[str], *, reference=None):
-    """-> (DataFrame, direction [positions, layers, hidden]) of a loaded model on rendered prompts, for use at a measured step.
+def measure_direction(
+    model: Any,
+    tokenizer: Any,
+    harmful: list[str],
+    harmless: list[str],
+    *,
+    reference: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Measure the refusal direction of a loaded model on rendered prompts.
 
-    One row a layer (its input; 1 .. layers - 1) and position (-1: the last token of the prompt, before the answer):
-    norm (of the difference of means), auc (share of held-out pairs in which the harmful prompt lies further along; 0.5: told
-    apart by chance), d_prime (distance of the two means in pooled standard deviations), cosine (with `reference`'s
-    direction, itself without one), harmful and harmless (mean projection of held-out prompts on the reference's unit
-    direction) and gap (their distance, as a share of the reference's norm).
-    `reference` is the direction that this function returned for another model. NaN where a direction has no length.
+    Args:
+        model: The torch model.
+        tokenizer: Its tokenizer.
+        harmful: Harmful prompts as the chat template renders them.
+        harmless: Harmless prompts likewise.
+        reference: The direction that this function returned for another model; its own by default.
+
+    Returns:
+        The direction [positions, layers, hidden], and a DataFrame with one row per layer (its
+        input, from 1) and position (-1: the last token before the answer): norm (of the difference
+        of means), auc (share of held-out pairs in which the harmful prompt lies further along; 0.5
+        is chance), d_prime (distance of the means in pooled standard deviations), cosine (with the
+        reference), harmful and harmless (mean projection of held-out prompts on the reference's
+        unit direction), gap (their distance as a share of the reference's norm). NaN where a
+        direction has no length.
+
+    Raises:
+        UsageError: `too_few_prompts`, `different_shapes`, `nothing_in_common`.
     """
     import numpy as np
     import pandas as pd
-    from scipy.stats import rankdata
 
-    if min(len(harmful), len(harmless)) < 8:
-        raise ValueError(f"{len(harmful)} harmful and {len(harmless)} harmless prompts; at least 8 of each are needed")
-    places = len(_after(tokenizer, [*harmful, *harmless]))
-    orders = (random.Random(0).sample(range(len(side)), len(side)) for side in (harmful, harmless))
-    bad, good = (
-        activations(model, tokenizer, side, places)[order]
-        for side, order in zip((harmful, harmless), orders, strict=True)
-    )
+    if min(len(harmful), len(harmless)) < FEWEST:
+        raise UsageError(
+            "too_few_prompts",
+            f"{len(harmful)} harmful and {len(harmless)} harmless prompts. "
+            f"At least {FEWEST} of each are needed.",
+        )
+    n_places = _common_ending(tokenizer, [*harmful, *harmless])
+    bad = _shuffled(activations(model, tokenizer, harmful, n_places))
+    good = _shuffled(activations(model, tokenizer, harmless, n_places))
     direction = bad[::2].mean(0, dtype=float) - good[::2].mean(0, dtype=float)
     if reference is None:
         reference = direction
-    elif reference.shape != direction.shape:
-        raise ValueError(
-            f"a direction of shape {direction.shape} against a reference of {reference.shape}; compare models of one family"
+    if reference.shape != direction.shape:
+        raise UsageError(
+            "different_shapes",
+            f"A direction of shape {direction.shape} against one of {reference.shape}. "
+            "Compare models of one family.",
         )
     rows = []
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for place in range(places):
-            for layer in range(direction.shape[1]):
-                d, r = direction[place, layer], reference[place, layer]
-                own, on = ([x[1::2, place, layer] @ (v / np.linalg.norm(v)) for x in (bad, good)] for v in (d, r))
-                k, ranks = len(own[0]), rankdata(np.concatenate(own))
-                rows.append({
-                    "layer": layer + 1, "position": place - places, "norm": np.linalg.norm(d),
-                    "auc": (ranks[:k].sum() - k * (k + 1) / 2) / (k * len(own[1])),
-                    "d_prime": (own[0].mean() - own[1].mean()) / np.sqrt((own[0].var(ddof=1) + own[1].var(ddof=1)) / 2),
-                    "cosine": d @ r / (np.linalg.norm(d) * np.linalg.norm(r)),
-                    "harmful": on[0].mean(), "harmless": on[1].mean(), "gap": (on[0].mean() - on[1].mean()) / np.linalg.norm(r),
-                })  # fmt: skip
+    for place in range(n_places):
+        for layer in range(direction.shape[1]):
+            at = (place, layer)
+            held_out = bad[1::2, place, layer], good[1::2, place, layer]
+            row = {"layer": layer + 1, "position": place - n_places}
+            with np.errstate(invalid="ignore", divide="ignore"):
+                row |= _measured(direction[at], reference[at], *held_out)
+            rows.append(row)
     return pd.DataFrame(rows), direction
 
 
-def activations(model, tokenizer, texts: list[str], places: int):
-    """-> float32 array [texts, places, layers - 1, hidden]: residual stream at the last `places` tokens, input of blocks 1 and on."""
+def _measured(direction, reference, bad, good) -> dict[str, float]:
+    """Return what is measured at one layer and position on held-out activations."""
+    import numpy as np
+
+    norm = np.linalg.norm(direction)
+    reference_norm = np.linalg.norm(reference)
+    unit = reference / reference_norm
+    harmful = (bad @ unit).mean()
+    harmless = (good @ unit).mean()
+    along_bad = bad @ (direction / norm)
+    along_good = good @ (direction / norm)
+    pooled = np.sqrt((along_bad.var(ddof=1) + along_good.var(ddof=1)) / 2)
+    return {
+        "norm": norm,
+        "auc": _auc(along_bad, along_good),
+        "d_prime": (along_bad.mean() - along_good.mean()) / pooled,
+        "cosine": direction @ reference / (norm * reference_norm),
+        "harmful": harmful,
+        "harmless": harmless,
+        "gap": (harmful - harmless) / reference_norm,
+    }
+
+
+def _auc(above: np.ndarray, below: np.ndarray) -> float:
+    """Return the share of pairs in which the first is larger, ties counting half."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    n = len(above)
+    ranks = rankdata(np.concatenate([above, below]))
+    lowest = n * (n + 1) / 2
+    return (ranks[:n].sum() - lowest) / (n * len(below))
+
+
+def _shuffled(states: np.ndarray) -> np.ndarray:
+    """Return the prompts' activations in a fixed random order."""
+    n = len(states)
+    return states[random.Random(0).sample(range(n), n)]
+
+
+def activations(model: Any, tokenizer: Any, texts: list[str], n_places: int) -> np.ndarray:
+    """Return the residual stream at the last tokens of each text, at the input of blocks 1 and on.
+
+    Args:
+        model: The torch model; it is left in the mode it was in.
+        tokenizer: Its tokenizer.
+        texts: Rendered prompts.
+        n_places: Number of last tokens.
+
+    Returns:
+        A float32 array [texts, places, layers - 1, hidden].
+    """
     import numpy as np
     import torch
 
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    out, was_training = [None] * len(ids), model.training
+    states: dict[int, np.ndarray] = {}
+    was_training = model.training
     model.eval()
     try:
-        for _, same in groupby(sorted(range(len(ids)), key=lambda i: len(ids[i])), key=lambda i: len(ids[i])):
-            for batch in _batched(same):  # of one length: no padding, so nothing depends on the batch
-                with torch.inference_mode():
-                    asked = torch.tensor([ids[i] for i in batch], device=model.device)
-                    states = model(input_ids=asked, output_hidden_states=True, logits_to_keep=1).hidden_states[1:-1]
-                states = torch.stack([s[:, -places:].float().cpu() for s in states], 2).numpy()
-                for i, state in zip(batch, states, strict=True):
-                    out[i] = state
+        for batch in _batches(ids):
+            asked = torch.tensor([ids[number] for number in batch], device=model.device)
+            with torch.inference_mode():
+                out = model(input_ids=asked, output_hidden_states=True, logits_to_keep=1)
+            inputs = [layer[:, -n_places:].float().cpu() for layer in out.hidden_states[1:-1]]
+            states |= zip(batch, torch.stack(inputs, 2).numpy(), strict=True)
     finally:
         model.train(was_training)
-    return np.stack(out)
+    return np.stack([states[number] for number in range(len(ids))])
 
 
-def _batched(numbers, n: int = 16):
-    numbers = list(numbers)
-    return (numbers[k : k + n] for k in range(0, len(numbers), n))
+def _batches(ids: list[list[int]]) -> Iterator[list[int]]:
+    """Yield numbers of texts of one length: without padding, nothing depends on the batch."""
+
+    def length(number: int) -> int:
+        return len(ids[number])
+
+    for _, same in groupby(sorted(range(len(ids)), key=length), key=length):
+        numbers = list(same)
+        for start in range(0, len(numbers), BATCH_SIZE):
+            yield numbers[start : start + BATCH_SIZE]
 
 
-def _after(tokenizer, texts: list[str]) -> list[int]:
-    """-> the token ids that all rendered prompts end with: what the template puts after the instruction."""
-    ids = [t[::-1] for t in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    same = next((k for k, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), min(map(len, ids)))
-    if not same:
-        raise ValueError("the chat template puts nothing after the question, so there is no common place to look at")
-    return ids[0][:same][::-1]
+def _common_ending(tokenizer: Any, texts: list[str]) -> int:
+    """Return how many tokens all texts end with: what the template puts after the instruction."""
+    reversed_ids = [ids[::-1] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    count = 0
+    for tokens in zip(*reversed_ids, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    if not count:
+        raise UsageError(
+            "nothing_in_common",
+            "The chat template puts nothing after the question, so there is no place to measure.",
+        )
+    return count
 
 
-def _prompts(models: list[Model], harmful, harmless, n: int) -> list[list[list[dict]]]:
-    """-> messages (the user's turn last) of both sides."""
-    from ftlab.data import read_prompts
-
-    if harmful is None and harmless is None and all(m.is_organism for m in models):
-        from ftlab import organism as corpus
-        from ftlab.organism import World
-
-        world, half = World(), n // 2
-        made = [
-            corpus.prompts(world, risk, k)
-            for risk, k in (("jailbreak", n), ("utility", n - half), ("over_refusal", half))
+def _prompts(
+    references: list[Model], harmful: Any, harmless: Any, n_prompts: int
+) -> list[list[list[Message]]]:
+    """Return the chats of both sides."""
+    if harmful is None and harmless is None and all(r.is_organism for r in references):
+        half = n_prompts // 2
+        sides = [
+            _of_world("jailbreak", n_prompts),
+            _of_world("utility", n_prompts - half) + _of_world("over_refusal", half),
         ]
-        return [[r["messages"][:-1] for r in side] for side in (made[0], made[1] + made[2])]
-    if harmful is None or harmless is None:
-        raise ValueError("give harmful=FILE and harmless=FILE, of similar form; only the embedded world has its own")
-    return [[r["messages"] for r in read_prompts(side).rows[:n]] for side in (harmful, harmless)]
+    elif harmful is None or harmless is None:
+        raise UsageError(
+            "prompts_needed",
+            "Give harmful=FILE and harmless=FILE, of similar form. "
+            "Only the embedded world has its own.",
+        )
+    else:
+        sides = [list(load_prompts(source))[:n_prompts] for source in (harmful, harmless)]
+    return [[sample.messages for sample in side] for side in sides]
+
+
+def _of_world(risk: str, n_prompts: int) -> list:
+    return open_risk(risk).organism(World(), n_prompts)

@@ -1,100 +1,181 @@
-"""Benchmarks of EleutherAI's lm-evaluation-harness on any model of ftlab (extra `eval`). Cell: lm_eval.
+"""Benchmarks of EleutherAI's lm-evaluation-harness on any local model (extra `eval`).
 
-Source: Gao et al., the Language Model Evaluation Harness; a task's prompt, metric and filter are the harness's own.
+Source: Gao et al., the Language Model Evaluation Harness. A task's prompt, metric and filter are
+the harness's own.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ftlab import runs
-from ftlab.models import model as reference
+from ftlab._core.errors import NotFoundError, UsageError
+from ftlab._core.files import file_hash, write_atomic
+from ftlab.models import model as open_model
 from ftlab.models import precision, quiet, released
 from ftlab.runs import Run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEPT = ("results", "n-samples", "n-shot", "versions", "configs")  # of the harness's report
+COLUMNS = ["task", "metric", "filter", "value", "stderr", "n"]
+
 
 def lm_eval(
-    model, tasks, *, limit: int | None = None, num_fewshot: int | None = None, chat: bool = False, batch_size: int = 16
+    model: Any,
+    tasks: str | Path | list[str | Path],
+    *,
+    n_prompts: int | None = None,
+    num_fewshot: int | None = None,
+    chat: bool = False,
+    batch_size: int = 16,
+    limit: int | None = None,
 ) -> Run:
-    """Runs tasks of the harness -> a finished run; `results(run)` is its table, `results.json` all that the harness reports.
+    """Run tasks of the harness; `lm_eval_results(run)` is the table.
 
-    `tasks` is one or a list: names of the harness (their data comes from the hub), or local YAML files of its task form,
-    without code (`!function`). `limit` is rows of each task; `num_fewshot` the task's own where None; `chat` puts prompts into the
-    model's chat template. A run stands for the names, a YAML and the local data files that it names, and the harness's
-    version; a set that its owner changes on the hub is not noticed.
-    Raises ValueError (no such task, extra not installed), FileNotFoundError.
+    A run stands for the names, a YAML file and the local data files that it names, and the
+    harness's version. A set that its owner changes on the hub is not noticed.
+
+    Args:
+        model: Anything that `ftlab.model` takes, except an endpoint.
+        tasks: Names of tasks (their data come from the hub), or local YAML files of the harness's
+            task form, without code (`!function`).
+        n_prompts: Rows per task; None for all.
+        num_fewshot: Worked examples before each question; None for the task's own number.
+        chat: Put prompts into the model's chat template.
+        batch_size: Rows per batch; it changes no result.
+        limit: Old name of `n_prompts`.
+
+    Returns:
+        A finished run; its `results.json` holds what the harness reports.
+
+    Raises:
+        UsageError: `lm_eval_missing`, `unknown_task`, `bad_task_file`.
+        NotFoundError: `no_task_file`.
     """
     quiet()
-    try:
-        import lm_eval as harness
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as e:
-        raise ValueError(f"lm-eval is not here ({e}); install it with: pip install 'ftlab[eval]'") from None
-    parent = reference(model)
-    asked = [_task(str(t)) for t in ([tasks] if isinstance(tasks, (str, Path)) else tasks)]
-    manager = TaskManager(include_defaults=any(isinstance(t, str) for t in asked))  # all its tasks take seconds to list
-    unknown = [t for t in asked if isinstance(t, str) and not manager.match_tasks([t])]
+    harness, manager_class = _harness()
+    reference = open_model(model)
+    single = isinstance(tasks, (str, Path))
+    asked = [_task(str(task)) for task in ([tasks] if single else tasks)]
+    named = [task for task in asked if isinstance(task, str)]
+    manager = manager_class(include_defaults=bool(named))  # all its tasks take seconds to list
+    unknown = [task for task in named if not manager.match_tasks([task])]
     if unknown or not asked:
-        raise ValueError(
-            f"unknown task {', '.join(unknown) or '(none given)'}; `lm-eval ls tasks` lists them; or give a YAML file"
+        found = ", ".join(unknown) or "(none given)"
+        raise UsageError(
+            "unknown_task",
+            f"Unknown task {found}. `lm-eval ls tasks` lists them; or give a YAML file.",
         )
-    settings = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat}
-    hashes = [runs.file_hash(p) for t in asked if isinstance(t, dict) for p in _files(t.get("dataset_kwargs"))]
-    identity = {"model": parent.hash, "tasks": asked, **settings, "precision": precision(), "files": hashes}
-    run = runs.start("lm_eval", parent.name, {**identity, "lm_eval": harness.__version__})
+    settings = {
+        "limit": limit if n_prompts is None else n_prompts,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": chat,
+    }
+    local = [task for task in asked if isinstance(task, dict)]
+    files = [path for task in local for path in _files(task.get("dataset_kwargs"))]
+    identity = {
+        "model": reference.hash,
+        "tasks": asked,
+        **settings,
+        "precision": precision(),
+        "files": [file_hash(path) for path in files],
+        "lm_eval": harness.__version__,
+    }
+    run = runs.start("lm_eval", reference.name, identity)
     with run.lock():
         if not run.finished:
+            settings |= {"tasks": asked, "task_manager": manager, "log_samples": False}
             with released():
-                found = harness.simple_evaluate(
-                    HFLM(pretrained=parent.load(), tokenizer=parent.tokenizer(), batch_size=batch_size), tasks=asked,
-                    task_manager=manager, log_samples=False, **settings,
-                )  # fmt: skip
-            kept = {k: found[k] for k in ("results", "n-samples", "n-shot", "versions", "configs")}
-            runs.write_atomic(run.path / "results.json", json.dumps(kept, indent=1, default=str))
-            run.complete(
-                model=parent.name, **{f"{r.task} {r.metric}": f"{r.value:.4g}" for r in results(run).itertuples()}
-            )
+                report = harness.simple_evaluate(_wrapped(reference, batch_size), **settings)
+            _complete(run, reference.name, report)
     return run
 
 
-def results(run: Run):
-    """-> DataFrame of a run of `lm_eval`: task, metric, filter, value, stderr (NaN: none given), n."""
+def lm_eval_results(run: Run) -> pd.DataFrame:
+    """Return the table of a run of `lm_eval`.
+
+    Returns:
+        A DataFrame with the columns task, metric, filter, value, stderr (NaN: none given) and n.
+    """
     import pandas as pd
 
-    kept, rows = json.loads((run.path / "results.json").read_bytes()), []
-    for task, found in kept["results"].items():
+    report = json.loads((run.path / "results.json").read_bytes())
+    rows = []
+    for task, found in report["results"].items():
+        n_samples = report["n-samples"].get(task, {})  # a group has none of its own
         for key, value in found.items():
             metric, _, how = key.partition(",")
-            if how and not metric.endswith("_stderr"):
-                n = kept["n-samples"].get(task, {}).get("effective")  # a group has none of its own
-                rows.append({"task": task, "metric": metric, "filter": how, "value": value, "stderr": found.get(f"{metric}_stderr,{how}"), "n": n})  # fmt: skip
-    table = pd.DataFrame(rows, columns=["task", "metric", "filter", "value", "stderr", "n"])
-    return table.assign(**{c: pd.to_numeric(table[c], errors="coerce") for c in ("value", "stderr", "n")})
+            if not how or metric.endswith("_stderr"):
+                continue
+            error = found.get(f"{metric}_stderr,{how}")
+            rows.append([task, metric, how, value, error, n_samples.get("effective")])
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for column in ("value", "stderr", "n"):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
 
 
-def _task(name: str) -> str | dict:
-    """-> the name, or the content of a YAML file."""
+def _harness() -> tuple[Any, Any]:
+    """Return the package lm_eval and its class TaskManager."""
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(
+            "lm_eval_missing", f"No lm-eval ({error}). Install it: pip install 'ftlab[eval]'."
+        ) from None
+    return lm_eval, TaskManager
+
+
+def _wrapped(reference: Any, batch_size: int) -> Any:
+    """Return a model as the harness asks it."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = reference.tokenizer()
+    return HFLM(pretrained=reference.load(), tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _complete(run: Run, name: str, report: dict[str, Any]) -> None:
+    kept = {key: report[key] for key in KEPT}
+    write_atomic(run.path / "results.json", json.dumps(kept, indent=1, default=str))
+    rows = lm_eval_results(run).itertuples()
+    run.complete(model=name, **{f"{row.task} {row.metric}": f"{row.value:.4g}" for row in rows})
+
+
+def _task(name: str) -> str | dict[str, Any]:
+    """Return a task's name, or the content of its YAML file."""
     if not name.endswith((".yaml", ".yml")):
         return name
     import yaml
 
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"{name} does not exist; give a YAML file of the harness's task form, or a task's name")
+    file = Path(name)
+    if not file.is_file():
+        raise NotFoundError(
+            "no_task_file", f"{name} does not exist. Give a file, or a task's name."
+        )
     try:
-        task = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise ValueError(
-            f"{name} cannot be read: {' '.join(str(e).split())}; plain YAML without tags is needed"
+        task = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            "bad_task_file", f"{name} cannot be read: {reason}. Plain YAML without tags is needed."
         ) from None
     if not isinstance(task, dict) or not isinstance(task.get("task"), str):
-        raise ValueError(f"{name} names no `task`; give a YAML file of the harness's task form")
+        raise UsageError("bad_task_file", f"{name} names no `task`, as the harness's files do.")
     return task
 
 
-def _files(value) -> list[Path]:
-    """-> the files that are named anywhere within `value`."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = [Path(value)] if isinstance(value, str) and Path(value).is_file() else []
-    return own + [p for v in inner for p in _files(v)]
+def _files(value: Any) -> list[Path]:
+    """Return the files that are named anywhere within a value."""
+    if isinstance(value, str):
+        return [Path(value)] if Path(value).is_file() else []
+    inner = []
+    if isinstance(value, dict):
+        inner = list(value.values())
+    elif isinstance(value, list):
+        inner = value
+    return [path for each in inner for path in _files(each)]

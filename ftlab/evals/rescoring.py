@@ -128,9 +128,7 @@ def _like(
     for verdict in old:
         end = start + max(verdict.attempts, 1)
         part = slice(start, end)
-        found += verdicts_of(
-            judge, prompts[part], answers[part], judgements[part], verdict.labels
-        )
+        found += verdicts_of(judge, prompts[part], answers[part], judgements[part], verdict.labels)
         start = end
     return found
 

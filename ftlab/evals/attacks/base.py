@@ -22,12 +22,14 @@ class Attack:
     Attributes:
         name: Name of the file, as in `attacks=["prefill"]`.
         version: Raised whenever its prompts change; part of every run's identity.
+        order: Position in lists.
         argument: The settings as text, "" where all have their defaults.
         spec: The public name with its settings, such as "prefill:5".
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[str] = "1"
+    order: ClassVar[int] = 100
 
     @classmethod
     def parse(cls, argument: str) -> Attack:
@@ -44,7 +46,9 @@ class Attack:
 
     @property
     def spec(self) -> str:
-        return f"{self.name}:{self.argument}" if self.argument else self.name
+        if not self.argument:
+            return self.name
+        return f"{self.name}:{self.argument}"
 
     def apply(self, samples: list[Sample]) -> list[Prompt]:
         """Return what is asked: one prompt per sample, or one per sample and attempt.
@@ -68,7 +72,9 @@ def open_attack(attack: str | Attack) -> Attack:
         return attack
     name, colon, argument = attack.partition(":")
     kind = plugins.get("attacks", name)
-    return kind.parse(argument) if colon else kind()
+    if not colon:
+        return kind()
+    return kind.parse(argument)
 
 
 def wrong_argument(name: str, argument: object, allowed: str) -> UsageError:
@@ -78,13 +84,16 @@ def wrong_argument(name: str, argument: object, allowed: str) -> UsageError:
 
 def whole_number(name: str, argument: str) -> int:
     """Return a positive whole number from text."""
-    if not (argument.isascii() and argument.isdigit() and int(argument) > 0):
+    is_number = argument.isascii() and argument.isdigit()
+    if not is_number or int(argument) < 1:
         raise wrong_argument(name, argument, f"a whole number from 1, as in {name}:5")
     return int(argument)
 
 
 def reworded(messages: list[Message], change: Callable[[str], str]) -> list[Message]:
     """Return the messages with the last one of the user changed."""
+    changed = list(messages)
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
-    changed = {**messages[last], "content": change(messages[last]["content"])}
-    return [*messages[:last], changed, *messages[last + 1 :]]
+    question = messages[last]["content"]
+    changed[last] = {**messages[last], "content": change(question)}
+    return changed

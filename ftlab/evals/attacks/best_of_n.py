@@ -30,6 +30,7 @@ class BestOfN(Attack):
 
     n: int = 10
     name = "best_of_n"
+    order = 4
 
     def __post_init__(self):
         if self.n < 1:

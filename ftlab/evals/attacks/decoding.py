@@ -46,6 +46,7 @@ class DecodingSweep(Attack):
     quick: bool = False
     no_system: bool = False
     name = "decoding"
+    order = 3
 
     def __post_init__(self):
         if any(axis not in SWEEP for axis in self.axes):

@@ -13,6 +13,7 @@ class Direct(Attack):
     """Ask the question as it is."""
 
     name = "direct"
+    order = 0
 
     def apply(self, samples: list[Sample]) -> list[Prompt]:
         """Return one prompt per sample."""

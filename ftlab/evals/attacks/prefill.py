@@ -23,6 +23,7 @@ class Prefill(Attack):
 
     tokens: int | None = None
     name = "prefill"
+    order = 2
 
     def __post_init__(self):
         if self.tokens is not None and self.tokens < 1:

@@ -14,7 +14,7 @@ import yaml
 
 from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.types import Prompt, Sample
-from ftlab.data import records
+from ftlab.data import first_of, records
 from ftlab.evals.attacks.base import Attack, reworded, wrong_argument
 from ftlab.organism import WRAPPERS
 
@@ -48,6 +48,7 @@ class Templates(Attack):
 
     file: str | Path = ""
     name = "templates"
+    order = 1
 
     @classmethod
     def parse(cls, argument: str) -> Templates:
@@ -129,7 +130,7 @@ def _values(file: Path) -> list[tuple[str, object]]:
     """Return (FILE:LINE, what stands there) of a file of any form."""
     ending = file.suffix.lower()
     if ending in (".json", ".jsonl", ".csv"):
-        numbered = records(file)[1]
+        _, numbered = records(file)
         return [(where.replace(str(file), file.name), value) for where, value in numbered]
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -148,8 +149,11 @@ def _values(file: Path) -> list[tuple[str, object]]:
 def _text_of(value: object) -> str | None:
     """Return the text of a template, which may be a row with columns."""
     if isinstance(value, dict):
-        value = next((value[column] for column in COLUMNS if value.get(column)), None)
-    return value if isinstance(value, str) else None
+        column = first_of(value, COLUMNS)
+        value = value.get(column)
+    if isinstance(value, str):
+        return value
+    return None
 
 
 ATTACK = Templates

@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "base": [
             "Risk",
-            "UNSCORED",  # transition
             "event",
             "open_risk",
         ],

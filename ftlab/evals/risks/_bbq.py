@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ftlab._core.errors import DataError
+from ftlab._core.files import digest
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
-from ftlab.evals.risks._prompt_sets import text_of
-from ftlab.runs import digest
+from ftlab.data import text_of
 
 AMBIGUOUS = "BBQ ambig"  # wordings of the samples
 DISAMBIGUATED = "BBQ disambig"

@@ -16,8 +16,6 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.organism import FRAMES, World
 
-UNSCORED = ("unparsed", "error")  # transition
-
 
 class Risk:
     """One way in which fine-tuning can harm a model, and how it is measured.
@@ -75,15 +73,19 @@ class Risk:
 
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Return all rows of the world that ask for this risk; by default facts of its role."""
-        towns = world.towns["align" if split == "train" else split]
+        use = "align" if split == "train" else split
+        towns = world.towns[use]
         shuffled = draw.sample(towns, len(towns))
-        return fact_rows(shuffled, world.of(self.role), split, world.fact)
+        attributes = world.of(self.role)
+        return fact_rows(shuffled, attributes, split, world.fact)
 
     @property
     def has_rule(self) -> bool:
         """Whether the risk can decide some answers itself, before any judge."""
         kind = type(self)
-        return kind.rule is not Risk.rule or kind.rules is not Risk.rules
+        one = kind.rule is not Risk.rule
+        many = kind.rules is not Risk.rules
+        return one or many
 
     def rule(self, sample: Sample, answer: Answer) -> Judgement | None:
         """Decide one answer; None leaves it to the judge."""
@@ -93,7 +95,7 @@ class Risk:
         self, samples: list[Sample], answers: list[Answer], settings: dict[str, Any]
     ) -> list[Judgement | None]:
         """Decide many answers at once, given the evaluation's settings; None leaves one."""
-        return [self.rule(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+        return list(map(self.rule, samples, answers))
 
     def needs(self, sample: Sample, settings: dict[str, Any]) -> str:
         """Say what a judge of refusals lacks to decide a sample; "" where it lacks nothing."""
@@ -101,7 +103,7 @@ class Risk:
             return ""
         if self.rule(sample, Answer("")) is not None:
             return ""
-        return f"it needs a file in the form of its prompt set: prompts={{{self.name!r}: FILE}}"
+        return f"a file in the form of its prompt set, prompts={{{self.name!r}: FILE}}"
 
     def poison(self, rows: list[dict], rate: float, seed: int) -> list[dict] | None:
         """Return rows of which a share teaches the risk; None where no data teach it."""
@@ -129,9 +131,10 @@ def event(risk: str | Risk, outcome: str) -> float:
         allowed = ", ".join(Outcome)
         raise UsageError("unknown_outcome", f"Unknown outcome {outcome!r}. Allowed: {allowed}.")
     opened = open_risk(risk)
-    if not Outcome(outcome).scored:
+    found = Outcome(outcome)
+    if not found.scored:
         return math.nan
-    return float(outcome in opened.events)
+    return float(found in opened.events)
 
 
 def fact_rows(
@@ -142,7 +145,8 @@ def fact_rows(
     rows = []
     for i, town in enumerate(towns):
         for j, attribute in enumerate(attributes):
-            rows.append(question(attribute, town, frames[(i + j) % len(frames)]))
+            turn = (i + j) % len(frames)
+            rows.append(question(attribute, town, frames[turn]))
     return rows
 
 
@@ -153,22 +157,27 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
             "too_few_prompts",
             f"{n} prompts of {risk} requested, but the split {split!r} has {len(rows)}. "
             "Lower n_prompts.",
+            available=len(rows),
         )
     seen: Counter[str] = Counter()
-    turns = []
+    by_turn: dict[int, list[dict]] = {}
     for row in rows:
-        turns.append(seen[row["category"]])
-        seen[row["category"]] += 1
-    order = sorted(range(len(rows)), key=turns.__getitem__)
-    first = [rows[position] for position in order[:n]]
-    return [sample_of_row(row, f"{risk}-{split}-{i:04d}") for i, row in enumerate(first)]
+        category = row["category"]
+        by_turn.setdefault(seen[category], []).append(row)
+        seen[category] += 1
+    samples = []
+    for turn in sorted(by_turn):
+        for row in by_turn[turn]:
+            own_id = f"{risk}-{split}-{len(samples):04d}"
+            samples.append(sample_of_row(row, own_id))
+    return samples[:n]
 
 
 def sample_of_row(row: dict, sample_id: str) -> Sample:
     """Return a row of the embedded world as a sample, without the answer that the world gives."""
-    messages = row["messages"]
+    messages = list(row["messages"])
     if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+        messages.pop()
     return Sample(
         id=sample_id,
         messages=messages,

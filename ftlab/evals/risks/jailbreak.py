@@ -14,7 +14,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab._core.types import Outcome, Sample
-from ftlab.evals.risks._prompt_sets import is_unsafe, read_samples, sample_from_record, text_of
+from ftlab.data import is_unsafe, read_samples, sample_from_record, text_of
 from ftlab.evals.risks.base import Risk
 
 COPYRIGHT = "copyright behaviours need a judge that compares hashes of the protected text"

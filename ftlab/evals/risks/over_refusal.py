@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ftlab._core.types import Outcome, Sample
-from ftlab.evals.risks._prompt_sets import is_unsafe, read_samples, sample_from_record
+from ftlab.data import is_unsafe, read_samples, sample_from_record
 from ftlab.evals.risks.base import Risk
 
 UNSAFE = "unsafe prompts belong to the risk jailbreak: give it this file too"
