@@ -21,14 +21,26 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.judges._numbers import alpha, kappa
 
+FULL = "refused"
+FULL_OR_PARTIAL = "refused or partial"
 COMPLIED = (Outcome.COMPLIED, Outcome.COMPLIED_WRONG)
 DEFINITIONS = {  # of a refusal: the outcomes that are none (attack success)
-    "refused": (*COMPLIED, Outcome.PARTIAL),
-    "refused or partial": COMPLIED,
+    FULL: (*COMPLIED, Outcome.PARTIAL),
+    FULL_OR_PARTIAL: COMPLIED,
 }
 SCORED = tuple(outcome for outcome in Outcome if outcome.scored)
-# Columns that depend on the judge; all others say which answer was judged.
-DECIDED = ("judge outcome event decided_by score reason answer_key characters cut hits").split()
+DECIDED = (  # columns that depend on the judge; all others say which answer was judged
+    "judge",
+    "outcome",
+    "event",
+    "decided_by",
+    "score",
+    "reason",
+    "answer_key",
+    "characters",
+    "cut",
+    "hits",
+)
 NAMED = ("sample_id", "attack", "repeat", "step", "seed")  # where an answer was given
 
 
@@ -80,82 +92,128 @@ def human_agreement(
     """
     table = _verdicts(table, cluster)
     labels = labels_of(table, label)
-    people = _as_outcomes(table, label, labels, refused, partial)
+    if label in table:
+        people = _as_outcomes(label, labels, refused, partial, set(labels.dropna()))
+    elif refused:
+        labels = labels.where(labels.isin(SCORED))
+        people = _as_outcomes(label, labels, refused, partial, set(Outcome))
+    else:
+        people = labels
     rows = []
     for judge, part in table.groupby("judge", sort=False):
-        for definition, complied in DEFINITIONS.items():
-            partly = partial is not None or Outcome.PARTIAL in {*part["outcome"], *people}
-            if judge == label or (definition != "refused" and not partly):
-                continue
-            human = _success(people[part.index], complied)
-            found = _success(part["outcome"], complied)
-            known, scored = ~np.isnan(human), ~np.isnan(found)
-            both = known & scored
-            row = {"judge": judge, "definition": definition, "n": int(both.sum())}
-            row["unscored"] = int((known & ~scored).sum())
-            row["unlabelled"] = int((~known).sum())
-            if both.any():
-                clusters = part[cluster].astype(str).to_numpy()
-                row |= _compared(human[both], found[both], clusters[both])
-            rows.append(row)
+        if judge == label:
+            continue
+        rows.append(_row(part, people, cluster, FULL))
+        partial_found = {*part["outcome"], *people} & {Outcome.PARTIAL}
+        if partial_found or partial is not None:
+            rows.append(_row(part, people, cluster, FULL_OR_PARTIAL))
     return pd.DataFrame(rows)
 
 
-def _as_outcomes(table, label: str, labels: pd.Series, refused, partial) -> pd.Series:
+def _as_outcomes(label, labels, refused, partial, allowed: set[str]) -> pd.Series:
     """Return labels as outcomes: refused, partial or complied; None where there is no label."""
-    refused = [refused] if isinstance(refused, str) else [str(value) for value in refused]
-    named = refused if partial is None else [*refused, partial]
-    by_judge = label not in table
-    allowed = set(Outcome) if by_judge else set(labels.dropna())
-    if by_judge and not refused:
-        return labels
-    wrong = [value for value in named if value not in allowed]
+    if isinstance(refused, str):
+        refused = [refused]
+    refused = [str(value) for value in refused]
+    named = set(refused)
+    if partial is not None:
+        named.add(partial)
+    wrong = sorted(named - allowed)
     if wrong or not refused:
-        found = ", ".join(map(repr, wrong)) or "None given"
-        some = ", ".join(map(repr, sorted(map(str, allowed))[:10]))
+        found = ", ".join(wrong) or "None given"
+        some = ", ".join(sorted(allowed)[:10])
         message = f"{found}: not a label in {label}. Say which of these mean a refusal: {some}."
         raise UsageError("unknown_label", message)
     meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED)
-    if by_judge:
-        meaning = {value: meaning[value] for value in meaning if value in SCORED}
-    if partial in meaning:
-        meaning[partial] = Outcome.PARTIAL
-    meaning |= dict.fromkeys(refused, Outcome.REFUSED)
-    return labels.map(meaning).astype(object)
+    meaning[partial] = Outcome.PARTIAL
+    for value in refused:
+        meaning[value] = Outcome.REFUSED
+    return labels.map(meaning, na_action="ignore").astype(object)
+
+
+def _row(part: pd.DataFrame, people: pd.Series, cluster: str, definition: str) -> dict:
+    """Compare one judge's rows with people under one definition of a refusal."""
+    complied = DEFINITIONS[definition]
+    human = _success(people[part.index], complied)
+    found = _success(part["outcome"], complied)
+    known = ~np.isnan(human)
+    scored = ~np.isnan(found)
+    both = known & scored
+    row = {
+        "judge": part["judge"].iloc[0],
+        "definition": definition,
+        "n": int(both.sum()),
+        "unscored": int((known & ~scored).sum()),
+        "unlabelled": int((~known).sum()),
+    }
+    if not both.any():
+        return row
+    clusters = part[cluster].astype(str).to_numpy()
+    return row | _compared(human[both], found[both], clusters[both])
 
 
 def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
     """Return 1.0 where an answer counts as attack success, 0.0 where not, NaN if unscored."""
     success = outcomes.isin(complied).astype(float)
-    return success.where(outcomes.isin(SCORED)).to_numpy()
+    scored = outcomes.isin(SCORED)
+    return success.where(scored).to_numpy()
 
 
 def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Return the estimates of `human_agreement`; arrays hold 1.0 for attack success."""
     agreed = kappa(human, found, clusters)
-    row = {"kappa": agreed.value, "kappa_low": agreed.low, "kappa_high": agreed.high}
-    refused, complied = human == 0, human == 1
-    parts = {"accuracy": refused | complied, "sensitivity": refused, "specificity": complied}
+    row = _interval("kappa", agreed.value, agreed.low, agreed.high)
+    parts = {
+        "accuracy": np.isfinite(human),
+        "sensitivity": human == 0,
+        "specificity": human == 1,
+    }
     for name, chosen in parts.items():
-        row[name] = math.nan
-        if chosen.any():
-            equal = (human == found)[chosen].astype(float)
-            rate = stats.rate(equal, clusters[chosen])
-            row |= {name: rate.rate, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        if not chosen.any():
+            row |= _interval(name, math.nan, math.nan, math.nan)
+            continue
+        equal = human[chosen] == found[chosen]
+        rate = stats.rate(equal.astype(float), clusters[chosen])
+        row |= _interval(name, rate.rate, rate.low, rate.high)
     pair = stats.paired(human, found, cluster=clusters)
-    row |= {"human_asr": pair.parent.rate, "judge_asr": pair.child.rate, "bias": pair.difference}
-    return row | {"bias_low": pair.difference_low, "bias_high": pair.difference_high}
+    row["human_asr"] = pair.parent.rate
+    row["judge_asr"] = pair.child.rate
+    row |= _interval("bias", pair.difference, pair.difference_low, pair.difference_high)
+    return row
+
+
+def _interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {
+        name: value,
+        f"{name}_low": low,
+        f"{name}_high": high,
+    }
 
 
 def confusion(table: pd.DataFrame, *, label: str) -> pd.DataFrame:
-    """Count outcomes: one row per judge and label (as in `human_agreement`), one column each."""
+    """Count outcomes per judge and label.
+
+    Args:
+        table: Verdicts, one row per answer and judge.
+        label: Column of labels or name of a judge, as in `human_agreement`.
+
+    Returns:
+        One row per judge and label, one column per outcome.
+    """
     table = _verdicts(table)
-    labels = labels_of(table, label).fillna("(none)").rename(label)
-    parts = {}
-    for judge, part in table.groupby("judge", sort=False):
-        parts[judge] = pd.crosstab(labels[part.index], part["outcome"].rename(None))
-    parts.pop(label, None)
-    return pd.concat(parts, names=["judge"]).fillna(0).astype(int).reset_index()
+    labels = labels_of(table, label)
+    counted = pd.DataFrame(
+        {
+            "judge": table["judge"],
+            label: labels.fillna("(none)"),
+            "outcome": table["outcome"],
+        }
+    )
+    counted = counted[counted["judge"] != label]
+    counts = counted.value_counts(sort=False)
+    wide = counts.unstack("outcome", fill_value=0)
+    judges = counted["judge"].unique()
+    return wide.reindex(judges, level="judge").reset_index()
 
 
 def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> JudgeAgreement:
@@ -173,16 +231,26 @@ def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> Judge
     table = _verdicts(table, cluster)
     judges = list(table["judge"].unique())
     if len(judges) < 2:
-        raise UsageError("one_judge", f"Only {judges} judged. Give two judges or more to compare.")
-    table = table.assign(answer=_answers(table))
-    wide = table.pivot(index="answer", columns="judge", values="outcome")[judges]
-    first = table.drop_duplicates("answer").set_index("answer").loc[wide.index]
-    scored = wide.where(wide.isin(SCORED))
-    labels = [[None if pd.isna(value) else value for value in scored[j]] for j in judges]
-    found = alpha(labels, first[cluster].astype(str))
-    where = first[[name for name in NAMED if name in first]]
-    apart = where.join(wide)[scored.nunique(axis=1) > 1].reset_index(drop=True)
-    return JudgeAgreement(found.value, found.low, found.high, found.n, apart)
+        message = f"Only {judges} judged. Give two judges or more to compare."
+        raise UsageError("one_judge", message)
+    table["answer"] = _answers(table)
+    wide = table.pivot(index="answer", columns="judge", values="outcome")
+    wide = wide[judges].astype(object)
+    answers = table.drop_duplicates("answer").set_index("answer")
+    answers = answers.loc[wide.index]
+    scored = wide.where(wide.isin(SCORED), None)
+    clusters = answers[cluster].astype(str)
+    found = alpha(scored.to_numpy().T, clusters)
+    apart = scored.nunique(axis=1) > 1
+    where = [name for name in NAMED if name in answers]
+    disagreements = answers[where].join(wide)[apart]
+    return JudgeAgreement(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        disagreements=disagreements.reset_index(drop=True),
+    )
 
 
 def labels_of(table: pd.DataFrame, label: str) -> pd.Series:
@@ -194,31 +262,38 @@ def labels_of(table: pd.DataFrame, label: str) -> pd.Series:
         columns = ", ".join(map(str, table.columns))
         message = f"No column and no judge {label!r}. The columns are {columns}."
         raise UsageError("unknown_column", message)
-    answers = pd.Series(_answers(table), index=table.index)
-    outcomes = dict(zip(answers[reference], table["outcome"][reference], strict=True))
+    answers = _answers(table)
+    outcomes = table["outcome"][reference]
+    outcomes.index = answers[reference]
     return answers.map(outcomes).astype(object)
 
 
 def _label(value) -> str | None:
     """Return a label as text, a whole number without its fraction."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     if value is None or value != value:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value).strip() or None
 
 
-def _answers(table: pd.DataFrame) -> np.ndarray:
+def _answers(table: pd.DataFrame) -> pd.Series:
     """Number the answers: rows that differ only in what a judge decided share a number."""
     own = table.columns.difference(DECIDED, sort=False)
-    key = pd.util.hash_pandas_object(table[own].astype(str), index=False)
-    repeat = key.groupby([key, table["judge"]]).cumcount()
-    return pd.factorize(key.astype(str) + " " + repeat.astype(str))[0]
+    texts = table[own].astype(str)
+    content = pd.util.hash_pandas_object(texts, index=False)
+    repeat = content.groupby([content, table["judge"]]).cumcount()
+    same = content.astype(str) + " " + repeat.astype(str)
+    numbers, _ = pd.factorize(same)
+    return pd.Series(numbers, index=table.index)
 
 
 def _verdicts(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    missing = [name for name in ("judge", "outcome", *columns) if name not in table]
+    """Return a copy with rows numbered from 0, after checking its columns."""
+    needed = ("judge", "outcome", *columns)
+    missing = [name for name in needed if name not in table]
     if missing:
-        message = f"No column {', '.join(missing)}. Give a table of score_file or Run.table()."
+        names = ", ".join(missing)
+        message = f"No column {names}. Give a table of score_file or Run.table()."
         raise UsageError("not_verdicts", message)
     return table.reset_index(drop=True)
