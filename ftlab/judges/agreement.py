@@ -103,10 +103,12 @@ def human_agreement(
     for judge, part in table.groupby("judge", sort=False):
         if judge == label:
             continue
-        rows.append(_row(part, people, cluster, FULL))
-        partial_found = {*part["outcome"], *people} & {Outcome.PARTIAL}
-        if partial_found or partial is not None:
-            rows.append(_row(part, people, cluster, FULL_OR_PARTIAL))
+        definitions = [FULL]
+        occurring = {*part["outcome"], *people}
+        if partial is not None or Outcome.PARTIAL in occurring:
+            definitions.append(FULL_OR_PARTIAL)
+        for definition in definitions:
+            rows.append(_row(part, people, cluster, definition))
     return pd.DataFrame(rows)
 
 
@@ -114,14 +116,15 @@ def _as_outcomes(label, labels, refused, partial, allowed: set[str]) -> pd.Serie
     """Return labels as outcomes: refused, partial or complied; None where there is no label."""
     if isinstance(refused, str):
         refused = [refused]
-    refused = [str(value) for value in refused]
+    refused = list(map(str, refused))
     named = set(refused)
     if partial is not None:
         named.add(partial)
     wrong = sorted(named - allowed)
     if wrong or not refused:
         found = ", ".join(wrong) or "None given"
-        some = ", ".join(sorted(allowed)[:10])
+        first = sorted(allowed)[:10]
+        some = ", ".join(first)
         message = f"{found}: not a label in {label}. Say which of these mean a refusal: {some}."
         raise UsageError("unknown_label", message)
     meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED)
@@ -156,7 +159,8 @@ def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
     """Return 1.0 where an answer counts as attack success, 0.0 where not, NaN if unscored."""
     success = outcomes.isin(complied).astype(float)
     scored = outcomes.isin(SCORED)
-    return success.where(scored).to_numpy()
+    success = success.where(scored)
+    return success.to_numpy()
 
 
 def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
@@ -178,7 +182,9 @@ def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dic
     pair = stats.paired(human, found, cluster=clusters)
     row["human_asr"] = pair.parent.rate
     row["judge_asr"] = pair.child.rate
-    row |= _interval("bias", pair.difference, pair.difference_low, pair.difference_high)
+    row["bias"] = pair.difference
+    row["bias_low"] = pair.difference_low
+    row["bias_high"] = pair.difference_high
     return row
 
 
@@ -209,7 +215,8 @@ def confusion(table: pd.DataFrame, *, label: str) -> pd.DataFrame:
             "outcome": table["outcome"],
         }
     )
-    counted = counted[counted["judge"] != label]
+    others = counted["judge"] != label
+    counted = counted[others]
     counts = counted.value_counts(sort=False)
     wide = counts.unstack("outcome", fill_value=0)
     judges = counted["judge"].unique()
@@ -236,8 +243,8 @@ def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> Judge
     table["answer"] = _answers(table)
     wide = table.pivot(index="answer", columns="judge", values="outcome")
     wide = wide[judges].astype(object)
-    answers = table.drop_duplicates("answer").set_index("answer")
-    answers = answers.loc[wide.index]
+    answers = table.drop_duplicates("answer")
+    answers = answers.set_index("answer").loc[wide.index]
     scored = wide.where(wide.isin(SCORED), None)
     clusters = answers[cluster].astype(str)
     found = alpha(scored.to_numpy().T, clusters)
@@ -256,14 +263,15 @@ def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> Judge
 def labels_of(table: pd.DataFrame, label: str) -> pd.Series:
     """Return a column's labels, or a judge's outcomes of the same answers, as text or None."""
     if label in table:
-        return table[label].map(_label).astype(object)
+        labels = table[label].map(_label)
+        return labels.astype(object)
     reference = table["judge"] == label
     if not reference.any():
         columns = ", ".join(map(str, table.columns))
         message = f"No column and no judge {label!r}. The columns are {columns}."
         raise UsageError("unknown_column", message)
     answers = _answers(table)
-    outcomes = table["outcome"][reference]
+    outcomes = table.loc[reference, "outcome"]
     outcomes.index = answers[reference]
     return answers.map(outcomes).astype(object)
 
@@ -282,10 +290,14 @@ def _answers(table: pd.DataFrame) -> pd.Series:
     own = table.columns.difference(DECIDED, sort=False)
     texts = table[own].astype(str)
     content = pd.util.hash_pandas_object(texts, index=False)
-    repeat = content.groupby([content, table["judge"]]).cumcount()
-    same = content.astype(str) + " " + repeat.astype(str)
-    numbers, _ = pd.factorize(same)
-    return pd.Series(numbers, index=table.index)
+    equal = content.groupby([content, table["judge"]])
+    answers = pd.DataFrame(
+        {
+            "content": content,
+            "repeat": equal.cumcount(),
+        }
+    )
+    return answers.groupby(["content", "repeat"], sort=False).ngroup()
 
 
 def _verdicts(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

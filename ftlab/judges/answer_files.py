@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.text import csv, encodable, safe, throughout
-from ftlab._core.types import Sample
+from ftlab._core.types import Judgement, Sample
 from ftlab.data import records
 from ftlab.judges.agreement import confusion, human_agreement, judge_agreement
 from ftlab.judges.base import Judge, judge_class, open_judge
@@ -52,74 +51,109 @@ def score_file(
     """
     if isinstance(judges, (str, Judge)):
         judges = [judges]
-    opened = [open_judge(judge) for judge in dict.fromkeys(judges)]
+    judges = dict.fromkeys(judges)
+    opened = [open_judge(judge) for judge in judges]
     if out is not None and Path(out).suffix not in (".csv", ".jsonl"):
-        raise UsageError("wrong_ending", f"Cannot write {out}. Allowed are .csv and .jsonl.")
-    named = [prompt, response] if label is None else [prompt, response, label]
-    rows = _rows(file, named, texts=(prompt, response))
-    samples = []
-    for row in rows:
-        message = {"role": "user", "content": str(row[prompt])}
-        samples.append(Sample(id="", messages=[message]))
+        message = f"Cannot write {out}. Allowed are .csv and .jsonl."
+        raise UsageError("wrong_ending", message)
+    name, numbered = records(file)
+    rows = [row for _, row in numbered if isinstance(row, dict)]
+    if not numbered:
+        raise DataError("no_rows", f"{name} has no rows.")
+    _check_columns(name, rows, prompt, response, label)
+    _check_texts(numbered, prompt, response)
+    questions = [str(row[prompt]) for row in rows]
     texts = [str(row[response]) for row in rows]
-    table = pd.DataFrame(throughout([dict(row) for row in rows], encodable))
-    numbers = pd.Series(range(1, len(rows) + 1))
-    questions = numbers.groupby([sample.question for sample in samples])
-    table.insert(0, "sample_id", questions.transform("first"))
-    table.insert(1, "repeat", questions.cumcount())
+    table = _numbered(rows, questions)
+    samples = [_sample(question) for question in questions]
     parts = []
     for judge in opened:
         try:
             found = judge.judge(samples, texts)
         finally:
             judge.release()
-        parts.append(table.assign(judge=judge.spec, **_columns(found)))
-    table = pd.concat(parts, ignore_index=True)
+        parts.append(_with_verdicts(table, judge, found))
+    verdicts = pd.concat(parts, ignore_index=True)
     if out is not None:
-        save(table, Path(out))
+        save(verdicts, Path(out))
+    return verdicts
+
+
+def _sample(question: str) -> Sample:
+    message = {"role": "user", "content": question}
+    return Sample(id="", messages=[message])
+
+
+def _numbered(rows: list[dict], questions: list[str]) -> pd.DataFrame:
+    """Return the rows as a table with `sample_id` and `repeat`."""
+    copies = [dict(row) for row in rows]
+    encoded = throughout(copies, encodable)
+    table = pd.DataFrame(encoded)
+    numbers = pd.Series(table.index + 1)
+    same = numbers.groupby(questions)
+    table.insert(0, "sample_id", same.transform("first"))
+    table.insert(1, "repeat", same.cumcount())
     return table
 
 
-def _columns(judgements) -> dict[str, Any]:
-    return {
-        "outcome": [str(judgement.outcome) for judgement in judgements],
-        "score": pd.Series([judgement.score for judgement in judgements], dtype=float),
-        "reason": [encodable(judgement.reason) for judgement in judgements],
-    }
+def _with_verdicts(
+    table: pd.DataFrame,
+    judge: Judge,
+    judgements: list[Judgement],
+) -> pd.DataFrame:
+    """Return the table with one judge's verdicts."""
+    outcomes = [str(judgement.outcome) for judgement in judgements]
+    scores = [judgement.score for judgement in judgements]
+    reasons = [encodable(judgement.reason) for judgement in judgements]
+    return table.assign(
+        judge=judge.spec,
+        outcome=outcomes,
+        score=pd.Series(scores, dtype=float),
+        reason=reasons,
+    )
 
 
-def _rows(file, named: list[str], texts: tuple[str, str]) -> list[dict]:
-    """Read the rows of a file and check that they can be judged."""
-    name, numbered = records(file)
-    problems, rows = [], []
+def _check_columns(name: str, rows: list[dict], *needed: str | None) -> None:
+    """Check that a file has the columns it needs, and none that will be added."""
+    columns = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    known = {None, *columns}
+    missing = [column for column in needed if column not in known]
+    if rows and missing:
+        has = ", ".join(map(str, columns))
+        has = safe(has, 500)
+        lacks = ", ".join(missing)
+        message = f"{name} has no column {lacks}. Its columns are {has}."
+        raise UsageError("unknown_column", message)
+    taken = [column for column in ADDED if column in columns]
+    if taken:
+        names = ", ".join(taken)
+        message = f"{name} already has the column {names}. Rename it."
+        raise UsageError("column_exists", message)
+
+
+def _check_texts(numbered: list[tuple], *columns: str) -> None:
+    """Check that each row could be read and has a question and an answer."""
+    problems = []
     for where, row in numbered:
         if not isinstance(row, dict):
             problems.append(f"{where}: {row}")
             continue
-        rows.append(row)
-        for column in texts:
+        for column in columns:
             value = row.get(column)
-            if not isinstance(value, (str, int, float)) or value != value:
+            is_text = isinstance(value, (str, int, float))
+            if not is_text or value != value:
                 kind = type(value).__name__
-                problems.append(f"{where}: {column} is {kind}, not text. Fix or remove the row.")
-    if not rows and not problems:
-        raise DataError("no_rows", f"{name} has no rows.")
-    columns = {column: None for row in rows for column in row}
-    missing = [column for column in named if column not in columns]
-    if rows and missing:
-        has = safe(", ".join(map(str, columns)), 500)
-        message = f"{name} has no column {', '.join(missing)}. Its columns are {has}."
-        raise UsageError("unknown_column", message)
-    if problems:
-        shown = problems[:SHOWN]
-        if len(problems) > SHOWN:
-            shown.append(f"... and {len(problems) - SHOWN} more.")
-        raise DataError("not_text", "\n".join(shown), problems=problems)
-    taken = [column for column in ADDED if column in columns]
-    if taken:
-        message = f"{name} already has the column {', '.join(taken)}. Rename it."
-        raise UsageError("column_exists", message)
-    return rows
+                problem = f"{where}: {column} is {kind}, not text. Fix or remove the row."
+                problems.append(problem)
+    if not problems:
+        return
+    shown = problems[:SHOWN]
+    more = len(problems) - SHOWN
+    if more > 0:
+        shown.append(f"... and {more} more.")
+    raise DataError("not_text", "\n".join(shown), problems=problems)
 
 
 def save(table: pd.DataFrame, out: Path) -> None:
@@ -147,43 +181,38 @@ def describe(
         refused: See `human_agreement`.
         partial: See `human_agreement`.
     """
-    counts = pd.crosstab(table["judge"], table["outcome"]).reset_index()
-    parts = [counts.to_string(index=False)]
     judges = list(table["judge"].unique())
+    counts = pd.crosstab(table["judge"], table["outcome"])
+    parts = [counts.loc[judges]]
     if label is not None:
         people = human_agreement(table, label=label, refused=refused, partial=partial)
-        for judge in judges:
-            trained_on = judge_class(judge).trained_on
-            if trained_on:
-                where = ", ".join(trained_on)
-                parts.append(f"{judge} was trained on {where}: no evidence there. See its card.")
-        parts.append(confusion(table, label=label).to_string(index=False))
-        parts += [_agreement_text(row) for row in people.to_dict("records")]
+        people = people.set_index(["judge", "definition"])
+        parts.append(confusion(table, label=label))
+        parts.append(people.round(3).T)
+        parts += _warnings(judges)
     if len(judges) > 1:
         found = judge_agreement(table)
-        interval = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
         apart = found.disagreements
         parts.append(
-            f"Krippendorff's alpha of {len(judges)} judges: {interval} ({found.n} answers). "
-            f"They disagree on {len(apart)}."
+            f"Krippendorff's alpha of {len(judges)} judges: "
+            f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {found.n} answers. "
+            f"They disagree on {len(apart)}:"
         )
-        if len(apart):
-            parts.append(apart.head(SHOWN).to_string(index=False))
-    return safe("\n\n".join(parts), 100_000)
+        parts.append(apart.head(SHOWN))
+    texts = []
+    for part in parts:
+        if isinstance(part, pd.DataFrame):
+            part = part.to_string()
+        texts.append(part)
+    return safe("\n\n".join(texts), 100_000)
 
 
-def _agreement_text(row: dict) -> str:
-    """Return one row of `human_agreement` as lines."""
-    counts = f"{row['n']} rows, {row['unscored']} unscored, {row['unlabelled']} unlabelled"
-    lines = [f"{row['judge']}, refusal = {row['definition']}: {counts}"]
-    if not row["n"]:
-        return lines[0]
-    for name in ("accuracy", "kappa", "sensitivity", "specificity"):
-        interval = f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-        lines.append(f"  {name:<12}{row[name]:.3f} {interval}")
-    bias, low, high = (100 * row[name] for name in ("bias", "bias_low", "bias_high"))
-    lines.append(
-        f"  attack success rate {100 * row['judge_asr']:.1f} %, people "
-        f"{100 * row['human_asr']:.1f} %: bias {bias:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    )
-    return "\n".join(lines)
+def _warnings(judges: list[str]) -> list[str]:
+    """Return one sentence for each judge whose training data agreement is no evidence on."""
+    found = []
+    for judge in judges:
+        trained_on = judge_class(judge).trained_on
+        if trained_on:
+            sets = ", ".join(trained_on)
+            found.append(f"{judge} was trained on {sets}, so agreement there is no evidence.")
+    return found

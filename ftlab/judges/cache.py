@@ -30,14 +30,14 @@ class JudgeCache:
     """
 
     def __init__(self, judge: str, version: str):
-        name = judge.partition(":")[0]
+        name, _, _ = judge.partition(":")
+        self.file = f"{name}-{digest([judge, version])}.jsonl"
         self.folder = Run(home() / ".judged")
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.file = f"{name}-{digest([judge, version])}.jsonl"
-        self.known = {
-            row["key"]: Judgement(Outcome(row["verdict"]), row["score"], row["why"])
-            for row in self.folder.read(self.file)
-        }
+        self.known: dict[str, Judgement] = {}
+        for row in self.folder.read(self.file):
+            outcome = Outcome(row["verdict"])
+            self.known[row["key"]] = Judgement(outcome, row["score"], row["why"])
 
     def judge(
         self,
@@ -46,7 +46,8 @@ class JudgeCache:
         ask: Callable[[list[Pair]], None],
     ) -> list[Judgement]:
         """Return one judgement per text; `ask` calls `keep` once for each pair not yet known."""
-        keys, new = [], {}
+        keys = []
+        new = {}
         for sample, text in zip(samples, texts, strict=True):
             key = digest((sample.question, text))
             keys.append(key)
@@ -62,5 +63,10 @@ class JudgeCache:
         """Store one judgement, unless it is an error."""
         self.known[key] = judgement
         if judgement.outcome is not Outcome.ERROR:
-            row = {"key": key, "verdict": judgement.outcome, "score": judgement.score}
-            self.folder.append(self.file, [row | {"why": judgement.reason}])
+            row = {
+                "key": key,
+                "verdict": judgement.outcome,
+                "score": judgement.score,
+                "why": judgement.reason,
+            }
+            self.folder.append(self.file, [row])

@@ -48,7 +48,8 @@ class Rubric(Judge):
     name = "rubric"
 
     def __post_init__(self):
-        self._endpoint, self._text  # noqa: B018  a wrong address or file is reported now
+        _ = self._endpoint  # a wrong address or file is reported now
+        _ = self._text
 
     @classmethod
     def parse(cls, argument: str) -> Rubric:
@@ -70,10 +71,15 @@ class Rubric(Judge):
         def ask(pairs: list[Pair]) -> None:
             def keep(numbers, replies) -> None:
                 for number, reply in zip(numbers, replies, strict=True):
-                    cache.keep(pairs[number].key, _judgement(reply, pairs[number]))
+                    pair = pairs[number]
+                    cache.keep(pair.key, _judgement(reply, pair))
 
             chats = [self._chat(pair) for pair in pairs]
-            self._endpoint.answers(chats, max_new_tokens=MAX_NEW_TOKENS, each=keep)
+            self._endpoint.answers(
+                chats,
+                max_new_tokens=MAX_NEW_TOKENS,
+                each=keep,
+            )
 
         return cache.judge(samples, texts, ask)
 
@@ -98,9 +104,15 @@ class Rubric(Judge):
 
     def _chat(self, pair: Pair) -> list[Message]:
         system = self._text.rstrip() + "\n" + FORMAT
-        data = {"id": pair.key, "request": pair.question, "response": pair.text}
-        user = {"role": "user", "content": json.dumps(data)}
-        return [{"role": "system", "content": system}, user]
+        data = {
+            "id": pair.key,
+            "request": pair.question,
+            "response": pair.text,
+        }
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": json.dumps(data)},
+        ]
 
 
 def _judgement(reply, pair: Pair) -> Judgement:
@@ -113,7 +125,8 @@ def _judgement(reply, pair: Pair) -> Judgement:
         reason = "no verdict for this answer in the judge's reply"
         return Judgement(Outcome.UNPARSED, reason=reason)
     reason = " ".join(str(found[-1].get("reason", "")).split())[:LONGEST_REASON]
-    parts = [reason[i : i + QUOTATION] for i in range(len(reason) - QUOTATION + 1)]
+    starts = range(len(reason) - QUOTATION + 1)
+    parts = [reason[start : start + QUOTATION] for start in starts]
     if any(part in pair.text for part in parts):
         reason = ""
     return Judgement(Outcome(labels.pop()), reason=reason)
