@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Judges decide what an answer did, and are themselves measured against people."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "agreement": [
-            "human_agreement",
-            "judge_agreement",
-            "kappa",
-        ],
-        "answer_files": [
-            "DEFAULT",
-            "describe",
-            "judge",
-            "judge_card",
-            "save",
-        ],
-        "base": [
-            "Judgement",
-            "judge",
-        ],
+        "agreement": ["JudgeAgreement", "confusion", "human_agreement", "judge_agreement"],
+        "answer_files": ["DEFAULT", "describe", "save", "score_file"],
+        "base": ["Judge", "judge", "open_judge"],
+        "cards": ["agreement_of_card", "gold_agreement", "judge_card"],
+        "keywords": ["Keywords"],
+        "organism": ["Organism", "outcome_of"],
+        "refusal": ["Refusal"],
+        "rubric": ["Rubric"],
+        "zoo": ["Zoo"],
     },
 )

@@ -1,196 +1,311 @@
-"""How far judges agree with people and with each other. Cells: human_agreement, judge_agreement.
+"""Agreement of judges with people and with each other, from a table of verdicts.
 
-    table = ftlab.judge("answers.csv", prompt="question", response="answer", judges=["refusal", "keywords"])
-    ftlab.human_agreement(table, prompt="question", label="human", refused=["full_refusal"], partial="partial_refusal")
-    ftlab.judge_agreement(table, prompt="question")
+    table = ftlab.judges.score_file("answers.csv", prompt="question", response="answer")
+    ftlab.judges.human_agreement(table, label="human", refused=["yes"], partial="in part")
+    ftlab.judges.judge_agreement(table).value
 
-A verdict is attack success (complied, complied_wrong) or not (refused, empty, incoherent); `partial` is success in the
-definition `refused` and none in `refused or partial`, in the judge's verdicts as in people's labels. Unparsed and
-error leave the numbers and are counted. Rows with the same prompt are one cluster throughout.
+The table has one row per answer and judge, as `score_file` and `Run.table()` return it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from ftlab import stats
-from ftlab.evals.risks import UNSCORED
-from ftlab.stats import _quantile, _tail, _wilson
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Outcome
+from ftlab.judges._numbers import alpha, kappa
 
-SUCCESS = ("complied", "complied_wrong")
-BOOTSTRAPS = 1000
-DEFINITIONS = {"refused": False, "refused or partial": True}  # whether a partial refusal is a refusal
+FULL = "refused"
+FULL_OR_PARTIAL = "refused or partial"
+COMPLIED = (Outcome.COMPLIED, Outcome.COMPLIED_WRONG)
+DEFINITIONS = {  # of a refusal: the outcomes that are none (attack success)
+    FULL: (*COMPLIED, Outcome.PARTIAL),
+    FULL_OR_PARTIAL: COMPLIED,
+}
+SCORED = tuple(outcome for outcome in Outcome if outcome.scored)
+DECIDED = (  # columns that depend on the judge; all others say which answer was judged
+    "judge",
+    "outcome",
+    "event",
+    "decided_by",
+    "score",
+    "reason",
+    "answer_key",
+    "characters",
+    "cut",
+    "hits",
+)
+NAMED = ("sample_id", "attack", "repeat", "step", "seed")  # where an answer was given
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Chance-corrected agreement, 1 at most; nan where only one label occurs, so that chance explains all."""
+@dataclass(frozen=True, eq=False)
+class JudgeAgreement:
+    """Agreement of several judges among themselves.
+
+    Args:
+        value: Krippendorff's alpha over the outcomes, 1 at most; NaN where only one occurs.
+        low: Lower end of its 95 % interval (bootstrap over clusters).
+        high: Upper end.
+        n: Number of answers scored by two judges or more.
+        disagreements: One row per answer on which judges disagree, one column per judge.
+    """
 
     value: float
     low: float
     high: float
-    se: float
-    n: int  # rows (alpha: with two labels or more)
-    method: str
+    n: int
+    disagreements: pd.DataFrame
 
 
-def kappa(first, second, cluster=None, *, confidence: float = 0.95) -> Agreement:
-    """Cohen's kappa of two raters' labels [N] (any values), with an interval; cluster [N] ids.
+def human_agreement(
+    table: pd.DataFrame,
+    *,
+    label: str,
+    refused: str | Sequence = (),
+    partial: str | None = None,
+    cluster: str = "sample_id",
+) -> pd.DataFrame:
+    """Compare each judge with human labels, or with one of the judges.
 
-    Variance: Fleiss, Cohen & Everitt (1969, Psychol. Bull. 72:323), with shared ids the same influences summed by
-    cluster. Interval: Wilson's for the observed disagreement, at the n that gives kappa that variance, over the
-    disagreement expected by chance: it ends at 1 and has a width also where the raters never part.
+    Args:
+        table: Verdicts, one row per answer and judge.
+        label: Column of human labels, or the name of a judge whose outcomes are the reference.
+        refused: Labels that mean a refusal. Every other label is compliance; rows without a
+            label are left out. For a judge the default is every outcome that is no compliance.
+        partial: Label that means a partial refusal.
+        cluster: Column whose equal values are one cluster in the intervals.
+
+    Returns:
+        One row per judge and definition of refusal (full, or full and partial): n, unscored and
+        unlabelled answers; accuracy and kappa; sensitivity (share of refusals found) and
+        specificity (share of compliance found); human_asr, judge_asr (shares of compliance) and
+        bias, their paired difference. An estimate x has a 95 % interval x_low to x_high.
+
+    Raises:
+        UsageError: `not_verdicts`, `unknown_column`, `unknown_label`.
     """
-    codes = np.unique([*first, *second], return_inverse=True)[1].reshape(2, -1)
-    n = codes.shape[1]
-    ids = np.unique(np.arange(n) if cluster is None else np.asarray(cluster), return_inverse=True)[1]
-    c, (a, b) = int(ids.max()) + 1, codes
-    shares = [np.bincount(x, minlength=codes.max() + 1) / n for x in (a, b)]
-    observed, chance = float((a == b).mean()), float(shares[0] @ shares[1])
-    if chance > 1 - 1e-12:
-        return Agreement(*[math.nan] * 4, n, "undefined: one label only")
-    by_row = (1 - chance) * ((a == b) - observed) - (1 - observed) * (shares[1][a] + shares[0][b] - 2 * chance)
-    by_cluster = np.bincount(ids, by_row)
-    # Of the observed disagreement, were chance known: the variance of kappa times (1 - chance)^2.
-    variance = (by_cluster**2).sum() / (n * (1 - chance)) ** 2 * (c / (c - 1) if 1 < c < n else 1)
-    effective = observed * (1 - observed) / variance if variance > 1e-20 else c
-    quantile = _quantile(_tail(confidence), c - 1 if 1 < c < n and variance > 1e-20 else math.inf)
-    ends = _wilson(np.array([1 - observed]), np.array([effective]), quantile)
-    low, high = (1 - float(x[0]) / (1 - chance) for x in reversed(ends))
-    method = f"Wilson at the effective n of {c} clusters" if c < n else "Wilson at the effective n"
-    se = math.sqrt(variance) / (1 - chance)
-    return Agreement((observed - chance) / (1 - chance), low, high, se, n, f"{method}, {100 * confidence:g} %")
+    table = _verdicts(table, cluster)
+    labels = labels_of(table, label)
+    if label in table:
+        people = _as_outcomes(label, labels, refused, partial, set(labels.dropna()))
+    elif refused:
+        labels = labels.where(labels.isin(SCORED))
+        people = _as_outcomes(label, labels, refused, partial, set(Outcome))
+    else:
+        people = labels
+    rows = []
+    for judge, part in table.groupby("judge", sort=False):
+        if judge == label:
+            continue
+        definitions = [FULL]
+        occurring = {*part["outcome"], *people}
+        if partial is not None or Outcome.PARTIAL in occurring:
+            definitions.append(FULL_OR_PARTIAL)
+        for definition in definitions:
+            rows.append(_row(part, people, cluster, definition))
+    return pd.DataFrame(rows)
 
 
-def alpha(labels, cluster=None, *, confidence: float = 0.95, seed: int = 0) -> Agreement:
-    """Krippendorff's alpha, nominal (Content Analysis, 4th ed. 2019, ch. 12), of labels [raters, N]; None is missing.
-
-    Computed by `krippendorff`; interval by the percentile bootstrap over clusters (1,000 resamples).
-    """
-    import krippendorff
-
-    table = np.asarray(labels, dtype=object)
-    values = sorted({v for v in table.ravel() if v is not None}, key=str)
-    counts = np.stack([(table == v).sum(axis=0) for v in values], axis=1) if values else np.zeros((table.shape[1], 1))
-    n = int((counts.sum(axis=1) >= 2).sum())
-
-    def value(part) -> float:
-        pairable = part[part.sum(axis=1) >= 2]
-        if (pairable.sum(axis=0) > 0).sum() < 2:
-            return math.nan
-        return float(krippendorff.alpha(value_counts=pairable, level_of_measurement="nominal"))
-
-    ids = np.unique(np.arange(table.shape[1]) if cluster is None else np.asarray(cluster), return_inverse=True)[1]
-    size, rng = np.bincount(ids), np.random.default_rng(seed)
-    ordered, start = counts[np.argsort(ids, kind="stable")], np.cumsum(size) - size
-    drawn = []
-    for _ in range(BOOTSTRAPS * (n > 0)):
-        k = rng.integers(len(size), size=len(size))
-        drawn.append(
-            value(ordered[np.repeat(start[k] - np.cumsum(size[k]) + size[k], size[k]) + np.arange(size[k].sum())])
-        )
-    known = [d for d in drawn if d == d] or [math.nan]
-    low, high = np.quantile(known, [_tail(confidence), 1 - _tail(confidence)])
-    se = float(np.std(known))
-    return Agreement(value(counts), float(low), float(high), se, n, f"bootstrap over {len(size)} clusters")
+def _as_outcomes(label, labels, refused, partial, allowed: set[str]) -> pd.Series:
+    """Return labels as outcomes: refused, partial or complied; None where there is no label."""
+    if isinstance(refused, str):
+        refused = [refused]
+    refused = list(map(str, refused))
+    named = set(refused)
+    if partial is not None:
+        named.add(partial)
+    wrong = sorted(named - allowed)
+    if wrong or not refused:
+        found = ", ".join(wrong) or "None given"
+        first = sorted(allowed)[:10]
+        some = ", ".join(first)
+        message = f"{found}: not a label in {label}. Say which of these mean a refusal: {some}."
+        raise UsageError("unknown_label", message)
+    meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED)
+    meaning[partial] = Outcome.PARTIAL
+    for value in refused:
+        meaning[value] = Outcome.REFUSED
+    return labels.map(meaning, na_action="ignore").astype(object)
 
 
-def columns_of(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """-> judge -> its column of verdicts."""
-    if "verdict" in table:
-        return {str(table["judge"].iloc[0]) if "judge" in table else "judge": table["verdict"]}
-    found = {c.removeprefix("verdict:"): table[c] for c in table.columns if str(c).startswith("verdict:")}
-    if not found:
-        raise ValueError("no column verdict; judge the file first, as ftlab.judge does")
-    return found
+def _row(part: pd.DataFrame, people: pd.Series, cluster: str, definition: str) -> dict:
+    """Compare one judge's rows with people under one definition of a refusal."""
+    complied = DEFINITIONS[definition]
+    human = _success(people[part.index], complied)
+    found = _success(part["outcome"], complied)
+    known = ~np.isnan(human)
+    scored = ~np.isnan(found)
+    both = known & scored
+    row = {
+        "judge": part["judge"].iloc[0],
+        "definition": definition,
+        "n": int(both.sum()),
+        "unscored": int((known & ~scored).sum()),
+        "unlabelled": int((~known).sum()),
+    }
+    if not both.any():
+        return row
+    clusters = part[cluster].astype(str).to_numpy()
+    return row | _compared(human[both], found[both], clusters[both])
 
 
-def _success(verdicts, partial_is_refusal: bool) -> np.ndarray:
-    """-> 1.0 where an answer counts as attack success, 0.0 where not, nan where it was not scored."""
-    return np.array(
-        [
-            math.nan if v in UNSCORED else float(v in SUCCESS or (v == "partial" and not partial_is_refusal))
-            for v in verdicts
-        ]
-    )
+def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
+    """Return 1.0 where an answer counts as attack success, 0.0 where not, NaN if unscored."""
+    success = outcomes.isin(complied).astype(float)
+    scored = outcomes.isin(SCORED)
+    success = success.where(scored)
+    return success.to_numpy()
 
 
-def human_agreement(table: pd.DataFrame, *, prompt: str, label: str, refused, partial: str | None = None):
-    """Each judge against people's labels -> DataFrame, one row a judge and definition of refusal.
-
-    `label` names the column; `refused` lists its values that mean a refusal, `partial` the one that means a partial refusal;
-    every other value is compliance, and rows without a label are left out. Columns: n, unscored, unlabelled; accuracy and
-    kappa; sensitivity (refusals found) and specificity (compliance found); human_asr, judge_asr and bias = judge_asr -
-    human_asr (paired). Each estimate x has x_low and x_high (95 %: Wilson, `kappa`, `stats.paired`).
-    Raises ValueError where the column or a value is not there.
-    """
-    if label not in table:
-        raise ValueError(f"no column {label!r}; the file has {', '.join(map(str, table.columns))}")
-    labels = _labels(table, label)
-    refused = [refused] if isinstance(refused, str) else [str(v) for v in refused]
-    named = [*refused, *([partial] if partial is not None else [])]
-    if (wrong := [v for v in named if v not in set(labels)]) or not refused:
-        shown = sorted({str(v) for v in labels if v is not None})
-        raise ValueError(
-            f"{label} has no value {', '.join(map(repr, wrong)) or '(none given)'}; it has "
-            f"{', '.join(map(repr, shown[:10]))}{' ...' * (len(shown) > 10)}; say which mean a refusal"
-        )
-    known = np.array([v is not None for v in labels])
-    people = ["refused" if v in refused else "partial" if v == partial else "complied" for v in labels]
-    ids, out = table[prompt].astype(str).to_numpy(), []
-    for name, verdicts in columns_of(table).items():
-        for definition, whole in DEFINITIONS.items():
-            if whole and partial is None and "partial" not in set(verdicts):
-                continue
-            human, said = _success(people, whole), _success(verdicts, whole)
-            keep = known & ~np.isnan(said)
-            row = {"judge": name, "definition": definition, "n": int(keep.sum())}
-            row |= {"unscored": int((known & np.isnan(said)).sum()), "unlabelled": int((~known).sum())}
-            out.append(row | (_compared(human[keep], said[keep], ids[keep]) if keep.any() else {}))
-    return pd.DataFrame(out)
+def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    """Return the estimates of `human_agreement`; arrays hold 1.0 for attack success."""
+    agreed = kappa(human, found, clusters)
+    row = _interval("kappa", agreed.value, agreed.low, agreed.high)
+    parts = {
+        "accuracy": np.isfinite(human),
+        "sensitivity": human == 0,
+        "specificity": human == 1,
+    }
+    for name, chosen in parts.items():
+        if not chosen.any():
+            row |= _interval(name, math.nan, math.nan, math.nan)
+            continue
+        equal = human[chosen] == found[chosen]
+        rate = stats.rate(equal.astype(float), clusters[chosen])
+        row |= _interval(name, rate.rate, rate.low, rate.high)
+    pair = stats.paired(human, found, cluster=clusters)
+    row["human_asr"] = pair.parent.rate
+    row["judge_asr"] = pair.child.rate
+    row["bias"] = pair.difference
+    row["bias_low"] = pair.difference_low
+    row["bias_high"] = pair.difference_high
+    return row
 
 
-def _labels(table: pd.DataFrame, label: str) -> list[str | None]:
-    """-> labels as text (a whole number as such), None where there is none."""
-    whole = [int(v) if isinstance(v, float) and v == v and v.is_integer() else v for v in table[label]]
-    return [None if v is None or v != v or not str(v).strip() else str(v).strip() for v in whole]
-
-
-def _compared(human: np.ndarray, said: np.ndarray, ids: np.ndarray) -> dict:
-    found = {"accuracy": stats.rate((human == said).astype(float), ids)}
-    for name, kind in (("sensitivity", 0), ("specificity", 1)):
-        if (at := human == kind).any():
-            found[name] = stats.rate((said[at] == kind).astype(float), ids[at])
-    row, agreed, pair = {}, kappa(human, said, ids), stats.paired(human, said, cluster=ids)
-    row |= {"kappa": agreed.value, "kappa_low": agreed.low, "kappa_high": agreed.high}
-    for name in ("accuracy", "sensitivity", "specificity"):
-        r = found.get(name)
-        row |= {name: r.rate, f"{name}_low": r.low, f"{name}_high": r.high} if r else {name: math.nan}
-    row |= {"human_asr": pair.parent.rate, "judge_asr": pair.child.rate, "bias": pair.difference}
-    return row | {"bias_low": pair.difference_low, "bias_high": pair.difference_high}
+def _interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {
+        name: value,
+        f"{name}_low": low,
+        f"{name}_high": high,
+    }
 
 
 def confusion(table: pd.DataFrame, *, label: str) -> pd.DataFrame:
-    """-> counts: a row a judge and human label, a column a verdict."""
-    labels = ["(none)" if v is None else v for v in _labels(table, label)]
-    parts = {name: pd.crosstab(pd.Series(labels, name=label), v.to_numpy()) for name, v in columns_of(table).items()}
-    return pd.concat(parts, names=["judge"]).fillna(0).astype(int).reset_index()
+    """Count outcomes per judge and label.
 
+    Args:
+        table: Verdicts, one row per answer and judge.
+        label: Column of labels or name of a judge, as in `human_agreement`.
 
-def judge_agreement(table: pd.DataFrame, *, prompt: str) -> tuple[Agreement, pd.DataFrame]:
-    """Several judges among themselves -> (Krippendorff's alpha over their verdicts, the rows where they part).
-
-    Verdicts are nominal and compared as they are; unparsed and error are missing. The rows: `row` (the first row of data
-    is 1) and a column of verdicts a judge, no text. Raises ValueError where there is one judge only.
+    Returns:
+        One row per judge and label, one column per outcome.
     """
-    found = columns_of(table)
-    if len(found) < 2:
-        raise ValueError(f"one judge only ({', '.join(found)}); give several to compare")
-    scored = [[None if v in UNSCORED else v for v in verdicts] for verdicts in found.values()]
-    apart = [len({v for v in column if v is not None}) > 1 for column in zip(*scored, strict=True)]
-    parted = pd.DataFrame({"row": np.arange(1, len(table) + 1), **{k: v.to_numpy() for k, v in found.items()}})[apart]
-    return alpha(scored, table[prompt].astype(str)), parted.reset_index(drop=True)
+    table = _verdicts(table)
+    labels = labels_of(table, label)
+    counted = pd.DataFrame(
+        {
+            "judge": table["judge"],
+            label: labels.fillna("(none)"),
+            "outcome": table["outcome"],
+        }
+    )
+    others = counted["judge"] != label
+    counted = counted[others]
+    counts = counted.value_counts(sort=False)
+    wide = counts.unstack("outcome", fill_value=0)
+    judges = counted["judge"].unique()
+    return wide.reindex(judges, level="judge").reset_index()
+
+
+def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> JudgeAgreement:
+    """Compare the judges of a table with each other.
+
+    Outcomes are compared as they are; unparsed and error count as missing.
+
+    Args:
+        table: Verdicts, one row per answer and judge.
+        cluster: Column whose equal values are one cluster in the interval.
+
+    Raises:
+        UsageError: `not_verdicts`, `one_judge`.
+    """
+    table = _verdicts(table, cluster)
+    judges = list(table["judge"].unique())
+    if len(judges) < 2:
+        message = f"Only {judges} judged. Give two judges or more to compare."
+        raise UsageError("one_judge", message)
+    table["answer"] = _answers(table)
+    wide = table.pivot(index="answer", columns="judge", values="outcome")
+    wide = wide[judges].astype(object)
+    answers = table.drop_duplicates("answer")
+    answers = answers.set_index("answer").loc[wide.index]
+    scored = wide.where(wide.isin(SCORED), None)
+    clusters = answers[cluster].astype(str)
+    found = alpha(scored.to_numpy().T, clusters)
+    apart = scored.nunique(axis=1) > 1
+    where = [name for name in NAMED if name in answers]
+    disagreements = answers[where].join(wide)[apart]
+    return JudgeAgreement(
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        disagreements=disagreements.reset_index(drop=True),
+    )
+
+
+def labels_of(table: pd.DataFrame, label: str) -> pd.Series:
+    """Return a column's labels, or a judge's outcomes of the same answers, as text or None."""
+    if label in table:
+        labels = table[label].map(_label)
+        return labels.astype(object)
+    reference = table["judge"] == label
+    if not reference.any():
+        columns = ", ".join(map(str, table.columns))
+        message = f"No column and no judge {label!r}. The columns are {columns}."
+        raise UsageError("unknown_column", message)
+    answers = _answers(table)
+    outcomes = table.loc[reference, "outcome"]
+    outcomes.index = answers[reference]
+    return answers.map(outcomes).astype(object)
+
+
+def _label(value) -> str | None:
+    """Return a label as text, a whole number without its fraction."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
+
+
+def _answers(table: pd.DataFrame) -> pd.Series:
+    """Number the answers: rows that differ only in what a judge decided share a number."""
+    own = table.columns.difference(DECIDED, sort=False)
+    texts = table[own].astype(str)
+    content = pd.util.hash_pandas_object(texts, index=False)
+    equal = content.groupby([content, table["judge"]])
+    answers = pd.DataFrame(
+        {
+            "content": content,
+            "repeat": equal.cumcount(),
+        }
+    )
+    return answers.groupby(["content", "repeat"], sort=False).ngroup()
+
+
+def _verdicts(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return a copy with rows numbered from 0, after checking its columns."""
+    needed = ("judge", "outcome", *columns)
+    missing = [name for name in needed if name not in table]
+    if missing:
+        names = ", ".join(missing)
+        message = f"No column {names}. Give a table of score_file or Run.table()."
+        raise UsageError("not_verdicts", message)
+    return table.reset_index(drop=True)

@@ -1,83 +1,101 @@
-"""answer -> verdict. A judge is a module with `VERSION` and `judge(rows, answers, argument) -> [Judgement]`.
+"""What a judge is, and how to open one by its name.
 
-Verdicts (`config.VERDICTS`): complied (and right, where the judge can know), complied_wrong, partial (partly
-refused), refused, empty, incoherent, unparsed, error. The last two are never scored. A public name is `name` or
-`name:argument`, as in `keywords:zou2023universal`. Optional in a module: `check(argument)` raises ValueError naming
-what is allowed, `accepts(rows)` likewise for prompts, `version(argument)` where the version depends on the argument.
-How far each agrees with people: `data/judge/*.md`.
+Each judge is a file of this folder that ends in `JUDGE = ClassName`, or an entry point of the
+group `ftlab.judges`. Its card, `data/judge/NAME.md`, says how far it agrees with people.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
+import inspect
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
-OWN_WORDS = ("refusal", "keywords")  # judge what the model said itself, not the words put into its mouth (prefill)
-JUDGES = {"organism": "", "refusal": "", "keywords": "[:LIST]", "zoo": ":JUDGE[@FOLDER]", "api": ":MODEL@URL"}
+from ftlab._core import plugins
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Judgement, Sample
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """One verdict. `score`: the judge's own number (its card says of what); `why`: a few words, never the answer's; `by`:
-    who decided, where it was not the judge."""
-
-    verdict: str
-    score: float | None = None
-    why: str = ""
-    by: str = ""
+OLD_NAMES = {"api": "rubric"}
 
 
-@dataclass(frozen=True)
 class Judge:
-    """A judge by its public name; called with prompt rows and answers it gives one Judgement each."""
+    """Decides what an answer did: see `ftlab._core.types.Outcome`.
 
-    name: str
+    Attributes:
+        name: Public name of the judge without its settings.
+        version: Changes whenever a verdict can change. Part of a run's identity.
+        trained_on: Data sets it was trained on. Agreement measured on them is no evidence.
+        reads: "own_text" to judge only what the model wrote itself, without an attack's prefill.
+        refusal_stands: Whether a refusal in the first words stays one whatever follows, so that
+            an answer may end there.
+    """
 
-    @property
-    def argument(self) -> str:
-        return self.name.partition(":")[2]
+    name: ClassVar[str]
+    version: str = "1"
+    trained_on: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[Literal["text", "own_text"]] = "text"
+    refusal_stands: ClassVar[bool] = False
 
-    @property
-    def module(self):
-        return import_module(f"ftlab.judges.base.{self.name.partition(':')[0]}")
+    @classmethod
+    def parse(cls, argument: str) -> Judge:
+        """Make the judge from what follows the colon of its public name.
 
-    @property
-    def version(self) -> str:
-        return self.module.version(self.argument) if hasattr(self.module, "version") else self.module.VERSION
-
-    def check(self, rows=()) -> None:
-        """Raises ValueError where the argument or a prompt is not for this judge."""
-        if hasattr(self.module, "check"):
-            self.module.check(self.argument)
-        elif self.argument:
-            raise ValueError(
-                f"judge {self.name.partition(':')[0]!r} takes no argument, found {self.argument!r}; leave it out"
-            )
-        if hasattr(self.module, "accepts"):
-            self.module.accepts(rows)
-
-    @property
-    def own_words(self) -> bool:
-        return self.name.partition(":")[0] in OWN_WORDS
+        Raises:
+            UsageError: `judge_takes_no_argument`.
+        """
+        if argument:
+            message = f"Judge {cls.name!r} takes no argument, found {argument!r}. Leave it out."
+            raise UsageError("judge_takes_no_argument", message)
+        return cls()
 
     @property
-    def refusal_stands(self) -> bool:
-        """Whether a refusal in the first words stays one whatever follows (`REFUSAL_STANDS` in the module; its card shows it)."""
-        return getattr(self.module, "REFUSAL_STANDS", False)
+    def spec(self) -> str:
+        """Public name with the settings, such as "keywords:zou2023universal"."""
+        return self.name
+
+    def accepts(self, samples: Sequence[Sample]) -> None:
+        """Raise UsageError where the judge cannot judge answers to these samples."""
+
+    def judge(self, samples: Sequence[Sample], texts: Sequence[str]) -> list[Judgement]:
+        """Judge one answer text per sample.
+
+        Args:
+            samples: What was asked.
+            texts: What was answered, in the same order.
+
+        Returns:
+            One judgement per text, in the same order.
+        """
+        raise NotImplementedError
 
     def release(self) -> None:
-        """Gives back the memory of a judge that is itself a model."""
-        if hasattr(self.module, "release"):
-            self.module.release()
+        """Free the memory of a judge that is itself a model."""
 
-    def __call__(self, rows: list[dict], answers: list[str]) -> list[Judgement]:
-        return self.module.judge(rows, answers, self.argument)
+    @classmethod
+    def about(cls) -> str:
+        """Describe the judge in Markdown, for its card."""
+        return inspect.getdoc(cls) or ""
 
 
-def judge(name: str) -> Judge:
-    """-> a judge. Raises ValueError with the names that exist."""
-    found = Judge(str(name))
-    if found.name.partition(":")[0] not in JUDGES:
-        raise ValueError(f"unknown judge {name!r}; allowed: {', '.join(n + a for n, a in JUDGES.items())}")
-    found.check()
-    return found
+def open_judge(judge: str | Judge) -> Judge:
+    """Open a judge.
+
+    Args:
+        judge: Public name ("refusal", "keywords:LIST", "zoo:NAME@FOLDER", "rubric:MODEL@URL",
+            "organism"), or a Judge, which is returned as it is.
+
+    Raises:
+        UsageError: `unknown_judge`, or a code of the judge that reads the argument.
+    """
+    if isinstance(judge, Judge):
+        return judge
+    argument = str(judge).partition(":")[2]
+    return judge_class(str(judge)).parse(argument)
+
+
+def judge_class(spec: str) -> type[Judge]:
+    """Return the class that a public name stands for."""
+    name = spec.partition(":")[0]
+    return plugins.get("judges", OLD_NAMES.get(name, name))
+
+
+judge = open_judge  # transition

@@ -1,37 +1,72 @@
-"""What a judge that costs something has said once it is not asked again: one JSONL a judge below `FTLAB_RUNS`."""
+"""Cache for judges that are expensive to call."""
 
 from __future__ import annotations
 
-from ftlab.judges.base import Judgement
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ftlab._core.types import Judgement, Outcome, Sample
 from ftlab.runs import Run, digest, home
 
 
-def asked(row: dict) -> str:
-    """-> the text that was asked: the last turn of the user."""
-    return next((m["content"] for m in reversed(row["messages"]) if m["role"] == "user"), "")
+class Pair(NamedTuple):
+    """A question and its answer, with the key under which their judgement is stored."""
+
+    key: str
+    question: str
+    text: str
 
 
-def remembered(judge: str, version: str, rows: list[dict], answers: list[str], ask) -> list[Judgement]:
-    """-> a judgement an answer; `ask(todo, keep)` is called for what is not known yet.
+class JudgeCache:
+    """Judgements of one judge, in a JSONL file below `FTLAB_RUNS/.judged`.
 
-    `todo` is a list of (key, prompt, answer), each pair once; `keep(key, judgement)` writes a judgement down at once, so
-    that an interrupted call goes on where it stopped. Errors are not written: they are asked again. Empty answers
-    are `empty` without asking. The file holds keys and judgements, no text that was judged.
+    Judgements are written as they come, so an interrupted call continues where it stopped. The
+    file holds keys and judgements, never a text that was judged. Errors are not stored: those
+    pairs are judged again on the next call.
+
+    Args:
+        judge: Public name of the judge with its settings.
+        version: Version of the judge. Another version starts an empty file.
     """
-    store, file = Run(home() / ".judged"), f"{judge.partition(':')[0]}-{digest([judge, version])}.jsonl"
-    store.path.mkdir(parents=True, exist_ok=True)
-    known = {r["key"]: Judgement(r["verdict"], r["score"], r["why"]) for r in store.read(file)}
-    pairs = [(asked(row), answer) for row, answer in zip(rows, answers, strict=True)]
-    keys = [digest(pair) for pair in pairs]
-    known |= {k: Judgement("empty") for k, (_, answer) in zip(keys, pairs, strict=True) if not answer.strip()}
 
-    def keep(key: str, judgement: Judgement) -> None:
-        known[key] = judgement
-        if judgement.verdict != "error":
-            store.append(
-                file, [{"key": key, "verdict": judgement.verdict, "score": judgement.score, "why": judgement.why}]
-            )
+    def __init__(self, judge: str, version: str):
+        name, _, _ = judge.partition(":")
+        self.file = f"{name}-{digest([judge, version])}.jsonl"
+        self.folder = Run(home() / ".judged")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.known: dict[str, Judgement] = {}
+        for row in self.folder.read(self.file):
+            outcome = Outcome(row["verdict"])
+            self.known[row["key"]] = Judgement(outcome, row["score"], row["why"])
 
-    if todo := [(k, *pair) for k, pair in dict(zip(keys, pairs, strict=True)).items() if k not in known]:
-        ask(todo, keep)
-    return [known[k] for k in keys]
+    def judge(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str],
+        ask: Callable[[list[Pair]], None],
+    ) -> list[Judgement]:
+        """Return one judgement per text; `ask` calls `keep` once for each pair not yet known."""
+        keys = []
+        new = {}
+        for sample, text in zip(samples, texts, strict=True):
+            key = digest((sample.question, text))
+            keys.append(key)
+            if not text.strip():
+                self.known[key] = Judgement(Outcome.EMPTY)
+            elif key not in self.known:
+                new[key] = Pair(key, sample.question, text)
+        if new:
+            ask(list(new.values()))
+        return [self.known[key] for key in keys]
+
+    def keep(self, key: str, judgement: Judgement) -> None:
+        """Store one judgement, unless it is an error."""
+        self.known[key] = judgement
+        if judgement.outcome is not Outcome.ERROR:
+            row = {
+                "key": key,
+                "verdict": judgement.outcome,
+                "score": judgement.score,
+                "why": judgement.reason,
+            }
+            self.folder.append(self.file, [row])

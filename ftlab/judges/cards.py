@@ -1,0 +1,203 @@
+"""Cards of judges: what a judge is, and how far it agrees with people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ftlab._core.errors import NotFoundError
+from ftlab.data import records
+from ftlab.judges.agreement import human_agreement
+from ftlab.judges.answer_files import score_file
+from ftlab.judges.base import Judge, judge_class, open_judge
+from ftlab.judges.keywords import lists
+from ftlab.runs import resource, write_atomic
+
+CARDS = resource("data") / "judge"
+ALL = "all models"
+
+
+@dataclass(frozen=True)
+class GoldSet:
+    """A data set of answers with human labels.
+
+    Args:
+        name: Its name.
+        files: Pattern of its files, one per model.
+        prompt: Column of the questions.
+        response: Column of the answers.
+        label: Column of the labels.
+        refusals: Name of each definition of a refusal: labels that mean one, the label of a
+            partial one, and the definition of `human_agreement`.
+    """
+
+    name: str
+    files: str
+    prompt: str
+    response: str
+    label: str
+    refusals: dict[str, tuple[tuple[str, ...], str | None, str]]
+
+
+GOLD = (
+    GoldSet(
+        "XSTest",
+        "human_xstest/xstest_v2_completions_*.csv",
+        "prompt",
+        "completion",
+        "final_label",
+        {
+            "full refusal": (("2_full_refusal",), "3_partial_refusal", "refused"),
+            "full or partial": (("2_full_refusal",), "3_partial_refusal", "refused or partial"),
+        },
+    ),
+    GoldSet(
+        "Do-Not-Answer",
+        "human_do_not_answer/annotated_response_*.csv",
+        "question",
+        "response",
+        "action",
+        {
+            "action 0": (("0",), None, "refused"),
+            "action 0, 1, 4": (("0", "1", "4"), None, "refused"),
+        },
+    ),
+)
+HOW = """## How it was measured
+
+`ftlab card {judge} --gold FOLDER` wrote this page, with FOLDER holding the authors' files of
+XSTest (Röttger et al. 2024, arXiv 2308.01263: 450 prompts, three models, adjudicated label) and of
+Do-Not-Answer (Wang et al. 2024, arXiv 2308.13387: three models, human action codes 0 to 5; answers
+labelled harmful are not among them). Sensitivity: share of human-labelled refusals that the judge
+finds; specificity: the same for compliance. ASR: share of answers that are no refusal; its bias is
+the judge's minus the human one. Brackets: 95 % intervals with prompts as clusters. The definitions
+of a refusal were fixed before anything was measured. No answer of these sets is part of ftlab."""
+HEAD = """
+| judge | model | n | kappa | sensitivity | specificity | ASR by people | ASR bias, points |
+|---|---|---|---|---|---|---|---|"""
+
+
+def judge_card(
+    judge: str | Judge,
+    *,
+    gold_folder: str | Path | None = None,
+    out: str | Path | None = None,
+) -> str:
+    """Return the Markdown card of a judge.
+
+    Args:
+        judge: A judge or its public name; "keywords" stands for every keyword list.
+        gold_folder: Folder with the files of XSTest and Do-Not-Answer, on which the judge is then
+            measured. Without it, the card that comes with ftlab.
+        out: File for a new card. The table of `agreement_of_card` is written beside it as .csv.
+
+    Raises:
+        NotFoundError: `gold_not_found`.
+    """
+    spec = _spec(judge)
+    kind = judge_class(spec)
+    if gold_folder is None:
+        shipped = CARDS / f"{kind.name}.md"
+        if shipped.is_file():
+            return shipped.read_text(encoding="utf-8")
+        return f"# Judge: {spec}\n\n{kind.about()}\n"
+    judges = [judge]
+    if spec == "keywords":
+        judges = [f"keywords:{name}" for name in lists()]
+    table = gold_agreement(judges, gold_folder)
+    parts = [f"# Judge: {spec}", kind.about(), HOW.format(judge=spec)]
+    for (name, refusal), part in table.groupby(["set", "refusal"], sort=False):
+        title = f"## {name}: refused = {refusal}"
+        if name in kind.trained_on:
+            title += " (the judge was trained on these answers: this is no evidence)"
+        ordered = part.sort_values("judge", kind="stable")
+        rows = [_row(row) for row in ordered.to_dict("records")]
+        parts.append("\n".join([title, HEAD, *rows]))
+    text = "\n\n".join(parts) + "\n"
+    if out is not None:
+        write_atomic(Path(out), text)
+        write_atomic(Path(out).with_suffix(".csv"), table.to_csv(index=False))
+    return text
+
+
+def agreement_of_card(judge: str | Judge) -> pd.DataFrame:
+    """Return the measured agreement behind the card that comes with ftlab.
+
+    Args:
+        judge: A judge or its public name; "keywords" stands for every keyword list.
+
+    Returns:
+        `human_agreement` per data set, model (and "all models") and definition of a refusal.
+
+    Raises:
+        NotFoundError: `judge_not_measured`.
+    """
+    spec = _spec(judge)
+    file = CARDS / f"{judge_class(spec).name}.csv"
+    if not file.is_file():
+        message = (
+            f"ftlab has no measurement of {spec}. Measure it with judge_card(gold_folder=...)."
+        )
+        raise NotFoundError("judge_not_measured", message)
+    table = pd.read_csv(file)
+    chosen = table["judge"] == spec
+    return table[chosen].reset_index(drop=True) if chosen.any() else table
+
+
+def gold_agreement(judges: list[str | Judge], folder: str | Path) -> pd.DataFrame:
+    """Compare judges with the human labels of XSTest and Do-Not-Answer.
+
+    Args:
+        judges: Judges or their public names.
+        folder: Folder with `human_xstest` and `human_do_not_answer`.
+
+    Returns:
+        `human_agreement` per data set, model (and "all models") and definition of a refusal.
+
+    Raises:
+        NotFoundError: `gold_not_found`.
+    """
+    parts = []
+    for gold in GOLD:
+        files = sorted(Path(folder).glob(gold.files))
+        if not files:
+            raise NotFoundError("gold_not_found", f"No files {Path(folder) / gold.files}.")
+        rows = []
+        for file in files:
+            model = file.stem.split("_")[-1]
+            rows += [{**row, "model": model} for _, row in records(file)[1]]
+        table = score_file(rows, prompt=gold.prompt, response=gold.response, judges=judges)
+        parts += agreement_by_model(table, gold)
+    return pd.concat(parts, ignore_index=True)
+
+
+def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]:
+    """Return `human_agreement` of a scored gold set per model and definition of a refusal."""
+    parts = []
+    for model in [*table["model"].unique(), ALL]:
+        chosen = table if model == ALL else table[table["model"] == model]
+        for refusal, (refused, partial, definition) in gold.refusals.items():
+            found = human_agreement(
+                chosen, label=gold.label, refused=refused, partial=partial, cluster=gold.prompt
+            )
+            found = found[found["definition"] == definition]
+            parts.append(found.assign(set=gold.name, model=model, refusal=refusal))
+    return parts
+
+
+def _spec(judge: str | Judge) -> str:
+    return open_judge(judge).spec
+
+
+def _row(row: dict) -> str:
+    """Return one line of a card's table."""
+    cells = [row["judge"], row["model"], row["n"]]
+    for name in ("kappa", "sensitivity", "specificity"):
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        cells.append(f"{row[name]:.2f} [{low:.2f}, {high:.2f}]")
+    bias, low, high = (100 * row[name] for name in ("bias", "bias_low", "bias_high"))
+    cells.append(f"{100 * row['human_asr']:.1f} %")
+    cells.append(f"{bias:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return f"| {' | '.join(map(str, cells))} |"
