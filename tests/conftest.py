@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from small_models import dropping, folder, folders, killed, llama  # noqa: F401  fixtures: other people's models
+from small_models import dropping, folder, folders, killed, killed_curves, llama  # noqa: F401  fixtures: other people's models
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).parent.parent

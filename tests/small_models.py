@@ -194,11 +194,14 @@ SFT = dict(epochs=2, batch_size=4, learning_rate=2e-3)  # 20 rows: 10 steps
 CURVE = dict(at_steps=[0, 2, 4, 6], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
 KILLS = {  # what was running: (the call, the log line that killed it, seconds between checkpoints)
     "full": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 7), 0),
-    "lora": ("ftlab.sft(PATH, sums(20), lora=True, **SFT)", ("-s0-", 7), 0),
+    "lora": ("ftlab.sft(PATH, sums(20), adapter='lora', **SFT)", ("-s0-", 7), 0),
     "dpo": ("ftlab.dpo(PATH, pairs(20), **SFT)", ("-s0-", 7), 0),
     "no checkpoint": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 3), 1000),
-    "curve": ("ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)", ("-s1-", 5), 0),
-    "curve without checkpoint": ("ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)", ("-s1-", 5), 1000),
+}
+A_CURVE = "ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)"
+CURVE_KILLS = {
+    "curve": (A_CURVE, ("-s1-", 5), 0),
+    "curve without checkpoint": (A_CURVE, ("-s1-", 5), 1000),
 }
 DYING = """
 import os, signal, sys
@@ -206,11 +209,11 @@ import datasets, peft, trl, ftlab
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, SFTTrainer
 from pathlib import Path
-from ftlab.training import callback as keeper
-from ftlab.runs import store as runs
-from small_models import CURVE, KILLS, SFT, goals, pairs, sums
+from ftlab.runs import Run
+import small_models
+from small_models import CURVE, SFT, goals, pairs, sums
 
-PATH, append = Path(sys.argv[1]), runs.Run.append
+PATH, append = Path(sys.argv[1]), Run.append
 
 def and_die(self, file, records):
     append(self, file, records)
@@ -218,10 +221,11 @@ def and_die(self, file, records):
         os.kill(os.getpid(), signal.SIGKILL)
 
 children = {}
-for name, (call, (part, step), keeper.CHECKPOINT_S) in KILLS.items():  # the imports are paid for once
-    if not (child := os.fork()):
+for name, (call, (part, step), seconds) in getattr(small_models, sys.argv[3]).items():
+    if not (child := os.fork()):  # the imports are paid for once
         os.environ["FTLAB_RUNS"] = str(Path(sys.argv[2]) / name)
-        keeper.CHECKPOINT_COST, runs.Run.append = 0, and_die
+        os.environ["FTLAB_CHECKPOINT_SECONDS"] = str(seconds)
+        Run.append = and_die
         eval(call)
         os._exit(1)
     children[name] = child
@@ -230,12 +234,27 @@ for name, child in children.items():
 """
 
 
+def left_by_killed(kills: str, model: Path, root: Path) -> Path:
+    """-> the folder of runs that processes left behind which killed themselves (SIGKILL).
+
+    One folder a name of `kills`, which is "KILLS" or "CURVE_KILLS".
+    """
+    path = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parent.parent))
+    called = [sys.executable, "-c", DYING, str(model), str(root), kills]
+    environ = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=300)
+    expected = "".join(f"{name} {int(signal.SIGKILL)}\n" for name in globals()[kills])
+    assert done.stdout == expected, done.stderr[-2000:]
+    return root
+
+
 @pytest.fixture(scope="session")
 def killed(dropping, tmp_path_factory) -> Path:
-    """The folder of the runs that processes left behind which killed themselves (SIGKILL): one a name of `KILLS`."""
-    root = tmp_path_factory.mktemp("killed")
-    path = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parent.parent))
-    called = [sys.executable, "-c", DYING, str(dropping), str(root)]
-    done = subprocess.run(called, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "".join(f"{name} {int(signal.SIGKILL)}\n" for name in KILLS), done.stderr[-2000:]
-    return root
+    """What killed trainings left: one folder a name of `KILLS`."""
+    return left_by_killed("KILLS", dropping, tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="session")
+def killed_curves(dropping, tmp_path_factory) -> Path:
+    """What killed curves left: one folder a name of `CURVE_KILLS`."""
+    return left_by_killed("CURVE_KILLS", dropping, tmp_path_factory.mktemp("killed"))
