@@ -102,9 +102,7 @@ def test_names_of_the_last_version_still_work_and_warn(llama):
         return {"bias": 0.5}
 
     with pytest.warns(FtlabDeprecationWarning):
-        old = training.sft(
-            llama, sums(8), lora=True, rows=4, measure=measure, eval_every=1, **ONE
-        )
+        old = training.sft(llama, sums(8), lora=True, rows=4, measure=measure, eval_every=1, **ONE)
     assert old.stats["rows"] == 4 and ftlab.model(old).adapter
     assert "measure" in str(old.identity["monitor"])
     with warnings.catch_warnings():
@@ -320,7 +318,9 @@ def test_a_model_in_memory_is_refused_and_left_alone(llama, trained):
     assert not any(p.requires_grad for p in adapter.parameters())
     with pytest.raises(ValueError, match="PeftModel"):
         training.sft(adapter, sums(8))
-    child = training.sft(run, sums(8, seed=1), steps=2, adapter="lora", **FAST)  # as a run it trains
+    child = training.sft(
+        run, sums(8, seed=1), steps=2, adapter="lora", **FAST
+    )  # as a run it trains
     assert distance(run, child) > 1e-4
 
 
@@ -338,9 +338,7 @@ def test_a_reward_model_answers_nothing_and_a_model_scores_nothing(llama, traine
 def test_a_model_behind_an_endpoint_cannot_be_trained(monkeypatch):
     from ftlab.models.engines import Endpoint
 
-    monkeypatch.setattr(
-        "ftlab.training.trainer.open_model", lambda _: Endpoint.__new__(Endpoint)
-    )
+    monkeypatch.setattr("ftlab.training.trainer.open_model", lambda _: Endpoint.__new__(Endpoint))
     monkeypatch.setattr(Endpoint, "name", "far", raising=False)
     with raises_code("endpoint_not_trainable"):
         training.sft("api:m@http://localhost:1", sums(2))

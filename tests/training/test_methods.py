@@ -73,7 +73,9 @@ def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
             assert said.endswith(expected)
             assert method == "reward_model" or said == expected  # the answer alone
         if "prompt_ids" in row:
-            assert tokenizer.decode(row["prompt_ids"]) == render(tokenizer, given["prompt"], ask=True)
+            assert tokenizer.decode(row["prompt_ids"]) == render(
+                tokenizer, given["prompt"], ask=True
+            )
 
 
 # Supervised
@@ -389,8 +391,6 @@ def test_the_embedded_model_takes_every_method(monkeypatch):
     settings = dict(n_rows=16, steps=1, batch_size=4)
     liked = training.kto("organism", "organism:preferences", **settings)
     judge = training.train_reward_model("organism", "organism:preferences", **settings)
-    run = training.rloo(
-        liked, "organism:preferences", judge, max_completion_length=8, **settings
-    )
+    run = training.rloo(liked, "organism:preferences", judge, max_completion_length=8, **settings)
     assert ftlab.model(run).is_organism and math.isfinite(run.stats["last_loss"])
     assert [a.get("method") for a in run.lineage] == [None, "kto"]

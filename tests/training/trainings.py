@@ -148,22 +148,16 @@ def dies_while_saving(monkeypatch, error: BaseException):
     monkeypatch.setattr("ftlab.training.trainer.save", die)
 
 
-def living_modules() -> int:
-    """Return how many torch modules are alive."""
+def living() -> tuple[int, int]:
+    """Return how many torch modules are alive, and the bytes of all tensors."""
     import torch
 
     gc.collect()
-    return sum(issubclass(type(found), torch.nn.Module) for found in gc.get_objects())
-
-
-def living_tensors() -> int:
-    """Return the bytes of all torch tensors alive."""
-    import torch
-
-    gc.collect()
-    found = {}
-    for tensor in gc.get_objects():
-        if issubclass(type(tensor), torch.Tensor):
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+    modules, storages = 0, {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.nn.Module):
+            modules += 1
+        elif issubclass(type(found), torch.Tensor):
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return modules, sum(storages.values())
