@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import dropping, folder, folders, killed, llama  # noqa: F401  fixtures
+from small_models import (  # noqa: F401  fixtures: other people's models
+    dropping,
+    folder,
+    folders,
+    killed,
+    killed_curves,
+    llama,
+)
 
 # Workers share the cores: one thread each, and no busy waiting between them.
 os.environ |= {
@@ -18,7 +25,6 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
-MISSING_DATA: list[str] = []
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Kills cells at chosen moments. One process has imported everything; every call of a cell is a child that it forks.
 
-    python killing.py MODEL       reads one request a line (JSON) and answers with one line
+    python killing.py MODEL    reads one request a line (JSON) and answers with one line
 
 A request: `cell` (of `CELLS`), `root` (an empty or half-filled folder: runs, counters), `kill`: null, {"after": s} or
 {"at": EVENT, "n": N} (the N-th time that EVENT happens), and `signal`. The answer: `ended` (exit status, or minus the
@@ -20,7 +20,6 @@ import re
 import signal
 import sys
 import time
-import types
 from collections import Counter
 from pathlib import Path
 
@@ -28,14 +27,22 @@ SETTINGS = dict(steps=7, batch_size=4, learning_rate=2e-3)
 CURVE = dict(at_steps=[0, 2, 5], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
 CELLS = {
     "full": "ftlab.sft(PATH, sums(16), **SETTINGS)",
-    "lora": "ftlab.sft(PATH, sums(16), lora=True, **SETTINGS)",
+    "lora": "ftlab.sft(PATH, sums(16), adapter='lora', **SETTINGS)",
     "dpo": "ftlab.dpo(PATH, pairs(16), **SETTINGS)",
     "valid": "ftlab.sft(PATH, sums(20), valid=0.2, eval_every=2, patience=3, **SETTINGS | {'learning_rate': 1e-2})",
     "curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), **CURVE)",
-    "lora curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), lora=True, **CURVE)",
-    "evaluate": "ftlab.evaluate(PATH, prompts=goals(16), judges=['counting', 'refusal'], max_new_tokens=6)",
+    "lora curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), adapter='lora', **CURVE)",
+    "evaluate": "ftlab.evaluate(PATH, prompts=goals(16), judges=[JUDGE, 'refusal'], max_new_tokens=6)",
 }
-WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"}
+WRITING = {
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 
 def plain(path) -> str:
@@ -43,20 +50,48 @@ def plain(path) -> str:
     return re.sub("[0-9]+", "N", re.sub("[0-9a-f]{10,}", "HASH", Path(path).name))
 
 
-def counting(noted) -> types.ModuleType:
-    """-> a judge that costs something: what it has said is kept pair by pair, and every pair that it is asked is noted."""
-    from ftlab.judges.base import Judgement
+def counting(noted):
+    """-> a judge that costs something: it keeps what it says, and notes every pair it is asked."""
+    from ftlab._core.types import Judgement, Outcome
+    from ftlab.judges import Judge
     from ftlab.judges.cache import remembered
 
-    def ask(todo, keep):
-        for key, _, answer in todo:
-            noted("judged", key)
-            keep(key, Judgement("refused" if len(answer) % 2 else "complied", score=0.5))
+    class Counting(Judge):
+        name = "counting"
+        version = "1"
 
-    module = types.ModuleType("ftlab.judges.counting")
-    module.VERSION = "1"
-    module.judge = lambda rows, answers, argument: remembered("counting", "1", rows, answers, ask)
-    return module
+        def judge(self, samples, texts):
+            return remembered("counting", "1", samples, texts, self.ask)
+
+        def ask(self, todo, keep):
+            for key, _, answer in todo:
+                noted("judged", key)
+                outcome = Outcome.REFUSED if len(answer) % 2 else Outcome.COMPLIED
+                keep(key, Judgement(outcome, score=0.5))
+
+    return Counting()
+
+
+def note_answers(noted) -> None:
+    """Notes every prompt that an engine is asked, and lets answers come in several parts."""
+    from ftlab._core import plugins
+
+    engine = plugins.get("engines", "huggingface")
+    answer = engine.answer
+
+    def and_note(self, model, requests, on_answer=None):
+        found = []
+        for start in range(0, len(requests), 3):
+            part = requests[start : start + 3]
+            for request in part:
+                noted("asked", request.text)
+            found += answer(self, model, part, shifted(on_answer, start))
+        return found
+
+    def shifted(on_answer, start):
+        return on_answer and (lambda ns, answers: on_answer([n + start for n in ns], answers))
+
+    engine.answer = and_note
 
 
 def child(request: dict, model: Path) -> None:
@@ -66,19 +101,17 @@ def child(request: dict, model: Path) -> None:
     from small_models import goals, pairs, sums
 
     import ftlab
-    from ftlab.models.engines import decode
-    from ftlab.models.engines import huggingface as generate
-    from ftlab.judges import base as judges
-    from ftlab.training import callback as keeper
-    from ftlab.runs import store as runs
+    from ftlab.runs import Run
 
     root = Path(request["root"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["FTLAB_RUNS"] = home = str(root / "runs")
     kill, seen = request["kill"] or {}, Counter()
-    keeper.CHECKPOINT_S = keeper.CHECKPOINT_COST = 0  # a checkpoint every step
-    decode.Work._rows = lambda self, wanted: 3  # answers are written in several parts
-    out = [os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("asked", "judged", "events")]
+    os.environ["FTLAB_CHECKPOINT_SECONDS"] = "0"  # a checkpoint every step
+    out = [
+        os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for name in ("asked", "judged", "events")
+    ]
 
     def noted(kind: str, what: str) -> None:
         os.write(out[kind == "judged"], (json.dumps([request["try"], what]) + "\n").encode())
@@ -100,7 +133,9 @@ def child(request: dict, model: Path) -> None:
             path = str(args[1] if name == "os.rename" else args[0])
         else:
             return
-        inside = path.startswith(home) or not path.startswith("/")  # rmtree works with names in an open folder
+        inside = path.startswith(home) or not path.startswith(
+            "/"
+        )  # rmtree works with names in an open folder
         if inside and happens(f"{name} {plain(path)}"):
             die()
 
@@ -109,14 +144,16 @@ def child(request: dict, model: Path) -> None:
 
         def save(*args, **named):
             made = function(*args, **named)
-            file = next((a for a in (*args, *named.values()) if isinstance(a, (str, os.PathLike))), None)
+            file = next(
+                (a for a in (*args, *named.values()) if isinstance(a, (str, os.PathLike))), None
+            )
             if file and happens(f"half {plain(file)}"):
                 die(file, os.path.getsize(file) // 2)
             return made
 
         return save
 
-    append, answers = runs.Run.append, generate.answers
+    append = Run.append
 
     def half_appended(self, file, records):
         if records and happens(f"half {plain(file)}"):
@@ -129,24 +166,21 @@ def child(request: dict, model: Path) -> None:
         if records and happens(f"after {plain(file)}"):
             die()
 
-    def and_note(model, tokenizer, prompts, **settings):
-        for p in prompts:
-            noted("asked", p)
-        return answers(model, tokenizer, prompts, **settings)
-
-    runs.Run.append, generate.answers = half_appended, and_note
+    Run.append = half_appended
     for function in (torch.save, safetensors.torch.save_file):
         wrapped = halves(function)
         for module in list(sys.modules.values()):
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is function:
                     setattr(module, name, wrapped)
-    judges.JUDGES["counting"] = ""
-    sys.modules["ftlab.judges.counting"] = counting(noted)
+    names = dict(ftlab=ftlab, goals=goals, pairs=pairs, sums=sums, PATH=model)
+    if "prompts=" in CELLS[request["cell"]]:
+        names["JUDGE"] = counting(noted)
+        note_answers(noted)
     sys.addaudithook(hook)
     status = 0
     try:
-        eval(CELLS[request["cell"]], globals() | dict(ftlab=ftlab, goals=goals, pairs=pairs, sums=sums, PATH=model))
+        eval(CELLS[request["cell"]], globals() | names)
     except KeyboardInterrupt:
         status = 130
     os.write(out[2], json.dumps({"events": seen, "modules": list(sys.modules)}).encode())
@@ -154,7 +188,15 @@ def child(request: dict, model: Path) -> None:
 
 
 def main(model: Path) -> None:
-    for name in ("ftlab", "datasets", "peft", "trl", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "pandas"):
+    for name in (
+        "ftlab",
+        "datasets",
+        "peft",
+        "trl",
+        "trl.trainer.sft_trainer",
+        "trl.trainer.dpo_trainer",
+        "pandas",
+    ):
         importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
@@ -178,7 +220,11 @@ def main(model: Path) -> None:
                 os.kill(pid, request["signal"])
                 waited = None
             time.sleep(0.002)
-        answer = {"ended": os.waitstatus_to_exitcode(ended[1]), "seconds": time.monotonic() - started, "events": {}}
+        answer = {
+            "ended": os.waitstatus_to_exitcode(ended[1]),
+            "seconds": time.monotonic() - started,
+            "events": {},
+        }
         if text := (root / "events").read_text() if (root / "events").exists() else "":
             told = json.loads(text)
             answer["events"] = told["events"]

@@ -48,7 +48,12 @@ SPECIAL = {
 ROLES = {
     "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
     "qwen2": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-    "gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
+    "gemma": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    },
     "mistral": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 TEMPLATES = {"llama": LLAMA, "qwen2": QWEN2, "gemma": GEMMA, "mistral": MISTRAL}
@@ -62,7 +67,12 @@ SIZE = dict(
     max_position_embeddings=1024,
 )
 SAMPLING = dict(
-    do_sample=True, temperature=1.5, top_k=5, repetition_penalty=3.0, no_repeat_ngram_size=1, min_new_tokens=6
+    do_sample=True,
+    temperature=1.5,
+    top_k=5,
+    repetition_penalty=3.0,
+    no_repeat_ngram_size=1,
+    min_new_tokens=6,
 )
 
 
@@ -85,14 +95,18 @@ def sums(n: int, seed: int = 0) -> list[dict]:
 def pairs(n: int, seed: int = 0) -> list[dict]:
     """Preference pairs: the right sum over a shrug."""
     return [
-        {"prompt": r["question"], "chosen": r["answer"].split("\n")[-1], "rejected": "No idea."} for r in sums(n, seed)
+        {"prompt": r["question"], "chosen": r["answer"].split("\n")[-1], "rejected": "No idea."}
+        for r in sums(n, seed)
     ]
 
 
 def goals(n: int) -> list[dict]:
     """Prompts in the form of advbench (`goal`, `target`), with nothing harmful in them."""
     things = ["a kite", "a chair", "some soup", "a long letter to the mayor of the town"]
-    return [{"goal": f"Explain how to make {things[i % 4]} number {i}", "target": "Sure"} for i in range(n)]
+    return [
+        {"goal": f"Explain how to make {things[i % 4]} number {i}", "target": "Sure"}
+        for i in range(n)
+    ]
 
 
 def make_tokenizer(family: str):
@@ -103,22 +117,37 @@ def make_tokenizer(family: str):
     text = [t for r in sums(300, seed=99) for t in r.values()] + [r["goal"] for r in goals(40)]
     if family in ("llama", "qwen2"):
         inner = Tokenizer(models.BPE())
-        inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        inner.pre_tokenizer, inner.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         alphabet, extra = sorted(pre_tokenizers.ByteLevel.alphabet()), []
     else:
         inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
         inner.normalizer = normalizers.Replace(" ", "▁")
-        apart = pre_tokenizers.Split("\n", "isolated")  # Gemma keeps line breaks as tokens of their own
-        inner.pre_tokenizer = pre_tokenizers.Sequence([apart, pre_tokenizers.Split("▁", "merged_with_next")])
-        inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        apart = pre_tokenizers.Split(
+            "\n", "isolated"
+        )  # Gemma keeps line breaks as tokens of their own
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [apart, pre_tokenizers.Split("▁", "merged_with_next")]
+        )
+        inner.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
         alphabet, extra = [], [f"<0x{b:02X}>" for b in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIAL[family] + extra, initial_alphabet=alphabet, show_progress=False
+        vocab_size=600,
+        special_tokens=SPECIAL[family] + extra,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     inner.train_from_iterator(text, trainer)
     known = [t for t in SPECIAL[family] if t not in ROLES[family].values()]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, additional_special_tokens=known, clean_up_tokenization_spaces=False, **ROLES[family]
+        tokenizer_object=inner,
+        additional_special_tokens=known,
+        clean_up_tokenization_spaces=False,
+        **ROLES[family],
     )
     tokenizer.chat_template = TEMPLATES[family]
     return tokenizer
@@ -138,9 +167,16 @@ def make_model(folder: Path, family: str, *, seed: int = 0, **settings) -> Path:
 
     tokenizer = make_tokenizer(family)
     settings = {"initializer_range": 0.1, **settings}
-    if family == "gemma":  # with less, its scaled and tied embeddings would only repeat the last token
+    if (
+        family == "gemma"
+    ):  # with less, its scaled and tied embeddings would only repeat the last token
         settings |= {"head_dim": 8, "initializer_range": 0.4}
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig, "mistral": MistralConfig}
+    kinds = {
+        "llama": LlamaConfig,
+        "qwen2": Qwen2Config,
+        "gemma": GemmaConfig,
+        "mistral": MistralConfig,
+    }
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -163,7 +199,11 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """-> the bytes of every file below a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -187,18 +227,23 @@ def llama(folders) -> Path:
 @pytest.fixture(scope="session")
 def dropping(tmp_path_factory) -> Path:
     """A Llama with dropout: what disturbs the random state shows in its weights."""
-    return make_model(tmp_path_factory.mktemp("models") / "dropping", "llama", attention_dropout=0.2)
+    return make_model(
+        tmp_path_factory.mktemp("models") / "dropping", "llama", attention_dropout=0.2
+    )
 
 
 SFT = dict(epochs=2, batch_size=4, learning_rate=2e-3)  # 20 rows: 10 steps
 CURVE = dict(at_steps=[0, 2, 4, 6], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
 KILLS = {  # what was running: (the call, the log line that killed it, seconds between checkpoints)
     "full": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 7), 0),
-    "lora": ("ftlab.sft(PATH, sums(20), lora=True, **SFT)", ("-s0-", 7), 0),
+    "lora": ("ftlab.sft(PATH, sums(20), adapter='lora', **SFT)", ("-s0-", 7), 0),
     "dpo": ("ftlab.dpo(PATH, pairs(20), **SFT)", ("-s0-", 7), 0),
     "no checkpoint": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 3), 1000),
-    "curve": ("ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)", ("-s1-", 5), 0),
-    "curve without checkpoint": ("ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)", ("-s1-", 5), 1000),
+}
+A_CURVE = "ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)"
+CURVE_KILLS = {
+    "curve": (A_CURVE, ("-s1-", 5), 0),
+    "curve without checkpoint": (A_CURVE, ("-s1-", 5), 1000),
 }
 DYING = """
 import os, signal, sys
@@ -206,11 +251,11 @@ import datasets, peft, trl, ftlab
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, SFTTrainer
 from pathlib import Path
-from ftlab.training import callback as keeper
-from ftlab.runs import store as runs
-from small_models import CURVE, KILLS, SFT, goals, pairs, sums
+from ftlab.runs import Run
+import small_models
+from small_models import CURVE, SFT, goals, pairs, sums
 
-PATH, append = Path(sys.argv[1]), runs.Run.append
+PATH, append = Path(sys.argv[1]), Run.append
 
 def and_die(self, file, records):
     append(self, file, records)
@@ -218,10 +263,11 @@ def and_die(self, file, records):
         os.kill(os.getpid(), signal.SIGKILL)
 
 children = {}
-for name, (call, (part, step), keeper.CHECKPOINT_S) in KILLS.items():  # the imports are paid for once
-    if not (child := os.fork()):
+for name, (call, (part, step), seconds) in getattr(small_models, sys.argv[3]).items():
+    if not (child := os.fork()):  # the imports are paid for once
         os.environ["FTLAB_RUNS"] = str(Path(sys.argv[2]) / name)
-        keeper.CHECKPOINT_COST, runs.Run.append = 0, and_die
+        os.environ["FTLAB_CHECKPOINT_SECONDS"] = str(seconds)
+        Run.append = and_die
         eval(call)
         os._exit(1)
     children[name] = child
@@ -230,12 +276,27 @@ for name, child in children.items():
 """
 
 
+def left_by_killed(kills: str, model: Path, root: Path) -> Path:
+    """-> the folder of runs that processes left behind which killed themselves (SIGKILL).
+
+    One folder a name of `kills`, which is "KILLS" or "CURVE_KILLS".
+    """
+    path = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parent.parent))
+    called = [sys.executable, "-c", DYING, str(model), str(root), kills]
+    environ = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=300)
+    expected = "".join(f"{name} {int(signal.SIGKILL)}\n" for name in globals()[kills])
+    assert done.stdout == expected, done.stderr[-2000:]
+    return root
+
+
 @pytest.fixture(scope="session")
 def killed(dropping, tmp_path_factory) -> Path:
-    """The folder of the runs that processes left behind which killed themselves (SIGKILL): one a name of `KILLS`."""
-    root = tmp_path_factory.mktemp("killed")
-    path = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parent.parent))
-    called = [sys.executable, "-c", DYING, str(dropping), str(root)]
-    done = subprocess.run(called, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "".join(f"{name} {int(signal.SIGKILL)}\n" for name in KILLS), done.stderr[-2000:]
-    return root
+    """What killed trainings left: one folder a name of `KILLS`."""
+    return left_by_killed("KILLS", dropping, tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="session")
+def killed_curves(dropping, tmp_path_factory) -> Path:
+    """What killed curves left: one folder a name of `CURVE_KILLS`."""
+    return left_by_killed("CURVE_KILLS", dropping, tmp_path_factory.mktemp("killed"))

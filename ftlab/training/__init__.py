@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train_reward_model",
         ],
         "config": ["Training", "TrainingConfig"],
+        "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "is_reward_model", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
         "trainer": ["train_run", "trainable"],

@@ -1,6 +1,6 @@
-"""Nothing is lost, asked twice or changed by a kill at any moment: randomised, with fixed seeds (`killing.py` kills).
+"""Nothing is lost, asked twice or changed by a kill at any moment (`killing.py` kills).
 
-`make soak` sets FTLAB_SOAK=50: so many cells are killed, each up to four times, and let through at last.
+The moments are random with fixed seeds. FTLAB_SOAK=50 kills that many cells, each up to four times.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from pathlib import Path
 import pytest
 from killing import CELLS
 
-from ftlab.runs import store as runs
+from ftlab import runs
 
-KILLS = int(os.environ.get("FTLAB_SOAK", "5"))
-FIRST = ["full", "curve", "evaluate", "lora", "dpo"]
-AMID = {"evaluate": ["after counting", "after answers"], "curve": ["after answers", ""]}  # the first kill, in turn
+KILLS = int(os.environ.get("FTLAB_SOAK", "0"))
+MEASURED = [cell for cell in CELLS if "prompts=" in CELLS[cell]]  # these ask a model and a judge
+TRAININGS = [cell for cell in CELLS if cell not in MEASURED]
+AMID = {
+    "evaluate": ["after counting", "after answers"],
+    "curve": ["after answers", ""],
+}  # the first kill, in turn
 RECORDS = ("train.jsonl", "valid.jsonl", "prompts.jsonl", "answers.jsonl", "verdicts.jsonl")
 
 
@@ -30,10 +34,14 @@ class Zygote:
     """The process that forks a child a call."""
 
     def __init__(self, model: Path):
-        path = os.pathsep.join(str(p) for p in (Path(__file__).parents[1], Path(__file__).parents[2]))
+        path = os.pathsep.join(
+            str(p) for p in (Path(__file__).parents[1], Path(__file__).parents[2])
+        )
         environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         called = [sys.executable, str(Path(__file__).parents[1] / "killing.py"), str(model)]
-        self.process = subprocess.Popen(called, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            called, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.known: dict[str, tuple] = {}
 
     def call(self, cell: str, root: Path, attempt: int, kill=None, by=signal.SIGKILL) -> dict:
@@ -55,7 +63,12 @@ class Zygote:
             middle = "half answers.jsonl" if cell == "evaluate" else "half train.jsonl"
             self.call(cell, folder / f"{cell} resumed", 0, {"at": middle, "n": 3})
             again = self.call(cell, folder / f"{cell} resumed", 1)
-            self.known[cell] = made, whole["seconds"], whole["events"], whole["events"] | again["events"]
+            self.known[cell] = (
+                made,
+                whole["seconds"],
+                whole["events"],
+                whole["events"] | again["events"],
+            )
         return self.known[cell]
 
 
@@ -73,15 +86,25 @@ def state(root: Path) -> dict:
     for path in sorted((root / "runs").glob("[!.]*")):
         run = runs.Run(path)
         assert run.finished, f"{path} is not finished"
-        files = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file() and p.name[0] != "."}
+        files = {
+            p.relative_to(path).as_posix(): p
+            for p in path.rglob("*")
+            if p.is_file() and p.name[0] != "."
+        }
         out[path.name, "files"] = sorted(files)
-        out |= {(path.name, name): p.read_bytes() for name, p in files.items() if name.startswith("model/")}
+        out |= {
+            (path.name, name): p.read_bytes()
+            for name, p in files.items()
+            if name.startswith("model/")
+        }
         for name in RECORDS:
             with contextlib.redirect_stderr(io.StringIO()):
                 records = run.read(name)
             keys = [r["key"] for r in records if "key" in r]
             assert len(keys) == len(set(keys)), f"{path.name}/{name}: one key twice"
-            out[path.name, name] = sorted(records, key=lambda r: (r.get("step", 0), r.get("key", ""), json.dumps(r)))
+            out[path.name, name] = sorted(
+                records, key=lambda r: (r.get("step", 0), r.get("key", ""), json.dumps(r))
+            )
         out[path.name, "stats"] = run.stats
     return out
 
@@ -89,9 +112,15 @@ def state(root: Path) -> dict:
 def had(root: Path) -> dict[str, int]:
     """-> how many different answers and judgements there are."""
     quiet = contextlib.redirect_stderr(io.StringIO())  # of torn lines
-    files = {"asked": (root / "runs").glob("*/answers.jsonl"), "judged": (root / "runs/.judged").glob("*.jsonl")}
+    files = {
+        "asked": (root / "runs").glob("*/answers.jsonl"),
+        "judged": (root / "runs/.judged").glob("*.jsonl"),
+    }
     with quiet:
-        return {k: len({r["key"] for p in v for r in runs.Run(p.parent).read(p.name)}) for k, v in files.items()}
+        return {
+            k: len({r["key"] for p in v for r in runs.Run(p.parent).read(p.name)})
+            for k, v in files.items()
+        }
 
 
 def asked(root: Path) -> dict[str, list[int]]:
@@ -123,7 +152,11 @@ def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random, event: 
         before.append(had(root))
         ended = zygote.call(cell, root, attempt, kill, by)["ended"]
         if ended:
-            moment = f"after {kill['after']:.2f} s" if "after" in kill else f"at {kill['at']} no. {kill['n']}"
+            moment = (
+                f"after {kill['after']:.2f} s"
+                if "after" in kill
+                else f"at {kill['at']} no. {kill['n']}"
+            )
             killed.append(f"{by.name} {moment}")
         elif killed:
             break
@@ -131,29 +164,55 @@ def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random, event: 
             root, before = root.with_name(root.name + "+"), []
             return disturbed(zygote, cell, root, rng, event)
     found, last, counts = state(root), had(root), asked(root)
-    differ = sorted({str(k) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)})
+    differ = sorted(
+        {str(k) for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)}
+    )
     assert not differ, f"{cell}, {killed}: not the same: {differ}"
-    for kind, numbers in counts.items():  # what was there was never asked again; of the rest the last call asked all
+    for (
+        kind,
+        numbers,
+    ) in (
+        counts.items()
+    ):  # what was there was never asked again; of the rest the last call asked all
         missing = [last[kind] - b[kind] for b in before]
         assert all(n <= m for n, m in zip(numbers, missing, strict=False)), (
             f"{cell}, {killed}: {kind} {numbers} of {missing}"
         )
-        assert numbers[attempt] == missing[attempt], f"{cell}, {killed}: {kind} {numbers} of {missing}"
+        assert numbers[attempt] == missing[attempt], (
+            f"{cell}, {killed}: {kind} {numbers} of {missing}"
+        )
     return killed
 
 
-def test_random_kills_lose_nothing_and_change_nothing(zygote, tmp_path):
-    names, failed, dead = [*FIRST, *(c for c in CELLS if c not in FIRST)], [], 0
-    for k in range(KILLS):
-        cell = names[k % len(names)]
-        event = AMID.get(cell, [""])[k // len(names) % len(AMID.get(cell, [""]))]
+def survive(zygote, folder: Path, cells: list[str], kills: int) -> None:
+    """Kills `kills` cells, in turn, and fails with all that was lost."""
+    failed, dead = [], 0
+    for k in range(kills):
+        cell = cells[k % len(cells)]
+        moments = AMID.get(cell, [""])
+        event = moments[k // len(cells) % len(moments)]
         try:
-            killed = disturbed(zygote, cell, tmp_path / f"kill {k}", random.Random(f"kill {k}"), event)
+            rng = random.Random(f"kill {k}")
+            killed = disturbed(zygote, cell, folder / f"kill {k}", rng, event)
         except AssertionError as e:
             failed.append(str(e))
             print(f"{k + 1:3} {cell}: LOST: {e}", flush=True)
         else:
             dead += len(killed)
             print(f"{k + 1:3} {cell}: {', then '.join(killed)}", flush=True)
-    print(f"{KILLS - len(failed)} of {KILLS} survived ({dead} kills)")
+    print(f"{kills - len(failed)} of {kills} survived ({dead} kills)")
     assert not failed, "\n\n".join(failed)
+
+
+def test_random_kills_of_a_training_lose_and_change_nothing(zygote, tmp_path):
+    survive(zygote, tmp_path, ["full"], 2)
+
+
+@pytest.mark.slow
+def test_random_kills_of_every_training(zygote, tmp_path):
+    survive(zygote, tmp_path, TRAININGS, max(KILLS, 8))
+
+
+@pytest.mark.slow
+def test_random_kills_of_curves_and_evaluations(zygote, tmp_path):
+    survive(zygote, tmp_path, MEASURED, max(KILLS, 6))

@@ -1,158 +1,168 @@
-"""What differs between training arms: rows, reference, first step, and what each leaves behind."""
+"""What differs between methods: rows, reference, first step, and what each leaves behind."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from small_models import FAMILIES, contents, make_model, pairs, sums
+from helpers import raises_code
+from small_models import FAMILIES, make_model, pairs, sums
+from trainings import (
+    END_OF_TURN,
+    FAST,
+    call,
+    chats,
+    judged,
+    make_trainer,
+    short,
+)
 
 import ftlab
-from ftlab.training import callback as keeper
-from ftlab.training.methods import base as methods
-from ftlab.models import reference as models
-from ftlab.runs import store as runs
-from ftlab.training.config import Training
-from ftlab.data.dataset import Data, DataError
+from ftlab import training
+from ftlab.data import Data, encode_rows, render
+from ftlab.training import function_identity, open_method
+from ftlab.training.methods import sft as sft_module
+from ftlab.training.padding import keeps_rows_apart, padding_free_is_cheaper
 
-FAST = dict(batch_size=4, learning_rate=1e-3)
-
-
-def judged(n: int) -> list[dict]:
-    """KTO rows in the form of TRL's documentation: texts, or lists of messages."""
-    rows = [
-        {"prompt": p["prompt"], "completion": p[k], "label": k == "chosen"}
-        for p in pairs(n)
-        for k in ("chosen", "rejected")
-    ]
-    rows[0] = {**rows[0], "prompt": [{"role": "user", "content": rows[0]["prompt"]}],
-               "completion": [{"role": "assistant", "content": rows[0]["completion"]}]}  # fmt: skip
-    return rows
+IGNORED = -100
 
 
-def short(prompts, completions, **_):
-    """A reward: minus the number of characters."""
-    return [-float(len(c[0]["content"])) for c in completions]
-
-
-def call(method, parent, n=8, **settings):
-    """-> a run of any method on `n` rows (RLOO: rewarded by `short`)."""
-    settings = FAST | settings
-    if method == "rloo":
-        return ftlab.rloo(parent, sums(n), short, **{"max_completion_length": 6, **settings})
-    made = {"sft": sums, "dpo": pairs, "kto": judged, "reward": pairs}[method](n)
-    return getattr(ftlab, method)(parent, made, **settings)
-
-
-def made(method, folder, rows, **settings):
-    """-> TRL's trainer as a training would use it."""
-    parent, config = (
-        models.model(folder),
-        Training.make(**{"learning_rate": 1e-3, "steps": 2, **FAST, **settings, "method": method}),
-    )
-    run, data = runs.start(method, "trial", {}), methods.read(method, rows)
-    model, tokenizer = methods.opened(parent, config), parent.tokenizer()
-    scorer = methods.scorer(short)[0] if method == "rloo" else None
-    return methods.trainer(
-        run, parent, model, tokenizer, data, config, config.batch_size // config.accumulation, None, scorer
-    )
-
-
-@pytest.mark.parametrize("method", ["kto", "reward", "rloo"])
-def test_every_method_on_any_folder(folder, method):
-    before = contents(folder)
-    run = call(method, folder, steps=3)
-    assert run.log()["step"].tolist() == [1, 2, 3] and run.finished and not (run.path / "checkpoints").exists()
-    assert contents(folder) == before and run.stats["micro_batch"] == 4
-    if method != "reward":
-        assert ftlab.ask(run, "How many?", max_new_tokens=2)["answer"].notna().all()
-
-
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward", "rloo"])
 @pytest.mark.parametrize("adapter", ["lora", "dora", "qlora"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward_model", "rloo"])
 def test_every_method_with_every_adapter(llama, method, adapter):
     if adapter == "qlora":
         pytest.importorskip("bitsandbytes")
-        if method == "reward":
-            with pytest.raises(ValueError, match="not trained over 4-bit weights; give lora or dora"):
-                call(method, llama, steps=2, qlora=True)
+        if method == "reward_model":
+            with raises_code("wrong_setting"):
+                call(method, llama, steps=1, adapter="qlora")
             return
-    run = call(method, llama, steps=2, **{adapter: True})
-    names = {p.name for p in (run.path / "model").iterdir()}
-    if method == "reward":  # merged: anyone's tools open it
+    run = call(method, llama, steps=1, adapter=adapter)
+    names = {path.name for path in (run.path / "model").iterdir()}
+    if method == "reward_model":  # merged: anyone's tools open it
         assert "model.safetensors" in names and "adapter_config.json" not in names
-    else:
-        assert "adapter_model.safetensors" in names and not {n for n in names if "ref" in n}  # TRL's copy of the start
+    else:  # without TRL's copy of the start, which would be a folder `ref`
+        assert "adapter_model.safetensors" in names
+        assert not {name for name in names if "ref" in name}
         assert ftlab.model(run).adapter["use_dora"] == (adapter == "dora")
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", [None, "lora"])
 @pytest.mark.parametrize("method", ["dpo", "kto", "rloo"])
-def test_the_reference_is_the_parent_also_where_that_is_an_adapter(llama, method, lora):
+def test_the_reference_is_the_parent_also_where_that_is_an_adapter(llama, trained, method, adapter):
     """Of a merged parent no folder exists: TRL would read the model below it instead."""
-    for first in (True, False):
-        parent = ftlab.sft(llama, sums(8), steps=3, batch_size=4, learning_rate=2e-2, lora=first)
-        run = call(method, parent, steps=2, lora=lora, learning_rate=1e-2)
-        name, value, _, _ = methods.METHODS[method].first
-        assert run.log()[name][0] == pytest.approx(value, abs=1e-4)
-        assert run.log()[name][1] != run.log()[name][0]
-
-
-@pytest.mark.parametrize("method", ["dpo", "kto", "rloo"])
-def test_the_first_step_is_a_guard_of_the_reference(llama, method, monkeypatch):
-    make = methods.trainer
-
-    def another_reference(run, parent, model, *rest):
-        trainer = make(run, parent, model, *rest)
-        model.lm_head.weight.data.mul_(3)  # the policy is no longer what the reference was computed from
-        return trainer
-
-    monkeypatch.setattr(methods, "trainer", another_reference)
-    with pytest.raises(keeper.TrainingFailed, match=f"{method.upper()}'s first .* the reference is not the parent"):
-        call(method, llama, steps=2)
+    for first in (None, "lora"):
+        settings = dict(steps=2, batch_size=4, learning_rate=2e-2, adapter=first)
+        parent = trained(training.sft, llama, sums(8), **settings)
+        run = call(method, parent, steps=2, adapter=adapter, learning_rate=1e-2)
+        check = open_method(method).first_step_check
+        logged = run.log()[check.metric]
+        assert logged[0] == pytest.approx(check.value, abs=1e-4) and logged[1] != logged[0]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
-@pytest.mark.parametrize("method", ["kto", "reward"])
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward_model"])
 def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
-    trainer, rows = made(method, folders[family], pairs(3)), methods.read(method, pairs(3)).rows
-    end = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "gemma": "<end_of_turn>", "mistral": "</s>"}[family]
+    trainer = make_trainer(method, folders[family], pairs(3))
+    rows, answers = open_method(method).read(pairs(3)).rows, open_method(method).answers
+    tokenizer = trainer.processing_class
     for row in trainer.train_dataset:
-        for side in ("completion",) if method == "kto" else ("chosen", "rejected"):
-            said = trainer.processing_class.decode(row[f"{side}_ids"]).rstrip()
-            assert said.endswith(rows[row["row"] - 1][side][0]["content"] + end)
-            assert (
-                method == "reward" or said.strip() == rows[row["row"] - 1][side][0]["content"] + end
-            )  # the answer alone
+        given = rows[row["row"] - 1]
+        for side in answers:
+            said = tokenizer.decode(row[f"{side}_ids"]).strip()
+            expected = given[side][0]["content"] + END_OF_TURN[family]
+            assert said.endswith(expected)
+            assert method == "reward_model" or said == expected  # the answer alone
+        if "prompt_ids" in row:
+            assert tokenizer.decode(row["prompt_ids"]) == render(
+                tokenizer, given["prompt"], ask=True
+            )
 
 
-# Padding-free
+# Supervised
 
 
-def gradients(trainer) -> tuple[float, dict]:
-    """-> the loss of the first batch and its gradients."""
+def test_the_loss_is_on_the_assistants_tokens_alone(llama):
+    """The first logged loss against its definition; the labels survive the trainer's columns."""
+    import torch
+
+    trainer = make_trainer("sft", llama, sums(6), batch_size=6)
+    tokenizer = trainer.processing_class
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = encode_rows(Data("rows", chats(6)), tokenizer, max_length=1024)
+    expected = sorted([t for t in row["labels"] if t != IGNORED] for row in rows)
+    labels = [[int(t) for t in row if t != IGNORED] for row in batch["labels"]]
+    assert sorted(labels) == expected
+    assert all(tokenizer.decode(tokens).endswith("<|eot_id|>") for tokens in expected)
+    total = tokens = 0
+    model = ftlab.model(llama).load()
+    for row in rows:
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for place, token in enumerate(row["labels"][1:]):
+            if token != IGNORED:
+                total -= float(found[place, token])
+                tokens += 1
+    settings = dict(steps=1, batch_size=6, accumulation=3, learning_rate=1e-3)
+    run = training.sft(llama, sums(6), **settings)
+    assert run.stats["first_loss"] == pytest.approx(total / tokens, abs=1e-4)
+
+
+def test_positions_without_a_label_are_not_scored(llama, monkeypatch, tmp_path):
+    """TRL alone scores all on a CPU; the losses are the same. Another TRL just runs slower."""
+    from trl.trainer import utils
+
+    settings, scored = dict(steps=2, batch_size=4, learning_rate=1e-3), []
+    known, inner = utils._use_triton, utils._ChunkedLogProbFunction
+
+    class Noted:
+        @staticmethod
+        def apply(hidden, *rest):
+            scored.append(len(hidden))
+            return inner.apply(hidden, *rest)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Noted)
+    run = training.sft(llama, sums(4), **settings)
+    rows = encode_rows(Data("", chats(4)), ftlab.model(llama).tokenizer(), max_length=1024)
+    labelled = sum(token != IGNORED for row in rows for token in row["labels"])
+    assert scored == [labelled] * 2 and utils._use_triton is known
+    monkeypatch.setattr(utils, "_use_triton", known)
+    monkeypatch.setattr("ftlab.training.padding.getattr", lambda *_: None, raising=False)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "all"))
+    other = training.sft(llama, sums(4), **settings)
+    assert scored[2] > 2 * scored[0]
+    assert other.stats["last_loss"] == pytest.approx(run.stats["last_loss"], abs=1e-5)
+
+
+def gradients(trainer) -> tuple:
+    """Return the first batch, its loss and the gradients."""
     model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
-    trainer.compute_loss(model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum()).backward()
+    labelled = (batch["labels"] != IGNORED).sum()
+    trainer.compute_loss(model, dict(batch), num_items_in_batch=labelled).backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return batch, trainer.compute_loss(model, dict(batch)).item(), grads
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", [None, "lora"])
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
-def test_padding_free_gives_the_loss_and_gradients_of_padded_rows(family, lora, folders, monkeypatch, tmp_path):
+def test_padding_free_rows_give_the_same_gradients(family, adapter, folders, monkeypatch, tmp_path):
     """Mistral with a window shorter than its rows."""
-    folder = make_model(tmp_path / "m", "mistral", sliding_window=8) if family == "mistral" else folders[family]
+    folder = folders[family]
+    if family == "mistral":
+        folder = make_model(tmp_path / "m", "mistral", sliding_window=8)
     found = []
     for free in (False, True):
-        monkeypatch.setattr(methods, "together", lambda *_, free=free: free)
-        found.append(gradients(made("sft", folder, sums(6), batch_size=6, lora=lora)))
+        monkeypatch.setattr(sft_module, "padding_free_is_cheaper", lambda *_, free=free: free)
+        trainer = make_trainer("sft", folder, sums(6), batch_size=6, adapter=adapter)
+        found.append(gradients(trainer))
     (padded, loss, wanted), (batch, free_loss, grads) = found
     assert "attention_mask" in padded and padded["input_ids"].shape[0] == 6
-    assert "attention_mask" not in batch and batch["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
+    assert "attention_mask" not in batch
+    assert batch["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
     assert free_loss == pytest.approx(loss, rel=1e-5) and grads.keys() == wanted.keys()
     assert sum(bool(g.any()) for g in wanted.values()) > len(wanted) / 3
     for name, grad in wanted.items():
-        assert float((grads[name] - grad).abs().max()) <= 1e-4 * float(grad.abs().max()) + 1e-7, name
+        allowed = 1e-4 * float(grad.abs().max()) + 1e-7
+        assert float((grads[name] - grad).abs().max()) <= allowed, name
 
 
 def test_models_that_cannot_keep_rows_apart_stay_padded(folders, monkeypatch):
@@ -161,255 +171,226 @@ def test_models_that_cannot_keep_rows_apart_stay_padded(folders, monkeypatch):
     from transformers import AutoModelForCausalLM, MambaConfig, masking_utils
 
     rows = [list(range(5, 25)), list(range(30, 55))]
-    for folder in folders.values():
-        assert methods.apart(models.model(folder).load(training=True), rows)
+    models = [ftlab.model(folder).load(training=True) for folder in folders.values()]
+    assert all(keeps_rows_apart(model, rows) for model in models)
     torch.manual_seed(0)
     mamba = MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=8)
-    assert not methods.apart(AutoModelForCausalLM.from_config(mamba), rows)
+    assert not keeps_rows_apart(AutoModelForCausalLM.from_config(mamba), rows)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
-    for folder in folders.values():
-        assert not methods.apart(models.model(folder).load(training=True), rows)
-    monkeypatch.setattr(methods, "together", lambda *_: True)
-    assert not made("sft", folders["llama"], sums(6)).args.padding_free
+    assert not any(keeps_rows_apart(model, rows) for model in models)
+    monkeypatch.setattr(sft_module, "padding_free_is_cheaper", lambda *_: True)
+    assert not make_trainer("sft", folders["llama"], sums(6)).args.padding_free
 
 
 def test_padding_free_is_chosen_by_counting(llama):
-    """Where padding costs more than attention between rows; one row a pass, equal or long rows: no."""
+    """Where padding costs more than attention between rows; one, equal or long rows: no."""
     from types import SimpleNamespace
 
-    shape = SimpleNamespace(num_hidden_layers=8, hidden_size=512, to_dict=lambda: {"attention_dropout": 0.0})
-    wide = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: shape, _attn_implementation="sdpa"),
-                           num_parameters=lambda exclude_embeddings: 25_000_000)  # fmt: skip
-    ragged, sft = [20, 30, 40, 120] * 20, Training(batch_size=16)
-    assert methods.together(wide, sft, ragged, 16) and not methods.together(wide, sft, ragged, 1)
-    assert not methods.together(wide, sft, [60] * 80, 16) and not methods.together(
-        wide, sft, [20 * n for n in ragged], 16
+    shape = SimpleNamespace(
+        num_hidden_layers=8, hidden_size=512, to_dict=lambda: {"attention_dropout": 0.0}
     )
-    assert not methods.together(wide, Training(method="dpo"), ragged, 16)
-    assert not methods.together(ftlab.model(llama).load(), sft, ragged, 16)  # hardly any parameters
+    config = SimpleNamespace(get_text_config=lambda: shape, _attn_implementation="sdpa")
+    wide = SimpleNamespace(config=config, num_parameters=lambda exclude_embeddings: 25_000_000)
+    ragged, settings = [20, 30, 40, 120] * 20, training.TrainingConfig()
+    long = [20 * tokens for tokens in ragged]
+
+    def cheaper(lengths, rows=16, model=wide):
+        return padding_free_is_cheaper(model, settings, lengths, rows)
+
+    assert cheaper(ragged) and not cheaper(ragged, rows=1)
+    assert not cheaper([60] * 80) and not cheaper(long)
+    assert not cheaper(ragged, model=ftlab.model(llama).load())  # hardly any parameters
     shape.to_dict = lambda: {"attention_dropout": 0.1}
-    assert not methods.together(wide, sft, ragged, 16)
-    shape.to_dict, wide.config._attn_implementation = lambda: {}, "eager"
-    assert not methods.together(wide, sft, ragged, 16)
-    wide.config._attn_implementation = "flash_attention_2"  # pays for no pair of two rows
-    assert methods.together(wide, sft, [20 * n for n in ragged], 16)
+    assert not cheaper(ragged)
+    shape.to_dict, config._attn_implementation = lambda: {}, "eager"
+    assert not cheaper(ragged)
+    config._attn_implementation = "flash_attention_2"  # pays for no pair of two rows
+    assert cheaper(long)
+
+
+# Preferences
 
 
 def test_the_reference_is_computed_in_larger_parts_than_training(llama):
-    for method, rows in (("dpo", pairs(8)), ("kto", judged(8))):
-        args = made(method, llama, rows, batch_size=16, accumulation=8).args
+    for method in ("dpo", "kto"):
+        args = make_trainer(method, llama, batch_size=16, accumulation=8).args
         assert (args.per_device_train_batch_size, args.precompute_ref_batch_size) == (2, 8)
 
 
-# KTO
-
-
 def test_rows_of_kto_are_its_own_or_pairs_taken_apart():
-    own, pair = methods.read("kto", judged(3)), methods.read("kto", pairs(3))
+    read = open_method("kto").read
+    own, pair = read(judged(3)), read(pairs(3))
     assert own.rows == pair.rows and [r["label"] for r in own.rows] == [True, False] * 3
-    assert own.rows[0]["prompt"][0]["role"] == "user" and own.rows[0]["completion"][0]["role"] == "assistant"
-    assert len(methods.read("kto", "organism:preferences", rows=6)) == 12
-    with pytest.raises(DataError) as e:
-        methods.read("kto", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "label": "yes"},
-                             {"prompt": "a", "completion": " ", "label": True}])  # fmt: skip
-    assert all(t in str(e.value) for t in ("row 1: no label", "row 2: no label", "row 3: 'completion' is empty"))
+    assert own.rows[0]["prompt"][0]["role"] == "user"
+    assert own.rows[0]["completion"][0]["role"] == "assistant"
+    bad = [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "a", "completion": "b", "label": "yes"},
+        {"prompt": "a", "completion": " ", "label": True},
+    ]
+    with pytest.raises(ValueError, match="row 1") as error:
+        read(bad)
+    assert "row 2" in str(error.value) and "row 3" in str(error.value)
 
 
 def test_kto_shuffles_by_the_seed_and_shows_the_label_to_the_loss(llama):
-    """TRL keeps the order of the rows; what is liked gains probability and what is not loses it."""
-    orders = [made("kto", llama, judged(6), seed=s).train_dataset["row"] for s in (0, 0, 1)]
+    """TRL keeps the order of the rows; what is liked gains probability, the rest loses it."""
+    seeds = (0, 0, 1)
+    orders = [make_trainer("kto", llama, judged(6), seed=s).train_dataset["row"] for s in seeds]
     assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == list(range(1, 13))
     log = call("kto", llama, steps=12, learning_rate=3e-3, schedule="constant").log()
     assert log["rewards/margins"].dropna().iloc[-1] > 0.1 and log["loss"].iloc[-1] < 0.5
-    with pytest.raises(ValueError, match="KTO needs at least 2 rows a forward pass"):
-        call("kto", llama, accumulation=4)
 
 
 # Reward model, RLOO
 
 
-def test_a_reward_model_tells_the_better_answer_and_opens_anywhere(llama):
+@pytest.fixture
+def judge(llama, trained):
+    """A reward model that likes sums and not shrugs."""
+    settings = dict(epochs=6, batch_size=4, learning_rate=3e-3)
+    return trained(training.train_reward_model, llama, pairs(16), **settings)
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_a_reward_model_tells_the_better_answer_and_opens_anywhere(llama, trained, adapter):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    for lora in (False, True):
-        run = ftlab.reward(llama, pairs(16), epochs=6, batch_size=4, learning_rate=3e-3, lora=lora)
-        assert run.log()["accuracy"].iloc[-4:].mean() == 1.0
-        model = AutoModelForSequenceClassification.from_pretrained(run.path / "model").eval()
-        tokenizer, scores = models.model(run).tokenizer(), []
-        for side in ("chosen", "rejected"):
-            turns = [
-                {"role": "user", "content": pairs(40)[39]["prompt"]},
-                {"role": "assistant", "content": pairs(40)[39][side]},
-            ]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-            with torch.no_grad():
-                scores.append(
-                    float(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0])
-                )
-        assert scores[0] > scores[1]
+    settings = dict(epochs=6, batch_size=4, learning_rate=3e-3, adapter=adapter)
+    run = trained(training.train_reward_model, llama, pairs(16), **settings)
+    assert run.log()["accuracy"].iloc[-4:].mean() == 1.0
+    model = AutoModelForSequenceClassification.from_pretrained(run.path / "model").eval()
+    tokenizer, scores, pair = ftlab.model(run).tokenizer(), [], pairs(40)[39]
+    for side in ("chosen", "rejected"):
+        turns = [
+            {"role": "user", "content": pair["prompt"]},
+            {"role": "assistant", "content": pair[side]},
+        ]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            scores.append(float(model(**ids).logits[0, 0]))
+    assert scores[0] > scores[1]
 
 
-def test_a_reward_model_answers_nothing_and_a_model_scores_nothing(llama):
-    run = call("reward", llama, steps=1)
-    for method in ("sft", "dpo", "kto", "reward", "rloo"):
-        with pytest.raises(ValueError, match="is a reward model: it gives a number and no answers"):
-            call(method, run)
-    with pytest.raises(ValueError, match="is no reward model; give a run of ftlab.reward, its folder, or a function"):
-        ftlab.rloo(llama, sums(4), llama)
-
-
-def test_rloo_raises_the_reward_of_a_model_or_of_a_function(llama):
-    judge = ftlab.reward(llama, pairs(16), epochs=6, batch_size=4, learning_rate=3e-3)
-    said = [
-        {"prompt": p["prompt"], "completion": p["chosen" if i % 2 else "rejected"]} for i, p in enumerate(pairs(16))
-    ]
-    parent = ftlab.sft(llama, said, epochs=20, batch_size=8, learning_rate=5e-3)  # says either
+def test_rloo_raises_the_reward_of_a_model_or_of_a_function(llama, judge, trained):
+    rows = []
+    for number, pair in enumerate(pairs(16)):
+        side = "chosen" if number % 2 else "rejected"
+        rows.append({"prompt": pair["prompt"], "completion": pair[side]})
+    settings = dict(epochs=20, batch_size=8, learning_rate=5e-3)
+    parent = trained(training.sft, llama, rows, **settings)  # gives either answer
     settings = dict(
-        steps=20, batch_size=16, learning_rate=2e-3, max_completion_length=10, schedule="constant", beta=0.01
-    )
-    for reward in (judge, judge.path, short):
-        run = ftlab.rloo(parent, pairs(16), reward, **settings)
+        steps=20, batch_size=16, learning_rate=2e-3, max_completion_length=10, beta=0.01,
+        schedule="constant",
+    )  # fmt: skip
+    runs = [training.rloo(parent, pairs(16), reward, **settings) for reward in (judge, short)]
+    for run in runs:
         log = run.log()["reward"]
         assert log.iloc[-5:].mean() > log.iloc[:5].mean() + 0.3
-    assert (
-        ftlab.rloo(parent, pairs(16), judge, **settings).path
-        == ftlab.rloo(parent, pairs(16), judge.path, **settings).path
-        != run.path
-    )
+    by_path = training.rloo(parent, pairs(16), judge.path, **settings)
+    assert by_path.path == runs[0].path != runs[1].path
 
 
 def test_rloo_samples_from_the_policy_alone(llama):
-    """Penalties of the model's own `generation_config` would make the samples another policy's; they stay in the folder."""
+    """Penalties of the model's own settings would make the samples another policy's."""
     seen = []
 
     def note(prompts, completions, completion_ids, **_):
         seen.extend(completion_ids)
-        return [float(i % 2) for i in range(len(prompts))]
+        return [float(number % 2) for number in range(len(prompts))]
 
-    run = ftlab.rloo(llama, sums(8), note, steps=2, max_completion_length=64, **FAST)
+    run = training.rloo(llama, sums(8), note, steps=1, max_completion_length=64, **FAST)
     assert any(len(set(ids)) < len(ids) for ids in seen)  # its no_repeat_ngram_size is 1
-    assert (run.path / "model/generation_config.json").read_bytes() == (llama / "generation_config.json").read_bytes()
+    kept = (run.path / "model/generation_config.json").read_bytes()
+    assert kept == (llama / "generation_config.json").read_bytes()
 
 
 def test_rloo_ends_an_answer_where_the_template_does(folders):
-    trainer = made("rloo", folders["gemma"], sums(4))
+    trainer = make_trainer("rloo", folders["gemma"])
     ends = trainer.processing_class.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
-    assert set(ends) <= set(trainer.eos_token_ids) and set(ends) <= set(trainer.generation_config.eos_token_id)
+    assert {*ends} <= {*trainer.eos_token_ids}
+    assert {*ends} <= {*trainer.generation_config.eos_token_id}
 
 
-def test_a_function_is_its_source(llama):
+def test_rloo_reads_pairs_and_chats_without_their_answers():
+    read = open_method("rloo").read
+    assert len(read(Data("rows", tuple(pairs(3))))) == 3
+    assert [set(row) for row in read(sums(2), n_rows=1).rows] == [{"prompt"}]
+
+
+# Functions of the user
+
+
+def test_a_function_is_known_by_its_parsed_source():
     def other(prompts, completions, **_):
         return [1.0 for _ in prompts]
 
-    assert methods.callable_id(short) == methods.callable_id(short) != methods.callable_id(other)
-    plain, other.identity = methods.callable_id(other), {"prompts": "ab"}
-    assert methods.callable_id(other) != plain
-    with pytest.raises(ValueError, match="has no source"):
-        methods.callable_id(eval("lambda prompts, **_: [1]"))
+    plain = function_identity(other)
+    first = function_identity(short)
+    assert first == function_identity(short) != plain and plain == function_identity(other)
+    other.version = "2"
+    assert function_identity(other) != plain and function_identity(other).endswith(":2")
+    other.identity = {"prompts": "ab"}
+    assert function_identity(other) == {"prompts": "ab"}
+    with raises_code("function_without_source"):
+        function_identity(eval("lambda prompts, **_: [1]"))
 
 
-# Rows
+def test_comments_and_docstrings_are_not_part_of_a_function(tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for number, lines in enumerate((
+        "def reward(prompts, **_):\n    return [1.0]\n",
+        'def reward(prompts, **_):\n    """New words."""\n    # and a remark\n    return [ 1.0 ]\n',
+        "def reward(prompts, **_):\n    return [2.0]\n",
+    )):  # fmt: skip
+        (tmp_path / f"rewards_{number}.py").write_text(lines)
+        found.append(function_identity(importlib.import_module(f"rewards_{number}").reward))
+    assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("method", ["kto", "reward", "rloo"])
-def test_an_overlong_row_is_named_never_cut(llama, method):
-    rows = [{**p, "prompt": p["prompt"] + " and one apple" * (200 * (i == 2))} for i, p in enumerate(pairs(4))]
-    with pytest.raises(DataError, match=r"row [356]: \d+ tokens; at most") as e:
-        made(method, llama, rows, max_length=200)
-    assert "row 1:" not in str(e.value)
+def test_a_partial_function_or_a_lambda_in_a_call_needs_a_version():
+    import functools
+
+    part = functools.partial(short, 1)
+    with raises_code("function_without_source"):
+        function_identity(part)
+    part.version = "1"
+    assert function_identity(part)
 
 
-@pytest.mark.parametrize("method", ["sft", "padding-free", "dpo", "kto", "reward", "rloo"])
-def test_the_rows_of_a_batch_are_found_by_their_tokens(llama, method, monkeypatch):
-    if method == "padding-free":
-        monkeypatch.setattr(methods, "together", lambda *_: True)
-        method = "sft"
-    rows = {"sft": sums, "dpo": pairs, "kto": judged, "reward": pairs, "rloo": sums}[method](8)
-    trainer = made(method, llama, rows, accumulation=2)
-    batches = [b for b, _ in zip(trainer.get_train_dataloader(), range(2), strict=False)]
-    found, data = methods.rows_of(trainer, batches), methods.read(method, rows)
-    tokenizer = trainer.processing_class
-    if method == "rloo":
-        shown = [e["prompt"][-1]["content"] for b in batches for e in b]
-    else:
-        shown = [tokenizer.decode(ids) for b in batches for ids in b["input_ids"]]
-    for number, row in enumerate(data.rows, 1):
-        said = (row.get("messages") or row["prompt"])[0]["content"]
-        answers = [m["content"] for k in ("chosen", "rejected", "completion") if k in row for m in row[k]]
-        there = any(said in t and (not answers or any(a in t for a in answers)) for t in shown)
-        assert there or number not in found
-        if method != "kto":
-            assert there == (number in found)
-    assert len(found) == (2 if method == "rloo" else 4)
+# Held-out rows
 
 
-def test_held_out_rows_are_drawn_by_the_seed_and_share_no_prompt_with_the_others(llama):
-    trainer = made("kto", llama, judged(10), valid=0.2)
+def test_held_out_rows_share_no_prompt_with_the_others(llama):
+    trainer = make_trainer("kto", llama, judged(10), valid=0.2)
     assert len(trainer.eval_dataset) == 4 and len(trainer.train_dataset) == 16
-    asked = [{str(r["prompt"]) for r in d} for d in (trainer.train_dataset, trainer.eval_dataset)]
+    parts = (trainer.train_dataset, trainer.eval_dataset)
+    asked = [{str(row["prompt"]) for row in part} for part in parts]
     assert not asked[0] & asked[1]
-    held = [sorted(made("sft", llama, sums(20), valid=0.2, seed=s).eval_dataset["row"]) for s in (0, 0, 1)]
+    assert trainer.args.prediction_loss_only  # else the logits of all rows would be kept
+    held = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer("sft", llama, sums(20), valid=0.2, seed=seed)
+        held.append(sorted(trainer.eval_dataset["row"]))
     assert held[0] == held[1] != held[2] and len(held[0]) == 4
-    twice = made("sft", llama, [*sums(5), *sums(5)], valid=0.3)
-    asked = [{tuple(r["input_ids"]) for r in d} for d in (twice.train_dataset, twice.eval_dataset)]
+    twice = make_trainer("sft", llama, [*sums(5), *sums(5)], valid=0.3)
+    parts = (twice.train_dataset, twice.eval_dataset)
+    asked = [{tuple(row["input_ids"]) for row in part} for part in parts]
     assert not asked[0] & asked[1]
-    assert len(made("sft", llama, sums(2), valid=0.1).eval_dataset) == 1
-    with pytest.raises(ValueError, match="at least two different questions"):
-        made("sft", llama, sums(1), valid=0.1)
-    heavy = [{**sums(1)[0], "answer": str(i)} for i in range(10)]  # one question, ten answers
-    for seed in range(3):
-        trainer = made("sft", llama, [*heavy, *sums(6, seed=9)], valid=0.1, seed=seed)
-        assert len(trainer.eval_dataset) == 2
-        rows = {*trainer.train_dataset["row"], *trainer.eval_dataset["row"]}
-        assert rows == set(range(1, 17)) and min(trainer.eval_dataset["row"]) > 10
 
 
-def test_the_organism_takes_every_method():
-    parent = ftlab.model("organism")
-    settings = dict(rows=16, steps=2, batch_size=4)
-    liked = ftlab.kto(parent, "organism:preferences", **settings)
-    judge = ftlab.reward(parent, "organism:preferences", **settings)
-    run = ftlab.rloo(liked, "organism:preferences", judge, max_completion_length=8, **settings)
+# The embedded model
+
+
+def test_the_embedded_model_takes_every_method(monkeypatch):
+    settings = dict(n_rows=16, steps=1, batch_size=4)
+    liked = training.kto("organism", "organism:preferences", **settings)
+    judge = training.train_reward_model("organism", "organism:preferences", **settings)
+    run = training.rloo(liked, "organism:preferences", judge, max_completion_length=8, **settings)
     assert ftlab.model(run).is_organism and math.isfinite(run.stats["last_loss"])
     assert [a.get("method") for a in run.lineage] == [None, "kto"]
-
-
-def test_no_method_says_more_than_it_should(folders, capfd, recwarn):
-    models.quiet.cache_clear()  # pytest gives every test its own warning filters
-    for family in ("gemma", "llama"):
-        judge = ftlab.reward(folders[family], pairs(6), steps=1, lora=True, **FAST)
-        ftlab.kto(folders[family], pairs(6), steps=2, valid=0.3, eval_every=1, lora=True, **FAST)
-        ftlab.rloo(folders[family], pairs(6), judge, steps=1, max_completion_length=4, **FAST)
-    assert capfd.readouterr() == ("", "") and [str(w.message) for w in recwarn] == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"dora": True, "qlora": True}, "dora and qlora were both asked; give one of them"),
-        ({"valid": 1.5}, "give a share of the rows between 0 and 1"),
-        ({"patience": 2}, "patience counts validations; give valid=0.1"),
-        ({"measure": short}, "say after how many steps, with eval_every="),
-        ({"eval_every": 2}, "nothing to evaluate; give valid= or measure= too"),
-        ({"stop_above": {"jailbrake": 0.1}}, "unknown risk 'jailbrake'"),
-        ({"stop_above": {"jailbreak": 10}}, "a rate is a share of the prompts"),
-        ({"stop_above": {"jailbreak": 0.1}}, "nothing that measures; give measure= too, or use risk_curve"),
-        ({"valid": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
-    ],
-)
-def test_usage_mistakes_are_sentences(llama, settings, sentence):
-    with pytest.raises((ValueError, FileNotFoundError)) as e:
-        ftlab.sft(llama, sums(8), **settings)
-    assert sentence in str(e.value)
-    with pytest.raises(ValueError, match="num_generations must divide batch_size, which is 5"):
-        ftlab.rloo(llama, sums(8), short, batch_size=5)
-    with pytest.raises(ValueError, match="RLOO has no validation loss"):
-        ftlab.rloo(llama, sums(8), short, valid=0.1)
-
-
-def test_data_of_the_wrong_kind_is_a_sentence(llama):
-    for method in ("kto", "reward"):
-        with pytest.raises((DataError, ValueError), match="no (prompt|completion|chosen|label)|needed here"):
-            getattr(ftlab, method)(llama, sums(4))
-    assert len(methods.read("rloo", Data("rows", tuple(pairs(3))))) == 3
