@@ -10,13 +10,14 @@ import difflib
 import html
 import io
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
-from ftlab._core.errors import DataError, NotFoundError, UsageError
+from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import for_csv, safe
 from ftlab.runs import Run
@@ -90,45 +91,38 @@ class Target(Config):
         return f"{self.id}: {self.text} {self.shown()} ({place}). {self.settings} {known}".strip()
 
 
+@cache
 def targets() -> dict[str, Target]:
     """Return all published figures by id; `common:` in a file holds for all its `claims:`.
 
     Raises:
         DataError: `wrong_published_figures`, with every problem and its place.
-        NotFoundError: `no_published_figures`.
     """
+    import yaml
+
     found: dict[str, Target] = {}
-    problems: list[str] = []
-    folder = resource("data") / "published"
-    for path in sorted(folder.glob("*.yaml")):
-        for number, entry in enumerate(_entries(path, problems), 1):
+    problems = []
+    for path in sorted((resource("data") / "published").glob("*.yaml")):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            entries = [{**content.get("common", {}), **entry} for entry in content["claims"]]
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+            problems.append(f"{path.name}: no list `claims:` ({' '.join(str(error).split())})")
+            continue
+        for number, entry in enumerate(entries, 1):
+            name = entry.get("id")
             try:
-                target = Target.make(**{str(key): value for key, value in entry.items()})
-                if target.id in found:
-                    raise ValueError("another entry has this id")
-                found[target.id] = target
-            except ValueError as error:
-                name = entry.get("id", "no id")
+                target = Target.make(**entry)
+            except (UsageError, TypeError) as error:
                 problems.append(f"{path.name}, entry {number} ({name}): {error}")
+                continue
+            if name in found:
+                problems.append(f"{path.name}, entry {number} ({name}): another has this id")
+            found[name] = target
     if problems:
         message = "Published figures cannot be used:\n" + "\n".join(problems)
         raise DataError("wrong_published_figures", message, problems)
-    if not found:
-        raise NotFoundError("no_published_figures", f"No published figures (*.yaml) in {folder}.")
     return found
-
-
-def _entries(path: Path, problems: list[str]) -> list[dict]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), loader)
-        return [{**content.get("common", {}), **entry} for entry in content["claims"]]
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        problems.append(f"{path.name}: not a mapping with a list `claims:` ({reason})")
-        return []
 
 
 def target_of(name: str) -> Target:
@@ -189,28 +183,28 @@ def verdict(
 
 
 class Claim(dict):
-    """One row of claims.csv (keys: RECORD); shows itself in Jupyter, escaped."""
-
-    def lines(self) -> dict[str, str]:
-        """Return what is shown, by heading."""
-        target = target_of(self["target"])
-        shown = {"claim": self["claim"], "measured": in_words(self, target.unit)}
-        shown["verdict"] = self["verdict"]
-        shown["published"] = f"{target.shown()}: {target.text} ({target.paper})"
-        return shown | {key: self[key] for key in ("differs", "note") if self[key]}
+    """One row of claims.csv, with the keys in `RECORD`; shows itself escaped."""
 
     def __repr__(self) -> str:
-        return "\n".join(f"{key:<9} {safe(value)}" for key, value in self.lines().items())
+        return "\n".join(f"{key:<9} {value}" for key, value in self._shown().items())
 
     def _repr_html_(self) -> str:
-        cells = ""
-        for key, value in self.lines().items():
-            cells += f"<tr><th>{key}</th><td>{html.escape(safe(value))}</td></tr>"
-        return f"<table style='text-align:left'>{cells}</table>"
+        rows = ""
+        for key, value in self._shown().items():
+            rows += f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>"
+        return f"<table style='text-align:left'>{rows}</table>"
+
+    def _shown(self) -> dict[str, str]:
+        target = target_of(self["target"])
+        published = f"{target.shown()}: {target.text} ({target.paper})"
+        measured = in_words(self, target.unit)
+        shown = {**self, "measured": measured, "published": published}
+        names = ("claim", "measured", "verdict", "published", "differs", "note")
+        return {name: safe(shown[name]) for name in names if shown[name]}
 
 
 class Claims(list):
-    """Several claims; shows all of them in Jupyter."""
+    """Several claims; shows all of them."""
 
     def __repr__(self) -> str:
         return "\n\n".join(map(repr, self))
@@ -345,6 +339,7 @@ def record(
 
 def _last(part: DataFrame, unit: str) -> tuple[dict, dict, str]:
     """Return a group's last row, the numbers of a claim, and the note that explains them."""
+    part = part.sort_values("step")
     row = part.iloc[-1].to_dict()
     if "child" not in row:
         first = part.iloc[0]

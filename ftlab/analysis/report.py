@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,26 +32,7 @@ RECORDED = (
     *("benign", "prompts", "harmful", "lora", "started", "seconds"),
     *("python", "commit", "hardware", "versions"),
 )
-QUICK = "A quick run, with fewer prompts and seeds: it shows that things work. Do not quote its numbers."
-ORGANISM = (
-    "The organism is a tiny model that this project trained in an invented world. It shows that an "
-    "effect exists and how it comes about, but nothing about its size in the models that the "
-    "papers measured, so “direction only” is the most that this page may say of it."
-)
-WORDINGS = (
-    "The intervals are for other prompts and training seeds, in the wordings that were asked; with "
-    "wordings as the unit they are far wider (02 shows both). In the table each holds for its "
-    "claim alone; the bands of the figures are simultaneous, which is wider: they hold for all "
-    "steps of a curve at once. Nothing is corrected for the number of claims."
-)
-RULE = (
-    "“Reproduced”: the model is one that the paper measured; judge, prompts, attack and training "
-    "settings are the paper's; and the whole interval lies within the tolerance, which this "
-    "project declared, not the paper.",
-    "“Direction only”: otherwise, if the whole interval lies beyond no effect, on the side that is "
-    "claimed; for a claim about every prompt only if the interval also reaches every prompt.",
-    "“Not reproduced”: everything else, including what could not be measured.",
-)
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -90,7 +72,7 @@ def write_report(
     page = _page(rows, str(model), seeds, out / "run.json")
     reasons = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
     page["lists"]["What this does not show"][:0] = reasons
-    page["quick"] = QUICK if quick else ""
+    page["quick"] = quick
     page["sections"] = [
         {
             "name": name,
@@ -148,7 +130,7 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict[str, Any]
     )
     lists = {
         "What this does not show": _limits(rows),
-        "How the verdicts are decided": list(RULE),
+        "How the verdicts are decided": _texts()["rules"],
         "The published figures": list(
             {row["target"]: row["about"].cited() for row in rows}.values()
         ),
@@ -159,21 +141,28 @@ def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict[str, Any]
 
 
 def _limits(rows: list[dict]) -> list[str]:
+    texts = _texts()
     limits = []
     if any("organism" in re.split(r"[-:]", row["model"]) for row in rows):
-        limits.append(ORGANISM)
+        limits.append(texts["organism"])
     for differs in dict.fromkeys(row["differs"] for row in rows if row["differs"]):
         names = [row["claim"] for row in rows if row["differs"] == differs]
         which = "; ".join(names)
         if len(names) > 2:
             which = f"{len(names)} claims, “{names[0]}” and others"
         limits.append(f"Other than in the paper ({which}): {differs}.")
-    limits.append(WORDINGS)
+    limits.append(texts["wordings"])
     if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
-        few = f"With fewer than {FEWEST_SEEDS} training seeds"
-        limits.append(f"{few} an interval is conditional on these runs.")
-    limits.append("The published figures are only as well evidenced as the list below says.")
-    return limits
+        limits.append(texts["few_seeds"])
+    return [*limits, texts["evidence"]]
+
+
+@cache
+def _texts() -> dict[str, Any]:
+    """Return the sentences of the page that are always the same."""
+    import yaml
+
+    return yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
 
 
 def _recorded(run: Path) -> list[str]:
@@ -242,10 +231,9 @@ def significant(value: float) -> str:
 def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False) -> str:
     from jinja2 import Environment, FileSystemLoader
 
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
     options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
-    pages = Environment(loader=folder, finalize=finalize, **options)
-    return pages.get_template(template).render(page) + "\n"
+    pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
+    return pages.get_template(template).render(page, texts=_texts()) + "\n"
 
 
 def _shown(value: Any) -> Any:

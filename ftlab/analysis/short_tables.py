@@ -102,6 +102,8 @@ def _high(value: float) -> str:
 
 def _steps(step: float, low: float, high: float) -> str:
     """Return a step with its interval; infinite: not within the steps measured."""
+    if math.isinf(low):
+        return "never"
     words = [f"{value:.3g}" if math.isfinite(value) else "never" for value in (step, low, high)]
     return f"{words[0]} [{words[1]}, {words[2]}]"
 

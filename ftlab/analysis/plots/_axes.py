@@ -28,8 +28,8 @@ STEPS = "fine-tuning steps"
 SHARE = "share of answers (%)"
 
 
-def new_figure(height: float, width: float = WIDTH_IN, dpi: float = 200) -> Figure:
-    """Return an empty figure, sizes in inches."""
+def new_figure(height: float, dpi: float = 200) -> Figure:
+    """Return an empty figure; height in inches."""
     from matplotlib.figure import Figure
 
     if height > TALLEST_IN:
@@ -37,10 +37,10 @@ def new_figure(height: float, width: float = WIDTH_IN, dpi: float = 200) -> Figu
             "figure_too_tall",
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
-    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    return Figure(figsize=(WIDTH_IN, height), dpi=dpi, layout="constrained")
 
 
-def new_panels(titles: list[str], ylabel: str) -> tuple[Figure, list[Axes]]:
+def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, up to three in a row, with a common y axis."""
     columns = min(len(titles), 3)
     if len(titles) == 4:
@@ -50,10 +50,10 @@ def new_panels(titles: list[str], ylabel: str) -> tuple[Figure, list[Axes]]:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for ax in panels[len(titles) :]:
         ax.remove()
-    for k, title in enumerate(titles):
-        panels[k].set_title(plain(title, 90, width=78 // columns))
-        if k % columns == 0:
-            panels[k].set_ylabel(ylabel)
+    for ax, title in zip(panels, titles, strict=False):
+        ax.set_title(plain(title, 90, width=78 // columns))
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(SHARE)
     return figure, list(panels[: len(titles)])
 
 
@@ -64,36 +64,34 @@ def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
     if gaps.size and gaps.max() > 4 * gaps.min():
         ax.set_xscale("asinh", linear_width=min(step for step in at if step > 0))
         label += ", log scale"
-    places = ax.xaxis.get_transform().transform(at)
-    span = max(places[-1] - places[0], 1e-9)
     columns = ax.get_subplotspec().get_gridspec().ncols
-    room = span * columns * 7 * (len(f"{at[-1]:,g}") + 1) / 400  # what one label takes
-    labels = []
-    free = -math.inf
-    for step, place in zip(at, places, strict=True):
-        fits = place >= free
-        labels.append(f"{step:,g}" * fits)
-        if fits:
-            free = place + room
+    letters = sum(len(f"{step:,g}") + 2 for step in at)
+    every = math.ceil(letters * columns / 70)  # 70 letters fit across the figure
+    labels = [""] * len(at)
+    for k in range(0, len(at), every):
+        labels[k] = f"{at[k]:,g}"
     ax.set_xticks(at, labels)
     ax.set_xticks([], minor=True)
     ax.set_xlabel(label)
-    ax.margins(x=0.05 * (1 + columns))
+    ax.margins(x=0.08)
 
 
 def share_axis(ax: Axes, *tables: DataFrame | None) -> None:
     """Let the y axis start at 0 % and end above every value and interval."""
-    values = [table[["rate", "high"]].max().max() for table in tables if table is not None]
-    tops = [top for top in (12, 24, 60) if max(values) <= top]
-    top = min([*tops, 100])
+    most = 0.0
+    for table in tables:
+        if table is not None:
+            columns = [name for name in ("rate", "high") if name in table]
+            most = max(most, table[columns].max().max())
+    top = next((top for top in (12, 24, 60) if most <= top), 100)
     ax.set_ylim(-0.04 * top, 1.06 * top)
     ax.set_yticks(np.linspace(0, top, 5))
 
 
 def draw_line(ax: Axes, x: str, rows: DataFrame, look: dict[str, Any], label: str = "") -> None:
     """Draw rates over a column, with their intervals as bars and as a band."""
-    whole = rows[rows["low"].notna()]
-    bounds = (whole[x], whole["low"], whole["high"])
+    known = rows[rows["low"].notna()]
+    bounds = (known[x], known["low"], known["high"])
     ax.vlines(*bounds, color=look["color"], linewidth=1.2, alpha=0.75)
     ax.fill_between(*bounds, color=look["color"], alpha=0.13, linewidth=0)
     ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
@@ -111,12 +109,12 @@ def ordered(column: Iterable[str]) -> list[str]:
     return known + [name for name in found if name not in known]
 
 
-def risk_name(name: str, *, with_title: bool = False) -> str:
+def risk_name(name: str, with_title: bool = False) -> str:
     """Return a risk's short name, and what its event is; other names stay as they are."""
     risk = plugins.find("risks").get(name)
     label = getattr(risk, "label", name).replace("_", " ")
-    title = getattr(risk, "title", "")
-    if with_title and title and title != label:
+    title = getattr(risk, "title", label)
+    if with_title and title != label:
         return f"{label}: {title}"
     return label
 
@@ -128,17 +126,17 @@ def look(k: int) -> dict[str, Any]:
 
 def look_of(name: str, shown: Iterable[str]) -> dict[str, Any]:
     """Return colour and marker: for a known risk the same in every figure."""
-    known = list(plugins.find("risks"))
-    others = [other for other in dict.fromkeys(shown) if other not in known]
-    return look([*known, *others].index(name))
+    names = dict.fromkeys([*plugins.find("risks"), *shown])
+    return look(list(names).index(name))
 
 
 def percent(value: float) -> str:
     """Return 8.5 %, 71 %; never 0 % or 100 % for what is neither."""
     if 99.5 <= value < 100:
         return f"{min(value, 99.9):.1f} %"
-    digits = ".2g" if value < 10 else ".0f"
-    return f"{value:{digits}} %"
+    if value < 10:
+        return f"{value:.2g} %"
+    return f"{value:.0f} %"
 
 
 def clean(text: object, most: int = 60) -> str:

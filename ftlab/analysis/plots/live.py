@@ -14,26 +14,26 @@ def live_chart(title: str, points: list[dict], losses: list[tuple[int, float]]) 
     Args:
         title: Name of the run.
         points: Measured rates: dictionaries with step, metric and rate (0 to 1).
-        losses: Optimiser step and training loss.
+        losses: Optimiser step and training loss, in nats per token.
 
     Returns:
         A drawing that shows itself in Jupyter.
     """
+    finite = [pair for pair in losses if math.isfinite(pair[1])]
+    lines: dict[str, list] = {}
+    for point in points:
+        pair = (point["step"], 100 * point["rate"])
+        lines.setdefault(point["metric"], []).append(pair)
     with style():
         figure = _axes.new_figure(2.6, dpi=100)
-        figure.suptitle(_axes.plain(title, 80), x=0.012, ha="left", fontsize=10)
+        figure.suptitle(_axes.plain(title, 80), x=0.012, ha="left")
         left, right = figure.subplots(1, 2)
-        finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
-        left.plot([step for step, _ in finite], [loss for _, loss in finite], linewidth=1.2)
+        left.plot(*zip(*finite, strict=True) if finite else ([], []), linewidth=1.2)
         left.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, None))
-        metrics = list(dict.fromkeys(point["metric"] for point in points))
-        for metric in metrics:
-            one = [point for point in points if point["metric"] == metric]
-            steps = [point["step"] for point in one]
-            rates = [100 * point["rate"] for point in one]
-            name = _axes.plain(_axes.risk_name(metric), 26)
-            right.plot(steps, rates, label=name, **_axes.look_of(metric, metrics))
         right.set(xlabel="step", ylabel=_axes.SHARE, ylim=(-4, 104))
-        if metrics:
+        for metric, pairs in lines.items():
+            name = _axes.plain(_axes.risk_name(metric), 26)
+            right.plot(*zip(*pairs, strict=True), label=name, **_axes.look_of(metric, lines))
+        if lines:
             _axes.legend(right)
     return Drawing(figure, f"Loss and measured rates of {_axes.clean(title)}")
