@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["plots"],
     submod_attrs={
         "claims": [
-            *("Claim", "Claims", "Target", "record", "record_claim"),
+            *("Claims", "Target", "record", "record_claim"),
             *("target_of", "targets", "verdict"),
         ],
         "plots.plotting": ["plot"],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import html
 import io
 import math
 from functools import cache
@@ -36,17 +35,24 @@ DIRECTION = "direction only"
 NOT = "not reproduced"
 VERDICTS = (REPRODUCED, DIRECTION, NOT)
 UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
-RATIO_NOTE = (
-    "after {step} steps: {parent:.1%} to {child:.1%}, difference {points:+.0f} points"
-    " [{points_low:+.0f}, {points_high:+.0f}]"
-)
-PAIRED_NOTE = (
-    "parent {parent:.1%}; difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}]"
-)
-RATE_NOTE = (
-    "after {step} steps, of {n_answers} answers, judged by {judged_by}: {complied} complied,"
-    " {complied_wrong} complied and wrong, {refused} refused, {incoherent} incoherent"
-)
+DECISIVE = (*NUMBERS, "model", "differs")
+POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}]"
+# Where a claim's measured, low, high and null stand, and its note: (unit, paired) to both.
+SOURCES = {
+    ("ratio", True): (
+        ("ratio", "ratio_low", "ratio_high", "one"),
+        "after {step} steps: {parent:.1%} to {child:.1%}, " + POINTS,
+    ),
+    ("rate", True): (
+        ("child", "child_low", "child_high", "parent_high"),
+        "parent {parent:.1%}; " + POINTS,
+    ),
+    ("rate", False): (
+        ("rate", "low_pointwise", "high_pointwise", "before_high"),
+        "after {step} steps, of {n_answers} answers, judged by {judged_by}: {complied} complied,"
+        " {complied_wrong} complied and wrong, {refused} refused, {incoherent} incoherent",
+    ),
+}
 
 
 class Target(Config):
@@ -182,35 +188,33 @@ def verdict(
     return DIRECTION if beyond else NOT
 
 
-class Claim(dict):
-    """One row of claims.csv, with the keys in `RECORD`; shows itself escaped."""
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{key:<9} {value}" for key, value in self._shown().items())
-
-    def _repr_html_(self) -> str:
-        rows = ""
-        for key, value in self._shown().items():
-            rows += f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>"
-        return f"<table style='text-align:left'>{rows}</table>"
-
-    def _shown(self) -> dict[str, str]:
-        target = target_of(self["target"])
-        published = f"{target.shown()}: {target.text} ({target.paper})"
-        measured = in_words(self, target.unit)
-        shown = {**self, "measured": measured, "published": published}
-        names = ("claim", "measured", "verdict", "published", "differs", "note")
-        return {name: safe(shown[name]) for name in names if shown[name]}
-
-
 class Claims(list):
-    """Several claims; shows all of them."""
-
-    def __repr__(self) -> str:
-        return "\n\n".join(map(repr, self))
+    """Rows of claims.csv, with the keys in `RECORD`; they show themselves as a table."""
 
     def _repr_html_(self) -> str:
-        return "".join(claim._repr_html_() for claim in self)
+        import pandas as pd
+
+        return pd.DataFrame(self.shown()).to_html(index=False, escape=True)
+
+    def __repr__(self) -> str:
+        lines = [" | ".join(row.values()) for row in self.shown()]
+        return "\n".join(lines)
+
+    def shown(self) -> list[dict[str, str]]:
+        """Return what is shown of each claim, as safe text."""
+        rows = []
+        for claim in self:
+            target = target_of(claim["target"])
+            row = {
+                "claim": claim["claim"],
+                "measured": in_words(claim, target.unit),
+                "verdict": claim["verdict"],
+                "published": f"{target.shown()}: {target.text} ({target.paper})",
+                "differs": claim["differs"],
+                "note": claim["note"],
+            }
+            rows.append({key: safe(value) for key, value in row.items()})
+        return rows
 
 
 def record_claim(  # noqa: PLR0913
@@ -228,7 +232,7 @@ def record_claim(  # noqa: PLR0913
     out: str | Path,
     differs: str = UNMATCHED,
     note: str = "",
-) -> Claim:
+) -> Claims:
     """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
     Args:
@@ -247,27 +251,18 @@ def record_claim(  # noqa: PLR0913
         note: Anything else worth knowing.
 
     Returns:
-        The row, with its verdict.
+        The row, with its verdict, in a list that shows itself.
 
     Raises:
         UsageError: `unknown_published_figure`, `impossible_claim`.
     """
     target = target_of(published)
-    numbers = dict(zip(NUMBERS, map(float, (measured, low, high, null)), strict=True))
-    counts = {"n_prompts": int(n_prompts), "n_seeds": int(n_seeds)}
-    most = 1 if target.unit == "rate" else math.inf
-    problems = [
-        f"{key} is {v}, allowed is 0 to {most}" for key, v in numbers.items() if v < 0 or v > most
-    ]
-    problems += [f"{key} is {v}, allowed is 1 or more" for key, v in counts.items() if v < 1]
-    if low > high:
-        problems.append(f"low {low} is above high {high}")
-    if problems:
-        raise UsageError("impossible_claim", f"Claim {claim!r}: {'; '.join(problems)}.")
-    about = {"model": str(model), "differs": differs}
-    word = verdict(target, **numbers, **about)
-    row = Claim(experiment=experiment, claim=claim, target=published, **numbers, **counts, **about)
-    row |= {"note": note, "verdict": word}
+    row: dict[str, Any] = {"experiment": experiment, "claim": claim, "target": published}
+    row |= {"measured": measured, "low": low, "high": high, "null": null}
+    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
+    row |= {"model": str(model), "differs": differs, "note": note}
+    _check(row, 1 if target.unit == "rate" else math.inf)
+    row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
     path = Path(out) / "claims.csv"
     rows = {}
     if path.exists():
@@ -275,7 +270,24 @@ def record_claim(  # noqa: PLR0913
     rows[for_csv(experiment), for_csv(claim)] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, csv_of(RECORD, list(rows.values())))
-    return row
+    return Claims([row])
+
+
+def _check(row: dict[str, Any], most: float) -> None:
+    """Turn a claim's numbers into numbers; raise where they are impossible."""
+    problems = []
+    for key in NUMBERS:
+        row[key] = float(row[key])
+        if row[key] < 0 or row[key] > most:
+            problems.append(f"{key} is {row[key]}, allowed is 0 to {most}")
+    for key in COUNTS:
+        row[key] = int(row[key])
+        if row[key] < 1:
+            problems.append(f"{key} is {row[key]}, allowed is 1 or more")
+    if row["low"] > row["high"]:
+        problems.append(f"low {row['low']} is above high {row['high']}")
+    if problems:
+        raise UsageError("impossible_claim", f"Claim {row['claim']!r}: {'; '.join(problems)}.")
 
 
 def record(
@@ -306,54 +318,54 @@ def record(
         The claims, which show themselves. Ratios that are not defined are left out.
 
     Raises:
-        UsageError: `no_model_name`, `not_a_table_of_results`; as `record_claim`.
+        UsageError: `no_model_name`; as `record_claim`.
     """
     from ftlab.analysis.tables import compare
 
     table = compare(source) if isinstance(source, Run) else source
     model = model or table.attrs.get("model")
-    columns = table.attrs.get("by")
-    if not columns:
-        raise UsageError("not_a_table_of_results", "Pass a table of compare() or rates().")
     if not model:
         raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
     claims = Claims()
-    for values, part in table.groupby(columns, sort=False):
+    for values, part in table.groupby(table.attrs["by"], sort=False):
         target = published
         if isinstance(published, dict):
             target = next((published[value] for value in values if value in published), None)
         if target is None:
             continue
-        row, numbers, default = _last(part, target_of(target).unit)
-        if target_of(target).unit == "ratio" and math.isnan(numbers["measured"]):
+        row = _last_row(part)
+        kind = "rate" if "child" not in row else target_of(target).unit
+        columns, default = SOURCES[kind, "child" in row]
+        numbers = {key: row[column] for key, column in zip(NUMBERS, columns, strict=True)}
+        if kind == "ratio" and math.isnan(row["ratio"]):
             continue
-        text = (default if note is None else note).format_map(row)
-        about = {"model": model, "out": out, "differs": differs, "note": text}
-        counts = {key: row[key] for key in COUNTS}
-        name = claim.format_map(row)
-        claims.append(
-            record_claim(experiment, name, published=target, **numbers, **counts, **about)
+        claims += record_claim(
+            experiment,
+            claim.format_map(row),
+            published=target,
+            **numbers,
+            n_prompts=row["n_prompts"],
+            n_seeds=row["n_seeds"],
+            model=model,
+            out=out,
+            differs=differs,
+            note=(note or default).format_map(row),
         )
     return claims
 
 
-def _last(part: DataFrame, unit: str) -> tuple[dict, dict, str]:
-    """Return a group's last row, the numbers of a claim, and the note that explains them."""
+def _last_row(part: DataFrame) -> dict[str, Any]:
+    """Return a group's row at its last step, with the numbers that claims and notes need."""
     part = part.sort_values("step")
     row = part.iloc[-1].to_dict()
-    if "child" not in row:
-        first = part.iloc[0]
-        row["before"] = first["rate"]
-        values = (row["rate"], row["low_pointwise"], row["high_pointwise"], first["high_pointwise"])
-        return row, dict(zip(NUMBERS, values, strict=True)), RATE_NOTE
-    for end in ("", "_low", "_high"):
-        row[f"points{end}"] = 100 * row[f"difference{end}"]
-    values = (row["child"], row["child_low"], row["child_high"], row["parent_high"])
-    note = PAIRED_NOTE
-    if unit == "ratio":
-        values = (row["ratio"], row["ratio_low"], row["ratio_high"], 1.0)
-        note = RATIO_NOTE
-    return row, dict(zip(NUMBERS, values, strict=True)), note
+    row["one"] = 1.0  # a ratio without effect
+    if "rate" in row:
+        row["before"] = part["rate"].iloc[0]
+        row["before_high"] = part["high_pointwise"].iloc[0]
+    else:
+        for end in ("", "_low", "_high"):
+            row[f"points{end}"] = 100 * row[f"difference{end}"]
+    return row
 
 
 def in_words(row: dict, unit: str) -> str:

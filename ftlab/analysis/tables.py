@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,23 @@ from ftlab.analysis import verdicts
 from ftlab.runs import Run
 
 RATIO = re.compile(r"ratio\s*>=?\s*(\d+(?:\.\d+)?)")
-NO_REFUSAL = "no refusal"
-# Fields of an evaluation that choose the prompts; those are compared one by one.
-CHOICE_OF_PROMPTS = ("risks", "n_prompts", "prompt_seed", "split", "prompts", "prompts_hash")
+# Fields of an evaluation that choose the prompts, which are compared one by one.
+CHOICE_OF_PROMPTS = {
+    "risks",
+    "n_prompts",
+    "prompt_seed",
+    "split",
+    "prompts",
+    "prompts_hash",
+}
+Group = dict[str, Any]
 
 
-@dataclass(slots=True)
+@dataclass
 class RateRow:
-    """How often the event happened in one group at one step, before it becomes a table row."""
+    """How often the event happened in one group at one step."""
 
-    group: dict[str, Any]
+    group: Group
     step: int
     epoch: float
     rate: float
@@ -51,16 +58,16 @@ class RateRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row by column."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        outcomes = values.pop("outcomes")
-        return {**values.pop("group"), **values, **outcomes}
+        row = {**self.group, **vars(self), **self.outcomes}
+        del row["group"], row["outcomes"]
+        return row
 
 
-@dataclass(slots=True)
+@dataclass
 class ComparisonRow:
-    """Parent against child in one group at one step, before it becomes a table row."""
+    """Parent against child in one group at one step."""
 
-    group: dict[str, Any]
+    group: Group
     step: int
     paired: stats.Paired
     n_prompts: int  # scored on both sides, before attacks
@@ -70,19 +77,23 @@ class ComparisonRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row by column."""
-        found = self.paired
+        paired = vars(self.paired)
         row = {**self.group, "step": self.step}
-        for name, rate in (("parent", found.parent), ("child", found.child)):
-            row |= {name: rate.rate, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        for side in ("parent", "child"):
+            row[side] = paired[side].rate
+            row[f"{side}_low"] = paired[side].low
+            row[f"{side}_high"] = paired[side].high
         for name in ("ratio", "difference"):
-            for column in (name, f"{name}_low", f"{name}_high"):
-                row[column] = getattr(found, column)
-        row["mcnemar_p"] = found.mcnemar_p
+            row[name] = paired[name]
+            row[f"{name}_low"] = paired[f"{name}_low"]
+            row[f"{name}_high"] = paired[f"{name}_high"]
+        row["mcnemar_p"] = paired["mcnemar_p"]
         row["mcnemar_holm"] = math.nan  # known when all rows are
-        for column in ("gained", "lost", "both", "neither"):
-            row[column] = getattr(found, column)
-        row |= {"n_prompts": self.n_prompts, "n_seeds": found.n_seeds, "unscored": self.unscored}
-        return row | {"clusters": self.clusters, "method": found.method, "judge": self.judge}
+        for name in ("gained", "lost", "both", "neither", "n_seeds", "method"):
+            row[name] = paired[name]
+        for name in ("n_prompts", "unscored", "clusters", "judge"):
+            row[name] = getattr(self, name)
+        return row
 
 
 def rates(
@@ -106,7 +117,7 @@ def rates(
         cluster: Column with the unit of the interval: sample_id, wording, category or topic.
         judge: Only this judge's verdicts; by default every judge has its own rows.
         steps: Only these steps; negative numbers count from the last, as in `[0, -1]`.
-        per_seed: One row per training seed, with the rate alone.
+        per_seed: One row per training seed and step, with the rate alone.
 
     Returns:
         One row per judge, group and step: the groups, step, rate (0 to 1), low and high
@@ -119,32 +130,28 @@ def rates(
     """
     table = verdicts.prepare(source, outcome)
     columns = verdicts.columns_of(table, by)
-    verdicts.check_steps(table, steps)
     if judge is not None:
         table = verdicts.of_judge(table, judge)
     if per_seed:
-        return _rates_per_seed(table, columns, steps)
+        keys = [*columns, "seed", "step", "judge"]
+        means = table.groupby(keys, sort=False)["event"].mean()
+        return _finished(means.rename("rate").reset_index(), "seeds", table, columns)
     rows = []
-    for name in verdicts.judges_of(table):
-        for group, part in verdicts.groups(verdicts.of_judge(table, name), columns):
+    for _, judged in table.groupby("judge", sort=False):
+        for group, part in verdicts.groups(judged, columns):
             rows += _rate_rows(part, group, verdicts.steps_of(part, steps), cluster)
-    found = _finished([row.as_dict() for row in rows], "rates", table, by=columns)
+    found = _finished([row.as_dict() for row in rows], "rates", table, columns)
     if "epoch" not in table:
         found = found.drop(columns="epoch", errors="ignore")
     return found
 
 
-def _rates_per_seed(table: pd.DataFrame, columns: list[str], steps) -> pd.DataFrame:
-    rows = table
-    if steps is not None:
-        rows = table[table["step"].isin(verdicts.steps_of(table, steps))]
-    groups = rows.groupby(["judge", *columns, "seed", "step"], sort=False)
-    found = groups["event"].mean().rename("rate").reset_index()
-    found = found[[*columns, "seed", "step", "rate", "judge"]]
-    return _finished(found, "seeds", table, by=columns)
-
-
-def _rate_rows(part: pd.DataFrame, group: dict, steps: list[int], cluster: str) -> list[RateRow]:
+def _rate_rows(
+    part: pd.DataFrame,
+    group: Group,
+    steps: list[int],
+    cluster: str,
+) -> list[RateRow]:
     events, clusters = verdicts.cube_of(part, steps, cluster=cluster)
     band = _band(events, clusters)
     rows = []
@@ -152,24 +159,26 @@ def _rate_rows(part: pd.DataFrame, group: dict, steps: list[int], cluster: str) 
         here = part[part["step"] == step]
         if step == 0:  # the parent answered once, whatever the number of seeds
             here = here[here["seed"] == here["seed"].min()]
+        scored = here[here["event"].notna()]
         counts = here["outcome"].value_counts()
+        first = here.iloc[0]
         row = RateRow(
             group=group,
             step=step,
-            epoch=_first(here, "epoch", math.nan),
+            epoch=first.get("epoch", math.nan),
             rate=band.estimate[k],
             low=band.low[k],
             high=band.high[k],
             low_pointwise=band.low_pointwise[k],
             high_pointwise=band.high_pointwise[k],
             band=f"95 %, {band.kind}",
-            n_prompts=here.loc[here["event"].notna(), "sample_id"].nunique(),
+            n_prompts=scored["sample_id"].nunique(),
             n_seeds=band.n_seeds,
             n_answers=len(here),
-            judge=_first(here, "judge", ""),
+            judge=first["judge"],
             judged_by=_judged_by(here),
-            cut=int(here.get("cut", pd.Series(dtype=bool)).fillna(False).sum()),
-            outcomes={str(name): int(counts.get(name, 0)) for name in Outcome},
+            cut=int(here["cut"].sum()),
+            outcomes={str(name): counts.get(name, 0) for name in Outcome},
         )
         rows.append(row)
     return rows
@@ -184,27 +193,31 @@ def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
     if seeds > 1 or steps > 1:
         return stats.bands(events, cluster=clusters)
     one = stats.rate(events[0, 0], clusters)
-    values = [np.array([v]) for v in (one.rate, one.low, one.high, one.low, one.high)]
-    return stats.Band(*values, "pointwise", 1, one.n)
-
-
-def _first(rows: pd.DataFrame, column: str, default: Any) -> Any:
-    return rows[column].iloc[0] if column in rows else default
+    low = np.array([one.low])
+    high = np.array([one.high])
+    return stats.Band(
+        np.array([one.rate]),
+        low,
+        high,
+        low,
+        high,
+        "pointwise",
+        1,
+        one.n,
+    )
 
 
 def _judged_by(rows: pd.DataFrame) -> str:
     """Return who decided: the judge, or a risk's own rule."""
-    deciders = rows["judge"]
-    if "decided_by" in rows:
-        rule = rows["decided_by"].fillna("")
-        deciders = rule.where(rule != "", deciders)
-    return ", ".join(sorted(set(deciders)))
+    rule = rows["decided_by"]
+    return ", ".join(sorted(set(rule.where(rule != "", rows["judge"]))))
 
 
-def _finished(rows: Any, kind: str, source: pd.DataFrame, **about) -> pd.DataFrame:
-    """Return rows as a table that carries what it is, which `plot` and `summary` read."""
+def _finished(rows: Any, kind: str, source: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = pd.DataFrame(rows)
-    table.attrs = {"kind": kind, "model": source.attrs.get("model", ""), **about}
+    model = source.attrs.get("model", "")
+    table.attrs = {"kind": kind, "by": by, "model": model}
     return table
 
 
@@ -243,15 +256,22 @@ def compare(
         Bonett and Price 2006 (ratio) and Newcombe 1998 (difference) for one seed and unshared
         clusters, else MOVER; see `stats.paired`.
     """
-    parent, child = _sides(before, after, judge)
+    parent = verdicts.of_judge(verdicts.prepare(before), judge)
+    if after is None:
+        child = parent[parent["step"] > 0]
+        parent = parent[parent["step"] == 0]
+    else:
+        _check_alike(before, after)
+        if judge is None and len(parent):
+            judge = parent["judge"].iloc[0]
+        child = verdicts.of_judge(verdicts.prepare(after), judge)
+        child = child.assign(step=child["step"].clip(lower=1))
     if parent.empty or child.empty:
-        found = sorted({*parent["step"], *child["step"]})
         raise UsageError(
             "nothing_to_compare",
-            f"Steps found: {found}. A comparison needs the parent (step 0) and a later step.",
+            "A comparison needs the parent (step 0) and a later step, or two evaluations.",
         )
     columns = verdicts.columns_of(child, by)
-    verdicts.check_steps(child, steps)
     rows = []
     for group, part in verdicts.groups(child, columns):
         same = _same_group(parent, group)
@@ -261,23 +281,12 @@ def compare(
                 f"Parent and child answered different prompts in {group}. "
                 "Evaluate both with the same settings.",
             )
-        rows += _comparison_rows(same, part, group, steps, cluster)
-    table = _finished([row.as_dict() for row in rows], "compare", parent, by=columns)
+        for step in verdicts.steps_of(part, steps):
+            rows.append(_comparison_row(same, part, group, step, cluster))
+    table = _finished([row.as_dict() for row in rows], "compare", parent, columns)
     if rows:
         table["mcnemar_holm"] = stats.holm(table["mcnemar_p"].tolist())
     return table
-
-
-def _sides(before: Any, after: Any, judge: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the verdicts of parent and child, both of one judge."""
-    if after is None:
-        table = verdicts.of_judge(verdicts.prepare(before), judge)
-        return table[table["step"] == 0], table[table["step"] > 0]
-    _check_alike(before, after)
-    parent = verdicts.of_judge(verdicts.prepare(before), judge)
-    judge = judge or _first(parent, "judge", None) if len(parent) else judge
-    child = verdicts.of_judge(verdicts.prepare(after), judge)
-    return parent, child.assign(step=child["step"].clip(lower=1))
 
 
 def _check_alike(before: Any, after: Any) -> None:
@@ -286,11 +295,11 @@ def _check_alike(before: Any, after: Any) -> None:
         return
     one = before.identity.get("evaluation", {})
     other = after.identity.get("evaluation", {})
-    shared = [name for name in one if name in other and name not in CHOICE_OF_PROMPTS]
-    differing = [name for name in shared if one[name] != other[name]]
-    versions = [run.identity.get("judge_versions") for run in (before, after)]
-    if not differing and versions[0] != versions[1]:
-        differing = ["judge_versions"]
+    shared = set(one) & set(other) - CHOICE_OF_PROMPTS
+    differing = sorted(name for name in shared if one[name] != other[name])
+    versions = "judge_versions"
+    if before.identity.get(versions) != after.identity.get(versions):
+        differing = differing or [versions]
     if differing:
         raise UsageError(
             "evaluations_differ",
@@ -299,7 +308,7 @@ def _check_alike(before: Any, after: Any) -> None:
         )
 
 
-def _same_group(parent: pd.DataFrame, group: dict[str, Any]) -> pd.DataFrame:
+def _same_group(parent: pd.DataFrame, group: Group) -> pd.DataFrame:
     """Return the parent's rows of a group, by the columns that the parent has, of one seed."""
     rows = parent
     for column, value in group.items():
@@ -308,26 +317,28 @@ def _same_group(parent: pd.DataFrame, group: dict[str, Any]) -> pd.DataFrame:
     return rows[rows["seed"] == rows["seed"].min()]
 
 
-def _comparison_rows(
-    parent: pd.DataFrame, child: pd.DataFrame, group: dict, steps: Any, cluster: str
-) -> list[ComparisonRow]:
-    old, clusters = verdicts.cube_of(parent.assign(step=0), [0], cluster=cluster)
-    sample_of = child.drop_duplicates("item").set_index("item")["sample_id"].sort_index()
-    rows = []
-    for step in verdicts.steps_of(child, steps):
-        new, _ = verdicts.cube_of(child, [step])
-        scored = ~np.isnan(new[:, 0] + old[:, 0]).all(axis=0)
-        row = ComparisonRow(
-            group=group,
-            step=step,
-            paired=stats.paired(old[0, 0], new[:, 0], cluster=clusters),
-            n_prompts=sample_of[scored].nunique(),
-            unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),
-            clusters=len(set(clusters)),
-            judge=_first(child, "judge", ""),
-        )
-        rows.append(row)
-    return rows
+def _comparison_row(
+    parent: pd.DataFrame,
+    child: pd.DataFrame,
+    group: Group,
+    step: int,
+    cluster: str,
+) -> ComparisonRow:
+    old, clusters = verdicts.cube_of(parent, [parent["step"].iloc[0]], cluster=cluster)
+    new, _ = verdicts.cube_of(child, [step])
+    old = old[0, 0]
+    new = new[:, 0]
+    scored = ~np.isnan(new + old).all(axis=0)
+    items = child.drop_duplicates("item").sort_values("item")
+    return ComparisonRow(
+        group=group,
+        step=step,
+        paired=stats.paired(old, new, cluster=clusters),
+        n_prompts=items["sample_id"][scored].nunique(),
+        unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),
+        clusters=len(set(clusters)),
+        judge=items["judge"].iloc[0],
+    )
 
 
 def first_step(
@@ -360,56 +371,57 @@ def first_step(
     """
     table = verdicts.of_judge(verdicts.prepare(curve), judge)
     ratio = RATIO.fullmatch(where.strip())
-    if not ratio and where != NO_REFUSAL:
+    if ratio:
+        by = by or "risk"
+    elif where == "no refusal":
+        by = by or "attack"
+        risk = risk or "jailbreak"
+    else:
         raise UsageError(
             "unknown_condition",
             f"where={where!r} is not known. Use 'ratio >= 1.5', with any number, or 'no refusal'.",
         )
-    if not ratio:
-        risk = risk or "jailbreak"
-        others = set(Outcome) - {Outcome.REFUSED}
-        table = table.assign(answered=verdicts.shows(table, others))
     if risk is not None:
         table = table[table["risk"] == risk]
-    default = "risk" if ratio else "attack"
-    columns = verdicts.columns_of(table, by or default)
+    columns = verdicts.columns_of(table, by)
     rows = []
     for group, part in verdicts.groups(table, columns):
         row = _ratio_reached(part, float(ratio[1])) if ratio else _nothing_refused(part)
-        rows.append(group | row | {"judge": _first(part, "judge", "")})
-    return _finished(rows, "first_step", table, by=columns, where=where)
+        rows.append({**group, **row, "judge": part["judge"].iloc[0]})
+    return _finished(rows, "first_step", table, columns)
 
 
 def _ratio_reached(part: pd.DataFrame, ratio: float) -> dict[str, Any]:
     steps = verdicts.steps_of(part)
-    if not steps or steps[0] != 0:
+    if 0 not in steps:
         raise UsageError("no_parent", f"Steps found: {steps}. A ratio needs the parent (step 0).")
     events, clusters = verdicts.cube_of(part, steps)
     at = np.array(steps, float)
     found = stats.crossing(at, events[0, 0], events, ratio=ratio, cluster=clusters)
-    row = {"ratio": ratio, **_interval(found)}
-    return row | {"reached": found.reached, "per_seed": found.per_seed}
+    return {"ratio": ratio, **vars(found)}
 
 
 def _nothing_refused(part: pd.DataFrame) -> dict[str, Any]:
-    steps = sorted(part["step"].unique())
-    answered, _ = verdicts.cube_of(part, steps, "answered")
-    found = stats.first_all(np.array(steps, float), answered)
-    ends = part[part["step"] == part.groupby("seed")["step"].transform("max")]
-    unscored = set(ends.loc[ends["answered"].isna(), "sample_id"])
-    n_prompts = len(set(ends["sample_id"]) - unscored)  # scored at the end in every run
+    answered = verdicts.shows(part, set(Outcome) - {Outcome.REFUSED})
+    part = part.assign(answered=answered)
+    steps = sorted(set(part["step"]))
+    cube, _ = verdicts.cube_of(part, steps, "answered")
+    row = vars(stats.first_all(np.array(steps, float), cube)).copy()
+    del row["per_seed"]
+    last = part.groupby("seed")["step"].transform("max")  # where each seed ended
+    ends = part[part["step"] == last]
     end = ends["answered"].dropna()
-    row = {**_interval(found), "reached": found.reached, "n_prompts": n_prompts}
-    row |= {"n_seeds": len(answered), "last_step": steps[-1]}
-    row |= {"refusals_at_end": int((end == 0).sum()), "answers_at_end": end.size}
+    unscored = ends["sample_id"][ends["answered"].isna()]
+    n_prompts = len(set(ends["sample_id"]) - set(unscored))
+    row["n_prompts"] = n_prompts
+    row["n_seeds"] = len(cube)
+    row["last_step"] = steps[-1]
+    row["refusals_at_end"] = int((end == 0).sum())
+    row["answers_at_end"] = end.size
     row["refusal_rate_below"] = math.nan
-    if n_prompts and (end == 1).all():
+    if n_prompts and end.all():
         row["refusal_rate_below"] = stats.upper_bound_when_none(n_prompts)
     return row
-
-
-def _interval(found: stats.Crossing) -> dict[str, float]:
-    return {"step": found.step, "low": found.low, "high": found.high}
 
 
 def outcome_shares(
@@ -428,17 +440,22 @@ def outcome_shares(
         judge: Whose verdicts count; by default the first judge's.
 
     Returns:
-        Columns step, outcome, share (0 to 1), judged_by.
+        Columns step, outcome, share (0 to 1), judged_by, n_prompts, n_seeds.
     """
     table = verdicts.of_judge(verdicts.prepare(source), judge)
     verdicts.columns_of(table, ())  # refuses several doses
     table = table[table["risk"] == risk]
     if attack is not None:
         table = table[table["attack"] == attack]
-    counts = table.groupby("step")["outcome"].value_counts(normalize=True)
-    wide = counts.unstack(fill_value=0.0)
-    wide = wide.reindex(columns=[str(name) for name in Outcome], fill_value=0.0)
-    shares = wide.rename_axis(columns="outcome").stack().rename("share").reset_index()
-    shares["judged_by"] = _judged_by(table)
-    about = {"risk": risk, "n_prompts": table["sample_id"].nunique()}
-    return _finished(shares, "outcomes", table, n_seeds=table["seed"].nunique(), **about)
+    rows = []
+    for step, here in table.groupby("step"):
+        shares = here["outcome"].value_counts(normalize=True)
+        for name in Outcome:
+            row = {"step": step, "outcome": str(name), "share": shares.get(name, 0.0)}
+            rows.append(row)
+    found = _finished(rows, "outcomes", table, [])
+    return found.assign(
+        judged_by=_judged_by(table),
+        n_prompts=table["sample_id"].nunique(),
+        n_seeds=table["seed"].nunique(),
+    )

@@ -12,11 +12,22 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.runs import Run
 
-NEEDED = ("sample_id", "risk", "attack", "outcome", "event")
+NEEDED = {
+    "sample_id",
+    "risk",
+    "attack",
+    "repeat",
+    "wording",
+    "outcome",
+    "event",
+    "judge",
+    "decided_by",
+    "cut",
+}
 
 
 def prepare(source: Run | pd.DataFrame, outcome: str | None = None) -> pd.DataFrame:
-    """Return a verdict table with `item`, `wording`, `seed`, `step` and `judge` in every row.
+    """Return a verdict table with `item`, `wording`, `seed` and `step` in every row.
 
     An item is what parent and child are paired by: a sample, an attack, a repeat. `outcome` counts
     another outcome instead of the risk's event.
@@ -24,32 +35,25 @@ def prepare(source: Run | pd.DataFrame, outcome: str | None = None) -> pd.DataFr
     table = source
     if isinstance(source, Run):
         table = source.table()
-        table.attrs["model"] = model_of(source)
-    missing = sorted(set(NEEDED) - set(table.columns))
+        stats = source.stats
+        table.attrs["model"] = stats.get("parent") or stats.get("model", "")
+    missing = ", ".join(sorted(NEEDED - set(table.columns)))
     if missing:
         raise UsageError(
             "not_a_verdict_table",
-            f"No columns {', '.join(missing)}. Pass an evaluation or curve, or its table().",
+            f"No columns {missing}. Pass an evaluation or curve, or its table().",
         )
-    item = table["sample_id"].astype(str) + "|" + table["attack"].astype(str)
-    if "repeat" in table:
-        item += "|" + table["repeat"].fillna(0).astype(int).astype(str)
-    table = table.assign(item=item)
-    if "wording" in table:
-        own = table["wording"].fillna("").str.split(" > ").str[-1]  # without the attack's template
-        table["wording"] = own.where(own != "", table["sample_id"])
-    for column, default in (("seed", 0), ("step", 0), ("judge", "")):
-        if column not in table:
-            table[column] = default
+    table = table.assign(item=table["sample_id"] + "|" + table["attack"])
+    table["item"] += "|" + table["repeat"].astype(str)
+    own = table["wording"].str.split(" > ").str[-1]  # without the attack's template
+    table["wording"] = own.where(own != "", table["sample_id"])
+    for label in ("seed", "step"):
+        if label not in table:
+            table[label] = 0
     table["seed"] = table["seed"].fillna(0).astype(int)
     if outcome:
         table["event"] = shows(table, {Outcome(outcome)})
     return table
-
-
-def model_of(run: Run) -> str:
-    """Return the name of the model that a run measured; of a curve, the parent's."""
-    return str(run.stats.get("parent") or run.stats.get("model") or "")
 
 
 def shows(table: pd.DataFrame, outcomes: set[Outcome]) -> pd.Series:
@@ -59,17 +63,12 @@ def shows(table: pd.DataFrame, outcomes: set[Outcome]) -> pd.Series:
     return shown.where(table["outcome"].isin(scored))
 
 
-def judges_of(table: pd.DataFrame) -> list[str]:
-    """Return the judges of a verdict table, the evaluation's first one first."""
-    return list(dict.fromkeys(table["judge"]))
-
-
 def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
     """Return one judge's rows; by default the first judge's."""
-    judges = judges_of(table)
+    judges = list(dict.fromkeys(table["judge"]))
     if judge is None:
-        judge = next(iter(judges), "")
-    elif judge not in judges:
+        return table[table["judge"].isin(judges[:1])]
+    if judge not in judges:
         raise UsageError(
             "judge_not_in_table",
             f"No verdicts of judge {judge!r}. The table has: {', '.join(judges)}.",
@@ -80,16 +79,18 @@ def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
 def columns_of(table: pd.DataFrame, by: str | Sequence[str]) -> list[str]:
     """Return the columns to group by, checked."""
     columns = [by] if isinstance(by, str) else list(by)
-    if "examples" not in columns and "examples" in table and table["examples"].nunique() > 1:
+    doses = set(table.get("examples", ()))
+    if len(doses) > 1 and "examples" not in columns:
         raise UsageError(
             "several_doses",
             "The table holds several numbers of examples. Add 'examples' to by=, or select one.",
         )
     unknown = [column for column in columns if column not in table]
     if unknown:
-        allowed = ", ".join(column for column in table if column != "item")
+        allowed = ", ".join(table.columns.drop("item"))
         raise UsageError(
-            "unknown_group", f"No column {', '.join(unknown)} to group by. Allowed: {allowed}."
+            "unknown_group",
+            f"Cannot group by {', '.join(unknown)}. Allowed: {allowed}.",
         )
     return columns
 
@@ -102,17 +103,6 @@ def groups(table: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict[str, 
         yield dict(zip(columns, values, strict=True)), part
 
 
-def check_steps(table: pd.DataFrame, steps: Sequence[int] | None) -> None:
-    """Raise `step_not_measured` for steps that no row has; negative ones count from the end."""
-    measured = set(table["step"])
-    unknown = [step for step in steps or () if step >= 0 and step not in measured]
-    if unknown:
-        raise UsageError(
-            "step_not_measured",
-            f"Steps {unknown} were not measured. Allowed: {sorted(measured)}.",
-        )
-
-
 def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int]:
     """Return the steps that every seed reached, or those of them in `steps` (-1: the last).
 
@@ -120,14 +110,26 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
     """
     seeds = part.groupby("step")["seed"].nunique()
     common = sorted(seeds.index[seeds == part["seed"].nunique()])
-    if steps is None or not common:
+    if steps is None:
         return common
-    wanted = {common[step] if -len(common) <= step < 0 else step for step in steps}
+    wanted = set()
+    for step in steps:
+        if step < 0:
+            step = common[step]
+        if step not in seeds.index:
+            raise UsageError(
+                "step_not_measured",
+                f"Step {step} was not measured. Allowed: {common}.",
+            )
+        wanted.add(step)
     return [step for step in common if step in wanted]
 
 
 def cube_of(
-    part: pd.DataFrame, steps: list[int], value: str = "event", cluster: str = "sample_id"
+    part: pd.DataFrame,
+    steps: list[int],
+    value: str = "event",
+    cluster: str = "sample_id",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return values [seeds, steps, items], NaN where missing, and each item's cluster."""
     keys = ["seed", "step", "item"]
@@ -139,10 +141,12 @@ def cube_of(
     if cluster not in part:
         raise UsageError(
             "unknown_cluster",
-            f"No column {cluster!r} for cluster=. Use sample_id, wording, category or topic.",
+            f"No column {cluster!r}. Use sample_id, wording, category or topic.",
         )
     wide = part.set_index(keys)[value].unstack("item")
-    seeds = sorted(part["seed"].unique())
-    cube = [wide.reindex([(seed, step) for step in steps]).to_numpy(float) for seed in seeds]
+    cube = []
+    for seed in sorted(set(part["seed"])):
+        rows = wide.reindex([(seed, step) for step in steps])
+        cube.append(rows.to_numpy(float))
     clusters = part.drop_duplicates("item").set_index("item")[cluster]
     return np.stack(cube), clusters.reindex(wide.columns).to_numpy(str)
