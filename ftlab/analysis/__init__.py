@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Tables, figures, published claims and the report, from finished runs; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["plots"],
     submod_attrs={
         "claims": [
-            "claim",
+            *("Claims", "Target", "record", "record_claim"),
+            *("target_of", "targets", "verdict"),
         ],
-        "report": [
-            "write_report",
-        ],
-        "tables": [
-            "before_after",
-            "by_seed",
-            "compare",
-            "crossing",
-            "judged",
-            "no_refusal",
-            "outcomes",
-            "plot",
-            "rates",
-        ],
+        "plots.plotting": ["plot"],
+        "report": ["write_report"],
+        "short_tables": ["summary"],
+        "tables": ["compare", "first_step", "outcome_shares", "rates"],
     },
 )

@@ -1,125 +1,186 @@
-"""Published figures as data (`data/published/*.yaml`), what was measured beside them, and the verdict.
+"""Published figures as data (`data/published/*.yaml`), what was measured, and the verdict.
 
-    claim("02_risk_ratio", "jailbreak, 150 steps", published="enkrypt_ratio_1_5", measured=2.1, low=1.4,
-          high=3.2, n_prompts=200, n_seeds=5, null=1.0, model="organism", out=out)  # a row of out/claims.csv
-
-Rates are shares in [0, 1], ratios are child / parent. Nothing is estimated here.
+Rates are shares from 0 to 1, ratios are child / parent. Nothing is estimated here.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import html
 import io
 import math
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
+from ftlab._core.errors import DataError, UsageError
+from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import for_csv, safe
-from ftlab.runs import resource, write_atomic
+from ftlab.runs import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 NUMBERS = ("measured", "low", "high", "null")
-
-
 COUNTS = ("n_prompts", "n_seeds")
-
-
-RECORD = ("experiment", "claim", "target", *NUMBERS, *COUNTS, "model", "differs", "note", "verdict")
-
-
-REPRODUCED, DIRECTION, NOT = VERDICTS = ("reproduced", "direction only", "not reproduced")
-
-
+RECORD = (
+    *("experiment", "claim", "target", *NUMBERS, *COUNTS),
+    *("model", "differs", "note", "verdict"),
+)
+REPRODUCED = "reproduced"
+DIRECTION = "direction only"
+NOT = "not reproduced"
+VERDICTS = (REPRODUCED, DIRECTION, NOT)
 UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
+DECISIVE = (*NUMBERS, "model", "differs")
+POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}]"
+# Where a claim's measured, low, high and null stand, and its note: (unit, paired) to both.
+SOURCES = {
+    ("ratio", True): (
+        ("ratio", "ratio_low", "ratio_high", "one"),
+        "after {step} steps: {parent:.1%} to {child:.1%}, " + POINTS,
+    ),
+    ("rate", True): (
+        ("child", "child_low", "child_high", "parent_high"),
+        "parent {parent:.1%}; " + POINTS,
+    ),
+    ("rate", False): (
+        ("rate", "low_pointwise", "high_pointwise", "before_high"),
+        "after {step} steps, of {n_answers} answers, judged by {judged_by}: {complied} complied,"
+        " {complied_wrong} complied and wrong, {refused} refused, {incoherent} incoherent",
+    ),
+}
 
 
 class Target(Config):
-    """A published figure. `before` and `value` are shares in [0, 1] (rate) or child / parent (ratio)."""
+    """A published figure. `before` and `value` are shares (rate) or child / parent (ratio)."""
 
     id: str = Field(pattern=r"^[a-z0-9_]+$")
     paper: str
     source: str  # arXiv:NUMBER, or where else it was published
     table: str = ""  # where in the source
     settings: str
-    models: tuple[str, ...] = ()  # names under which a model is the paper's own; none: not recorded
+    models: tuple[str, ...] = ()  # names of the paper's own models; none: not recorded
     unit: Literal["ratio", "rate"]
     value: float = Field(ge=0, allow_inf_nan=False)
     before: float | None = Field(None, ge=0, le=1)  # the parent's rate, where published
     text: str  # the claim in words
     direction: Literal["up", "down"]  # the side of no effect on which the claim lies
-    tolerance: float = Field(ge=0, allow_inf_nan=False)  # in the unit of `value`; ours, not the paper's
-    evidence: Literal["read", "abstract", "secondary", "inferred"]  # how this project knows the figure
+    tolerance: float = Field(ge=0, allow_inf_nan=False)  # this project's, not the paper's
+    evidence: Literal["read", "abstract", "secondary", "inferred"]  # how the figure is known
     universal: bool = False  # "every": one answer without the event refutes it
     caveat: str = ""
 
     @model_validator(mode="after")
-    def _share(self):
+    def _share(self) -> Target:
         if self.unit == "rate" and self.value > 1:
             raise ValueError(f"value is {self.value}; a rate is a share from 0 to 1")
         return self
 
     def shown(self) -> str:
-        before = "" if self.before is None else f"{_number(self.before, self.unit)} → "
-        return before + _number(self.value, self.unit)
+        """Return the figure in words, with the rate before where it is published."""
+        value = _number(self.value, self.unit)
+        if self.before is None:
+            return value
+        return f"{_number(self.before, self.unit)} → {value}"
 
     def cited(self) -> str:
-        place = ", ".join(x for x in (self.paper, self.source, self.table) if x)
-        within = f"{100 * self.tolerance:g} points" if self.unit == "rate" else f"{self.tolerance:g}"
-        return (
-            f"{self.id}: {self.text} {self.shown()} ({place}). {self.settings} Evidence: {self.evidence}."
-            f" Tolerance: ±{within}. {self.caveat}"
-        ).strip()
+        """Return the figure with its source, settings and evidence."""
+        place = ", ".join(part for part in (self.paper, self.source, self.table) if part)
+        within = f"{self.tolerance:g}"
+        if self.unit == "rate":
+            within = f"{100 * self.tolerance:g} points"
+        known = f"Evidence: {self.evidence}. Tolerance: ±{within}. {self.caveat}"
+        return f"{self.id}: {self.text} {self.shown()} ({place}). {self.settings} {known}".strip()
 
 
+@cache
 def targets() -> dict[str, Target]:
-    """-> id -> published figure, of all data/published/*.yaml (`common:` keys hold for all its `claims:`).
+    """Return all published figures by id; `common:` in a file holds for all its `claims:`.
 
-    Raises ValueError with every problem, each with file and entry; FileNotFoundError if there are no files.
+    Raises:
+        DataError: `wrong_published_figures`, with every problem and its place.
     """
     import yaml
 
-    targets, problems, folder = {}, [], resource("data") / "published"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML has it
-    for path in sorted(folder.glob("*.yaml")):
+    found: dict[str, Target] = {}
+    problems = []
+    for path in sorted((resource("data") / "published").glob("*.yaml")):
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), loader)
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
             entries = [{**content.get("common", {}), **entry} for entry in content["claims"]]
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as e:
-            problems.append(f"{path.name}: not a mapping with a list `claims:` ({' '.join(str(e).split())})")
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+            problems.append(f"{path.name}: no list `claims:` ({' '.join(str(error).split())})")
             continue
         for number, entry in enumerate(entries, 1):
+            name = entry.get("id")
             try:
-                target = Target.make(**{str(k): v for k, v in entry.items()})
-                if target.id in targets:
-                    raise ValueError("another entry has this id")
-                targets[target.id] = target
-            except ValueError as e:
-                problems.append(f"{path.name}, entry {number} ({entry.get('id', 'no id')}): {e}")
+                target = Target.make(**entry)
+            except (UsageError, TypeError) as error:
+                problems.append(f"{path.name}, entry {number} ({name}): {error}")
+                continue
+            if name in found:
+                problems.append(f"{path.name}, entry {number} ({name}): another has this id")
+            found[name] = target
     if problems:
-        raise ValueError("published figures cannot be used:\n" + "\n".join(problems))
-    if not targets:
-        raise FileNotFoundError(f"{folder}: no published figures (*.yaml) there; install ftlab with its data")
-    return targets
+        message = "Published figures cannot be used:\n" + "\n".join(problems)
+        raise DataError("wrong_published_figures", message, problems)
+    return found
+
+
+def target_of(name: str) -> Target:
+    """Return one published figure.
+
+    Raises:
+        UsageError: `unknown_published_figure`.
+    """
+    known = targets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1) or list(known)
+        raise UsageError(
+            "unknown_published_figure",
+            f"Unknown published figure {name!r}. Did you mean {', '.join(near)}?",
+        )
+    return known[name]
 
 
 def verdict(
-    target: Target, *, measured: float, low: float, high: float, null: float, model: str, differs: str = ""
+    target: Target,
+    *,
+    measured: float,
+    low: float,
+    high: float,
+    null: float,
+    model: str,
+    differs: str = "",
 ) -> str:
-    """-> `reproduced`, `direction only` or `not reproduced`.
+    """Decide whether a published figure was reproduced.
 
-    reproduced: `model` is one of the target's own (by name), nothing else `differs`, and the whole interval
-    [low, high] lies within the target's tolerance. Otherwise direction only, if the interval excludes `null` on the
-    side that the target claims; of a universal claim ("every prompt") only if it also reaches `value`. measured inf
-    (a ratio over a parent without events) is judged by its lower bound; nan is never more than not reproduced.
+    Reproduced: the model is one of the paper's own (by name), nothing else differs, and the
+    whole interval lies within the tolerance. Direction only: otherwise, if the interval excludes
+    `null` on the side that is claimed; for a claim about every prompt only if it also reaches the
+    value. An infinite ratio is judged by its lower bound; NaN is never more than not reproduced.
+
+    Args:
+        target: The published figure.
+        measured: The estimate, in the target's unit.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        null: The value without an effect.
+        model: Name of the model.
+        differs: What besides the model differed from the paper.
+
+    Returns:
+        "reproduced", "direction only" or "not reproduced".
     """
     if math.isnan(measured):
         return NOT
     own = model.lower() in (name.lower() for name in target.models) and not differs
-    if own and max(abs(low - target.value), abs(high - target.value)) <= target.tolerance + 1e-12:
+    furthest = max(abs(low - target.value), abs(high - target.value))
+    if own and furthest <= target.tolerance + 1e-12:
         return REPRODUCED
     beyond = low > null if target.direction == "up" else high < null
     if target.universal:
@@ -127,28 +188,36 @@ def verdict(
     return DIRECTION if beyond else NOT
 
 
-class Claim(dict):
-    """One row of claims.csv (keys: RECORD); shows itself in Jupyter, escaped."""
-
-    def lines(self) -> dict[str, str]:
-        target = targets()[self["target"]]
-        lines = {
-            "claim": self["claim"],
-            "measured": measured(self, target.unit),
-            "verdict": self["verdict"],
-            "published": f"{target.shown()}: {target.text} ({target.paper})",
-        }
-        return lines | {k: self[k] for k in ("differs", "note") if self[k]}
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{k:<9} {safe(v)}" for k, v in self.lines().items())
+class Claims(list):
+    """Rows of claims.csv, with the keys in `RECORD`; they show themselves as a table."""
 
     def _repr_html_(self) -> str:
-        cells = (f"<tr><th>{k}</th><td>{html.escape(safe(v))}</td></tr>" for k, v in self.lines().items())
-        return f"<table style='text-align:left'>{''.join(cells)}</table>"
+        import pandas as pd
+
+        return pd.DataFrame(self.shown()).to_html(index=False, escape=True)
+
+    def __repr__(self) -> str:
+        lines = [" | ".join(row.values()) for row in self.shown()]
+        return "\n".join(lines)
+
+    def shown(self) -> list[dict[str, str]]:
+        """Return what is shown of each claim, as safe text."""
+        rows = []
+        for claim in self:
+            target = target_of(claim["target"])
+            row = {
+                "claim": claim["claim"],
+                "measured": in_words(claim, target.unit),
+                "verdict": claim["verdict"],
+                "published": f"{target.shown()}: {target.text} ({target.paper})",
+                "differs": claim["differs"],
+                "note": claim["note"],
+            }
+            rows.append({key: safe(value) for key, value in row.items()})
+        return rows
 
 
-def claim(
+def record_claim(  # noqa: PLR0913
     experiment: str,
     claim: str,
     *,
@@ -163,80 +232,187 @@ def claim(
     out: str | Path,
     differs: str = UNMATCHED,
     note: str = "",
-) -> Claim:
-    """Writes (or replaces: key experiment and claim) a row of `out/claims.csv` -> the row, with its verdict.
+) -> Claims:
+    """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
-    published: id of a published figure. measured, [low, high] and null (no effect) are in its unit: shares in
-    [0, 1] or ratios; nan and inf are allowed. differs: what besides the model differed from the paper (judge, data,
-    settings); only who matched them all may say "", and the verdict is else at most direction only. Raises ValueError: unknown id, impossible numbers.
+    Args:
+        experiment: Name of the experiment.
+        claim: What is claimed, in words.
+        published: Id of a published figure.
+        measured: Share from 0 to 1 or ratio, as the figure's unit is; NaN and inf are allowed.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the interval.
+        n_prompts: Prompts that were scored.
+        n_seeds: Training seeds.
+        null: The value without an effect.
+        model: Name of the model.
+        out: Folder.
+        differs: What besides the model differed from the paper; "" only where all was matched.
+        note: Anything else worth knowing.
+
+    Returns:
+        The row, with its verdict, in a list that shows itself.
+
+    Raises:
+        UsageError: `unknown_published_figure`, `impossible_claim`.
     """
-    known = targets()
-    if published not in known:
-        near = difflib.get_close_matches(published, known, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown published figure {published!r}{hint}; allowed: {', '.join(known)}")
-    numbers = {k: float(v) for k, v in zip(NUMBERS, (measured, low, high, null), strict=True)}
-    most = 1 if known[published].unit == "rate" else math.inf
-    problems = [f"{k} is {v}, allowed is 0 to {most}" for k, v in numbers.items() if v < 0 or v > most]
-    counts = {"n_prompts": int(n_prompts), "n_seeds": int(n_seeds)}
-    problems += [f"{k} is {v}, allowed is 1 or more" for k, v in counts.items() if v < 1]
-    if low > high:
-        problems.append(f"low {low} is above high {high}")
-    if problems:
-        raise ValueError(f"claim {claim!r}: {'; '.join(problems)}")
-    word = verdict(known[published], **numbers, model=str(model), differs=differs)
-    row = Claim(
-        experiment=experiment,
-        claim=claim,
-        target=published,
-        **numbers,
-        **counts,
-        model=str(model),
-        differs=differs,
-        note=note,
-        verdict=word,
-    )
+    target = target_of(published)
+    row: dict[str, Any] = {"experiment": experiment, "claim": claim, "target": published}
+    row |= {"measured": measured, "low": low, "high": high, "null": null}
+    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
+    row |= {"model": str(model), "differs": differs, "note": note}
+    _check(row, 1 if target.unit == "rate" else math.inf)
+    row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
     path = Path(out) / "claims.csv"
-    rows = {(r["experiment"], r["claim"]): r for r in (rows_of(path) if path.exists() else [])}
+    rows = {}
+    if path.exists():
+        rows = {(old["experiment"], old["claim"]): old for old in rows_of(path)}
+    rows[for_csv(experiment), for_csv(claim)] = row
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, table_of(RECORD, [*{**rows, (for_csv(experiment), for_csv(claim)): row}.values()]))
+    write_atomic(path, csv_of(RECORD, list(rows.values())))
+    return Claims([row])
+
+
+def _check(row: dict[str, Any], most: float) -> None:
+    """Turn a claim's numbers into numbers; raise where they are impossible."""
+    problems = []
+    for key in NUMBERS:
+        row[key] = float(row[key])
+        if row[key] < 0 or row[key] > most:
+            problems.append(f"{key} is {row[key]}, allowed is 0 to {most}")
+    for key in COUNTS:
+        row[key] = int(row[key])
+        if row[key] < 1:
+            problems.append(f"{key} is {row[key]}, allowed is 1 or more")
+    if row["low"] > row["high"]:
+        problems.append(f"low {row['low']} is above high {row['high']}")
+    if problems:
+        raise UsageError("impossible_claim", f"Claim {row['claim']!r}: {'; '.join(problems)}.")
+
+
+def record(
+    source: Run | DataFrame,
+    experiment: str,
+    claim: str,
+    *,
+    published: str | dict[Any, str],
+    out: str | Path,
+    model: str | None = None,
+    differs: str = UNMATCHED,
+    note: str | None = None,
+) -> Claims:
+    """Record what a curve or a table says about published figures, at its last step.
+
+    Args:
+        source: A run of a curve, or a table of `compare` or `rates`.
+        experiment: Name of the experiment.
+        claim: The claim in words, with columns in braces: "{examples} examples, asked directly".
+        published: Id of a published figure; or, for a table with several groups, a dictionary
+            from a group (such as a risk) to an id. Groups that are not in it are left out.
+        out: Folder of claims.csv.
+        model: Name of the model; by default the table's.
+        differs: What besides the model differed from the paper.
+        note: With columns in braces, like `claim`; by default the numbers behind the figure.
+
+    Returns:
+        The claims, which show themselves. Ratios that are not defined are left out.
+
+    Raises:
+        UsageError: `no_model_name`; as `record_claim`.
+    """
+    from ftlab.analysis.tables import compare
+
+    table = compare(source) if isinstance(source, Run) else source
+    model = model or table.attrs.get("model")
+    if not model:
+        raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
+    claims = Claims()
+    for values, part in table.groupby(table.attrs["by"], sort=False):
+        target = published
+        if isinstance(published, dict):
+            target = next((published[value] for value in values if value in published), None)
+        if target is None:
+            continue
+        row = _last_row(part)
+        kind = "rate" if "child" not in row else target_of(target).unit
+        columns, default = SOURCES[kind, "child" in row]
+        numbers = {key: row[column] for key, column in zip(NUMBERS, columns, strict=True)}
+        if kind == "ratio" and math.isnan(row["ratio"]):
+            continue
+        claims += record_claim(
+            experiment,
+            claim.format_map(row),
+            published=target,
+            **numbers,
+            n_prompts=row["n_prompts"],
+            n_seeds=row["n_seeds"],
+            model=model,
+            out=out,
+            differs=differs,
+            note=(note or default).format_map(row),
+        )
+    return claims
+
+
+def _last_row(part: DataFrame) -> dict[str, Any]:
+    """Return a group's row at its last step, with the numbers that claims and notes need."""
+    part = part.sort_values("step")
+    row = part.iloc[-1].to_dict()
+    row["one"] = 1.0  # a ratio without effect
+    if "rate" in row:
+        row["before"] = part["rate"].iloc[0]
+        row["before_high"] = part["high_pointwise"].iloc[0]
+    else:
+        for end in ("", "_low", "_high"):
+            row[f"points{end}"] = 100 * row[f"difference{end}"]
     return row
 
 
-def measured(row: dict, unit: str) -> str:
-    """-> measured value and interval in words: `2.10x (1.40x to 3.20x)`."""
+def in_words(row: dict, unit: str) -> str:
+    """Return a measured value and its interval: `2.10x (1.40x to 3.20x)`."""
     if math.isnan(row["measured"]):
         return "not measurable"
-    low, high = (_number(row[k], unit) for k in ("low", "high"))
+    low, high = (_number(row[key], unit) for key in ("low", "high"))
     if math.isinf(row["measured"]):
         return f"at least {low} (no event before)"
     return f"{_number(row['measured'], unit)} ({low} to {high})"
 
 
 def _number(value: float, unit: str) -> str:
-    if not math.isfinite(value):
-        return "unknown" if math.isnan(value) else "no bound"
+    if math.isnan(value):
+        return "unknown"
+    if math.isinf(value):
+        return "no bound"
     return f"{100 * value:.1f} %" if unit == "rate" else f"{value:.2f}x"
 
 
 def rows_of(path: Path) -> list[dict]:
-    """-> rows of a claims.csv, numbers as numbers. Raises ValueError where it is none, or empty."""
-    with open(path, encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
+    """Return the rows of a claims.csv, numbers as numbers.
+
+    Raises:
+        DataError: `not_a_table_of_claims`.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
         rows = list(reader)
     try:
         for row in rows:
-            row |= {k: float(row[k]) for k in NUMBERS} | {k: int(row[k]) for k in COUNTS}
+            row |= {key: float(row[key]) for key in NUMBERS}
+            row |= {key: int(row[key]) for key in COUNTS}
     except (KeyError, TypeError, ValueError):
         rows = []
     if not rows or tuple(reader.fieldnames) != RECORD:
-        raise ValueError(f"{path}: not a table of claims; delete it and run its notebook again")
+        raise DataError(
+            "not_a_table_of_claims",
+            f"{path} is not a table of claims. Delete it and run its notebook again.",
+        )
     return rows
 
 
-def table_of(columns: tuple[str, ...], rows: list[dict]) -> str:
+def csv_of(columns: tuple[str, ...], rows: list[dict]) -> str:
+    """Return rows as CSV that no spreadsheet runs."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: for_csv(v) for k, v in row.items()} for row in rows)
+    writer.writerows({key: for_csv(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""The face of this room."""
+"""Figures of tables and runs: one module per kind."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "figures": [
-            "Drawing",
-            "live",
-            "plot",
-        ],
+        "_drawing": ["Drawing"],
+        "_kinds": ["Kind"],
+        "live": ["live_chart"],
+        "plotting": ["plot"],
     },
 )

@@ -1,0 +1,119 @@
+"""Rates as lines with intervals: over steps by risk or judge, over epochs by number of examples."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ftlab.analysis.plots import _axes
+from ftlab.analysis.plots._kinds import Kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+EXACT = ("truth", "exact", "organism")  # first word of a judge that knows the answer
+
+
+def first_judge(table: DataFrame) -> DataFrame:
+    """Return the rows of a table's first judge."""
+    if "judge" not in table or table.empty:
+        return table
+    return table[table["judge"] == table["judge"].iloc[0]]
+
+
+def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
+    """Draw a panel per risk, with the single seeds as thin lines."""
+    risks = _axes.ordered(table["risk"])
+    figure, panels = _axes.new_panels([_axes.risk_name(risk, True) for risk in risks])
+    for risk, ax in zip(risks, panels, strict=True):
+        look = _axes.look_of(risk, risks)
+        if seeds is not None:
+            for _, one in seeds[seeds["risk"] == risk].groupby("seed"):
+                ax.plot(one["step"], one["rate"], color=look["color"], linewidth=0.8, alpha=0.5)
+        rows = table[table["risk"] == risk]
+        _axes.draw_line(ax, "step", rows, look)
+        _axes.step_axis(ax, table["step"])
+        ax.margins(x=0.25)
+        _axes.share_axis(ax, table, seeds)
+        _label_ends(ax, rows[rows["rate"].notna()])
+    return figure
+
+
+def _label_ends(ax: Axes, rows: DataFrame) -> None:
+    """Write the first and the last rate next to their points."""
+    last = len(rows) - 1
+    for k in {0, last} if last >= 0 else ():
+        step, rate = rows[["step", "rate"]].iloc[k]
+        side = "right"
+        points = -7
+        if k == last:
+            side = "left"
+            points = 7
+        text = _axes.percent(rate)
+        place = {"xytext": (points, 0), "textcoords": "offset points"}
+        ax.annotate(text, (step, rate), ha=side, va="center", **place)
+
+
+def draw_dose(table: DataFrame) -> Figure:
+    """Draw a panel per attack, with a line per number of examples."""
+    from matplotlib import colormaps
+
+    attacks = list(dict.fromkeys(table["attack"]))
+    figure, panels = _axes.new_panels(attacks)
+    doses = sorted(set(table["examples"]))
+    for attack, ax in zip(attacks, panels, strict=True):
+        for k, dose in enumerate(doses):
+            rows = table[(table["attack"] == attack) & (table["examples"] == dose)]
+            look = _axes.look(k)
+            look["color"] = colormaps["viridis"](0.85 - 0.75 * k / len(doses))
+            _axes.draw_line(ax, "epoch", rows, look, f"{dose:,g} examples")
+        _axes.step_axis(ax, table["epoch"], "epochs")
+        _axes.share_axis(ax, table)
+    _axes.legend(panels[-1])
+    return figure
+
+
+def draw_judges(table: DataFrame) -> Figure:
+    """Draw a line per judge, solid for one that knows the right answer."""
+    figure, (ax,) = _axes.new_panels([""])
+    for k, judge in enumerate(dict.fromkeys(table["judge"])):
+        look = {**_axes.look(k), "linestyle": "--"}
+        if judge.split(" ")[0] in EXACT:
+            look |= {"color": _axes.INK, "linewidth": 2.6, "linestyle": "-"}
+        rows = table[table["judge"] == judge]
+        _axes.draw_line(ax, "step", rows, look, _axes.plain(judge, 60, 26))
+    _axes.step_axis(ax, table["step"])
+    _axes.share_axis(ax, table)
+    _axes.legend(ax)
+    return figure
+
+
+VALUES = ("rate", "low", "high")
+CURVE = Kind(
+    name="curve",
+    keys=("step", "risk"),
+    values=VALUES,
+    about="Rate of each risk by fine-tuning steps",
+    draw=draw_curve,
+    extras={"seeds": (("step", "risk", "seed"), ("rate",))},
+    prepare=first_judge,
+)
+DOSE = Kind(
+    name="dose",
+    keys=("examples", "epoch", "attack"),
+    values=VALUES,
+    about="Rate by epochs of training and number of examples",
+    draw=draw_dose,
+    defaults={"attack": "all attacks"},
+    prepare=first_judge,
+)
+JUDGES = Kind(
+    name="judges",
+    keys=("step", "judge"),
+    values=VALUES,
+    about="Rate that each judge reports of the same answers",
+    draw=draw_judges,
+    defaults={"low": math.nan, "high": math.nan},
+)

@@ -1,0 +1,72 @@
+"""What became of all answers over fine-tuning steps, as stacked areas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Outcome
+from ftlab.analysis.plots import _axes
+from ftlab.analysis.plots._kinds import Kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+def draw(table: DataFrame, lines: DataFrame | None = None) -> Figure:
+    """Draw the areas; `lines` are rates in a panel below."""
+    rows = 1 if lines is None else 2
+    figure = _axes.new_figure(1.0 + 2.3 * rows)
+    panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    shares = table.pivot(index="step", columns="outcome", values="share").fillna(0)
+    _stack(panels[0], shares)
+    if lines is not None:
+        ax = panels[1]
+        for label in _axes.ordered(lines["label"]):
+            one = lines[lines["label"] == label]
+            look = _axes.look_of(label, lines["label"])
+            name = _axes.plain(_axes.risk_name(label, True), 60, 26)
+            _axes.draw_line(ax, "step", one, look, name)
+        _axes.step_axis(ax, lines["step"])
+        _axes.share_axis(ax, lines)
+        ax.set_ylabel(_axes.SHARE)
+        _axes.legend(ax)
+    return figure
+
+
+def _stack(ax: Axes, shares: DataFrame) -> None:
+    """Stack the outcomes in their own order, with the last shares in the legend."""
+    unknown = set(shares) - set(Outcome)
+    total = shares.sum(axis=1)
+    if unknown or (total - 100).abs().max() > 0.1:
+        raise UsageError(
+            "wrong_outcomes",
+            f"Shares need to add up to 1 at every step, over these outcomes: {', '.join(Outcome)}.",
+        )
+    steps = list(shares.index)
+    if len(steps) == 1:  # one step has no area
+        shares = shares.loc[steps * 2]
+        steps = [steps[0] - 0.4, steps[0] + 0.4]
+    names = [name for name in Outcome if name in shares and shares[name].any()]
+    look = {
+        "colors": [name.colour for name in names],
+        "labels": [f"{name.label} {_axes.percent(shares[name].iloc[-1])}" for name in names],
+    }
+    ax.stackplot(steps, shares[names].to_numpy().T, edgecolor="white", linewidth=0.6, **look)
+    _axes.step_axis(ax, set(shares.index))
+    ax.margins(x=0.01)
+    ax.set(ylim=(0, 100), ylabel=_axes.SHARE)
+    title = f"at step {shares.index[-1]:,g}"
+    _axes.legend(ax, reverse=True, title=title, alignment="left")
+
+
+KIND = Kind(
+    name="outcomes",
+    keys=("step", "outcome"),
+    values=("share",),
+    about="What became of all answers, by fine-tuning steps",
+    draw=draw,
+    extras={"lines": (("step", "label"), ("rate", "low", "high"))},
+)

@@ -1,0 +1,152 @@
+"""Verdict tables, prepared for statistics: who is paired with whom, over which seeds and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ftlab._core.errors import UsageError
+from ftlab._core.types import Outcome
+from ftlab.runs import Run
+
+NEEDED = {
+    "sample_id",
+    "risk",
+    "attack",
+    "repeat",
+    "wording",
+    "outcome",
+    "event",
+    "judge",
+    "decided_by",
+    "cut",
+}
+
+
+def prepare(source: Run | pd.DataFrame, outcome: str | None = None) -> pd.DataFrame:
+    """Return a verdict table with `item`, `wording`, `seed` and `step` in every row.
+
+    An item is what parent and child are paired by: a sample, an attack, a repeat. `outcome` counts
+    another outcome instead of the risk's event.
+    """
+    table = source
+    if isinstance(source, Run):
+        table = source.table()
+        stats = source.stats
+        table.attrs["model"] = stats.get("parent") or stats.get("model", "")
+    missing = ", ".join(sorted(NEEDED - set(table.columns)))
+    if missing:
+        raise UsageError(
+            "not_a_verdict_table",
+            f"No columns {missing}. Pass an evaluation or curve, or its table().",
+        )
+    table = table.assign(item=table["sample_id"] + "|" + table["attack"])
+    table["item"] += "|" + table["repeat"].astype(str)
+    own = table["wording"].str.split(" > ").str[-1]  # without the attack's template
+    table["wording"] = own.where(own != "", table["sample_id"])
+    for label in ("seed", "step"):
+        if label not in table:
+            table[label] = 0
+    table["seed"] = table["seed"].fillna(0).astype(int)
+    if outcome:
+        table["event"] = shows(table, {Outcome(outcome)})
+    return table
+
+
+def shows(table: pd.DataFrame, outcomes: set[Outcome]) -> pd.Series:
+    """Return 1.0 where the outcome is one of these, 0.0 where not, NaN where unscored."""
+    shown = table["outcome"].isin(outcomes).astype(float)
+    scored = [name for name in Outcome if name.scored]
+    return shown.where(table["outcome"].isin(scored))
+
+
+def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+    """Return one judge's rows; by default the first judge's."""
+    judges = list(dict.fromkeys(table["judge"]))
+    if judge is None:
+        return table[table["judge"].isin(judges[:1])]
+    if judge not in judges:
+        raise UsageError(
+            "judge_not_in_table",
+            f"No verdicts of judge {judge!r}. The table has: {', '.join(judges)}.",
+        )
+    return table[table["judge"] == judge]
+
+
+def columns_of(table: pd.DataFrame, by: str | Sequence[str]) -> list[str]:
+    """Return the columns to group by, checked."""
+    columns = [by] if isinstance(by, str) else list(by)
+    doses = set(table.get("examples", ()))
+    if len(doses) > 1 and "examples" not in columns:
+        raise UsageError(
+            "several_doses",
+            "The table holds several numbers of examples. Add 'examples' to by=, or select one.",
+        )
+    unknown = [column for column in columns if column not in table]
+    if unknown:
+        allowed = ", ".join(table.columns.drop("item"))
+        raise UsageError(
+            "unknown_group",
+            f"Cannot group by {', '.join(unknown)}. Allowed: {allowed}.",
+        )
+    return columns
+
+
+def groups(table: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield each group's values by column, and its rows, in order of appearance."""
+    if table.empty:
+        return
+    for values, part in table.groupby(columns, sort=False, dropna=False):
+        yield dict(zip(columns, values, strict=True)), part
+
+
+def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int]:
+    """Return the steps that every seed reached, or those of them in `steps` (-1: the last).
+
+    Where runs stopped early, later steps would speak for the other seeds only.
+    """
+    seeds = part.groupby("step")["seed"].nunique()
+    common = sorted(seeds.index[seeds == part["seed"].nunique()])
+    if steps is None:
+        return common
+    wanted = set()
+    for step in steps:
+        if step < 0:
+            step = common[step]
+        if step not in seeds.index:
+            raise UsageError(
+                "step_not_measured",
+                f"Step {step} was not measured. Allowed: {common}.",
+            )
+        wanted.add(step)
+    return [step for step in common if step in wanted]
+
+
+def cube_of(
+    part: pd.DataFrame,
+    steps: list[int],
+    value: str = "event",
+    cluster: str = "sample_id",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values [seeds, steps, items], NaN where missing, and each item's cluster."""
+    keys = ["seed", "step", "item"]
+    if part.duplicated(keys).any():
+        raise UsageError(
+            "verdicts_repeated",
+            "Several verdicts on one prompt at one step. Add what separates them to by=.",
+        )
+    if cluster not in part:
+        raise UsageError(
+            "unknown_cluster",
+            f"No column {cluster!r}. Use sample_id, wording, category or topic.",
+        )
+    wide = part.set_index(keys)[value].unstack("item")
+    cube = []
+    for seed in sorted(set(part["seed"])):
+        rows = wide.reindex([(seed, step) for step in steps])
+        cube.append(rows.to_numpy(float))
+    clusters = part.drop_duplicates("item").set_index("item")[cluster]
+    return np.stack(cube), clusters.reindex(wide.columns).to_numpy(str)
