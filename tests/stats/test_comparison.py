@@ -13,7 +13,7 @@ from simulated_studies import covers, drawn, from_table, logit_for
 from ftlab import stats
 from ftlab.stats.comparison import _mover
 
-# Cavo et al. 2012 (response before and after consolidation), worked example of Fagerland, Lydersen & Laake;
+# Cavo et al. 2012 (response before and after consolidation), example of Fagerland et al. 2014;
 # limits as the tests of their R package contingencytables give them.
 CAVO = {"both": 59, "gained": 6, "lost": 16, "neither": 80}
 
@@ -63,7 +63,7 @@ def test_holm_by_hand():
 def paired_coverage(
     rng, parent, child, *, seeds, prompts, sd_seed, sd_prompt=1.5, repeats=1, n=400
 ):
-    """Shares of n simulated studies whose intervals hold the true difference, ratio and child's rate.
+    """Return how often the intervals hold the true difference, ratio and child's rate.
 
     The Monte-Carlo error of a share of 95 % is 1.1 points.
     """

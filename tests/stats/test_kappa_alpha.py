@@ -91,7 +91,7 @@ def test_its_interval_covers_also_where_prompts_repeat():
 
 
 def test_alpha_as_published():
-    """Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, examples A, B and C: .095, .692, .743."""
+    """Krippendorff 2011, examples A, B and C: .095, .692, .743."""
     n = None
     assert alpha(
         [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
