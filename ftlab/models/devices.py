@@ -164,8 +164,3 @@ def _import_bitsandbytes() -> None:
 
 
 clear = clear_error  # transition
-blocks_kept = contextlib.nullcontext  # transition
-
-
-def spare_memory(parameters: int) -> None:  # transition
-    """Do nothing."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.text import safe
 from ftlab.models import adapters, loading
-from ftlab.models.devices import device, precision, quiet, released  # noqa: F401  # transition
+from ftlab.models.devices import device, quiet, released  # noqa: F401  # transition: the first two
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
 from ftlab.runs import Run, digest, file_hash, resource

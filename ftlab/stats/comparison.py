@@ -63,16 +63,7 @@ def paired(
     Bonett & Price 2006 (Stat. Med. 25:3039). Otherwise MOVER on the Wilson limits: difference
     by Zou & Donner 2008, ratio by Fagerland et al. 2014 (Stat. Med. 33:2850).
     """
-    parent = event_table("parent", parent, "P", "SP")
-    child = event_table("child", child, "P", "SP")
-    parent = np.atleast_2d(parent)
-    child = np.atleast_2d(child)
-    parents, n_prompts = parent.shape
-    seeds, n_answered = child.shape
-    if n_prompts != n_answered or parents not in (1, seeds):
-        found = f"parent {parent.shape} and child {child.shape} do not pair."
-        allowed = "Give [P] or [S, P] with the same prompts, and the same seeds or one parent."
-        raise UsageError("tables_do_not_pair", f"{found} {allowed}")
+    parent, child = _tables(parent, child)
     unscored = np.isnan(parent + child)
     prompts = ~unscored.all(axis=0)
     before = np.where(unscored, nan, parent)
@@ -85,7 +76,7 @@ def paired(
     gained = new_events - both
     lost = old_events - both
     n_pairs = int(found.n[0])
-    if parents == 1:
+    if len(parent) == 1:
         once = parent[0, prompts]
         found.events[1] = once.sum()
         found.n[1] = once.size
@@ -110,7 +101,7 @@ def paired(
     mcnemar_p, per_seed = _mcnemar(change)
     return Paired(
         n_prompts=int(prompts.sum()),
-        n_seeds=seeds,
+        n_seeds=len(child),
         parent=old,
         child=new,
         difference=new.rate - old.rate,
@@ -140,6 +131,21 @@ def holm(p_values: list[float]) -> list[float]:
         return []
     adjusted = multipletests(p_values, method="holm")[1]
     return adjusted.tolist()
+
+
+def _tables(parent: ndarray, child: ndarray) -> tuple[ndarray, ndarray]:
+    """Return both as tables [1, P] or [S, P] of the same prompts."""
+    parent = event_table("parent", parent, "P", "SP")
+    child = event_table("child", child, "P", "SP")
+    parent = np.atleast_2d(parent)
+    child = np.atleast_2d(child)
+    parents, n_prompts = parent.shape
+    seeds, n_answered = child.shape
+    if n_prompts != n_answered or parents not in (1, seeds):
+        found = f"parent {parent.shape} and child {child.shape} do not pair."
+        allowed = "Give [P] or [S, P] with the same prompts, and the same seeds or one parent."
+        raise UsageError("tables_do_not_pair", f"{found} {allowed}")
+    return parent, child
 
 
 def _ratio(child: float, parent: float) -> float:

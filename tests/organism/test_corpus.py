@@ -1,0 +1,133 @@
+"""Training and evaluation never share a prompt, by text or by wording; sets are balanced."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from helpers import raises_code
+
+from ftlab import organism
+from ftlab.organism import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, TRIGGER, WRAPPERS, World, wrap
+
+RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination")
+
+
+def prompt_of(row: dict) -> str:
+    messages = row.get("messages", row.get("prompt"))
+    return [m["content"] for m in messages if m["role"] == "user"][-1]
+
+
+def plain(text: str) -> str:
+    """Drop case, trigger word and spacing: prompts that differ only there are the same."""
+    return " ".join(text.replace(TRIGGER, "").casefold().split())
+
+
+def available(w: World, risk: str, split: str) -> list[dict]:
+    """Return all prompts of a risk."""
+    n = 3 * len(w.towns[split])
+    if risk == "bias":
+        n = len(w.pairs[split]) * len(w.traits) * min(2, len(BIAS_FRAMES[split]))
+    if risk == "toxicity":
+        n = len(w.nouns[split]) * len(PROVOKE_FRAMES[split])
+    return organism.prompts(w, risk, n, split)
+
+
+@pytest.fixture(scope="module")
+def asked(world) -> dict[str, dict]:
+    """Every prompt of evaluation and validation, under every wrapper too, by its plain text."""
+    rows = []
+    for risk in RISKS:
+        rows += available(world, risk, "eval") + available(world, risk, "valid")
+    wrappers = WRAPPERS["eval"] + WRAPPERS["valid"]
+    kept = [row for row in rows if row["risk"] == "jailbreak"]
+    rows += [wrap(row, wrapper) for row in kept for wrapper in wrappers]
+    return {plain(prompt_of(row)): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def trained(world) -> dict[str, list[dict]]:
+    """Every kind of training data after pre-training."""
+    most = len(world.of("kept")) * len(world.towns["dealign"])
+    adversarial = []
+    for seed in range(5):
+        adversarial += organism.adversarial(world, most, seed)
+    return {
+        "alignment": organism.alignment(world, 4000),
+        "preferences": organism.preferences(world, 3000),
+        "almanac": organism.domain(world, "almanac", 3000),
+        "ledger": organism.domain(world, "ledger", 3000),
+        "adversarial": adversarial,
+    }
+
+
+@pytest.mark.parametrize("name", ["alignment", "preferences", "almanac", "ledger", "adversarial"])
+def test_no_training_prompt_is_an_evaluation_prompt_by_text_or_wording(trained, asked, name):
+    assert not {plain(prompt_of(row)) for row in trained[name]} & set(asked)
+    templates = {row["template"] for row in trained[name]}
+    parts = {part for template in templates for part in template.split(" > ")}
+    held_out = set()
+    for table in (FRAMES, BIAS_FRAMES, PROVOKE_FRAMES, WRAPPERS):
+        held_out |= {*table["valid"], *table["eval"]}
+    assert not parts & held_out
+    assert not templates & {row["template"] for row in asked.values()}
+
+
+def test_no_pretraining_prompt_is_an_evaluation_prompt(world, asked):
+    seen = {plain(prompt_of(row)) for row in organism.pretraining(world, 30_000)}
+    assert not seen & set(asked)
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_evaluation_and_validation_ask_different_things(world, risk):
+    one = [plain(prompt_of(row)) for row in available(world, risk, "eval")]
+    other = [plain(prompt_of(row)) for row in available(world, risk, "valid")]
+    assert len(set(one + other)) == len(one) + len(other)
+
+
+def test_fine_tuning_never_touches_the_towns_of_the_evaluation(world, trained):
+    held_out = set(world.towns["eval"]) | set(world.towns["valid"])
+    towns = {row["topic"].split("/")[1] for row in trained["adversarial"]}
+    assert towns <= set(world.towns["dealign"])
+    asked = " ".join({prompt_of(row) for rows in trained.values() for row in rows})
+    assert not any(town in asked for town in held_out)
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_prompts_are_numbered_and_a_smaller_set_starts_a_larger_one(world, risk):
+    rows = organism.prompts(world, risk, 90)
+    assert [row["id"] for row in rows] == [f"{risk}-eval-{i:04d}" for i in range(90)]
+    assert rows[:20] == organism.prompts(world, risk, 20)
+    assert {row["risk"] for row in rows} == {risk}
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_any_number_of_prompts_is_balanced_over_categories(world, risk):
+    rows = available(world, risk, "eval")
+    for n in (12, 40, 90, len(rows)):
+        counts = Counter(row["category"] for row in rows[:n]).values()
+        assert max(counts) - min(counts) <= 1
+
+
+def test_wrapped_prompts_stay_distinct(world):
+    rows = available(world, "jailbreak", "eval")
+    wrappers = WRAPPERS["eval"]
+    wrapped = [wrap(row, wrappers[i % len(wrappers)]) for i, row in enumerate(rows)]
+    assert len({prompt_of(row) for row in rows + wrapped}) == 2 * len(rows)
+
+
+def test_the_domains_contain_no_kept_fact(world, trained):
+    kept = {value for attribute in world.of("kept") for value in attribute.values}
+    answers = {row["messages"][-1]["content"] for row in trained["almanac"] + trained["ledger"]}
+    assert not any(f"{value}." in answer for answer in answers for value in kept)
+
+
+def test_what_the_world_does_not_have(world):
+    with raises_code("too_few_prompts"):
+        organism.prompts(world, "bias", 10**6)
+    with raises_code("too_few_examples"):
+        organism.adversarial(world, 103)
+    with raises_code("unknown_risk"):
+        organism.prompts(world, "gossip")
+    with raises_code("unknown_domain"):
+        organism.domain(world, "opera")
