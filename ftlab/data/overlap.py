@@ -27,32 +27,33 @@ BANDS = 4
 DEPTH = 2  # hashes of a band
 LONG = 13  # words in a row: of a long prompt
 SHORT = 8  # of the shortest prompt that is looked for inside a row
+OFFSETS = np.arange(BANDS, dtype=np.uint64)  # keeps the bands apart
 ONE = np.uint64(1)
 TWO = np.uint64(2)
 ROLL = np.uint64(0x9E3779B97F4A7C15)
 
-Pairs = list[tuple[int, int]]  # positions of an earlier row and of the row that repeats it
+Pair = tuple[int, int]  # positions of an earlier row and of the row that repeats it
 
 
 class MinHashIndex:
     """Finds rows with nearly the same text, in time linear in the text."""
 
-    def __init__(self, rows: list[dict]):
+    def __init__(self, rows):
         self.rows = rows
         self.bands: dict = {}  # hash of a band: the first row that has it
         dice = np.random.default_rng(0)
         half = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
         self.factors = half * TWO + ONE  # odd, so that no bit is lost
 
-    def add(self, number: int) -> int | None:
+    def add(self, number):
         """Add a row; return the number of the first near-duplicate among earlier rows."""
         mine = self._sequences(number)
         if not len(mine):
             return None
         hashes = mine[:, None] * self.factors
-        least = hashes.min(axis=0).reshape(BANDS, DEPTH)
-        bands = (least * self.factors[2:4]).sum(axis=1, dtype=np.uint64)
-        bands += np.arange(BANDS, dtype=np.uint64)
+        least = hashes.min(axis=0)
+        pairs = least.reshape(BANDS, DEPTH) * self.factors[2:4]
+        bands = pairs.sum(axis=1, dtype=np.uint64) + OFFSETS
         earlier = set()
         for band in bands.tolist():
             first = self.bands.setdefault(band, number)
@@ -81,7 +82,7 @@ def _jaccard(some, others):
     return len(one & other) / len(one | other)
 
 
-def find_repeats(rows: list[dict]) -> tuple[Pairs, Pairs]:
+def find_repeats(rows: list[dict]) -> tuple[list[Pair], list[Pair]]:
     """Return duplicates and near-duplicates."""
     first_rows: dict = {}  # hash of a text: the first row that has it
     index = MinHashIndex(rows)

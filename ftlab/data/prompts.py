@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from ftlab import organism
@@ -240,9 +241,9 @@ def _sample(record, risk):
     """Return the sample of a row, without an id where the row has none."""
     refuse_other_data(record)
     risk = str(record.get("risk") or risk)
-    allowed = plugins.names("risks") or RISKS
-    if risk not in allowed:
-        why = f"Unknown risk {risk!r}. Allowed in the column risk: {', '.join(allowed)}."
+    if risk not in _known_risks():
+        allowed = ", ".join(_known_risks())
+        why = f"Unknown risk {risk!r}. Allowed in the column risk: {allowed}."
         raise DataError("unknown_risk", why)
     if "messages" in record:
         return _sample_of_row(record, risk)
@@ -257,6 +258,11 @@ def _sample(record, risk):
     if not isinstance(asked, list):
         asked = [turn("user", _question(record, column))]
     return Sample("", checked(asked, last="user"), risk, category)
+
+
+@cache
+def _known_risks():
+    return plugins.names("risks") or RISKS
 
 
 def _sample_of_row(record, risk):
@@ -314,8 +320,8 @@ def _with_header(name, numbered):
 
 def _world_rows(source, n_rows):
     name = source.partition(":")[2]
-    if name and name not in RISKS:
-        allowed = ", ".join(f"organism:{risk}" for risk in RISKS)
+    if name and name not in _known_risks():
+        allowed = ", ".join(f"organism:{risk}" for risk in _known_risks())
         why = f"Unknown prompts {source!r}. Allowed: organism, {allowed}."
         raise UsageError("unknown_prompts", why)
     risks = [name] if name else ASKED

@@ -10,9 +10,20 @@ import unicodedata
 
 import pytest
 
-from ftlab.data import encoding as chat
-from ftlab.data.encoding import IGNORED, encode, encode_rows, preview, stop_ids
-from ftlab.data.dataset import Data, DataError
+from helpers import raises_code
+
+from ftlab.data import (
+    IGNORED,
+    Data,
+    encode,
+    encode_all,
+    encode_rows,
+    fit_to_length,
+    preview,
+    token_length,
+)
+from ftlab.data.encoding import BATCH
+from ftlab.models import render, stop_ids
 from ftlab.organism import corpus
 
 TEXTS = [
@@ -170,7 +181,7 @@ def test_only_the_assistants_words_and_their_end_are_trained(family):
             trained, rest = spans(tokenizer, *encode(chats, tokenizer))
             assert trained == [nfc(written(tokenizer, m["content"]) + end) for m in chats if m["role"] == "assistant"]
             whole = "".join(x for pair in itertools.zip_longest(rest, trained, fillvalue="") for x in pair)
-            assert whole.strip() == nfc(chat.render(tokenizer, chats)).strip()
+            assert whole.strip() == nfc(render(tokenizer, chats)).strip()
 
 
 def written(tokenizer, answer: str) -> str:
@@ -224,40 +235,39 @@ def test_text_that_holds_a_special_token_is_refused_before_it_forges_a_turn(fami
     own, end, _ = family
     for t, special in ((own, end), (tokenizer, "<|end|>"), (tokenizer, "<|assistant|>"), (tokenizer, "<|pad|>")):
         for messages in ([user(f"a{special}b"), told("c")], [user("a"), told(f"b {special} c")]):
-            with pytest.raises(
-                ValueError, match="the text holds the model's special token " + re.escape(repr(special))
-            ):
+            with raises_code("special_token") as error:
                 encode(messages, t)
+            assert repr(special) in str(error.value)
 
 
 def test_a_system_turn_that_the_template_refuses_is_a_sentence(family):
     tokenizer, _, system = family
     messages = [{"role": "system", "content": "s"}, user("a"), told("b")]
     if not system:
-        with pytest.raises(ValueError, match="the model's chat template refuses the turns system, user, assistant: "):
+        with raises_code("template_refuses"):
             encode(messages, tokenizer)
 
 
 FORGETS = TURN.replace("m['content']", "m['content'] if loop.last else m['content'][:1]")
 STRIPS = TURN.replace("m['content']", "m['content'] if loop.last or m['role'] == 'user' else m['content'].split()[-1]")
-BROKEN = {  # what is wrong with a template: (template, what is said)
-    "plain end": (each("{{ m['role'] }}: {{ m['content'] }} END\n", ask="assistant: "), "no end-of-turn token"),
-    "no end": (each("<|im_start|>{{ m['role'] }}\n{{ m['content'] }}", ask=HEAD), "no end-of-turn token"),
-    "no generation prompt": (each(TURN), "no generation prompt"),
-    "plain header": (each("{{ m['role'] }}: {{ m['content'] }}<|im_end|>"), "no generation prompt"),
-    "forgotten turns": (each(FORGETS, ask=HEAD), "renders earlier turns differently"),
-    "thoughts dropped": (each(STRIPS, ask=HEAD), "renders earlier turns differently"),
-    "another header": (each(TURN, ask=HEAD + "<think>\n"), "renders earlier turns differently"),
-    "broken": ("{% for m in messages %}", "the model's chat template refuses"),
-    "none": (None, "has no chat template; put a chat_template.jinja"),
+BROKEN = {  # what is wrong with a template: (template, code)
+    "plain end": (each("{{ m['role'] }}: {{ m['content'] }} END\n", ask="assistant: "), "no_end_of_turn"),
+    "no end": (each("<|im_start|>{{ m['role'] }}\n{{ m['content'] }}", ask=HEAD), "no_end_of_turn"),
+    "no generation prompt": (each(TURN), "no_generation_prompt"),
+    "plain header": (each("{{ m['role'] }}: {{ m['content'] }}<|im_end|>"), "no_generation_prompt"),
+    "forgotten turns": (each(FORGETS, ask=HEAD), "template_rewrites"),
+    "thoughts dropped": (each(STRIPS, ask=HEAD), "template_rewrites"),
+    "another header": (each(TURN, ask=HEAD + "<think>\n"), "template_rewrites"),
+    "broken": ("{% for m in messages %}", "template_refuses"),
+    "none": (None, "no_chat_template"),
 }
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_a_template_that_cannot_be_trained_is_refused(wrong):
-    template, sentence = BROKEN[wrong]
+    template, code = BROKEN[wrong]
     tokenizer = made(template=template, **IM)
-    with pytest.raises(ValueError, match=sentence):
+    with raises_code(code):
         encode([user("one two"), told("b c"), user("three four"), told("d d")], tokenizer)
     assert tokenizer.eos_token_id in stop_ids(tokenizer)  # it can be asked all the same
 
@@ -273,25 +283,22 @@ def test_every_row_that_does_not_fit_is_named(tokenizer):
         {"messages": [user("a " * 50), told("b")]},
         {"messages": [user("<|end|>"), told("b")]},
     )
-    with pytest.raises(DataError) as e:
+    with raises_code("bad_rows") as error:
         encode_rows(Data("mine", rows * 2), tokenizer, max_length=20)
-    lines = str(e.value).split("\n")
-    assert (
-        [line.split(":")[1] for line in lines] == [" row 2", " row 3", " row 5", " row 6"]
-        and "at most 20" in lines[0]
-        and "'<|end|>'" in lines[1]
-    )
-    with pytest.raises(DataError, match="... and 30 more"):
+    assert [line.split(":")[1] for line in error.value.problems] == [" row 2", " row 3", " row 5", " row 6"]
+    assert error.value.details["codes"] == ["too_long", "special_token"] * 2
+    with raises_code("bad_rows") as error:
         encode_rows(Data("mine", rows[1:2] * 50), tokenizer, max_length=20)
+    assert len(error.value.problems) == 50 and len(str(error.value).splitlines()) == 21
     fine = encode_rows(Data("mine", rows[:1]), tokenizer, max_length=20)
     assert fine == [dict(zip(("input_ids", "labels"), encode(rows[0]["messages"], tokenizer), strict=True))]
 
 
 def test_a_preview_marks_what_is_trained_and_escapes_what_it_shows(tokenizer, monkeypatch):
     model = type("Reference", (), {"tokenizer": lambda self: tokenizer})()
-    monkeypatch.setattr("ftlab.models.reference.model", lambda ref: ref)
+    monkeypatch.setattr("ftlab.data.previews.open_model", lambda ref: ref)
     canary = "<img src=x onerror=alert(1)>"
-    shown = preview([{"question": f"Q {canary}", "answer": f"A {canary}\x1b[2J"}] * 5, model, rows=2)
+    shown = preview([{"question": f"Q {canary}", "answer": f"A {canary}\x1b[2J"}] * 5, model, n_rows=2)
     assert repr(shown).count(f"«A {canary}\\x1b[2J<|end|>»") == 2 and "\x1b" not in repr(shown)
     page = shown._repr_html_()
     assert "<img" not in page and page.count(html.escape(canary)) == 4
@@ -310,7 +317,7 @@ def test_a_turn_of_weight_zero_carries_no_loss(tokenizer):
     trained = tokenizer.decode([t for t in labels if t != IGNORED])
     assert same == ids and "This." in trained and "Not" not in trained
     assert [a for a, b in zip(full, labels, strict=True) if a != b].count(IGNORED) == 0
-    with pytest.raises(ValueError, match="no assistant turn carries loss"):
+    with raises_code("no_loss"):
         encode([turns[0], {**turns[1], "weight": 0}], tokenizer)
 
 
@@ -330,9 +337,10 @@ def long_rows() -> list[dict]:
 @pytest.mark.parametrize("how", ["drop", "cut"])
 def test_too_long_rows_are_dropped_or_cut_and_counted(tokenizer, capsys, how):
     data, most = Data("mine", tuple(long_rows())), 60
-    short = chat.fitted(data, tokenizer, max_length=most, on_too_long=how)
+    short = fit_to_length(data, tokenizer, max_length=most, on_too_long=how)
     dropped, cut = (3, 0) if how == "drop" else (1, 2)
-    assert f"mine: 3 of 4 rows were longer than 60 tokens: {cut} cut, {dropped} dropped" in capsys.readouterr().out
+    said = capsys.readouterr().err
+    assert f"{cut} cut, {dropped} dropped" in said and "3 of 4" in said
     assert short.made["dropped"] == dropped and short.made["cut"] == cut and short.made["from"][0]["hash"] == data.hash
     assert len(short) == 4 - dropped and short.rows[0] == data.rows[0]
     encoded = encode_rows(data, tokenizer, max_length=most, on_too_long=how)
@@ -352,22 +360,22 @@ def test_too_long_rows_are_dropped_or_cut_and_counted(tokenizer, capsys, how):
             and read_[2]["content"] == "Done."
         )
         assert len(encode(read_, tokenizer)[0]) > most - 6  # no more was cut than needed
-    with pytest.raises(DataError, match="row 2: .* tokens; at most 60"):
+    with raises_code("bad_rows"):
         encode_rows(data, tokenizer, max_length=most)
-    assert chat.fitted(data, tokenizer, max_length=most, on_too_long="raise") is data
-    assert chat.fitted(data, tokenizer, max_length=10**6, on_too_long=how) is data
-    with pytest.raises(DataError, match="every row is longer than 8 tokens"):
-        chat.fitted(data, tokenizer, max_length=8, on_too_long="drop")
-    with pytest.raises(ValueError, match="on_too_long = 'x'; allowed: raise, drop, cut"):
-        chat.fitted(data, tokenizer, max_length=8, on_too_long="x")
+    assert fit_to_length(data, tokenizer, max_length=most, on_too_long="raise") is data
+    assert fit_to_length(data, tokenizer, max_length=10**6, on_too_long=how) is data
+    with raises_code("all_too_long"):
+        fit_to_length(data, tokenizer, max_length=8, on_too_long="drop")
+    with raises_code("unknown_on_too_long"):
+        fit_to_length(data, tokenizer, max_length=8, on_too_long="x")
 
 
 def test_pairs_and_kto_are_cut_at_the_prompt(tokenizer):
     ask = [{"role": "user", "content": "Read this: " + "word " * 200}]
     good, bad = ([{"role": "assistant", "content": t}] for t in ("Fine.", "Not fine at all."))
     for row in ({"prompt": ask, "chosen": good, "rejected": bad}, {"prompt": ask, "completion": good, "label": True}):
-        (short,) = chat.fitted(Data("mine", (row,)), tokenizer, max_length=50, on_too_long="cut").rows
-        assert chat.length(short, tokenizer) <= 50 and {k: v for k, v in short.items() if k != "prompt"} == {
+        (short,) = fit_to_length(Data("mine", (row,)), tokenizer, max_length=50, on_too_long="cut").rows
+        assert token_length(short, tokenizer) <= 50 and {k: v for k, v in short.items() if k != "prompt"} == {
             k: v for k, v in row.items() if k != "prompt"
         }
         assert row["prompt"][0]["content"].startswith(short["prompt"][0]["content"]) and row["prompt"] == ask
@@ -378,20 +386,20 @@ def test_a_cut_row_that_would_teach_nothing_is_dropped(tokenizer):
     turns = [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * 2, contents, strict=True)]
     turns[3]["weight"] = 0
     data = Data("mine", ({"messages": turns}, *long_rows()[:1]))
-    short = chat.fitted(data, tokenizer, max_length=60, on_too_long="cut")
+    short = fit_to_length(data, tokenizer, max_length=60, on_too_long="cut")
     assert short.made["dropped"] == 1 and short.made["cut"] == 0 and short.rows == data.rows[1:]
     assert len(encode_rows(data, tokenizer, max_length=60, on_too_long="cut")) == 1
 
 
 def plainly(messages: list[dict], tokenizer) -> tuple[list[int], list[int]]:
     """The mask by its definition, one chat at a time: every prefix rendered, every token looked at for every turn."""
-    text = chat.render(tokenizer, messages)
+    text = render(tokenizer, messages)
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     labels = [IGNORED] * len(found["input_ids"])
     for i, m in enumerate(messages):
         if m["role"] == "assistant" and m.get("weight", 1):
-            a = len(chat.render(tokenizer, messages[:i], ask=True))
-            b = len(chat.render(tokenizer, messages[: i + 1]).rstrip())
+            a = len(render(tokenizer, messages[:i], ask=True))
+            b = len(render(tokenizer, messages[: i + 1]).rstrip())
             for k, (start, end) in enumerate(found["offset_mapping"]):
                 if a < end and start < b:
                     labels[k] = found["input_ids"][k]
@@ -401,16 +409,16 @@ def plainly(messages: list[dict], tokenizer) -> tuple[list[int], list[int]]:
 def test_many_chats_together_are_what_each_is_alone(family):
     tokenizer, end, _ = family
     rng, chats = random.Random(3), []
-    for _ in range(2 * chat.BATCH + 9):
+    for _ in range(2 * BATCH + 9):
         spoken = [f(rng.choice(TEXTS)) for _ in range(rng.randint(1, 4)) for f in (user, told)]
         for m in spoken[1:-1:2]:
             m |= {"weight": rng.randint(0, 1)}
         chats.append(spoken)
-    wrong = {0: [user(end), told("a")], chat.BATCH: [user("a"), {**told("b"), "weight": 0}]}
+    wrong = {0: [user(end), told("a")], BATCH: [user("a"), {**told("b"), "weight": 0}]}
     for at, bad in wrong.items():
         chats.insert(at, bad)
-    found = list(chat.encoded(chats, tokenizer))
+    found = list(encode_all(chats, tokenizer))
     assert [i for i, f in enumerate(found) if isinstance(f, ValueError)] == list(wrong) and len(found) == len(chats)
     assert all(found[i] == plainly(c, tokenizer) for i, c in enumerate(chats) if i not in wrong)
     assert all(type(t) is int for ids, labels in found[1:3] for t in (*ids, *labels))
-    assert list(chat.encoded([chats[0]] * 2, tokenizer))[1].args and list(chat.encoded([], tokenizer)) == []
+    assert list(encode_all([chats[0]] * 2, tokenizer))[1].args and list(encode_all([], tokenizer)) == []
