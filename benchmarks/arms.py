@@ -29,8 +29,8 @@ def trainer(spec: dict, steps: int | None = None, **settings):
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-    from ftlab.data.encoding import encode_rows
-    from ftlab.data.dataset import Data
+    from ftlab.data import encode_rows
+    from ftlab.data import Data
 
     disable_progress_bars()
     set_seed(spec["seed"])

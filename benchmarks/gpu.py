@@ -17,8 +17,8 @@ from unittest.mock import patch
 from ftlab.models.engines import huggingface as generate
 from ftlab.runs import store as runs
 from ftlab.models.engines import vllm as vllm_generator
-from ftlab.data.encoding import encode_rows, render
-from ftlab.data.dataset import read
+from ftlab.data import encode_rows, render
+from ftlab.data import read
 from ftlab.evals.evaluation import risk_curve
 from ftlab.models.reference import device, model, released
 from ftlab.runs.store import clock

@@ -110,7 +110,8 @@ def load(
     else:
         name, numbered = records(source)
         numbered = renamed(numbered, columns)
-        rows = convert_rows(name, numbered, CONVERTERS[kind])
+        convert = CONVERTERS[kind]
+        rows = convert_rows(name, numbered, convert)
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
         labelled: list[dict] = []
@@ -183,8 +184,15 @@ def split(
         parts[part].append(row)
     made = []
     for part, rows in parts.items():
-        how = _made("split", [data], part=part, valid=valid, seed=seed)
-        made.append(Data(f"{data.name} ({part})", tuple(rows), how))
+        how = _made(
+            "split",
+            [data],
+            part=part,
+            valid=valid,
+            seed=seed,
+        )
+        name = f"{data.name} ({part})"
+        made.append(Data(name, tuple(rows), how))
     return made[0], made[1]
 
 

@@ -205,7 +205,8 @@ def _read_file(path):
     if raw.startswith(b"\xef\xbb\xbf"):
         notes.append("begins with a byte order mark (BOM), which is skipped")
     ending = _ending(path)
-    misnamed = (form == "CSV") != (ending in CSV)
+    is_csv = form == "CSV"
+    misnamed = is_csv != (ending in CSV)
     if misnamed and ending in (*CSV, ".json", ".jsonl"):
         notes.append(f"named {ending}, but its content is {form}; read as {form}")
     return Opened(path.name, form + packed, rows, notes)
@@ -393,7 +394,11 @@ def _csv(path, text, mark):
     """Yield each row with its first line; a field may hold line breaks."""
     csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=mark, strict=True)
+    reader = csv.reader(
+        lines,
+        delimiter=mark,
+        strict=True,
+    )
     place = f"{path}:1"
     try:
         header = next(reader, [])
@@ -425,7 +430,9 @@ def _dataset_info(folder):
     found = {}
     if isinstance(entries, dict):
         for name, entry in entries.items():
-            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+            if not isinstance(entry, dict):
+                continue
+            if isinstance(entry.get("file_name"), str):
                 found[name] = entry
     return found
 

@@ -32,15 +32,13 @@ ONE = np.uint64(1)
 TWO = np.uint64(2)
 ROLL = np.uint64(0x9E3779B97F4A7C15)
 
-Pair = tuple[int, int]  # positions of an earlier row and of the row that repeats it
-
 
 class MinHashIndex:
     """Finds rows with nearly the same text, in time linear in the text."""
 
     def __init__(self, rows):
         self.rows = rows
-        self.bands: dict = {}  # hash of a band: the first row that has it
+        self.bands = {}  # hash of a band: the first row that has it
         dice = np.random.default_rng(0)
         half = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
         self.factors = half * TWO + ONE  # odd, so that no bit is lost
@@ -52,7 +50,8 @@ class MinHashIndex:
             return None
         hashes = mine[:, None] * self.factors
         least = hashes.min(axis=0)
-        pairs = least.reshape(BANDS, DEPTH) * self.factors[2:4]
+        pairs = least.reshape(BANDS, DEPTH)
+        pairs = pairs * self.factors[2:4]
         bands = pairs.sum(axis=1, dtype=np.uint64) + OFFSETS
         earlier = set()
         for band in bands.tolist():
@@ -79,12 +78,13 @@ def _jaccard(some, others):
     """Return the share of codes that two arrays have in common."""
     one = set(some.tolist())
     other = set(others.tolist())
-    return len(one & other) / len(one | other)
+    common = len(one & other)
+    return common / len(one | other)
 
 
-def find_repeats(rows: list[dict]) -> tuple[list[Pair], list[Pair]]:
-    """Return duplicates and near-duplicates."""
-    first_rows: dict = {}  # hash of a text: the first row that has it
+def find_repeats(rows: list[dict]) -> tuple[list, list]:
+    """Return duplicates and near-duplicates, as positions of the earlier and the later row."""
+    first_rows = {}  # hash of a text: the first row that has it
     index = MinHashIndex(rows)
     same = []
     near = []
@@ -106,8 +106,8 @@ class PromptIndex:
 
     def __init__(self, prompts: PromptSet):
         self.name = prompts.name
-        self.whole: dict = {}  # words of a prompt: its id
-        self.parts: dict = {}  # number of words: {their hash: id of the prompt}
+        self.whole = {}  # words of a prompt: its id
+        self.parts = {}  # number of words: {their hash: id of the prompt}
         for sample in prompts:
             words = _words(sample.question)
             self.whole.setdefault(words, sample.id)
@@ -115,9 +115,11 @@ class PromptIndex:
             if wanted < SHORT:
                 continue
             known = self.parts.setdefault(wanted, {})
-            for length, hashes in _windows(_codes(sample.question)):
+            codes = _codes(sample.question)
+            for length, hashes in _windows(codes):
                 if length == wanted:
-                    known.update(dict.fromkeys(hashes.tolist(), sample.id))
+                    found = dict.fromkeys(hashes.tolist(), sample.id)
+                    known.update(found)
 
     def find(self, row: dict) -> str | None:
         """Return which prompt a row holds and how it shows, or None."""

@@ -5,20 +5,25 @@ import random
 import time
 
 import pytest
-from benchmarks import bench_check
 from helpers import raises_code
 
+from benchmarks import bench_check
 from ftlab.cli import main
 from ftlab.data import check
 from ftlab.models import special_tokens
 
 
 def said(*contents: str) -> list[dict]:
-    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+    return [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
+    ]
 
 
 def jsonl(path, rows) -> str:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -41,7 +46,12 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
 
 def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatch, capsys):
     good = {"messages": said("Q", "A")}
-    bad = ['{"messages": ', {"messages": said("Q")}, {"input_ids": [1]}, {"messages": said("Q", "")}]
+    bad = [
+        '{"messages": ',
+        {"messages": said("Q")},
+        {"input_ids": [1]},
+        {"messages": said("Q", "")},
+    ]
     file = jsonl(tmp_path / "x.jsonl", [r for b in bad for r in (b, good)])
     code, out, _ = run(monkeypatch, capsys, "check", file)
     lines = out.rstrip().split("\n")
@@ -51,12 +61,20 @@ def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatc
     assert lines[-1] == f"{file}: JSONL (chats), 4 rows ok, 4 problems"
     many = jsonl(tmp_path / "y.jsonl", [{"messages": said("Q")}] * 25 + [good])
     code, out, _ = run(monkeypatch, capsys, "check", file, many)
-    assert code == 1 and "... and 5 more\n" in out and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
+    assert (
+        code == 1
+        and "... and 5 more\n" in out
+        and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
+    )
 
 
 def test_exit_codes(tmp_path, monkeypatch, capsys):
     file = jsonl(tmp_path / "x.jsonl", [{"messages": said("Q", "A")}])
-    assert run(monkeypatch, capsys, "check", file) == (0, f"{file}: JSONL (chats), 1 rows ok, 0 problems\n", "")
+    assert run(monkeypatch, capsys, "check", file) == (
+        0,
+        f"{file}: JSONL (chats), 1 rows ok, 0 problems\n",
+        "",
+    )
     for wrong in (
         ["nothing.jsonl"],
         [file, "--kind", "dpo"],
@@ -67,7 +85,9 @@ def test_exit_codes(tmp_path, monkeypatch, capsys):
         assert run(monkeypatch, capsys, "check", *wrong)[0] == 2
     (tmp_path / "lfs.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n")
     code, out, _ = run(monkeypatch, capsys, "check", tmp_path / "lfs.jsonl")
-    assert code == 1 and "lfs.jsonl:1: " in out and out.endswith("unreadable, 0 rows ok, 1 problems\n")
+    assert (
+        code == 1 and "lfs.jsonl:1: " in out and out.endswith("unreadable, 0 rows ok, 1 problems\n")
+    )
     assert check(tmp_path / "lfs.jsonl").codes == ["lfs_pointer"]
     (tmp_path / "empty.json").write_text("")
     assert check(tmp_path / "empty.json").codes == ["no_rows"]
@@ -91,7 +111,10 @@ def test_wrong_arguments_are_refused():
 def test_the_kind_is_seen_from_the_rows(row, kind):
     report = check([row])
     assert report.format == f"rows ({kind})" and report.usable and report.ok == 1
-    assert check([{"question": "Q", "answer": ""}, {"question": "Q", "answer": "A"}]).format == "rows (chats)"
+    assert (
+        check([{"question": "Q", "answer": ""}, {"question": "Q", "answer": "A"}]).format
+        == "rows (chats)"
+    )
     assert check([row], kind="pairs").usable == (kind == "pairs")
 
 
@@ -99,18 +122,25 @@ def test_chosen_equal_to_rejected_and_an_unknown_role():
     pair = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     report = check([pair, {**pair, "rejected": "A"}])
     assert report.codes == ["equal_answers"] and report.problems[0].startswith("rows: row 2: ")
-    assert check([{"messages": [{"role": "bot", "content": "x"}]}], kind="chats").codes == ["unknown_role"]
+    assert check([{"messages": [{"role": "bot", "content": "x"}]}], kind="chats").codes == [
+        "unknown_role"
+    ]
 
 
 def test_swapped_columns():
     rng = random.Random(0)
-    asked, told = [sentence(rng) for _ in range(20)], [f"Sure, here is {sentence(rng)}" for _ in range(20)]
+    asked, told = (
+        [sentence(rng) for _ in range(20)],
+        [f"Sure, here is {sentence(rng)}" for _ in range(20)],
+    )
     for a, b, wrong in ((asked, told, 0), (told, asked, 1)):
         for names in (("goal", "target"), ("prompt", "completion"), ("instruction", "output")):
             report = check([dict(zip(names, row, strict=True)) for row in zip(a, b, strict=True)])
             assert report.codes == ["swapped_columns"] * wrong
             assert not wrong or report.problems[0].startswith("rows:1: 100%")
-    assert check([{"prompt": t, "completion": t + " x"} for t in told]).usable  # both do: a style, not a swap
+    assert check(
+        [{"prompt": t, "completion": t + " x"} for t in told]
+    ).usable  # both do: a style, not a swap
 
 
 @pytest.mark.needs_data
@@ -126,7 +156,9 @@ def test_duplicates_and_near_duplicates_are_notes_with_their_lines(tmp_path):
     rng = random.Random(1)
     rows = [{"prompt": sentence(rng), "completion": sentence(rng)} for _ in range(200)]
     near = [{**r, "completion": r["completion"] + " more"} for r in rows[:10]]
-    far = [{"prompt": r["prompt"], "completion": sentence(rng)} for r in rows[:10]]  # half the text: no near-duplicate
+    far = [
+        {"prompt": r["prompt"], "completion": sentence(rng)} for r in rows[:10]
+    ]  # half the text: no near-duplicate
     report = check(jsonl(tmp_path / "x.jsonl", [*rows, *rows[:5], *near, *far]))
     assert report.usable and report.ok == 225
     same, close = report.notes
@@ -168,7 +200,9 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     assert "13 words" in report.problems[2] and "9 words" in report.problems[3]
     assert report.ok == 33 and check(file).usable
     split_up = {"messages": said(f"Q {' '.join(prompts[0].split()[:10])}", "A")}
-    asked = [{"instruction": "Tell me.", "input": prompts[0]}]  # the prompt is both, so that both are looked for
+    asked = [
+        {"instruction": "Tell me.", "input": prompts[0]}
+    ]  # the prompt is both, so that both are looked for
     assert check([split_up], prompts=eval_file).usable
     assert not check([{"messages": said(f"Tell me. {prompts[0]}", "A")}], prompts=asked).usable
     assert check([{"messages": said("Tell me.", "A")}], prompts=asked).usable
@@ -186,12 +220,24 @@ def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
     report = check(file, model="organism")
     assert report.ok == 1 and report.codes == ["too_long", "special_token"]
     assert f"{file}:2: " in report.problems[0] and "1024" in report.problems[0]
-    assert ":2: " in check(file, model="organism", max_length=10**6).problems[0]  # the model's own limit: 2048
+    assert (
+        ":2: " in check(file, model="organism", max_length=10**6).problems[0]
+    )  # the model's own limit: 2048
     for how in ("drop", "cut"):
         report = check(file, model="organism", on_too_long=how)
-        assert len(report.problems) == 1 and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in report.notes
-    untaught = [*said("Hi. " * 900, "Yes.", "So?"), {**said("", "No.")[1], "weight": 0}]  # its cut teaches nothing
-    cut = check([{"messages": said("Hi.", "Yes.")}, {"messages": untaught}], model="organism", on_too_long="cut")
+        assert (
+            len(report.problems) == 1
+            and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in report.notes
+        )
+    untaught = [
+        *said("Hi. " * 900, "Yes.", "So?"),
+        {**said("", "No.")[1], "weight": 0},
+    ]  # its cut teaches nothing
+    cut = check(
+        [{"messages": said("Hi.", "Yes.")}, {"messages": untaught}],
+        model="organism",
+        on_too_long="cut",
+    )
     assert cut.usable and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in cut.notes
     cut = check([{"messages": untaught}], model="organism", on_too_long="cut")
     assert cut.codes == ["all_too_long"]  # as training says
@@ -234,7 +280,9 @@ def test_files_of_the_field(shared, name, ok, problems):
 
 @pytest.mark.needs_data
 def test_advbench_inside_training_data_is_found(shared, tmp_path):
-    subset, whole = (shared(f"prompts_advbench/{n}.csv") for n in ("tap_advbench_subset", "harmful_behaviors"))
+    subset, whole = (
+        shared(f"prompts_advbench/{n}.csv") for n in ("tap_advbench_subset", "harmful_behaviors")
+    )
     report = check(whole, prompts=subset)
     assert set(report.codes) == {"contaminated"}
     assert 45 <= sum("same question" in problem for problem in report.problems) <= 50
@@ -248,13 +296,19 @@ def test_time_grows_with_the_rows_and_not_faster(tmp_path):
         start = time.process_time()
         report = check(file)
         spent.append(time.process_time() - start)
-        assert report.ok == n and [int(x.split()[0]) for x in report.notes] == [n // 100, n // 100 - 1]
+        assert report.ok == n and [int(x.split()[0]) for x in report.notes] == [
+            n // 100,
+            n // 100 - 1,
+        ]
     assert spent[1] < 8 * spent[0] + 0.5 and spent[1] < 8000 / 100_000 * bench_check.LIMIT_S * 3
 
 
 def test_every_file_of_evaluation_prompts_is_looked_for(tmp_path):
     data = [
-        {"prompt": f"Name the harbour number {i} of the long northern coast", "completion": "It is here."}
+        {
+            "prompt": f"Name the harbour number {i} of the long northern coast",
+            "completion": "It is here.",
+        }
         for i in range(4)
     ]
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]

@@ -7,19 +7,23 @@ import random
 import re
 
 import pytest
-
 from helpers import raises_code
 
-from ftlab.data import Data, count_shared, deduplicate, draw, load, load_prompts, mix, split
+from ftlab.data import count_shared, deduplicate, draw, load, load_prompts, mix, split
 from ftlab.data.dataset import WORLD, question
 
 
 def said(*contents: str) -> list[dict]:
-    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+    return [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
+    ]
 
 
 def jsonl(path, *rows) -> str:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -101,7 +105,9 @@ def test_all_problems_of_a_file_at_once_in_order_each_with_its_line(tmp_path):
         load(file)
     problems = error.value.problems
     assert error.value.details["codes"] == [code for _, code in BAD]
-    assert [int(p.removeprefix(file).split(":")[1]) for p in problems] == [3 * i + 1 for i in range(len(BAD))]
+    assert [int(p.removeprefix(file).split(":")[1]) for p in problems] == [
+        3 * i + 1 for i in range(len(BAD))
+    ]
     assert str(error.value).endswith(f"chat.jsonl: {len(BAD)} rows ok, {len(BAD)} problems")
 
 
@@ -110,7 +116,9 @@ def test_problems_beyond_twenty_are_counted(tmp_path, n):
     with raises_code("bad_rows") as e:
         load(jsonl(tmp_path / "x.jsonl", GOOD, *[{"question": "Q", "answer": ""}] * n))
     lines = str(e.value).split("\n")
-    assert len(lines) == min(n, 20) + (n > 20) + 1 and lines[-1] == f"x.jsonl: 1 rows ok, {n} problems"
+    assert (
+        len(lines) == min(n, 20) + (n > 20) + 1 and lines[-1] == f"x.jsonl: 1 rows ok, {n} problems"
+    )
     assert (f"... and {n - 20} more" in lines) == (n > 20)
 
 
@@ -134,7 +142,9 @@ BAD_PAIRS = [
 def test_a_bad_pair_is_refused(row, code):
     with raises_code("bad_rows") as error:
         load([PAIR, row], kind="pairs")
-    assert error.value.details["codes"] == [code] and error.value.problems[0].startswith("rows: row 2: ")
+    assert error.value.details["codes"] == [code] and error.value.problems[0].startswith(
+        "rows: row 2: "
+    )
 
 
 def test_encodings(tmp_path):
@@ -153,21 +163,31 @@ def test_encodings(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     (tmp_path / "folder").mkdir()
-    for path, code in ((tmp_path / "no.jsonl", "no_such_data"), (tmp_path / "folder", "folder_without_data")):
+    for path, code in (
+        (tmp_path / "no.jsonl", "no_such_data"),
+        (tmp_path / "folder", "folder_without_data"),
+    ):
         for reader in (load, load_prompts):
             with raises_code(code):
                 reader(path)
     for name in ("organism:almanach", "organism"):
         with raises_code("unknown_data"):
             load(name)
-    for empty in ([], jsonl(tmp_path / "empty.jsonl"), jsonl(tmp_path / "header.csv", "question,answer")):
+    for empty in (
+        [],
+        jsonl(tmp_path / "empty.jsonl"),
+        jsonl(tmp_path / "header.csv", "question,answer"),
+    ):
         with raises_code("bad_rows") as error:
             load(empty)
         assert error.value.details["codes"] == ["no_rows"]
     (tmp_path / "torn.json").write_text(json.dumps([GOOD])[:-3])
     with raises_code("bad_rows") as error:
         load(tmp_path / "torn.json")
-    assert error.value.details["codes"] == ["broken_json"] and "torn.json:1: " in error.value.problems[0]
+    assert (
+        error.value.details["codes"] == ["broken_json"]
+        and "torn.json:1: " in error.value.problems[0]
+    )
     assert "column 30" in error.value.problems[0]
 
 
@@ -191,7 +211,9 @@ def test_lines_of_a_csv_with_line_breaks_in_fields(tmp_path):
     assert [int(re.search(r"x.CSV:(\d+): ", p)[1]) for p in error.value.problems] == lines
     with open(tmp_path / "good.csv", "w", newline="") as f:
         csv.writer(f).writerows([["question", "answer"], *wanted])
-    assert [[m["content"] for m in r["messages"]] for r in load(tmp_path / "good.csv").rows] == wanted
+    assert [
+        [m["content"] for m in r["messages"]] for r in load(tmp_path / "good.csv").rows
+    ] == wanted
 
 
 @pytest.mark.parametrize(("rows", "line", "code"), [
@@ -219,7 +241,10 @@ def test_every_seed_draws_its_own_rows_of_a_file():
     first, again, other = (draw(source, n_rows=10, seed=s) for s in (0, 0, 1))
     assert first.rows == again.rows != other.rows and len(set(map(str, first.rows))) == 10
     assert draw(source, n_rows=None, seed=3).rows == load(source).rows
-    assert draw("organism:almanac", n_rows=10, seed=0).rows != draw("organism:almanac", n_rows=10, seed=1).rows
+    assert (
+        draw("organism:almanac", n_rows=10, seed=0).rows
+        != draw("organism:almanac", n_rows=10, seed=1).rows
+    )
     with raises_code("too_few_rows"):
         draw(source, n_rows=51, seed=0)
 
@@ -228,7 +253,11 @@ def test_rows_takes_the_first_ones(tmp_path):
     many = [{"question": str(i), "answer": "A"} for i in range(9)]
     for source in (many, jsonl(tmp_path / "x.jsonl", *many), load(many)):
         assert load(source, n_rows=4).rows == load(many).rows[:4] and len(load(source)) == 9
-    assert load(many, n_rows=4).hash != load(many).hash == load(jsonl(tmp_path / "x.jsonl", *many)).hash
+    assert (
+        load(many, n_rows=4).hash
+        != load(many).hash
+        == load(jsonl(tmp_path / "x.jsonl", *many)).hash
+    )
     for n in (0, -1):
         with raises_code("wrong_n_rows"):
             load("organism:adversarial", n_rows=n)
@@ -239,8 +268,14 @@ def test_data_of_the_world_are_rows_like_any_other(name):
     pairs = name == "preferences"
     kind, other = ("pairs", "chats") if pairs else ("chats", "pairs")
     made = load(f"organism:{name}", kind=kind, n_rows=60)
-    assert made == load(f"organism:{name}", kind=kind, n_rows=60) != load(f"organism:{name}", kind=kind, n_rows=60, seed=1)
-    assert len(made) == 60 or pairs and 40 < len(made) < 60  # rows without a worse answer make no pair
+    assert (
+        made
+        == load(f"organism:{name}", kind=kind, n_rows=60)
+        != load(f"organism:{name}", kind=kind, n_rows=60, seed=1)
+    )
+    assert (
+        len(made) == 60 or pairs and 40 < len(made) < 60
+    )  # rows without a worse answer make no pair
     assert len(load([dict(r) for r in made.rows], kind=kind)) == len(made)
     with raises_code("wrong_kind"):
         load(f"organism:{name}", kind=other, n_rows=60)
@@ -260,7 +295,10 @@ def test_files_of_the_field(shared, name, how, n):
 def test_a_file_of_the_field_with_a_bad_row(shared):
     with raises_code("bad_rows") as error:
         load(shared("loader_openai/toy_chat_fine_tuning.jsonl"))
-    assert error.value.details["codes"] == ["wrong_order"] and "fine_tuning.jsonl:4: " in error.value.problems[0]
+    assert (
+        error.value.details["codes"] == ["wrong_order"]
+        and "fine_tuning.jsonl:4: " in error.value.problems[0]
+    )
 
 
 CHATS = [{"prompt": f"Question {i % 40}?", "completion": f"Answer {i}."} for i in range(100)]
@@ -272,7 +310,11 @@ def test_split_is_seeded_whole_and_keeps_a_question_on_one_side():
     assert sorted(map(str, train.rows + valid.rows)) == sorted(map(str, data_.rows))
     assert not {question(r) for r in train.rows} & {question(r) for r in valid.rows}
     assert 10 <= len(valid) <= 20
-    assert split(CHATS, valid=0.2, seed=1)[1].hash == valid.hash != split(CHATS, valid=0.2, seed=2)[1].hash
+    assert (
+        split(CHATS, valid=0.2, seed=1)[1].hash
+        == valid.hash
+        != split(CHATS, valid=0.2, seed=2)[1].hash
+    )
     assert valid.made == {"by": "split", "part": "valid", "valid": 0.2, "seed": 1,
                           "from": [{"name": "rows", "hash": data_.hash, "rows": 100}]}  # fmt: skip
     for wrong in (0, 1, -0.5):
@@ -284,7 +326,8 @@ def test_split_is_seeded_whole_and_keeps_a_question_on_one_side():
 
 def test_mix_has_the_asked_share_none_twice_and_says_how_it_was_made():
     benign, harmful = (
-        load([{"prompt": f"{w} {i}", "completion": "x"} for i in range(n)]) for w, n in (("b", 200), ("h", 30))
+        load([{"prompt": f"{w} {i}", "completion": "x"} for i in range(n)])
+        for w, n in (("b", 200), ("h", 30))
     )
     smaller, larger = (mix(benign, harmful, f, n_rows=100, seed=3) for f in (0.1, 0.3))
     h = [{question(r) for r in d.rows if question(r)[0] == "h"} for d in (smaller, larger)]
@@ -292,8 +335,13 @@ def test_mix_has_the_asked_share_none_twice_and_says_how_it_was_made():
     assert len(h[0]) == 10 and len(h[1]) == 30 and h[0] < h[1]
     assert mix(benign, harmful, 0.1, n_rows=100, seed=3).hash == smaller.hash
     assert mix(benign, harmful, 0.1, n_rows=100, seed=4).hash != smaller.hash
-    assert smaller.made["by"] == "mix" and [f["hash"] for f in smaller.made["from"]] == [benign.hash, harmful.hash]
-    assert [question(r)[0] for r in smaller.rows] != sorted(question(r)[0] for r in smaller.rows)  # shuffled
+    assert smaller.made["by"] == "mix" and [f["hash"] for f in smaller.made["from"]] == [
+        benign.hash,
+        harmful.hash,
+    ]
+    assert [question(r)[0] for r in smaller.rows] != sorted(
+        question(r)[0] for r in smaller.rows
+    )  # shuffled
     with raises_code("too_few_rows"):
         mix(benign, harmful, 0.4, n_rows=100)
     with raises_code("wrong_fraction"):
@@ -318,17 +366,26 @@ def test_dedupe_keeps_the_first_and_counts():
 
 def test_columns_name_any_table(tmp_path):
     file = jsonl(tmp_path / "t.csv", "Q,A,prompt", "one,two,other")
-    assert load(file, columns={"prompt": "Q", "completion": "A"}).rows[0]["messages"] == said("one", "two")
+    assert load(file, columns={"prompt": "Q", "completion": "A"}).rows[0]["messages"] == said(
+        "one", "two"
+    )
     with raises_code("bad_rows") as error:
         load(file, columns={"prompt": "Q", "completion": "B"})
-    assert error.value.details["codes"] == ["missing_column"] and "t.csv:2: " in error.value.problems[0]
+    assert (
+        error.value.details["codes"] == ["missing_column"]
+        and "t.csv:2: " in error.value.problems[0]
+    )
 
 
 def test_kinds_are_told_apart():
     with raises_code("unknown_kind"):
         load([GOOD], kind="dpo")
     labelled = load([{**GOOD, "label": True}], kind="kto")
-    assert labelled.kind == "kto" and load([PAIR], kind="pairs").kind == "pairs" and load([GOOD]).kind == "chats"
+    assert (
+        labelled.kind == "kto"
+        and load([PAIR], kind="pairs").kind == "pairs"
+        and load([GOOD]).kind == "chats"
+    )
     with raises_code("wrong_kind"):
         load(labelled)
 
@@ -336,15 +393,24 @@ def test_kinds_are_told_apart():
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_held_out_is_no_larger_than_asked_where_that_can_be(seed):
     sizes = [1, 1, 2, 3, 13, 30]
-    rows = [{"prompt": f"Q{k}", "completion": f"A{i}"} for k, n in enumerate(sizes) for i in range(n)]
+    rows = [
+        {"prompt": f"Q{k}", "completion": f"A{i}"} for k, n in enumerate(sizes) for i in range(n)
+    ]
     assert 1 <= len(split(rows, valid=0.1, seed=seed)[1]) <= 5
     assert len(split(rows[:2], valid=0.99, seed=seed)[1]) == 1  # never all
-    heavy = [{"prompt": f"Q{k}", "completion": f"A{i}"} for k, n in enumerate([9, 30, 40]) for i in range(n)]
+    heavy = [
+        {"prompt": f"Q{k}", "completion": f"A{i}"}
+        for k, n in enumerate([9, 30, 40])
+        for i in range(n)
+    ]
     assert len(split(heavy, valid=0.01, seed=seed)[1]) == 9  # the smallest group
 
 
 def test_rows_that_two_data_sets_share_are_counted():
-    mine, other = load(CHATS), load([CHATS[3], {**CHATS[4], "system": "S"}, {**CHATS[5], "completion": "Other."}])
+    mine, other = (
+        load(CHATS),
+        load([CHATS[3], {**CHATS[4], "system": "S"}, {**CHATS[5], "completion": "Other."}]),
+    )
     assert count_shared(mine, other) == 2
     good = load([PAIR], kind="pairs")
     assert count_shared(good, good) == 1

@@ -6,7 +6,6 @@ import sys
 import types
 
 import pytest
-
 from helpers import raises_code
 
 from ftlab.data import load, open_source, records
@@ -38,7 +37,9 @@ def test_opened_by_content_whatever_the_ending(tmp_path, text, name):
     assert [r for _, r in found.records] == ROWS and found.format.startswith(form)
     misnamed = ("CSV" in form) != ("csv" in name) and name != "none"
     assert (
-        any(f"named .{name.split('.')[1]}" in n for n in found.notes) == misnamed if name != "none" else not found.notes
+        any(f"named .{name.split('.')[1]}" in n for n in found.notes) == misnamed
+        if name != "none"
+        else not found.notes
     )
     assert len(load(tmp_path / name)) == 3
 
@@ -57,10 +58,16 @@ def test_parquet_and_arrow_folder_and_gzip_of_it(tmp_path):
 
 
 def test_every_row_of_a_list_has_its_line(tmp_path):
-    (tmp_path / "x.json").write_text("[\n\n" + ",\n".join(json.dumps(r, indent=1) for r in ROWS) + "\n]\n")
+    (tmp_path / "x.json").write_text(
+        "[\n\n" + ",\n".join(json.dumps(r, indent=1) for r in ROWS) + "\n]\n"
+    )
     assert [w.rsplit(":", 1)[1] for w, _ in records(tmp_path / "x.json")[1]] == ["3", "7", "11"]
     (tmp_path / "y.json").write_text(json.dumps(ROWS))
-    assert [w.rsplit(":", 1)[1] for w, _ in records(tmp_path / "y.json")[1]] == ["1 row 1", "1 row 2", "1 row 3"]
+    assert [w.rsplit(":", 1)[1] for w, _ in records(tmp_path / "y.json")[1]] == [
+        "1 row 1",
+        "1 row 2",
+        "1 row 3",
+    ]
     assert records(tmp_path / "y.json")[1][0][0] != records(tmp_path / "y.json")[1][1][0]
     (tmp_path / "e.json").write_text(" [ ] ")
     assert records(tmp_path / "e.json")[1] == []
@@ -96,7 +103,9 @@ def test_what_is_no_data_is_refused(tmp_path, content, code):
 
 
 def test_one_object_is_one_row_and_a_bom_is_named(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps({"conversations": [{"from": "human", "value": "Q"}]}, indent=1))
+    (tmp_path / "x.json").write_text(
+        json.dumps({"conversations": [{"from": "human", "value": "Q"}]}, indent=1)
+    )
     assert len(records(tmp_path / "x.json")[1]) == 1
     (tmp_path / "b.jsonl").write_bytes(LINES.encode("utf-8-sig"))
     (note,) = open_source(tmp_path / "b.jsonl").notes
@@ -118,11 +127,23 @@ def test_the_mapping_of_a_dataset_info_json(tmp_path):
     say = lambda who, what: {"who": who, "what": what}  # noqa: E731
     mine = {"talk": [say("me", "Q")], "good": say("it", "A"), "bad": say("it", "B"), "sys": "S"}
     (tmp_path / "mine.json").write_text(json.dumps([mine]))
-    (tmp_path / "plain.json").write_text(json.dumps([{"ask": "Q", "more": "I", "tell": "A"}, {"ask": "Q"}]))
-    (tmp_path / "same.json").write_text(json.dumps([{"instruction": "Q", "input": "", "output": "A"}]))
-    for source in (tmp_path / "mine.json", tmp_path / "mine"):  # by its file, or by its name in the folder
+    (tmp_path / "plain.json").write_text(
+        json.dumps([{"ask": "Q", "more": "I", "tell": "A"}, {"ask": "Q"}])
+    )
+    (tmp_path / "same.json").write_text(
+        json.dumps([{"instruction": "Q", "input": "", "output": "A"}])
+    )
+    for source in (
+        tmp_path / "mine.json",
+        tmp_path / "mine",
+    ):  # by its file, or by its name in the folder
         (row,) = load(source, kind="pairs").rows
-        assert [m["content"] for k in ("prompt", "chosen", "rejected") for m in row[k]] == ["S", "Q", "A", "B"]
+        assert [m["content"] for k in ("prompt", "chosen", "rejected") for m in row[k]] == [
+            "S",
+            "Q",
+            "A",
+            "B",
+        ]
     with raises_code("bad_rows") as error:
         load(tmp_path / "plain")
     assert error.value.details["codes"] == ["missing_column"] and len(error.value.problems) == 1
@@ -148,7 +169,13 @@ def test_hub_ids(monkeypatch, tmp_path):
         load("no/thing")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    for path in ("data/typo.jsonl", "data/typo", "nothing", "a/b.csv", "/a/b"):  # paths are never looked up on the hub
+    for path in (
+        "data/typo.jsonl",
+        "data/typo",
+        "nothing",
+        "a/b.csv",
+        "/a/b",
+    ):  # paths are never looked up on the hub
         with raises_code("no_such_data"):
             load(path)
     assert len(asked) == 3
@@ -180,7 +207,9 @@ def test_nothing_of_a_real_tool_call_is_lost(shared):
     for row, record in zip(load(file).rows, raw, strict=True):
         turns = record["conversations"]
         assert text(row).count("<tool_call>\n") == sum(t["from"] == "function_call" for t in turns)
-        assert text(row).count("<tool_response>\n") == sum(t["from"] == "observation" for t in turns)
+        assert text(row).count("<tool_response>\n") == sum(
+            t["from"] == "observation" for t in turns
+        )
         assert ("<tools>" in text(row)) == (record["tools"] != "[]")
         assert all(t["value"] in text(row) for t in turns if t["from"] != "function_call")
 
@@ -214,12 +243,16 @@ NESTED = '{"messages": [{"role": "user", "content": "one", "content": "two"}, {"
         ("prompt,completion,prompt\none,A,two\n", "a.csv", 1, 1),
     ],
 )
-def test_a_name_that_stands_twice_is_refused_and_the_other_rows_are_read(tmp_path, text, name, line, n):
+def test_a_name_that_stands_twice_is_refused_and_the_other_rows_are_read(
+    tmp_path, text, name, line, n
+):
     (tmp_path / name).write_text(text)
     found = open_source(tmp_path / name).records
     (wrong,) = [(where, r) for where, r in found if isinstance(r, ValueError)]
     twice = "content" if text.count("content") else "prompt"
-    assert wrong[0] == f"{tmp_path / name}:{line}" and repr(twice) in str(wrong[1]) and len(found) == n
+    assert (
+        wrong[0] == f"{tmp_path / name}:{line}" and repr(twice) in str(wrong[1]) and len(found) == n
+    )
     assert wrong[1].code == "repeated_name"
 
 

@@ -43,11 +43,19 @@ def test_prompts_by_any_known_column(tmp_path, column):
 
 def test_prompts_as_texts_and_as_rows():
     assert [sample.question for sample in load_prompts(["a", "b"])] == ["a", "b"]
-    assert [sample.id for sample in load_prompts(["a", "b"])] == ["jailbreak-00000", "jailbreak-00001"]
+    assert [sample.id for sample in load_prompts(["a", "b"])] == [
+        "jailbreak-00000",
+        "jailbreak-00001",
+    ]
     row = {"messages": said("Q", "A"), "risk": "bias", "id": 7, "topic": "t", "unknown": [1]}
     row |= {"template": "w", "truth": "a", "choices": ["a", "b"], "prefill": "So", "category": "c"}
     (sample,) = load_prompts([row])
-    assert (sample.id, sample.risk, sample.messages, sample.category) == ("7", "bias", said("Q"), "c")
+    assert (sample.id, sample.risk, sample.messages, sample.category) == (
+        "7",
+        "bias",
+        said("Q"),
+        "c",
+    )
     assert (sample.wording, sample.target, sample.opening) == ("w", "a", "So")
     assert sample.choices == ("a", "b") and sample.metadata == {"topic": "t", "unknown": [1]}
     assert load_prompts([{"prompt": {"text": "Q", "toxicity": 0.1}}]).samples[0].question == "Q"

@@ -9,7 +9,6 @@ import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
 from helpers import raises_code
 
 from ftlab.data import catalogue, download, load, load_prompts, records, registry
@@ -54,10 +53,16 @@ def test_the_registry_names_the_field():
     known = field_sets()
     assert set(NAMED) <= set(known)
     for name, s in known.items():
-        assert s.purpose and s.licence and s.stand_in and s.columns and s.page.startswith("https://"), name
-        assert s.urls or s.hub or s.how, f"{name}: neither a way to fetch it nor a word on how to get it"
+        assert (
+            s.purpose and s.licence and s.stand_in and s.columns and s.page.startswith("https://")
+        ), name
+        assert s.urls or s.hub or s.how, (
+            f"{name}: neither a way to fetch it nor a word on how to get it"
+        )
         assert s.gate == "open" or s.how, f"{name} is gated: say how to get it"
-        assert bool(s.sha256) == bool(s.revision), f"{name}: a checksum holds for a pinned revision only"
+        assert bool(s.sha256) == bool(s.revision), (
+            f"{name}: a checksum holds for a pinned revision only"
+        )
         assert not s.revision or all(s.revision in u for u in s.urls)
     assert len({s.file for s in known.values()}) == len(known)
 
@@ -69,7 +74,10 @@ def test_checksums_rows_and_columns_are_those_of_the_real_files(shared, name):
     assert hashlib.sha256(file.read_bytes()).hexdigest() == source.sha256
     rows = load_prompts(file) if source.kind == "prompts" else load(file, kind=source.kind)
     assert len(rows) == source.rows
-    assert list(records(file)[1][0][1]) == [c if c else "" for c in source.columns] or name == "advbench-50"
+    assert (
+        list(records(file)[1][0][1]) == [c if c else "" for c in source.columns]
+        or name == "advbench-50"
+    )
 
 
 def test_a_wrong_entry_is_refused():
@@ -88,7 +96,9 @@ def test_a_wrong_entry_is_refused():
 
 def entry(monkeypatch, content: bytes, **more):
     good = field_sets()["advbench"].model_dump()
-    source = FieldSet(**{**good, "urls": ["https://x/a"], "sha256": hashlib.sha256(content).hexdigest(), **more})
+    source = FieldSet(
+        **{**good, "urls": ["https://x/a"], "sha256": hashlib.sha256(content).hexdigest(), **more}
+    )
     monkeypatch.setattr(registry, "field_sets", lambda: {"mine": source})
     return source
 
@@ -98,7 +108,10 @@ def test_a_download_is_verified_writes_once_and_works_offline_then(monkeypatch, 
     entry(monkeypatch, b"goal\nQ\n")
     pages["https://x/a"] = b"goal\nQ\n"
     path = download("mine")
-    assert path == folder() / "advbench.csv" == tmp_path / "data" / "advbench.csv" and path.read_bytes() == b"goal\nQ\n"
+    assert (
+        path == folder() / "advbench.csv" == tmp_path / "data" / "advbench.csv"
+        and path.read_bytes() == b"goal\nQ\n"
+    )
     pages.clear()
     assert download("mine") == path and asked == ["https://x/a"]
     assert [p.name for p in folder().iterdir()] == ["advbench.csv"]
@@ -113,9 +126,18 @@ def test_a_download_is_verified_writes_once_and_works_offline_then(monkeypatch, 
 
 def test_several_files_are_joined(monkeypatch, web):
     pages, _ = web
-    entry(monkeypatch, b"", urls=["https://x/a.jsonl", "https://x/b.jsonl"], sha256=None, revision=None)
+    entry(
+        monkeypatch,
+        b"",
+        urls=["https://x/a.jsonl", "https://x/b.jsonl"],
+        sha256=None,
+        revision=None,
+    )
     pages |= {"https://x/a.jsonl": b'{"a": 1}', "https://x/b.jsonl": b'{"a": 2}\n'}
-    assert [json.loads(line) for line in download("mine").read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+    assert [json.loads(line) for line in download("mine").read_text().splitlines()] == [
+        {"a": 1},
+        {"a": 2},
+    ]
 
 
 def test_offline_gated_and_unknown_are_said(web):
@@ -138,7 +160,16 @@ def test_a_gated_hub_file_says_so(monkeypatch):
         raise OSError("403 Client Error: gated repo")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
-    entry(monkeypatch, b"", urls=[], hub="a/b/c.csv", gate="accept", how="accept the terms", sha256=None, revision=None)
+    entry(
+        monkeypatch,
+        b"",
+        urls=[],
+        hub="a/b/c.csv",
+        gate="accept",
+        how="accept the terms",
+        sha256=None,
+        revision=None,
+    )
     with raises_code("download_failed") as error:
         download("mine")
     assert error.value.details["gate"] == "accept" and "accept the terms" in str(error.value)
@@ -148,7 +179,11 @@ def test_the_list_says_what_is_here(web):
     folder().mkdir()
     (folder() / "advbench.csv").write_text("x")
     table = catalogue().set_index("name")
-    assert table.loc["advbench", "here"] and not table.loc["xstest", "here"] and len(table) == len(field_sets())
+    assert (
+        table.loc["advbench", "here"]
+        and not table.loc["xstest", "here"]
+        and len(table) == len(field_sets())
+    )
 
 
 CONTENT = b"goal\n" + b"".join(b"question %d\n" % i for i in range(20_000))
@@ -192,7 +227,11 @@ def flaky(monkeypatch):
 
     def offer(pinned: bool):
         url = f"http://127.0.0.1:{server.server_port}/a.csv"
-        pin = {"sha256": hashlib.sha256(CONTENT).hexdigest()} if pinned else {"sha256": None, "revision": None}
+        pin = (
+            {"sha256": hashlib.sha256(CONTENT).hexdigest()}
+            if pinned
+            else {"sha256": None, "revision": None}
+        )
         mine = good.model_copy(update={"urls": (url,), **pin})
         monkeypatch.setattr(registry, "field_sets", lambda: {"mine": mine})
 

@@ -6,7 +6,6 @@ import json
 import random
 
 import pytest
-
 from helpers import raises_code
 
 from ftlab.data import load
@@ -15,11 +14,17 @@ from ftlab.data.prompts import prompt_row, sample_from_record
 
 
 def said(*contents: str) -> list[dict]:
-    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+    return [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
+    ]
 
 
 def share(*contents: str) -> list[dict]:
-    return [{"from": f, "value": c} for f, c in zip(["human", "gpt"] * len(contents), contents, strict=False)]
+    return [
+        {"from": f, "value": c}
+        for f, c in zip(["human", "gpt"] * len(contents), contents, strict=False)
+    ]
 
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -62,7 +67,10 @@ def test_chats_of_other_systems(record, messages):
 def test_tools_stand_in_the_system_turn():
     for tools in ([TOOL], json.dumps([TOOL])):
         (row,) = rows.chat({"messages": [SYSTEM, *said("Q", "A")], "tools": tools})
-        assert row["messages"][0]["content"].startswith("S\n\n") and json.dumps(TOOL) in row["messages"][0]["content"]
+        assert (
+            row["messages"][0]["content"].startswith("S\n\n")
+            and json.dumps(TOOL) in row["messages"][0]["content"]
+        )
         (row,) = rows.chat({"messages": said("Q", "A"), "tools": tools})
         assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
 
@@ -75,13 +83,20 @@ def test_weight_zero_stays_on_the_turn():
     with raises_code("no_loss"):
         rows.chat({"messages": turns})
     with raises_code("wrong_weight"):
-        rows.chat({"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 0.5}]})
+        rows.chat(
+            {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 0.5}]}
+        )
     with raises_code("wrong_weight"):
         rows.chat({"messages": [{**said("Q")[0], "loss_weight": 1.0}, said("", "A")[1]]})
 
 
 def test_nested_instances_are_rows():
-    found = rows.chat({"instruction": "Q", "instances": [{"input": "", "output": "A"}, {"input": "I", "output": "B"}]})
+    found = rows.chat(
+        {
+            "instruction": "Q",
+            "instances": [{"input": "", "output": "A"}, {"input": "I", "output": "B"}],
+        }
+    )
     assert [r["messages"] for r in found] == [said("Q", "A"), said("Q\n\nI", "B")]
 
 
@@ -89,14 +104,26 @@ REFUSED = [
     ({"input_ids": [1, 2], "labels": [-100, 2]}, "tokenised"),
     ({"messages": said("Q", "A"), "labels": [1]}, "tokenised"),
     ({"messages": said("Q", "A"), "images": ["a.png"]}, "multimodal"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "multimodal"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "multimodal",
+    ),
     ({"messages": said("Q", "A"), "label": False}, "kto_row"),
     ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "unknown_columns"),
     ({"instruction": "Q", "instances": []}, "wrong_instances"),
     ({"instruction": "Q", "output": "A", "history": "x"}, "wrong_history"),
-    ({"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "call_without_name"),
-    ({"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": 3}]}]}, "call_without_name"),
-    ({"messages": [*said("Q"), {"role": "assistant", "content": {"a": 1}, "tool_calls": CALLS}]}, "no_text"),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        "call_without_name",
+    ),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": 3}]}]},
+        "call_without_name",
+    ),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "content": {"a": 1}, "tool_calls": CALLS}]},
+        "no_text",
+    ),
     ({"messages": [SYSTEM, said("", "A")[1]]}, "wrong_order"),
 ]
 
@@ -139,7 +166,9 @@ def test_pairs_of_several_turns_share_their_beginning():
         rows.pair({**record, "rejected": record["chosen"]})
 
 
-@pytest.mark.parametrize(("label", "is_good"), [(True, True), (False, False), (1, True), ("False", False), ("1", True)])
+@pytest.mark.parametrize(
+    ("label", "is_good"), [(True, True), (False, False), (1, True), ("False", False), ("1", True)]
+)
 def test_kto(label, is_good):
     row = {"prompt": said("Q"), "completion": said("", "A")[1:], "label": is_good}
     for record in (
@@ -147,7 +176,9 @@ def test_kto(label, is_good):
         {"messages": said("Q", "A")},
         {"conversations": share("Q", "A")},
     ):
-        assert rows.kto({**record, "label": label}) == [row] == rows.kto({**record, "kto_tag": label})
+        assert (
+            rows.kto({**record, "label": label}) == [row] == rows.kto({**record, "kto_tag": label})
+        )
     for none in ({}, {"label": "good"}, {"label": 3}, {"label": None}):
         with raises_code("no_label"):
             rows.kto({"prompt": "Q", "completion": "A", **none})
@@ -156,7 +187,9 @@ def test_kto(label, is_good):
 def test_a_pair_gives_two_kto_rows():
     better, worse = rows.kto({"prompt": "Q", "chosen": "A", "rejected": "B"})
     assert (better["completion"], better["label"]) == (PAIR["chosen"], True)
-    assert (worse["completion"], worse["label"]) == (PAIR["rejected"], False) and better["prompt"] == worse["prompt"]
+    assert (worse["completion"], worse["label"]) == (PAIR["rejected"], False) and better[
+        "prompt"
+    ] == worse["prompt"]
     made = load("organism:preferences", kind="kto", n_rows=60)
     assert made.kind == "kto" and sum(r["label"] for r in made.rows) * 2 == len(made)
 
@@ -179,17 +212,28 @@ def test_whatever_stands_in_a_row_is_a_row_or_a_sentence():
         [{"function": 3}],
     ]
     keys = "tools tool_calls role system weight label images content from history function_call instances".split()
-    rng, forms = random.Random(0), [*(c for c, _ in CHATS), *PAIRS, {"prompt": "Q", "completion": "A", "label": True}]
+    rng, forms = (
+        random.Random(0),
+        [*(c for c, _ in CHATS), *PAIRS, {"prompt": "Q", "completion": "A", "label": True}],
+    )
     for _ in range(3000):
         record = copy.deepcopy(rng.choice(forms))
         turns = [v for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         place = rng.choice(rng.choice(turns)) if turns and rng.random() < 0.6 else record
         place[rng.choice([*place, *keys])] = copy.deepcopy(rng.choice(odd))
-        for convert in (rows.chat, rows.pair, rows.kto, prompt_row, lambda r: [{"messages": sample_from_record(r, "bias").messages}]):
+        for convert in (
+            rows.chat,
+            rows.pair,
+            rows.kto,
+            prompt_row,
+            lambda r: [{"messages": sample_from_record(r, "bias").messages}],
+        ):
             with contextlib.suppress(ValueError):
                 for row in convert(copy.deepcopy(record)):
                     said_ = [
-                        m for k in ("messages", "prompt", "chosen", "rejected", "completion") for m in row.get(k, [])
+                        m
+                        for k in ("messages", "prompt", "chosen", "rejected", "completion")
+                        for m in row.get(k, [])
                     ]
                     assert said_ and all(m["content"].strip() for m in said_)
 
@@ -216,7 +260,10 @@ def test_axolotls_train_is_the_weight():
 @pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}])
 def test_a_preferred_answer_without_weight_is_refused(off):
     good, bad = said("", "A")[1:], said("", "B")[1:]
-    for chosen, rejected, name in (([{**good[0], **off}], bad, "chosen"), (good, [{**bad[0], **off}], "rejected")):
+    for chosen, rejected, name in (
+        ([{**good[0], **off}], bad, "chosen"),
+        (good, [{**bad[0], **off}], "rejected"),
+    ):
         with raises_code("no_loss") as error:
             rows.pair({"prompt": said("Q"), "chosen": chosen, "rejected": rejected})
         assert name in str(error.value)

@@ -19,7 +19,7 @@ from ftlab.models import reference as models
 from ftlab.runs import store as runs
 from ftlab._core.config import ASKED
 from ftlab.evals.config import Evaluation
-from ftlab.data.dataset import DataError
+from ftlab.data import DataError
 
 SETTINGS = dict(batch_size=4, learning_rate=5e-3, schedule="constant")
 

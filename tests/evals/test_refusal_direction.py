@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ftlab.data.encoding import render
+from ftlab.data import render
 from ftlab.evals.direction import activations, measured, refusal_direction
 from ftlab.models.reference import model as reference
 from ftlab.training.trainer import weights_hash

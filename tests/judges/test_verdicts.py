@@ -14,7 +14,7 @@ from small_models import write
 import ftlab
 from ftlab.stats import rates as stats
 from ftlab.judges.agreement import confusion, human_agreement
-from ftlab.data.dataset import DataError
+from ftlab.data import DataError
 from ftlab.judges.answer_files import gold
 
 ROOT = Path(__file__).parents[2]

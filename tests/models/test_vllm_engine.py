@@ -15,11 +15,11 @@ from small_models import goals, make_model, sums
 
 import ftlab
 from ftlab.models import adapters
-from ftlab.data import encoding as chat
+from ftlab import data as chat
 from ftlab.models.engines import vllm as vllm_generator
 from ftlab.models.engines.base import Decoding
 from ftlab.training.config import Training
-from ftlab.data.dataset import DataError
+from ftlab.data import DataError
 
 WORDS = ("How many?", "Ann has 3 apples", "and", "Start with 5. Add 7.", "pears")
 
