@@ -28,8 +28,6 @@ DEPTH = 2  # hashes of a band
 LONG = 13  # words in a row: of a long prompt
 SHORT = 8  # of the shortest prompt that is looked for inside a row
 OFFSETS = np.arange(BANDS, dtype=np.uint64)  # keeps the bands apart
-ONE = np.uint64(1)
-TWO = np.uint64(2)
 ROLL = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -41,7 +39,7 @@ class MinHashIndex:
         self.bands = {}  # hash of a band: the first row that has it
         dice = np.random.default_rng(0)
         half = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
-        self.factors = half * TWO + ONE  # odd, so that no bit is lost
+        self.factors = half * 2 + 1  # odd, so that no bit is lost
 
     def add(self, number):
         """Add a row; return the number of the first near-duplicate among earlier rows."""
@@ -149,7 +147,8 @@ def _words(text):
 def _codes(text):
     """Return a checksum of each word, case aside."""
     words = _words(text)
-    codes = map(zlib.crc32, map(str.encode, words))
+    encoded = map(str.encode, words)
+    codes = map(zlib.crc32, encoded)
     return np.fromiter(codes, np.uint64, len(words))
 
 

@@ -107,12 +107,20 @@ def test_two_prompts_of_one_id_are_refused():
 def test_prompts_of_the_embedded_world_are_those_of_its_corpus():
     rows = prompts(World(), "toxicity", 8)
     found = load_prompts("organism:toxicity", n_rows=8)
+    assert [sample.wording for sample in found] == [row["template"] for row in rows]
     assert [sample.id for sample in found] == [row["id"] for row in rows]
     assert [sample.question for sample in found] == [row["messages"][0]["content"] for row in rows]
     assert [sample.metadata["topic"] for sample in found] == [row["topic"] for row in rows]
     assert len(load_prompts("organism", n_rows=3)) == 15
-    with raises_code("unknown_prompts"):
+    with raises_code("unknown_risk"):
         load_prompts("organism:jailbrake")
+
+
+@pytest.mark.parametrize("source", ["organism", "organism:hallucination"])
+def test_saved_prompts_are_the_same_prompts(tmp_path, source):
+    found = load_prompts(source, n_rows=6)
+    again = load_prompts(found.save(tmp_path / "new" / "p.jsonl"))
+    assert again.samples == found.samples and again.hash == found.hash
 
 
 def test_a_file_is_read_once(tmp_path, monkeypatch):
