@@ -149,7 +149,11 @@ def _codes(text):
     words = _words(text)
     encoded = map(str.encode, words)
     codes = map(zlib.crc32, encoded)
-    return np.fromiter(codes, np.uint64, len(words))
+    return np.fromiter(
+        codes,
+        np.uint64,
+        len(words),
+    )
 
 
 def _windows(codes):

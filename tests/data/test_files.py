@@ -193,6 +193,7 @@ def test_hub_ids(monkeypatch, tmp_path):
     ("coconot/coconot_pref.jsonl", "pairs", 927), ("gsm8k/test.jsonl", "chats", 1319),
     ("human_xstest/xstest_v2_completions_gpt4.csv", "chats", 450),
 ])  # fmt: skip
+@pytest.mark.needs_data
 def test_files_of_the_field(shared, name, kind, n):
     if not name.endswith("demo"):
         shared(name)
@@ -200,6 +201,7 @@ def test_files_of_the_field(shared, name, kind, n):
     assert len(data) == n and data.kind == kind
 
 
+@pytest.mark.needs_data
 def test_nothing_of_a_real_tool_call_is_lost(shared):
     file = shared("loader_llamafactory/glaive_toolcall_en_demo.json")
     raw = json.loads(file.read_text())
