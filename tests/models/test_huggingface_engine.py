@@ -464,9 +464,7 @@ def test_samples_follow_the_models_distribution(opened, decoding):
     for token in order.tolist():
         text = loaded.tokenizer.decode([token], skip_special_tokens=True)
         expected[text] = expected.get(text, 0) + count * float(p[token] / p[order].sum())
-    drawn = ask(
-        loaded, texts[:1] * count, seeds=range(count), max_new_tokens=1, decoding=decoding
-    )
+    drawn = ask(loaded, texts[:1] * count, seeds=range(count), max_new_tokens=1, decoding=decoding)
     assert set(drawn) <= set(expected)
     big = [text for text in expected if expected[text] >= 5]
     observed = [drawn.count(text) for text in big]
