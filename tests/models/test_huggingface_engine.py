@@ -13,8 +13,7 @@ from small_models import FAMILIES, make_model
 
 import ftlab
 from ftlab.data import render, stop_ids
-from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request
-from ftlab.models.engines import writing
+from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request, writing
 
 QUESTIONS = [
     "Ann has 3 pears.",

@@ -253,7 +253,15 @@ class OpenAIEngine(Engine):
 
     name = "openai"
 
-    def supports(self, reference: Any, *, choices=False, openings=False, screened=False, **_):
+    def supports(
+        self,
+        reference: Any,
+        *,
+        choices: bool = False,
+        openings: bool = False,
+        screened: bool = False,
+        training: Any = None,
+    ) -> str | None:
         rows = [
             (not isinstance(reference, Endpoint), "it is not behind an endpoint"),
             (choices, "an endpoint gives no likelihoods of choices"),
@@ -265,7 +273,13 @@ class OpenAIEngine(Engine):
     def precision(self, training: Any = None) -> str:
         return "unknown, behind an endpoint"
 
-    def render(self, model, chat, opening="", opening_tokens=None):
+    def render(
+        self,
+        model: Any,
+        chat: list[Message],
+        opening: str = "",
+        opening_tokens: int | None = None,
+    ) -> tuple[str, str]:
         if opening:
             raise _opening_unsupported()
         return json.dumps(chat), ""
