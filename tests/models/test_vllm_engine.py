@@ -15,8 +15,7 @@ from helpers import raises_code
 from small_models import make_model
 
 import ftlab
-from ftlab.data import render, stop_ids
-from ftlab.models import adapters
+from ftlab.models import adapters, render, stop_ids
 from ftlab.models.engines import Decoding, LoadedModel, Request, vllm
 from ftlab.models.engines.vllm import VLLMEngine
 
@@ -114,7 +113,7 @@ def adapter(base, folder, *, seed: int = 0, **changed):
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)
-    adapters.save(model, folder, base.path, "lora")
+    adapters.save_adapter(model, folder, base.path, "lora")
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     return ftlab.model(folder), model

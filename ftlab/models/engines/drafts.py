@@ -49,6 +49,3 @@ class Drafts:
         """Pause drafts for a few calls where too few tokens held."""
         if held < WORTH * drafted:
             self.resting = REST
-
-
-Replay = Drafts  # transition

@@ -8,7 +8,7 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
 from ftlab.models.engines.base import (
-    GREEDY,
     Collector,
-    Decoding,
     Engine,
     LoadedModel,
     Request,
@@ -156,36 +154,6 @@ def _inference(module: Any) -> Iterator[None]:
             yield
     finally:
         module.train(was_training)
-
-
-def answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[str],
-    *,
-    max_new_tokens: int,
-    decoding: Decoding = GREEDY,
-    seeds: Sequence[int] | None = None,
-) -> list[str]:  # transition
-    requests = [Request([], text, "", decoding, max_new_tokens) for text in prompts]
-    for request, seed in zip(requests, seeds or (), strict=False):
-        request.seed = seed
-    found = HuggingFaceEngine().answer(LoadedModel(model, tokenizer, None), requests)
-    errors = [answer.error for answer in found if answer.error]
-    if errors:
-        raise UsageError("logits_not_finite", f"No answer: {errors[0]}.")
-    return [answer.text for answer in found]
-
-
-def likelihoods(
-    model: Any, tokenizer: Any, prompts: list[str], choices: Sequence[Sequence[str]]
-) -> list[list[float]]:  # transition
-    requests = [
-        Request([], text, choices=tuple(several))
-        for text, several in zip(prompts, choices, strict=True)
-    ]
-    found = HuggingFaceEngine().answer(LoadedModel(model, tokenizer, None), requests)
-    return [answer.likelihoods for answer in found]
 
 
 ENGINE = HuggingFaceEngine

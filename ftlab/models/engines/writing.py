@@ -10,7 +10,8 @@ from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
-from ftlab.models.devices import clear, free_memory, out_of_memory
+from ftlab.models.chat_template import stop_ids
+from ftlab.models.devices import clear_error, free_memory, out_of_memory
 from ftlab.models.engines.base import (
     Collector,
     Decoding,
@@ -394,7 +395,7 @@ def in_batches(
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            clear(error)
+            clear_error(error)
             if count == 1:
                 raise UsageError(
                     "out_of_memory",
@@ -477,8 +478,6 @@ def without_adapter(module: Any) -> Any:
 
 def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
     """Return the tokens that end an answer: the template's end of turn and the model's own."""
-    from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
-
     own = inner.generation_config.eos_token_id
     if own is None:
         own = []
