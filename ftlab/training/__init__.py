@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "config": ["Training", "TrainingConfig"],
         "oom": ["Fit"],
-        "methods": ["FirstStep", "Job", "Method", "is_reward_model", "open_method"],
+        "methods": ["FirstStep", "Job", "Method", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
         "trainer": ["train_run", "trainable"],
     },
