@@ -15,9 +15,9 @@ import pandas as pd
 
 from ftlab._core.types import Sample
 from ftlab.judges import Refusal, agreement_of_card, refusal
-from ftlab.judges._numbers import kappa
 from ftlab.judges.cards import ALL, GOLD, agreement_by_model
 from ftlab.runs import resource
+from ftlab.stats import kappa
 from recipes.refusal_judge import train
 
 XSTEST, DO_NOT_ANSWER = GOLD
@@ -42,7 +42,7 @@ def train_and_measure(xstest, coconot, benign, do_not_answer, out: Path) -> Path
     by_model = verdicts(tested, p)
     actions = do_not_answer_verdicts(Path(do_not_answer), model)
     measured = [*agreement_by_model(by_model, XSTEST), *agreement_by_model(actions, DO_NOT_ANSWER)]
-    pd.concat(measured).to_csv(out.with_suffix(".csv"), index=False)
+    pd.concat(measured).round(6).to_csv(out.with_suffix(".csv"), index=False)
     without = [doc for doc in docs if doc["source"] == "xstest"]
     prompts = {doc["prompt"] for doc in without}
     other = [doc for doc in docs if doc["source"] != "xstest" and doc["prompt"] not in prompts]

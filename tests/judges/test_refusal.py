@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from samples import asked, of_world
 
 from ftlab._core.types import Sample
