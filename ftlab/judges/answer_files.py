@@ -51,8 +51,9 @@ def score_file(
     """
     if isinstance(judges, (str, Judge)):
         judges = [judges]
-    judges = dict.fromkeys(judges)
-    opened = [open_judge(judge) for judge in judges]
+    opened = {}
+    for judge in map(open_judge, judges):
+        opened.setdefault(judge.spec, judge)
     if out is not None and Path(out).suffix not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
@@ -67,7 +68,7 @@ def score_file(
     table = _numbered(rows, questions)
     samples = [_sample(question) for question in questions]
     parts = []
-    for judge in opened:
+    for judge in opened.values():
         try:
             found = judge.judge(samples, texts)
         finally:

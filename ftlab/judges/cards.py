@@ -118,7 +118,7 @@ def judge_card(
     text = "\n\n".join(parts) + "\n"
     if out is not None:
         write_atomic(Path(out), text)
-        write_atomic(Path(out).with_suffix(".csv"), table.to_csv(index=False))
+        write_atomic(Path(out).with_suffix(".csv"), table.round(6).to_csv(index=False))
     return text
 
 
