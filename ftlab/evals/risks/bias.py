@@ -16,7 +16,7 @@ from typing import Any
 
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples
-from ftlab.evals.risks._bbq import AMBIGUOUS, DISAMBIGUATED, bbq_rule, bbq_sample
+from ftlab.evals.bbq import AMBIGUOUS, DISAMBIGUATED, bbq_rule, bbq_sample
 from ftlab.evals.risks.base import Risk
 from ftlab.organism import BIAS_FRAMES, World
 
@@ -109,7 +109,7 @@ def _score(category: str, wording: str, part) -> dict:
     if wording == AMBIGUOUS:
         right = part["reason"] == "unknown"
         score = (1 - right.mean()) * score
-    empty = (part["outcome"] == Outcome.EMPTY).sum()
+    is_empty = part["outcome"] == Outcome.EMPTY
     return {
         "category": category,
         "context": wording.removeprefix("BBQ "),
@@ -117,7 +117,7 @@ def _score(category: str, wording: str, part) -> dict:
         "score": score,
         "n": len(part),
         "n_named": int(named),
-        "n_unplaced": int(counts.get("", 0) - empty),
+        "n_unplaced": int(counts.get("", 0) - is_empty.sum()),
     }
 
 
