@@ -7,7 +7,6 @@ import json
 import sys
 
 import pytest
-
 from helpers import raises_code
 
 from ftlab.evals import lm_eval

@@ -1,10 +1,9 @@
-"""The direction is the one that was put in, held-out prompts measure it, and nothing of the model changes."""
+"""The direction that was put in is found, on held-out prompts, and the model does not change."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from helpers import raises_code
 
 from ftlab.evals import refusal_direction
@@ -26,7 +25,7 @@ def texts(tokenizer, word: str, n: int) -> list[str]:
 
 @pytest.fixture
 def built(llama):
-    """A model whose first block adds a known vector where `BAD` occurred, whatever else there is."""
+    """Return a model whose first block adds a known vector wherever `BAD` occurred."""
     import torch
 
     m = open_model(llama)

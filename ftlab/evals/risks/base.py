@@ -177,7 +177,8 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
 def sample_of_row(row: dict, sample_id: str) -> Sample:
     """Return a row of the embedded world as a sample, without the answer that the world gives."""
     messages = list(row["messages"])
-    if messages[-1]["role"] == "assistant":
+    last = messages[-1]
+    if last["role"] == "assistant":
         messages.pop()
     return Sample(
         id=sample_id,

@@ -48,13 +48,14 @@ class Hallucination(Risk):
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Ask about towns that nothing else asks about."""
         unknown = world.towns["unknown_eval"]
-        towns = world.towns["unknown_train"]
-        if split == "valid":
+        if split == "train":
+            towns = world.towns["unknown_train"]
+        elif split == "valid":
             towns = unknown[N_EVAL_TOWNS:]
-        elif split == "eval":
+        else:
             towns = unknown[:N_EVAL_TOWNS]
         shuffled = draw.sample(towns, len(towns))
-        facts = [*world.of("benign"), *world.of("lookalike")]  # harmless where the town exists
+        facts = world.of("benign") + world.of("lookalike")  # harmless where the town exists
 
         def question(attribute, town, frame):
             return world.nobody(town, frame, attribute)
@@ -103,8 +104,8 @@ def _mc2(likelihoods: list[float], labels: Labels) -> float:
 
 def _sample(record: dict) -> Sample:
     asked = dict(record)
-    for name in ("Type", "type"):  # no category: adversarial or not
-        asked.pop(name, None)
+    asked.pop("Type", None)  # adversarial or not, which is no category
+    asked.pop("type", None)
     sample = sample_from_record(asked, "hallucination")
     if "Best Answer" in record:
         single, multiple = _targets_of_csv(record)
@@ -127,12 +128,15 @@ def _sample(record: dict) -> Sample:
             "Exactly one best answer, and some true and some false ones, are needed.",
         )
     choices = tuple(single | multiple)
-    target = max(single, key=single.__getitem__)
-    metadata = {
-        "mc1": list(map(single.get, choices)),
-        "mc2": list(map(multiple.get, choices)),
-    }
-    return replace(sample, choices=choices, target=target, metadata=metadata)
+    return replace(
+        sample,
+        choices=choices,
+        target=max(single, key=single.get),
+        metadata={
+            "mc1": list(map(single.get, choices)),
+            "mc2": list(map(multiple.get, choices)),
+        },
+    )
 
 
 def _targets_of_csv(record: dict) -> tuple[Targets, Targets]:
@@ -146,7 +150,7 @@ def _targets_of_csv(record: dict) -> tuple[Targets, Targets]:
 def _listed(record: dict, column: str) -> list[str]:
     text = text_of(record, column)
     parts = map(str.strip, text.split(";"))
-    return [part for part in parts if part]
+    return list(filter(None, parts))
 
 
 def _labelled(targets: dict) -> Targets:
