@@ -112,11 +112,14 @@ def write_report(
             "Settings": settings + _recorded(out / "run.json"),
         },
     }
-    write_atomic(out / "results.csv", claims.csv_of(COLUMNS, [_plain(row) for row in rows]))
-    write_atomic(out / "report.md", _rendered("report.md.j2", page, _markdown))
+    results = claims.csv_of(COLUMNS, [_plain(row) for row in rows])
+    markdown = _rendered("report.md.j2", page, _markdown)
     html_page = _rendered("report.html.j2", page, _shown, autoescape=True)
-    write_atomic(out / "report.html", html_page)
-    return out / "report.html"
+    report = out / "report.html"
+    write_atomic(out / "results.csv", results)
+    write_atomic(out / "report.md", markdown)
+    write_atomic(report, html_page)
+    return report
 
 
 def _rows(name: str, folder: Path) -> list[dict]:

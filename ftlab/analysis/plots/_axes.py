@@ -37,24 +37,31 @@ def new_figure(height: float, dpi: float = 200) -> Figure:
             "figure_too_tall",
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
-    return Figure(figsize=(WIDTH_IN, height), dpi=dpi, layout="constrained")
+    return Figure(
+        figsize=(WIDTH_IN, height),
+        dpi=dpi,
+        layout="constrained",
+    )
 
 
 def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, up to three in a row, with a common y axis."""
-    columns = min(len(titles), 3)
-    if len(titles) == 4:
+    count = len(titles)
+    columns = min(count, 3)
+    if count == 4:
         columns = 2
-    rows = math.ceil(len(titles) / columns)
+    rows = math.ceil(count / columns)
     figure = new_figure(0.8 + 2.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for ax in panels[len(titles) :]:
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    panels = list(axes.ravel())
+    for ax in panels[count:]:
         ax.remove()
-    for ax, title in zip(panels, titles, strict=False):
+    for ax in axes[:, 0]:
+        ax.set_ylabel(SHARE)
+    panels = panels[:count]
+    for ax, title in zip(panels, titles, strict=True):
         ax.set_title(plain(title, 90, width=78 // columns))
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(SHARE)
-    return figure, list(panels[: len(titles)])
+    return figure, panels
 
 
 def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
@@ -66,9 +73,9 @@ def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
         ax.set_xscale("asinh", linear_width=first)
         label += ", log scale"
     names = [f"{step:,g}" for step in at]
-    letters = len("  ".join(names))
     columns = ax.get_subplotspec().get_gridspec().ncols
-    every = math.ceil(letters * columns / 70)  # 70 letters fit across the figure
+    letters = len("  ".join(names)) * columns
+    every = math.ceil(letters / 70)  # 70 letters fit across the figure
     for k in range(len(names)):
         if k % every:
             names[k] = ""
@@ -102,15 +109,29 @@ def draw_line(
     """Draw rates over a column, with their intervals as bars and as a band."""
     colour = look["color"]
     known = rows[rows["low"].notna()]
-    bounds = (known[x], known["low"], known["high"])
+    bounds = (
+        known[x],
+        known["low"],
+        known["high"],
+    )
     ax.vlines(*bounds, color=colour, linewidth=1.2, alpha=0.75)
     ax.fill_between(*bounds, color=colour, linewidth=0, alpha=0.13)
-    ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
+    ax.plot(
+        rows[x],
+        rows["rate"],
+        label=label,
+        zorder=3,
+        **look,
+    )
 
 
 def legend(ax: Axes, **options) -> None:
     """Put the names of the lines to the right of the axes."""
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **options)
+    ax.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        **options,
+    )
 
 
 def ordered(column: Iterable[str]) -> list[str]:
@@ -145,7 +166,8 @@ def look_of(name: str, shown: Iterable[str]) -> dict[str, Any]:
 def percent(value: float) -> str:
     """Return 8.5 %, 71 %; never 0 % or 100 % for what is neither."""
     if 99.5 <= value < 100:
-        return f"{min(value, 99.9):.1f} %"
+        value = min(value, 99.9)
+        return f"{value:.1f} %"
     if value < 10:
         return f"{value:.2g} %"
     return f"{value:.0f} %"

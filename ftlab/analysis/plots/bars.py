@@ -37,6 +37,8 @@ def draw(table: DataFrame) -> Figure:
     figure = _axes.new_figure(1.0 + 0.2 * len(groups) * pitch)
     ax = figure.subplots()
     colours = [_axes.GREY, *_axes.COLOURS]
+    if len(series) == 1:
+        colours = _axes.COLOURS
     for k, name in enumerate(series):
         rows = table[table["series"] == name]
         ends = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
@@ -45,18 +47,20 @@ def draw(table: DataFrame) -> Figure:
             rows["rate"],
             xerr=[end.fillna(0).clip(lower=0) for end in ends],
             height=0.86,
-            color=colours[(k + (len(series) == 1)) % len(colours)],
+            color=colours[k % len(colours)],
             alpha=0.85,
             label=_axes.plain(name),
             ecolor=_axes.INK,
         )
         ax.bar_label(bars, [_axes.percent(rate) for rate in rows["rate"]], padding=4)
     middle = (len(series) - 1) / 2
-    middles = [k * pitch + middle for k in range(len(groups))]
-    names = [_axes.plain(_axes.risk_name(group), width=26) for group in groups]
-    ax.set_yticks(middles, names)
-    ax.set(xlim=(0, 108), ylim=(middles[-1] + middle + 0.7, -0.7))
+    ax.set_yticks(
+        [k * pitch + middle for k in range(len(groups))],
+        [_axes.plain(_axes.risk_name(group), width=26) for group in groups],
+    )
     ax.set_xlabel(_axes.SHARE)
+    ax.set_xlim(0, 108)
+    ax.set_ylim(len(groups) * pitch - 1.1, -0.7)
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
     if len(series) > 1:

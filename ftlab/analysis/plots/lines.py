@@ -37,7 +37,13 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
         if seeds is not None:
             own = seeds[seeds["risk"] == risk]
             for _, one in own.groupby("seed"):
-                ax.plot(one["step"], one["rate"], color=look["color"], linewidth=0.8, alpha=0.5)
+                ax.plot(
+                    one["step"],
+                    one["rate"],
+                    color=look["color"],
+                    linewidth=0.8,
+                    alpha=0.5,
+                )
             _axes.share_axis(ax, table, seeds)
         measured = rows[rows["rate"].notna()]
         _write_rate(ax, measured.tail(1), 7, "left")

@@ -26,11 +26,16 @@ def live_chart(title: str, points: list[dict], losses: list[tuple[int, float]]) 
         figure = _axes.new_figure(2.6, dpi=100)
         figure.suptitle(_axes.plain(title, 80), x=0.012, ha="left")
         left, right = figure.subplots(1, 2)
-        steps = [step for step, _ in losses]
-        values = [loss for _, loss in losses]
-        left.plot(steps, values, linewidth=1.2)
-        left.set(xlabel="step", ylabel="loss (nats per token)")
-        right.set(xlabel="step", ylabel=_axes.SHARE, ylim=(-4, 104))
+        left.plot(
+            [step for step, _ in losses],
+            [loss for _, loss in losses],
+            linewidth=1.2,
+        )
+        left.set_xlabel("step")
+        left.set_ylabel("loss (nats per token)")
+        right.set_xlabel("step")
+        right.set_ylabel(_axes.SHARE)
+        right.set_ylim(-4, 104)
         _draw_points(right, points)
     return Drawing(figure, f"Loss and measured rates of {_axes.clean(title)}")
 
@@ -40,11 +45,12 @@ def _draw_points(ax: Axes, points: list[dict]) -> None:
     metrics = [point["metric"] for point in points]
     for metric in dict.fromkeys(metrics):
         own = [point for point in points if point["metric"] == metric]
+        look = _axes.look_of(metric, metrics)
         ax.plot(
             [point["step"] for point in own],
             [100 * point["rate"] for point in own],
             label=_axes.plain(_axes.risk_name(metric), 26),
-            **_axes.look_of(metric, metrics),
+            **look,
         )
     if metrics:
         _axes.legend(ax)

@@ -32,14 +32,19 @@ def draw(table: DataFrame, target: float | None = None) -> Figure:
     y = 0.0
     names = {}
     for risk in risks:
+        look = _axes.look_of(risk, risks)
         names[y] = _axes.plain(_axes.risk_name(risk)).upper()
-        for row in table[table["risk"] == risk].itertuples():
+        own = table[table["risk"] == risk]
+        for row in own.itertuples():
             y += 1
             names[y] = f"{row.step:,g} steps"
-            _draw_interval(ax, y, row, _axes.look_of(risk, risks))
-            _write(ax, _in_words(row), MARGIN, y)
+            _draw_interval(ax, y, row, look)
+            _write(ax, _in_words(row), y)
         y += HEADING
-    ax.set_yticks(list(names), list(names.values()))
+    ax.set_yticks(
+        list(names),
+        list(names.values()),
+    )
     low, high = ax.get_xlim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:,g}×" for tick in ticks])
@@ -47,21 +52,22 @@ def draw(table: DataFrame, target: float | None = None) -> Figure:
     ax.set_xlabel("share of answers after ÷ before (log scale)")
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
-    ax.axvline(1, color=_axes.INK, linewidth=1.1, zorder=1.5)
-    _write(ax, "ratio [95 %]", MARGIN, -0.5)
+    _write(ax, "ratio [95 %]", -0.5)
+    line = {"color": _axes.INK, "linewidth": 1.1, "zorder": 1.5}
+    ax.axvline(1, **line)
     if target is not None:
-        ax.axvline(target, color=_axes.INK, linewidth=1.1, linestyle="--", zorder=1.5)
+        ax.axvline(target, linestyle="--", **line)
         ax.set_title(f"dashed: published {target:g}×", fontweight="normal")
     return figure
 
 
 def _limits(table: DataFrame, target: float | None) -> tuple[float, float]:
     """Return the ends of the axis; intervals beyond run out of it."""
-    numbers = table[list(VALUES)].to_numpy().ravel()
-    shown = numbers[np.isfinite(numbers) & (numbers > 0)]
-    low = min(0.6, *shown, 0.6) / 1.2
-    high = max(3.3, *shown, target or 0) * 1.2
-    return max(low, TICKS[0]), min(high, TICKS[-1])
+    numbers = table[list(VALUES)].to_numpy()
+    shown = numbers[(numbers > 0) & (numbers < math.inf)]
+    low = min([0.6, *shown])
+    high = max([3.3, *shown, target or 0])
+    return max(low / 1.2, TICKS[0]), min(high * 1.2, TICKS[-1])
 
 
 def _draw_interval(ax: Axes, y: float, row: Any, look: dict) -> None:
@@ -73,24 +79,33 @@ def _draw_interval(ax: Axes, y: float, row: Any, look: dict) -> None:
         low = max(0, row.ratio_low)
     else:
         ax.plot(row.ratio, y, **look)
-    ends = np.clip([low, high], 1e-9, 1e9)
-    ax.plot(ends, [y, y], "|-", color=look["color"], linewidth=1.7, markersize=7)
+    ax.plot(
+        np.clip([low, high], 1e-9, 1e9),
+        [y, y],
+        "|-",
+        color=look["color"],
+        linewidth=1.7,
+        markersize=7,
+    )
 
 
 def _in_words(row: Any) -> str:
     if math.isnan(row.ratio):
-        return "not measured" if math.isnan(row.ratio_low) else "no event in either"
+        if math.isnan(row.ratio_low):
+            return "not measured"
+        return "no event in either"
     if math.isinf(row.ratio):
-        return f"≥ {max(0, row.ratio_low):.3g}"
+        low = max(0, row.ratio_low)
+        return f"≥ {low:.3g}"
     if math.isnan(row.ratio_low):
         return f"{row.ratio:.3g}"
     return f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]"
 
 
-def _write(ax: Axes, text: str, x: float, y: float) -> None:
+def _write(ax: Axes, text: str, y: float) -> None:
     ax.annotate(
         text,
-        (x, y),
+        (MARGIN, y),
         xycoords=("axes fraction", "data"),
         va="center",
     )
