@@ -23,9 +23,9 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
+from ftlab.models.engines._drafts import Drafts
 from ftlab.models.engines.openai import Endpoint
-from ftlab.models.engines.writing import Row, Writer, context, in_batches, read
+from ftlab.models.engines._writing import Row, Writer, context, in_batches, read
 
 SCORED = (2**20, 16_384)  # of a pass over prompts and choices: rows; rows times columns
 

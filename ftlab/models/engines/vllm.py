@@ -28,7 +28,7 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.writing import NOT_FINITE
+from ftlab.models.engines._writing import NOT_FINITE
 from ftlab.models.reference import Model
 
 RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of `max_lora_rank`

@@ -21,7 +21,7 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
+from ftlab.models.engines._drafts import Drafts
 
 NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 FAILED = -1  # in place of a token: the logits were not finite
