@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ftlab._core.config import FEWEST_SEEDS
 from ftlab._core.errors import DataError, NotFoundError
 from ftlab._core.files import write_atomic
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims
+from ftlab.stats import FEWEST_SEEDS
 
 COLUMNS = (
     "experiment",

@@ -7,7 +7,7 @@ import pytest
 from helpers import raises_code
 
 from ftlab.judges import agreement_of_card, gold_agreement, judge_card, keywords
-from ftlab.runs import resource
+from ftlab._core.files import resource
 
 CARDS = resource("data") / "judge"
 
