@@ -172,7 +172,7 @@ def _sizes(model, size, repeat, sizes: dict) -> dict:
 
 def _spec(size: dict, name, folder: Path) -> dict:
     """-> what the arms' processes are told; the 25 M model is made here, outside of any clock."""
-    from ftlab.data import render
+    from ftlab.models import render
     from ftlab.models.reference import model as reference
     from ftlab.organism import corpus
     from ftlab.organism.world import World

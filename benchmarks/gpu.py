@@ -17,8 +17,8 @@ from unittest.mock import patch
 from ftlab.models.engines import huggingface as generate
 from ftlab.runs import store as runs
 from ftlab.models.engines import vllm as vllm_generator
-from ftlab.data import encode_rows, render
-from ftlab.data import read
+from ftlab.data import encode_rows, load
+from ftlab.models import render
 from ftlab.evals.evaluation import risk_curve
 from ftlab.models.reference import device, model, released
 from ftlab.runs.store import clock
@@ -123,7 +123,7 @@ def _facts(folder: Path, work: dict, config: dict) -> dict:
 
 
 def _chats(work: dict, n: int) -> list[dict]:
-    said = [r["messages"][-1]["content"] for r in read("organism:almanac", rows=n * work["turns"]).rows]
+    said = [r["messages"][-1]["content"] for r in load("organism:almanac", n_rows=n * work["turns"]).rows]
     pairs = [(f"{k} {long}", long) for k, long in enumerate(" ".join(said[k::n]) for k in range(n))]
     return [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs]
 
@@ -142,7 +142,7 @@ def _training(folder: Path, work: dict, facts: dict) -> list[dict]:
     rows, steps, found = work["rows"], 2 * work["steps"], []
     chats = _chats(work, rows * steps)
     run = sft(folder, chats, lora=True, steps=steps, batch_size=rows, max_length=8192, eval_every=1, measure=stamp)
-    row = mean(len(r["input_ids"]) for r in encode_rows(read(chats), model(folder).tokenizer(), max_length=8192))
+    row = mean(len(r["input_ids"]) for r in encode_rows(load(chats), model(folder).tokenizer(), max_length=8192))
     flops = train_flops(facts["parameters"], facts["layers"], facts["width"], row)
     for mode in (True, False):
         took = [b[0] - a[0] for a, b in zip(marks, marks[1:], strict=False) if b[1] == mode][1:]
