@@ -16,7 +16,7 @@ from ftlab.analysis import claims, report, write_report
 from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0"/></svg>'
 
 
 @pytest.fixture
