@@ -88,8 +88,11 @@ def write_report(
     for name, folder in sorted(experiments.items()):
         rows += _rows(name, Path(folder))
     for name, folder in sorted(experiments.items()):
-        section = {"name": name, "notebook": _notebook(Path(folder), out)}
-        section["figures"] = _figures(name, Path(folder), out / "figures")
+        section = {
+            "name": name,
+            "notebook": _notebook(Path(folder), out),
+            "figures": _figures(name, Path(folder), out / "figures"),
+        }
         sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
     limits = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
