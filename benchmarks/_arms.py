@@ -1,9 +1,9 @@
 """What the processes of a benchmark run: `python -m benchmarks._arms ARM WORK.json`.
 
 An arm's own process imports the libraries and warms up before its clock starts. The processes that
-it starts in turn (`answer`, `judge`) are part of its design and on its clock. All arms train on the
-same tokens in the same order. An arm returns `seconds`, scaled to the whole where only a share was
-measured.
+it starts in turn (see `benchmarks._today`) are part of its design and on its clock. All arms train
+on the same tokens in the same order. An arm returns `seconds`, scaled to the whole where only a
+share was measured.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ftlab
 from benchmarks._today import (
-    PILOT_STEPS,
     count_tokens,
     fastest_settings,
     generate,
     open_plainly,
-    texts_of,
+    render,
     trainer,
 )
 from benchmarks._work import Work, open_work, write_prompts
 from ftlab._core.progress import clock
+from ftlab.experiments import risk_curve  # here, so that no import is on its clock
 from ftlab.judges import open_judge
 from ftlab.models import quiet
 from ftlab.models.engines import HuggingFaceEngine, LoadedModel, Request
 from ftlab.runs import Run, home
+from ftlab.training import sft
 
 FLOOR_BATCHES = (64, 128, 256, 520)  # tried before the floor's clock starts
 PILOT_TOKENS = 32  # new tokens of an answer, in what is tried
 
 
-def generate_by_ftlab(
-    model: Any, tokenizer: Any, texts: list[str], n_tokens: int, engine: Any = None
-) -> list[str]:
-    """Answer greedily with ftlab's engine; without drafts unless an engine is given."""
+def generate_by_ftlab(model: Any, tokenizer: Any, texts: list[str], n_tokens: int) -> list[str]:
+    """Answer greedily with ftlab's engine, without drafts."""
     requests = [Request([], text, max_new_tokens=n_tokens) for text in texts]
-    engine = engine or HuggingFaceEngine(drafts=False)
-    return [a.text for a in engine.answer(LoadedModel(model, tokenizer, None), requests)]
+    loaded = LoadedModel(model, tokenizer, None)
+    return [answer.text for answer in HuggingFaceEngine(drafts=False).answer(loaded, requests)]
+
+
+def texts_of(work: Work, tokenizer: Any, n_prompts: int | None = None) -> list[str]:
+    """Return the prompts as the chat template renders them."""
+    return render([sample.messages for sample in work.samples(n_prompts)], tokenizer)
 
 
 # One fine-tuning with its risk curve.
@@ -58,8 +61,7 @@ def in_processes(work: Work, arm: str, batch: int) -> dict:
     """
     n_points, n_prompts = work.share[arm]
     points = last_points(work.points, n_points)
-    file = Path(work.folder) / "work.json"
-    parts = {}
+    _write_asked(work, n_prompts)
     start = clock()
     trainer(
         work,
@@ -68,50 +70,34 @@ def in_processes(work: Work, arm: str, batch: int) -> dict:
         save_only_model=True,
         activation_checkpointing=False,
     ).train()
-    parts["train"] = clock() - start
-    parts["answer"] = parts["start"] = 0.0
+    parts = {"train": clock() - start, "answer": 0.0, "start": 0.0}
     for point in points:
         start = clock()
-        found = in_process("answer", file, point, batch, n_prompts)
+        found = in_process(work, "answer", point, batch)
         parts["answer"] += found["seconds"]
         parts["start"] += (clock() - start - found["seconds"]) / n_points
     start = clock()
-    judged = in_process("judge", file, n_prompts, *points)
+    judged = in_process(work, "judge", work.judge, *points)
     parts["judge"] = judged["seconds"]
     parts["judge_start"] = clock() - start - judged["seconds"]
     return scaled(parts, len(work.points), work.share_of(arm)) | {"said": judged["said"]}
 
 
-def in_process(task: str, file: Path, *arguments: int) -> dict:
-    """Run `answer` or `judge` in a process of its own, cold; return what it found."""
-    command = [sys.executable, "-m", "benchmarks._arms", task, file, *arguments]
-    subprocess.run([str(word) for word in command], check=True)
-    return json.loads((file.parent / f"{task}.json").read_text())
-
-
-def answer(work: Work, point: int, batch: int, n_prompts: int) -> dict:
-    folder = Path(work.folder)
-    model, tokenizer = open_plainly(str(folder / f"checkpoint-{point}") if point else work.model)
-    texts = texts_of(work.samples(n_prompts), tokenizer)
-    start = clock()
-    answers = generate(model, tokenizer, texts, work.max_new_tokens, batch)
-    seconds = clock() - start
-    (folder / f"answers-{point}.json").write_text(json.dumps(answers))
-    return {"seconds": seconds}
-
-
-def judge(work: Work, n_prompts: int, *points: int) -> dict:
+def _write_asked(work: Work, n_prompts: int) -> None:
+    """Write what the processes of `benchmarks._today` read."""
     samples = work.samples(n_prompts)
-    said = {}
-    seconds = 0.0
-    for point in points:
-        answers = json.loads((Path(work.folder) / f"answers-{point}.json").read_text())
-        start = clock()
-        judgements = open_judge(work.judge).judge(samples, answers)
-        seconds += clock() - start
-        for sample, text, judgement in zip(samples, answers, judgements, strict=True):
-            said[f"{point}|{sample.id}"] = [text, str(judgement.outcome)]
-    return {"seconds": seconds, "said": said}
+    folder = Path(work.folder)
+    write_prompts(folder / "asked.jsonl", samples)
+    asked = {"model": work.model, "max_new_tokens": work.max_new_tokens}
+    asked["chats"] = [sample.messages for sample in samples]
+    (folder / "asked.json").write_text(json.dumps(asked))
+
+
+def in_process(work: Work, task: str, *arguments: Any) -> dict:
+    """Run a task of `benchmarks._today` in a process of its own; return what it found."""
+    command = [sys.executable, "-m", "benchmarks._today", task, work.folder, *arguments]
+    subprocess.run([str(word) for word in command], check=True)
+    return json.loads((Path(work.folder) / f"{task}.json").read_text())
 
 
 def last_points(points: tuple[int, ...], n: int) -> list[int]:
@@ -134,7 +120,7 @@ def curve(work: Work, arm: str, drafts: bool) -> dict:
     prompts = Path(work.folder) / "asked.jsonl"
     write_prompts(prompts, work.samples(work.share[arm][1]))
     start = clock()
-    run = ftlab.risk_curve(
+    run = risk_curve(
         work.model,
         work.rows_file,
         at_steps=work.points,
@@ -188,7 +174,7 @@ def floor(work: Work, arm: str) -> dict:
     settings = fastest_settings(work)
     made = trainer(work, **settings)
     tokenizer = made.processing_class
-    texts = sorted(texts_of(work.samples(n_prompts), tokenizer), key=len)
+    texts = sorted(texts_of(work, tokenizer, n_prompts), key=len)
     way, tried = _fastest_way(work, made.model.eval(), tokenizer, texts)
     gc.freeze()  # otherwise TRL's own collection at the start searches everything imported
     decoding = _Decoding(
@@ -271,7 +257,7 @@ def train_rate(work: Work, way: str) -> dict:
     settings = fastest_settings(work) if way == "best" else {}
     start = clock()
     if way == "ftlab":
-        ftlab.sft(
+        sft(
             work.model,
             work.rows_file,
             steps=work.steps,
@@ -288,17 +274,15 @@ def train_rate(work: Work, way: str) -> dict:
 
 
 def generate_rate(work: Work, way: str) -> dict:
-    """Answer by ftlab, with or without drafts of a model some steps later, or in batches."""
+    """Answer by ftlab's engine without drafts, or by `generate` in batches of `way` prompts."""
     model, tokenizer = open_plainly(work.model)
-    texts = texts_of(work.samples(), tokenizer)
+    texts = texts_of(work, tokenizer)
     if way == "1":
         texts = texts[::10]
     sampler = generate_by_ftlab
     if way.isdigit():
         sampler = partial(generate, batch=int(way))
     sampler(model, tokenizer, texts, 1)  # warms up
-    if way == "drafts":
-        sampler = partial(sampler, engine=_engine_with_drafts(work, texts))
     start = clock()
     answers = sampler(model, tokenizer, texts, work.max_new_tokens)
     seconds = clock() - start
@@ -306,23 +290,11 @@ def generate_rate(work: Work, way: str) -> dict:
     return {"seconds": seconds, "amount": len(texts), "tokens": tokens}
 
 
-def _engine_with_drafts(work: Work, texts: list[str]) -> HuggingFaceEngine:
-    """Return an engine that remembers the answers of the model some training steps later."""
-    made = trainer(work, PILOT_STEPS)
-    made.train()
-    loaded = LoadedModel(made.model, made.processing_class, None)
-    requests = [Request([], text, max_new_tokens=work.max_new_tokens) for text in texts]
-    answers = HuggingFaceEngine(drafts=False).answer(loaded, requests)
-    engine = HuggingFaceEngine()
-    engine.remember(requests, answers)
-    return engine
-
-
 def judge_rate(work: Work, way: str) -> dict:
     """Judge the model's own answers."""
     samples = work.samples()
     model, tokenizer = open_plainly(work.model)
-    texts = texts_of(samples, tokenizer)
+    texts = texts_of(work, tokenizer)
     answers = generate_by_ftlab(model, tokenizer, texts, work.max_new_tokens)
     opened = open_judge(way)
     opened.judge(samples[:8], answers[:8])  # it loads what it needs
@@ -340,26 +312,19 @@ ARMS: dict[str, Callable[[Work], dict]] = {
 }
 RATES = {
     "train": (train_rate, ("ftlab", "best", "defaults")),
-    "generate": (generate_rate, ("drafts", "ftlab", "64", "1")),
+    "generate": (generate_rate, ("ftlab", "64", "1")),
     "judge": (judge_rate, ("organism", "keywords", "refusal")),
 }
-for what, (function, ways) in RATES.items():
-    for way in ways:
-        ARMS[f"{what}:{way}"] = partial(function, way=way)
-TASKS = {"answer": answer, "judge": judge}  # in processes that an arm starts
 
 
-def main(name: str, file: str, *arguments: str) -> None:
-    """Run an arm or a task, and write what it found next to its file."""
+def main(name: str, file: str) -> None:
+    """Run an arm of the curve, or a rate such as "train:best"; write found.json next to `file`."""
     work = open_work(file)
-    folder = Path(file).parent
-    if name in TASKS:
-        found = TASKS[name](work, *map(int, arguments))
-        (folder / f"{name}.json").write_text(json.dumps(found))
-        return
     quiet()
     warm_up(work)
-    (folder / "found.json").write_text(json.dumps(ARMS[name](work)))
+    what, _, way = name.partition(":")
+    found = RATES[what][0](work, way) if way else ARMS[name](work)
+    Path(file).with_name("found.json").write_text(json.dumps(found))
 
 
 def warm_up(work: Work) -> None:

@@ -1,13 +1,20 @@
-"""How people train and generate today: TRL's trainer and transformers' own `generate`."""
+"""How people train, answer and judge today: TRL's trainer, transformers' `generate`, processes.
+
+`python -m benchmarks._today answer|judge FOLDER ...` is one of those processes. It starts cold and
+imports only what its task needs.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import sys
+from pathlib import Path
+from time import monotonic as clock
+from typing import TYPE_CHECKING, Any
 
-from benchmarks._work import Work
-from ftlab._core.progress import clock
-from ftlab._core.types import Sample
-from ftlab.data import Data, encode_rows
+if TYPE_CHECKING:
+    from benchmarks._work import Work
+    from ftlab._core.types import Message
 
 PILOT_STEPS = 3  # optimiser steps of what is tried
 
@@ -21,6 +28,8 @@ def trainer(work: Work, steps: int | None = None, **settings) -> Any:
     import trl
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+
+    from ftlab.data import Data, encode_rows
 
     disable_progress_bars()
     set_seed(work.seed)
@@ -77,12 +86,10 @@ def open_plainly(model: str) -> tuple[Any, Any]:
     return module.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
-def texts_of(samples: list[Sample], tokenizer: Any) -> list[str]:
-    """Return the prompts as the chat template renders them."""
-    return [
-        tokenizer.apply_chat_template(s.messages, tokenize=False, add_generation_prompt=True)
-        for s in samples
-    ]
+def render(chats: list[list[Message]], tokenizer: Any) -> list[str]:
+    """Return the text of every chat, with the generation prompt."""
+    how = {"tokenize": False, "add_generation_prompt": True}
+    return [tokenizer.apply_chat_template(chat, **how) for chat in chats]
 
 
 def generate(model: Any, tokenizer: Any, texts: list[str], n_tokens: int, batch: int) -> list[str]:
@@ -113,3 +120,46 @@ def count_tokens(tokenizer: Any, answers: list[str]) -> int:
     """Return the number of tokens of answers, each with its end of turn."""
     encoded = tokenizer(answers, add_special_tokens=False)["input_ids"]
     return sum(len(ids) + 1 for ids in encoded)
+
+
+def answer(folder: Path, point: str, batch: str) -> dict:
+    """Answer the chats of `asked.json` by the model of a checkpoint."""
+    asked = json.loads((folder / "asked.json").read_text())
+    checkpoint = folder / f"checkpoint-{point}"
+    if not checkpoint.exists():  # of the parent there is none
+        checkpoint = asked["model"]
+    model, tokenizer = open_plainly(str(checkpoint))
+    texts = render(asked["chats"], tokenizer)
+    start = clock()
+    answers = generate(model, tokenizer, texts, asked["max_new_tokens"], int(batch))
+    seconds = clock() - start
+    (folder / f"answers-{point}.json").write_text(json.dumps(answers))
+    return {"seconds": seconds}
+
+
+def judge(folder: Path, name: str, *points: str) -> dict:
+    """Judge the answers at every point."""
+    from ftlab.data import load_prompts
+    from ftlab.judges import open_judge
+
+    samples = list(load_prompts(folder / "asked.jsonl"))
+    said = {}
+    seconds = 0.0
+    for point in points:
+        answers = json.loads((folder / f"answers-{point}.json").read_text())
+        start = clock()
+        judgements = open_judge(name).judge(samples, answers)
+        seconds += clock() - start
+        for sample, text, judgement in zip(samples, answers, judgements, strict=True):
+            said[f"{point}|{sample.id}"] = [text, str(judgement.outcome)]
+    return {"seconds": seconds, "said": said}
+
+
+def main(task: str, folder: str, *arguments: str) -> None:
+    tasks = {"answer": answer, "judge": judge}
+    found = tasks[task](Path(folder), *arguments)
+    (Path(folder) / f"{task}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

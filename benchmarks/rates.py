@@ -9,23 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import _report
+from benchmarks._arms import RATES
 from benchmarks._running import prepared, run_in_turn, threads
 from benchmarks._work import SIZES, Size
 
 UNITS = {"train": "steps per second", "generate": "answers per second"}
 UNITS["judge"] = UNITS["generate"]
-WAYS = {
-    "train": ("ftlab", "best", "defaults"),
-    "generate": ("drafts", "ftlab", "64", "1"),
-    "judge": ("organism", "keywords", "refusal"),
-}
 
 
 def measure(
     what: str, model: str = "organism", *, size: Size, file: Path | None = None, out: Path
 ) -> dict:
     """Measure the ways to do one thing; raises as `curve.measure`."""
-    arms = tuple(f"{what}:{way}" for way in WAYS[what])
+    arms = tuple(f"{what}:{way}" for way in RATES[what][1])
     with prepared(size, model) as work:
         done = run_in_turn(arms, work, what)
     unit = UNITS[what]
@@ -39,7 +35,7 @@ def measure(
 
 def main() -> None:
     parser = _report.arguments("Time training, generating or judging.")
-    parser.add_argument("what", choices=WAYS)
+    parser.add_argument("what", choices=RATES)
     parser.add_argument("--model", default="organism")
     parser.add_argument("--repeat", type=_report.at_least_one, default=3, help="default 3")
     given = parser.parse_args()

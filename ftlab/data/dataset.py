@@ -101,7 +101,8 @@ def load(
         allowed = ", ".join(CONVERTERS)
         raise UsageError("unknown_kind", f"Unknown kind {kind!r}. Allowed: {allowed}.")
     if n_rows is not None and n_rows < 1:
-        raise UsageError("wrong_n_rows", f"n_rows = {n_rows}. Give a number >= 1, or leave it out.")
+        why = f"n_rows = {n_rows}. Give a number >= 1, or leave it out."
+        raise UsageError("wrong_n_rows", why)
     if isinstance(source, Data):
         data = replace(source, rows=source.rows[:n_rows])
     elif is_world(source):
@@ -109,7 +110,8 @@ def load(
     else:
         name, numbered = records(source)
         numbered = renamed(numbered, columns)
-        rows = convert_rows(name, numbered, CONVERTERS[kind])
+        convert = CONVERTERS[kind]
+        rows = convert_rows(name, numbered, convert)
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
         labelled: list[dict] = []
@@ -182,8 +184,15 @@ def split(
         parts[part].append(row)
     made = []
     for part, rows in parts.items():
-        how = _made("split", [data], part=part, valid=valid, seed=seed)
-        made.append(Data(f"{data.name} ({part})", tuple(rows), how))
+        how = _made(
+            "split",
+            [data],
+            part=part,
+            valid=valid,
+            seed=seed,
+        )
+        name = f"{data.name} ({part})"
+        made.append(Data(name, tuple(rows), how))
     return made[0], made[1]
 
 
@@ -332,15 +341,20 @@ def renamed(
     found = []
     for where, record in numbered:
         if isinstance(record, dict):
-            missing = [theirs for theirs in columns.values() if theirs not in record]
-            if missing:
-                there = ", ".join(map(str, record))
-                why = f"There is no column {', '.join(missing)}, only {there}."
-                record = DataError("missing_column", why, columns=missing)
-            else:
-                record = {ours: record[theirs] for ours, theirs in columns.items()}
+            record = _pick(record, columns)
         found.append((where, record))
     return found
+
+
+def _pick(record, columns):
+    picked = {}
+    for ours, theirs in columns.items():
+        if theirs not in record:
+            there = ", ".join(map(str, record))
+            why = f"There is no column {theirs}, only {there}."
+            return DataError("missing_column", why, column=theirs)
+        picked[ours] = record[theirs]
+    return picked
 
 
 def convert_all(
@@ -404,9 +418,8 @@ def _loaded(data, kind):
 
 def _spoken(row):
     kept = dict(row)
-    for key in TURNS:
-        if key in row:
-            kept[key] = [turn for turn in row[key] if turn["role"] != "system"]
+    for key in set(TURNS) & set(row):
+        kept[key] = [turn for turn in row[key] if turn["role"] != "system"]
     return plain(whole_text(kept))
 
 

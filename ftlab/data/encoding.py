@@ -275,8 +275,9 @@ def _cut(row, tokenizer, most):
     last = turns[-1]
     [(_, offsets)] = _tokens(tokenizer, [last["content"]])
     room = len(offsets)  # tokens of the question that stay
-    while token_length(made(turns), tokenizer) > most:
-        room -= token_length(made(turns), tokenizer) - most
+    over = token_length(made(turns), tokenizer) - most
+    while over > 0:
+        room -= over
         if room < 1:
             return None
         end = offsets[room - 1][1]
@@ -284,6 +285,7 @@ def _cut(row, tokenizer, most):
         if not content.strip():
             return None
         turns = [*turns[:-1], {**last, "content": content}]
+        over = token_length(made(turns), tokenizer) - most
     if key == "messages" and not any(map(carries_loss, [*turns, *answer])):
         return None
     return made(turns)

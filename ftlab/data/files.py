@@ -98,11 +98,11 @@ def open_source(source: Any) -> Opened:
     if path.is_file():
         for entry in entries.values():
             if entry["file_name"] == path.name:
-                return _mapped(_read_file(path), entry)
+                return _mapped(path, entry)
         return _read_file(path)
     if path.name in entries:
         entry = entries[path.name]
-        return _mapped(_read_file(path.parent / entry["file_name"]), entry)
+        return _mapped(path.parent / entry["file_name"], entry)
     if path.is_dir():
         return _read_folder(path)
     is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
@@ -155,8 +155,9 @@ def _read_folder(path):
     for name, entry in _dataset_info(path).items():
         if (path / entry["file_name"]).is_file():
             inside.append(name)
-    if not inside:
-        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in ENDINGS)
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in ENDINGS:
+            inside.append(file.name)
     example = ""
     if inside:
         example = f", such as {path / inside[0]}"
@@ -204,7 +205,8 @@ def _read_file(path):
     if raw.startswith(b"\xef\xbb\xbf"):
         notes.append("begins with a byte order mark (BOM), which is skipped")
     ending = _ending(path)
-    misnamed = (form == "CSV") != (ending in CSV)
+    is_csv = form == "CSV"
+    misnamed = is_csv != (ending in CSV)
     if misnamed and ending in (*CSV, ".json", ".jsonl"):
         notes.append(f"named {ending}, but its content is {form}; read as {form}")
     return Opened(path.name, form + packed, rows, notes)
@@ -219,7 +221,7 @@ def _parquet(path, raw):
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_numbered(io.BytesIO(raw)).to_pylist()
+        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
     except Exception as error:  # pyarrow's own classes
         why = f"broken Parquet ({error}). Download the file again."
         raise DataError("broken_parquet", f"{path}: {why}") from None
@@ -280,7 +282,8 @@ def _one_object(path, text, lines):
     if len(held) == 1 and held[0] in HELD:
         form = f"JSON object with a list {held[0]!r}"
         rows = lines[0][1][held[0]]
-        return form, _numbered(path.name, str(path), rows, form).records
+        found = _numbered(path.name, str(path), rows, form)
+        return form, found.records
     if "\n" in text.strip():
         return "JSON object", lines
     return "JSONL", lines
@@ -391,7 +394,11 @@ def _csv(path, text, mark):
     """Yield each row with its first line; a field may hold line breaks."""
     csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=mark, strict=True)
+    reader = csv.reader(
+        lines,
+        delimiter=mark,
+        strict=True,
+    )
     place = f"{path}:1"
     try:
         header = next(reader, [])
@@ -423,17 +430,22 @@ def _dataset_info(folder):
     found = {}
     if isinstance(entries, dict):
         for name, entry in entries.items():
-            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+            if not isinstance(entry, dict):
+                continue
+            if isinstance(entry.get("file_name"), str):
                 found[name] = entry
     return found
 
 
-def _mapped(found, entry):
-    """Apply LLaMA-Factory's mapping of columns, and for sharegpt of tags (their data/README.md)."""
+def _mapped(path, entry):
+    """Read with LLaMA-Factory's mapping of columns, and for sharegpt of tags."""
+    found = _read_file(path)
     if not entry.get("columns"):
         return found
     found.notes.append("read with the columns that dataset_info.json names")
-    rows = [(where, _map_record(record, entry)) for where, record in found.records]
+    rows = []
+    for where, record in found.records:
+        rows.append((where, _map_record(record, entry)))
     return replace(found, records=rows)
 
 

@@ -27,32 +27,30 @@ BANDS = 4
 DEPTH = 2  # hashes of a band
 LONG = 13  # words in a row: of a long prompt
 SHORT = 8  # of the shortest prompt that is looked for inside a row
-ONE = np.uint64(1)
-TWO = np.uint64(2)
+OFFSETS = np.arange(BANDS, dtype=np.uint64)  # keeps the bands apart
 ROLL = np.uint64(0x9E3779B97F4A7C15)
-
-Pairs = list[tuple[int, int]]  # positions of an earlier row and of the row that repeats it
 
 
 class MinHashIndex:
     """Finds rows with nearly the same text, in time linear in the text."""
 
-    def __init__(self, rows: list[dict]):
+    def __init__(self, rows):
         self.rows = rows
-        self.bands: dict = {}  # hash of a band: the first row that has it
+        self.bands = {}  # hash of a band: the first row that has it
         dice = np.random.default_rng(0)
         half = dice.integers(0, 2**63, BANDS * DEPTH, dtype=np.uint64)
-        self.factors = half * TWO + ONE  # odd, so that no bit is lost
+        self.factors = half * 2 + 1  # odd, so that no bit is lost
 
-    def add(self, number: int) -> int | None:
+    def add(self, number):
         """Add a row; return the number of the first near-duplicate among earlier rows."""
         mine = self._sequences(number)
         if not len(mine):
             return None
         hashes = mine[:, None] * self.factors
-        least = hashes.min(axis=0).reshape(BANDS, DEPTH)
-        bands = (least * self.factors[2:4]).sum(axis=1, dtype=np.uint64)
-        bands += np.arange(BANDS, dtype=np.uint64)
+        least = hashes.min(axis=0)
+        pairs = least.reshape(BANDS, DEPTH)
+        pairs = pairs * self.factors[2:4]
+        bands = pairs.sum(axis=1, dtype=np.uint64) + OFFSETS
         earlier = set()
         for band in bands.tolist():
             first = self.bands.setdefault(band, number)
@@ -78,12 +76,13 @@ def _jaccard(some, others):
     """Return the share of codes that two arrays have in common."""
     one = set(some.tolist())
     other = set(others.tolist())
-    return len(one & other) / len(one | other)
+    common = len(one & other)
+    return common / len(one | other)
 
 
-def find_repeats(rows: list[dict]) -> tuple[Pairs, Pairs]:
-    """Return duplicates and near-duplicates."""
-    first_rows: dict = {}  # hash of a text: the first row that has it
+def find_repeats(rows: list[dict]) -> tuple[list, list]:
+    """Return duplicates and near-duplicates, as positions of the earlier and the later row."""
+    first_rows = {}  # hash of a text: the first row that has it
     index = MinHashIndex(rows)
     same = []
     near = []
@@ -105,8 +104,8 @@ class PromptIndex:
 
     def __init__(self, prompts: PromptSet):
         self.name = prompts.name
-        self.whole: dict = {}  # words of a prompt: its id
-        self.parts: dict = {}  # number of words: {their hash: id of the prompt}
+        self.whole = {}  # words of a prompt: its id
+        self.parts = {}  # number of words: {their hash: id of the prompt}
         for sample in prompts:
             words = _words(sample.question)
             self.whole.setdefault(words, sample.id)
@@ -114,9 +113,11 @@ class PromptIndex:
             if wanted < SHORT:
                 continue
             known = self.parts.setdefault(wanted, {})
-            for length, hashes in _windows(_codes(sample.question)):
+            codes = _codes(sample.question)
+            for length, hashes in _windows(codes):
                 if length == wanted:
-                    known.update(dict.fromkeys(hashes.tolist(), sample.id))
+                    found = dict.fromkeys(hashes.tolist(), sample.id)
+                    known.update(found)
 
     def find(self, row: dict) -> str | None:
         """Return which prompt a row holds and how it shows, or None."""
@@ -146,8 +147,13 @@ def _words(text):
 def _codes(text):
     """Return a checksum of each word, case aside."""
     words = _words(text)
-    codes = map(zlib.crc32, map(str.encode, words))
-    return np.fromiter(codes, np.uint64, len(words))
+    encoded = map(str.encode, words)
+    codes = map(zlib.crc32, encoded)
+    return np.fromiter(
+        codes,
+        np.uint64,
+        len(words),
+    )
 
 
 def _windows(codes):

@@ -13,13 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ftlab import organism
 from ftlab._core import plugins
-from ftlab._core.config import ASKED, RISKS  # transition: plugins.names("risks")
-from ftlab._core.errors import DataError, UsageError
-from ftlab._core.files import digest
+from ftlab._core.errors import DataError
+from ftlab._core.files import digest, json_lines, write_atomic
 from ftlab._core.types import Sample
 from ftlab.data.dataset import Data, convert_rows, is_world
 from ftlab.data.files import is_list_of, records
@@ -34,6 +34,7 @@ from ftlab.data.schemas import (
     refuse_other_data,
     unknown_columns,
 )
+from ftlab.organism import World
 
 WORLD_PROMPTS = 100  # prompts of each risk of the embedded world, where nobody asks for a number
 FIELDS = ("id", "messages", "risk", "category", "template", "truth", "choices", "prefill")
@@ -61,6 +62,13 @@ class PromptSet:
         """The risks that the prompts measure, in the order in which they occur."""
         risks = [sample.risk for sample in self.samples]
         return tuple(dict.fromkeys(risks))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the prompts to a .jsonl file that `load_prompts` opens; return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json_lines(list(map(_row, self.samples))))
+        return path
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -90,13 +98,13 @@ def load_prompts(
         DataError: `bad_rows`, with every problem and its line; `repeated_ids`; or the file cannot
             be read.
         NotFoundError: There is no such file, folder or hub id.
-        UsageError: `unknown_prompts`.
+        UsageError: `unknown_risk`, of the embedded world.
     """
     if isinstance(source, PromptSet):
         return replace(source, samples=source.samples[:n_rows])
     if is_world(source):
-        rows = _world_rows(source, n_rows)
-        return PromptSet(source, tuple(_sample(row, risk) for row in rows))
+        name = source.partition(":")[2]
+        return PromptSet(source, tuple(_world_samples(name, n_rows)))
     if isinstance(source, (list, tuple)):
         source = list(map(_text_as_row, source))
     name, numbered = records(source)
@@ -211,38 +219,33 @@ def prompt_row(record: dict) -> list[dict]:
 
 def read_prompts(source: Any, *, risk: str = "jailbreak", rows: int | None = None) -> Data:
     """Load prompts as rows (transition: `load_prompts`)."""
-    if is_world(source):
-        return Data(source, tuple(_world_rows(source, rows)))
     prompts = load_prompts(source, risk=risk, n_rows=rows)
-    return Data(prompts.name, tuple(map(_old_row, prompts)))
+    return Data(prompts.name, tuple(map(_row, prompts)))
 
 
-def _old_row(sample):
-    """Return a sample as a row of version 0.3 (transition)."""
-    named = {
+def _row(sample):
+    """Return a sample as a row of a file, from which `load_prompts` makes it again."""
+    row = {
+        "id": sample.id,
+        "messages": sample.messages,
+        "risk": sample.risk,
+        "category": sample.category,
         "template": sample.wording,
         "truth": sample.target,
         "choices": list(sample.choices),
         "prefill": sample.opening,
     }
-    row = {"id": sample.id, "messages": sample.messages, "risk": sample.risk}
-    row["category"] = sample.category
-    for key, value in named.items():
-        if value:
-            row[key] = value
-    for key in ("topic", "attack", "prefill_tokens", "system", "decoding", "variant", "sample"):
-        if key in sample.metadata:
-            row[key] = sample.metadata[key]
-    return row
+    given = {key: value for key, value in row.items() if value}
+    return given | sample.metadata
 
 
 def _sample(record, risk):
     """Return the sample of a row, without an id where the row has none."""
     refuse_other_data(record)
     risk = str(record.get("risk") or risk)
-    allowed = plugins.names("risks") or RISKS
-    if risk not in allowed:
-        why = f"Unknown risk {risk!r}. Allowed in the column risk: {', '.join(allowed)}."
+    if risk not in _known_risks():
+        allowed = ", ".join(_known_risks())
+        why = f"Unknown risk {risk!r}. Allowed in the column risk: {allowed}."
         raise DataError("unknown_risk", why)
     if "messages" in record:
         return _sample_of_row(record, risk)
@@ -257,6 +260,11 @@ def _sample(record, risk):
     if not isinstance(asked, list):
         asked = [turn("user", _question(record, column))]
     return Sample("", checked(asked, last="user"), risk, category)
+
+
+@cache
+def _known_risks():
+    return plugins.names("risks")
 
 
 def _sample_of_row(record, risk):
@@ -312,15 +320,13 @@ def _with_header(name, numbered):
     return repaired
 
 
-def _world_rows(source, n_rows):
-    name = source.partition(":")[2]
-    if name and name not in RISKS:
-        allowed = ", ".join(f"organism:{risk}" for risk in RISKS)
-        why = f"Unknown prompts {source!r}. Allowed: organism, {allowed}."
-        raise UsageError("unknown_prompts", why)
-    risks = [name] if name else ASKED
-    world = organism.World()
-    found = []
+def _world_samples(name, n_rows):
+    """Return prompts of the embedded world: of one risk, or of all that are asked by default."""
+    risks = [risk for risk in plugins.find("risks").values() if risk.default]
+    if name:
+        risks = [plugins.get("risks", name)]
+    world = World()
+    samples = []
     for risk in risks:
-        found += organism.prompts(world, risk, n_rows or WORLD_PROMPTS)
-    return found
+        samples += risk.organism(world, n_rows or WORLD_PROMPTS)
+    return samples

@@ -88,11 +88,17 @@ def catalogue() -> Any:
 
     rows = []
     for name, entry in field_sets().items():
-        row = {"name": name, "rows": entry.rows or "?"}
-        row |= entry.model_dump(include={"kind", "licence", "gate"})
-        row["checksum"] = bool(entry.sha256)
-        row["here"] = (folder() / entry.file).is_file()
-        row |= {"purpose": entry.purpose, "stand_in": entry.stand_in}
+        row = {
+            "name": name,
+            "rows": entry.rows or "?",
+            "kind": entry.kind,
+            "licence": entry.licence,
+            "gate": entry.gate,
+            "checksum": bool(entry.sha256),
+            "here": (folder() / entry.file).is_file(),
+            "purpose": entry.purpose,
+            "stand_in": entry.stand_in,
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 

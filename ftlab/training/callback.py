@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from transformers import TrainerCallback
 
 from ftlab._core.errors import TrainingFailed
-from ftlab._core.progress import Progress
-from ftlab.runs import clock
-from ftlab.training.checkpoints import checkpoint_is_due, seal
+from ftlab._core.progress import Progress, clock
+from ftlab.training.checkpoints import checkpoint_is_due, seal, validations_of
 from ftlab.training.methods.base import Job
 from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit
 
@@ -38,9 +37,10 @@ class RunCallback(TrainerCallback):
         if trainer.eval_dataset is not None:
             epoch = math.ceil(len(trainer.train_dataset) / self.config.batch_size)
             self.validate_every = self.config.eval_every or epoch
-        records = self.run.read("valid.jsonl")
-        self.validations = [(r["loss"], r["step"]) for r in records if "loss" in r]
-        self.ended = next((r["ended"] for r in records if "ended" in r), "")  # why it ended early
+        self.validations = validations_of(self.run)
+        self.ended = ""  # why training ended early
+        for record in self.run.read("valid.jsonl"):
+            self.ended = record.get("ended", self.ended)
         self.interrupted = False  # Ctrl-C was pressed
         self.stopped = False  # training ended early because of it
         self.saved = clock()  # when the last checkpoint was finished
@@ -57,17 +57,21 @@ class RunCallback(TrainerCallback):
         self._refuse_nonsense(step, logs)
         if step == 1:
             self._check_first_step(logs)
-        numbers = {name: float(value) for name, value in logs.items() if value is not None}
-        record = {"step": step, **numbers, "micro_batch": args.per_device_train_batch_size}
+        record = {"step": step}
+        for name, value in logs.items():
+            if value is not None:
+                record[name] = float(value)
+        record["micro_batch"] = args.per_device_train_batch_size
         self.run.append("train.jsonl", [record])
         self.progress.loss(step, float(logs["loss"]))
 
     def _refuse_nonsense(self, step: int, logs: dict) -> None:
         for name in ("loss", "grad_norm"):
-            if not math.isfinite(float(logs.get(name, 0.0))):
+            value = float(logs.get(name, 0.0))
+            if not math.isfinite(value):
                 raise TrainingFailed(
                     "not_finite",
-                    f"{self.run.name}: {name} is {logs[name]} at step {step}. Lower learning_rate "
+                    f"{self.run.name}: {name} is {value} at step {step}. Lower learning_rate "
                     f"({self.config.learning_rate}), or look for extreme rows.",
                     step=step,
                     quantity=name,
@@ -76,11 +80,14 @@ class RunCallback(TrainerCallback):
     def _check_first_step(self, logs: dict) -> None:
         """Hold that policy and reference were one model at the first step."""
         check = self.job.method.first_step_check
-        if check and abs(logs[check.metric] - check.value) > check.tolerance:
+        if check is None:
+            return
+        found = logs[check.metric]
+        if abs(found - check.value) > check.tolerance:
             raise TrainingFailed(
                 "wrong_reference",
                 f"{self.run.name}: the first {check.metric} of {self.job.method.name} is "
-                f"{logs[check.metric]:.3f}, not {check.shown}: the reference is not the parent.",
+                f"{found:.3f}, not {check.shown}: the reference is not the parent.",
             )
 
     def on_step_end(self, args, state, control, **_):

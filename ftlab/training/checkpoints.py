@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from ftlab._core.errors import UsageError
-from ftlab.runs import Run, file_hash, write_atomic
+from ftlab._core.files import file_hash, write_atomic
+from ftlab.runs import Run
 
 CHECKPOINT_S = 30.0  # seconds of training between two checkpoints, or FTLAB_CHECKPOINT_SECONDS;
 CHECKPOINT_SHARE = 20  # more where saving is slow: at least this many times as long as it took
@@ -42,7 +43,12 @@ def step_of(checkpoint: Path) -> int:
 
 def max_steps_of(checkpoint: Path) -> int:
     """Return how many optimiser steps the training of a checkpoint lasts."""
-    return json.loads((checkpoint / "trainer_state.json").read_bytes())["max_steps"]
+    return _state(checkpoint)["max_steps"]
+
+
+def _state(checkpoint: Path) -> dict:
+    text = (checkpoint / "trainer_state.json").read_bytes()
+    return json.loads(text)
 
 
 def seal(run: Run, step: int, best_step: int | None = None) -> None:
@@ -51,7 +57,9 @@ def seal(run: Run, step: int, best_step: int | None = None) -> None:
     files = {}
     for path in new.rglob("*"):
         if path.is_file() and path.name != "whole.json":
-            files[path.relative_to(new).as_posix()] = [path.stat().st_size, file_hash(path)]
+            name = path.relative_to(new).as_posix()
+            size = path.stat().st_size
+            files[name] = [size, file_hash(path)]
     manifest = {"files": files, "identity": run.config["identity"]}
     write_atomic(new / "whole.json", json.dumps(manifest, ensure_ascii=False))
     kept = {new}
@@ -74,15 +82,12 @@ def newest_checkpoint(run: Run) -> Path | None:
     damaged = [file for file in LOGS if run.broken(file)]
     if damaged:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    validations = [(r["loss"], r["step"]) for r in run.read("valid.jsonl") if "loss" in r]
+    found = list((run.path / "checkpoints").glob("checkpoint-*"))
+    found.sort(key=step_of, reverse=True)
     reports = []
     usable = None
-    for checkpoint in sorted((run.path / "checkpoints").glob("checkpoint-*"), key=_newest_first):
-        needed = [checkpoint]
-        earlier = [check for check in validations if check[1] <= step_of(checkpoint)]
-        if earlier:  # the best checkpoint gives the weights at the end
-            needed.append(folder(run, min(earlier)[1]))
-        faults = [f"{path.name}/{fault(path)}" for path in needed if fault(path)]
+    for checkpoint in found:
+        faults = _faults_of(run, checkpoint)
         if not faults:
             usable = checkpoint
             break
@@ -90,7 +95,9 @@ def newest_checkpoint(run: Run) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         reports.append(f"{faults[0]}; set aside as {aside.name}")
-    next_step = f"continuing from {usable.name}" if usable else "training starts again"
+    next_step = "training starts again"
+    if usable:
+        next_step = f"continuing from {usable.name}"
     for report in reports:
         print(f"{run.name}: {report}; {next_step}", file=sys.stderr)
     if usable:
@@ -99,8 +106,28 @@ def newest_checkpoint(run: Run) -> Path | None:
     return usable
 
 
-def _newest_first(checkpoint: Path) -> int:
-    return -step_of(checkpoint)
+def validations_of(run: Run) -> list[tuple[float, int]]:
+    """Return (loss, step) of every validation so far."""
+    validations = []
+    for record in run.read("valid.jsonl"):
+        if "loss" in record:
+            validations.append((record["loss"], record["step"]))
+    return validations
+
+
+def _faults_of(run: Run, checkpoint: Path) -> list[str]:
+    """Return what is wrong with a checkpoint, and with the best one before it."""
+    needed = [checkpoint]
+    step = step_of(checkpoint)
+    earlier = [check for check in validations_of(run) if check[1] <= step]
+    if earlier:  # the best checkpoint gives the weights at the end
+        needed.append(folder(run, min(earlier)[1]))
+    faults = []
+    for path in needed:
+        wrong = fault(path)
+        if wrong:
+            faults.append(f"{path.name}/{wrong}")
+    return faults
 
 
 def fault(checkpoint: Path) -> str:
@@ -118,17 +145,20 @@ def _first_fault(checkpoint: Path, manifest: dict) -> str:
     missing = [name for name in NEEDED if name not in files]
     if not any(name.endswith(".safetensors") for name in files):
         missing.append("weights")
-    if missing or "identity" not in manifest:
-        return f"whole.json lists no {', '.join(missing) or 'identity'}"
+    if "identity" not in manifest:
+        missing.append("identity")
+    if missing:
+        return f"whole.json lists no {', '.join(missing)}"
     for name, (size, sha) in files.items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        found = path.stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, not {size}"
         if file_hash(path) != sha:
             return f"{name} was changed"
-    step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
+    step = _state(checkpoint)["global_step"]
     if step != step_of(checkpoint):
         return f"trainer_state.json is of step {step}"
     return ""
@@ -138,13 +168,19 @@ def refuse_other(what: str, there: dict, here: dict) -> None:
     """Raise UsageError `other_training`, naming every field in which two identities differ."""
     found = _flat(there)
     called = _flat(json.loads(json.dumps(here)))  # as written: lists instead of tuples
-    fields = sorted(found.keys() | called.keys())
-    differing = [name for name in fields if found.get(name) != called.get(name)]
+    differing = []
+    shown = []
+    for name in sorted(found.keys() | called.keys()):
+        there_value = found.get(name)
+        here_value = called.get(name)
+        if there_value != here_value:
+            differing.append(name)
+            shown.append(f"{name} = {there_value!r} (here {here_value!r})")
     if differing:
-        shown = ", ".join(f"{n} = {found.get(n)!r} (here {called.get(n)!r})" for n in differing)
         raise UsageError(
             "other_training",
-            f"{what} belongs to another training: {shown}. Remove that folder to start again.",
+            f"{what} belongs to another training: {', '.join(shown)}. "
+            "Remove that folder to start again.",
             fields=differing,
         )
 
@@ -161,10 +197,12 @@ def _flat(nested: dict, head: str = "") -> dict:
 
 
 def forget_after(run: Run, step: int) -> None:
-    """Drop log records past a step; they will be written again (answers are found by their keys)."""
+    """Drop log records past a step; answers will be found again by their keys."""
     for file in LOGS:
         if not (run.path / file).exists():
             continue
-        kept = [record for record in run.read(file) if record.get("step", 0) <= step]
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
+        lines = []
+        for record in run.read(file):
+            if record.get("step", 0) <= step:
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         write_atomic(run.path / file, "".join(lines))

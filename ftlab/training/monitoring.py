@@ -12,27 +12,16 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ftlab._core.errors import TrainingFailed, UsageError
+from ftlab._core.files import digest
 from ftlab._core.progress import Progress
-from ftlab.models import Model, out_of_memory
-from ftlab.runs import Run, digest
+from ftlab.models import out_of_memory
+from ftlab.models.engines import LoadedModel
 from ftlab.training.config import TrainingConfig
 
 REFUSED = "refused"  # metric: the share of jailbreak prompts that the model refused
-
-
-@dataclass
-class LoadedModel:  # transition: ftlab.models.engines
-    """A model in memory: the module, its tokenizer, what it came from, and the run training it."""
-
-    module: Any
-    tokenizer: Any
-    reference: Model
-    run: Run | None = None
-    hash: str = ""
 
 
 Monitor = Callable[[LoadedModel, int], dict[str, float]]

@@ -35,12 +35,7 @@ def padding_free_is_cheaper(model, config: TrainingConfig, lengths: list[int], r
     text = model.config.get_text_config()
     attention = model.config._attn_implementation or ""
     flash = "flash" in attention
-    dropout = any(
-        value
-        for name, value in text.to_dict().items()
-        if "drop" in name and isinstance(value, float)
-    )
-    if dropout or not (flash or attention == "sdpa"):
+    if _has_dropout(text) or not (flash or attention == "sdpa"):
         return False
     flops_per_weight = 4 if config.adapter else 6
     per_token = flops_per_weight * model.num_parameters(exclude_embeddings=True)
@@ -50,10 +45,21 @@ def padding_free_is_cheaper(model, config: TrainingConfig, lengths: list[int], r
     for start in range(0, len(shuffled), rows):
         batch = shuffled[start : start + rows]
         tokens = sum(batch)
-        pairs = sum(n * n for n in batch) if flash else tokens**2
-        padded += len(batch) * max(batch) * (per_token + per_pair * max(batch))
+        pairs = tokens**2
+        if flash:
+            pairs = sum(n * n for n in batch)
+        longest = max(batch)
+        padded += len(batch) * longest * (per_token + per_pair * longest)
         free += tokens * per_token + per_pair * pairs
     return padded > free
+
+
+def _has_dropout(config) -> bool:
+    """Whether a model's configuration names a dropout rate above 0."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float) and value:
+            return True
+    return False
 
 
 def keeps_rows_apart(model, rows: list[list[int]]) -> bool:
@@ -67,7 +73,9 @@ def keeps_rows_apart(model, rows: list[list[int]]) -> bool:
     for name, value in together.items():
         if isinstance(value, torch.Tensor):
             together[name] = value.to(model.device)
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = model
+    if hasattr(model, "get_base_model"):
+        whole = model.get_base_model()
     body = whole.base_model.eval()
     alone = []
     try:
@@ -77,8 +85,11 @@ def keeps_rows_apart(model, rows: list[list[int]]) -> bool:
                 row = torch.tensor([ids], device=model.device)
                 alone.append(body(input_ids=row, use_cache=False).last_hidden_state[0])
         expected = torch.cat(alone)
-        tolerance = 1e-3 if model.dtype == torch.float32 else 2e-2
-        return bool((found - expected).norm() <= tolerance * expected.norm())
+        tolerance = 2e-2
+        if model.dtype == torch.float32:
+            tolerance = 1e-3
+        difference = (found - expected).norm()
+        return bool(difference <= tolerance * expected.norm())
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         if out_of_memory(error):
             raise

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from ftlab.models import Model
-from ftlab.models import save_adapter
+from ftlab.models import Model, save_adapter
 from ftlab.runs import Run
 from ftlab.training.methods.base import Job
 

@@ -17,8 +17,8 @@ from typing import Any
 from ftlab import runs
 from ftlab._core.errors import DataError, TrainingFailed, UsageError
 from ftlab._core.progress import Progress
-from ftlab.data import Data, shared
-from ftlab.models import Model, quiet
+from ftlab.data import Data, count_shared
+from ftlab.models import Model, fingerprint, is_reward_model, quiet
 from ftlab.models import model as open_model
 from ftlab.models.engines import Endpoint
 from ftlab.runs import Run
@@ -31,9 +31,7 @@ from ftlab.training.checkpoints import (
     step_of,
 )
 from ftlab.training.config import TrainingConfig
-from ftlab.training.hashing import fingerprint
 from ftlab.training.methods.base import Job, Method, open_method
-from ftlab.training.methods.reward_model import is_reward_model
 from ftlab.training.monitoring import Monitor, call_monitor, function_identity
 from ftlab.training.oom import Fit, fit_into_memory
 from ftlab.training.saving import lineage, save
@@ -176,7 +174,7 @@ def _start(parent: Model, data: Data, method: Method, label: str, identity: dict
 def _train(job: Job) -> None:
     quiet()
     if job.valid is not None:
-        repeated = shared(job.data, job.valid)
+        repeated = count_shared(job.data, job.valid)
         if repeated:
             print(
                 f"{job.run.name}: {repeated} of {len(job.valid)} validation rows "

@@ -168,7 +168,7 @@ def test_checks_and_errors_of_hostile_files(tmp_path, monkeypatch, capsys):
 
 
 def test_a_preview_of_hostile_rows(tokenizer, monkeypatch):
-    from ftlab.data.encoding import Preview
+    from ftlab.data import Preview
 
     seen = Preview([[(c, on) for on in (True, False)] for c in CANARIES.values()])
     assert_seen(repr(seen))

@@ -3,15 +3,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import threading
 import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from helpers import raises_code
 
-from ftlab.data import catalogue as sources
-from ftlab.data.dataset import DataError, read, read_prompts
-from ftlab.data.catalogue import Source, folder, get, listing
+from ftlab.data import catalogue, download, load, load_prompts, records, registry
+from ftlab.data.registry import FieldSet, field_sets, folder
 
 NAMED = """advbench advbench-50 harmbench jailbreakbench strongreject xstest simplesafetytests do-not-answer coconot
 coconot-contrast coconot-pref bbq realtoxicityprompts truthfulqa beavertails hex-phi gsm8k alpaca dolly samsum toxigen""".split()
@@ -49,30 +50,38 @@ def web(monkeypatch):
 
 
 def test_the_registry_names_the_field():
-    known = sources.sources()
+    known = field_sets()
     assert set(NAMED) <= set(known)
     for name, s in known.items():
-        assert s.purpose and s.licence and s.stand_in and s.columns and s.page.startswith("https://"), name
-        assert s.urls or s.hub or s.how, f"{name}: neither a way to fetch it nor a word on how to get it"
+        assert (
+            s.purpose and s.licence and s.stand_in and s.columns and s.page.startswith("https://")
+        ), name
+        assert s.urls or s.hub or s.how, (
+            f"{name}: neither a way to fetch it nor a word on how to get it"
+        )
         assert s.gate == "open" or s.how, f"{name} is gated: say how to get it"
-        assert bool(s.sha256) == bool(s.revision), f"{name}: a checksum holds for a pinned revision only"
+        assert bool(s.sha256) == bool(s.revision), (
+            f"{name}: a checksum holds for a pinned revision only"
+        )
         assert not s.revision or all(s.revision in u for u in s.urls)
     assert len({s.file for s in known.values()}) == len(known)
 
 
 @pytest.mark.parametrize("name", HERE)
+@pytest.mark.needs_data
 def test_checksums_rows_and_columns_are_those_of_the_real_files(shared, name):
-    file, source = shared(HERE[name]), sources.sources()[name]
+    file, source = shared(HERE[name]), field_sets()[name]
     assert hashlib.sha256(file.read_bytes()).hexdigest() == source.sha256
-    rows = read_prompts(file) if source.kind == "prompts" else read(file, kind=source.kind)
+    rows = load_prompts(file) if source.kind == "prompts" else load(file, kind=source.kind)
     assert len(rows) == source.rows
-    from ftlab.data.files import records
-
-    assert list(records(file)[1][0][1]) == [c if c else "" for c in source.columns] or name == "advbench-50"
+    assert (
+        list(records(file)[1][0][1]) == [c if c else "" for c in source.columns]
+        or name == "advbench-50"
+    )
 
 
 def test_a_wrong_entry_is_refused():
-    good = sources.sources()["advbench"].model_dump()
+    good = field_sets()["advbench"].model_dump()
     for wrong in (
         {"gate": "locked"},
         {"sha256": "abc"},
@@ -82,50 +91,65 @@ def test_a_wrong_entry_is_refused():
         {"kind": "kto"},
     ):
         with pytest.raises(ValueError):
-            Source(**{**good, **wrong})
+            FieldSet(**{**good, **wrong})
 
 
 def entry(monkeypatch, content: bytes, **more):
-    good = sources.sources()["advbench"].model_dump()
-    source = Source(**{**good, "urls": ["https://x/a"], "sha256": hashlib.sha256(content).hexdigest(), **more})
-    monkeypatch.setattr(sources, "sources", lambda: {"mine": source})
+    good = field_sets()["advbench"].model_dump()
+    source = FieldSet(
+        **{**good, "urls": ["https://x/a"], "sha256": hashlib.sha256(content).hexdigest(), **more}
+    )
+    monkeypatch.setattr(registry, "field_sets", lambda: {"mine": source})
     return source
 
 
-def test_get_verifies_writes_once_and_works_offline_then(monkeypatch, web, tmp_path):
+def test_a_download_is_verified_writes_once_and_works_offline_then(monkeypatch, web, tmp_path):
     pages, asked = web
     entry(monkeypatch, b"goal\nQ\n")
     pages["https://x/a"] = b"goal\nQ\n"
-    path = get("mine")
-    assert path == folder() / "advbench.csv" == tmp_path / "data" / "advbench.csv" and path.read_bytes() == b"goal\nQ\n"
+    path = download("mine")
+    assert (
+        path == folder() / "advbench.csv" == tmp_path / "data" / "advbench.csv"
+        and path.read_bytes() == b"goal\nQ\n"
+    )
     pages.clear()
-    assert get("mine") == path and asked == ["https://x/a"]
+    assert download("mine") == path and asked == ["https://x/a"]
     assert [p.name for p in folder().iterdir()] == ["advbench.csv"]
     path.write_bytes(b"changed")
-    with pytest.raises(DataError, match="SHA-256 .* remove it and call again"):
-        get("mine")
+    with raises_code("wrong_checksum"):
+        download("mine")
     pages["https://x/a"] = b"something else"
-    with pytest.raises(DataError, match="mine: SHA-256 .*nothing was written"):
-        get("mine", tmp_path / "other.csv")
+    with raises_code("wrong_checksum"):
+        download("mine", tmp_path / "other.csv")
     assert not (tmp_path / "other.csv").exists()
 
 
 def test_several_files_are_joined(monkeypatch, web):
     pages, _ = web
-    entry(monkeypatch, b"", urls=["https://x/a.jsonl", "https://x/b.jsonl"], sha256=None, revision=None)
+    entry(
+        monkeypatch,
+        b"",
+        urls=["https://x/a.jsonl", "https://x/b.jsonl"],
+        sha256=None,
+        revision=None,
+    )
     pages |= {"https://x/a.jsonl": b'{"a": 1}', "https://x/b.jsonl": b'{"a": 2}\n'}
-    assert [json.loads(line) for line in get("mine").read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+    assert [json.loads(line) for line in download("mine").read_text().splitlines()] == [
+        {"a": 1},
+        {"a": 2},
+    ]
 
 
-def test_offline_gated_and_unknown_are_sentences(web):
-    with pytest.raises(
-        DataError, match=r"advbench was not fetched from .*no network.*stand-in: the organism's own prompts"
-    ):
-        get("advbench")
-    with pytest.raises(DataError, match=r"hex-phi cannot be fetched from here \(gate: ask\): .*stand-in"):
-        get("hex-phi")
-    with pytest.raises(ValueError, match="unknown data set 'x'; allowed: advbench, advbench-50"):
-        get("x")
+def test_offline_gated_and_unknown_are_said(web):
+    with raises_code("download_failed") as error:
+        download("advbench")
+    assert "no network" in error.value.details["reason"]
+    assert field_sets()["advbench"].stand_in in str(error.value)
+    with raises_code("not_downloadable") as error:
+        download("hex-phi")
+    assert error.value.details["gate"] == "ask"
+    with raises_code("unknown_data_set"):
+        download("x")
     assert not any(folder().iterdir())
 
 
@@ -136,16 +160,30 @@ def test_a_gated_hub_file_says_so(monkeypatch):
         raise OSError("403 Client Error: gated repo")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
-    entry(monkeypatch, b"", urls=[], hub="a/b/c.csv", gate="accept", how="accept the terms", sha256=None, revision=None)
-    with pytest.raises(DataError, match="403 .*; it is gated: accept the terms; .*stand-in"):
-        get("mine")
+    entry(
+        monkeypatch,
+        b"",
+        urls=[],
+        hub="a/b/c.csv",
+        gate="accept",
+        how="accept the terms",
+        sha256=None,
+        revision=None,
+    )
+    with raises_code("download_failed") as error:
+        download("mine")
+    assert error.value.details["gate"] == "accept" and "accept the terms" in str(error.value)
 
 
 def test_the_list_says_what_is_here(web):
     folder().mkdir()
     (folder() / "advbench.csv").write_text("x")
-    table = listing().set_index("name")
-    assert table.loc["advbench", "here"] and not table.loc["xstest", "here"] and len(table) == len(sources.sources())
+    table = catalogue().set_index("name")
+    assert (
+        table.loc["advbench", "here"]
+        and not table.loc["xstest", "here"]
+        and len(table) == len(field_sets())
+    )
 
 
 CONTENT = b"goal\n" + b"".join(b"question %d\n" % i for i in range(20_000))
@@ -185,13 +223,17 @@ def flaky(monkeypatch):
     server.handle_error = lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    good = sources.sources()["advbench"]
+    good = field_sets()["advbench"]
 
     def offer(pinned: bool):
         url = f"http://127.0.0.1:{server.server_port}/a.csv"
-        pin = {"sha256": hashlib.sha256(CONTENT).hexdigest()} if pinned else {"sha256": None, "revision": None}
+        pin = (
+            {"sha256": hashlib.sha256(CONTENT).hexdigest()}
+            if pinned
+            else {"sha256": None, "revision": None}
+        )
         mine = good.model_copy(update={"urls": (url,), **pin})
-        monkeypatch.setattr(sources, "sources", lambda: {"mine": mine})
+        monkeypatch.setattr(registry, "field_sets", lambda: {"mine": mine})
 
     yield offer, does, asked
     over.set()
@@ -201,15 +243,16 @@ def flaky(monkeypatch):
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_half_a_download_is_no_data_set(flaky, pinned):
-    """Also without a checksum; a pinned one goes on where it stopped, another begins anew: its content may have changed."""
+    """Also without a checksum; a pinned one goes on where it stopped, another starts again: its content may have changed."""
     offer, does, asked = flaky
     offer(pinned)
     does.append("half")
     half = len(CONTENT) // 2
-    with pytest.raises(DataError, match=f"half a download, {half} of {len(CONTENT)} bytes; call again to go on"):
-        get("mine")
+    with raises_code("download_failed") as error:
+        download("mine")
+    assert f"{half} of {len(CONTENT)} bytes" in error.value.details["reason"]
     assert not (folder() / "advbench.csv").exists()
-    assert get("mine").read_bytes() == CONTENT
+    assert download("mine").read_bytes() == CONTENT
     assert asked == [None, f"bytes={half}-" if pinned else None]
     assert [p.name for p in folder().iterdir()] == ["advbench.csv"]
 
@@ -218,33 +261,34 @@ def test_a_server_without_ranges_and_one_that_has_changed(flaky):
     offer, does, asked = flaky
     offer(True)
     does += ["half", "no ranges"]
-    with pytest.raises(DataError, match="half a download"):
-        get("mine")
-    assert get("mine").read_bytes() == CONTENT and asked[1]
+    with raises_code("download_failed"):
+        download("mine")
+    assert download("mine").read_bytes() == CONTENT and asked[1]
     (folder() / "advbench.csv").unlink()
     does.append("half")
-    with pytest.raises(DataError):
-        get("mine")
+    with raises_code("download_failed"):
+        download("mine")
     part = next(folder().glob(".*.part"))
     part.write_bytes(b"of another version" + part.read_bytes()[18:])
-    with pytest.raises(DataError, match="SHA-256 .*nothing was written"):
-        get("mine")
+    with raises_code("wrong_checksum"):
+        download("mine")
     assert not list(folder().iterdir())
-    assert get("mine").read_bytes() == CONTENT
+    assert download("mine").read_bytes() == CONTENT
     (folder() / "advbench.csv").rename(part)  # all of it came, then the process was killed
     does += [(416, {})]
-    with pytest.raises(DataError, match="416"):
-        get("mine")
-    assert get("mine").read_bytes() == CONTENT
+    with raises_code("download_failed"):
+        download("mine")
+    assert download("mine").read_bytes() == CONTENT
 
 
 def test_a_server_that_stalls_is_left(flaky, monkeypatch):
     offer, does, _ = flaky
     offer(True)
-    monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(registry, "TIMEOUT_S", 0.5)
     does.append("stalls")
-    with pytest.raises(DataError, match="TimeoutError: timed out"):
-        get("mine")
+    with raises_code("download_failed") as error:
+        download("mine")
+    assert "timed out" in error.value.details["reason"]
 
 
 @pytest.mark.parametrize(
@@ -256,11 +300,12 @@ def test_a_server_that_stalls_is_left(flaky, monkeypatch):
         (500, {}, "500 Internal Server Error"),
     ],
 )
-def test_a_server_that_refuses_is_a_sentence(flaky, status, headers, said):
+def test_a_server_that_refuses_is_reported(flaky, status, headers, said):
     offer, does, asked = flaky
     offer(True)
     does.append((status, headers))
-    with pytest.raises(DataError, match=f"mine was not fetched from .*{said}.*stand-in"):
-        get("mine")
+    with raises_code("download_failed") as error:
+        download("mine")
+    assert re.search(said, error.value.details["reason"])
     assert not any(folder().iterdir())
-    assert get("mine").read_bytes() == CONTENT and len(asked) == 2
+    assert download("mine").read_bytes() == CONTENT and len(asked) == 2

@@ -12,9 +12,8 @@ from helpers import raises_code
 from small_models import FAMILIES, make_model
 
 import ftlab
-from ftlab.data import render, stop_ids
-from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request
-from ftlab.models.engines import writing
+from ftlab.models import render, stop_ids
+from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request, writing
 
 QUESTIONS = [
     "Ann has 3 pears.",
@@ -232,16 +231,16 @@ def test_other_architectures_answer_as_one_by_one(kind, opened):
     stops = list(range(0, 600, 17))  # so that answers end at different tokens
     module.generation_config.eos_token_id = stops
     odd = LoadedModel(module, loaded.tokenizer, None)
-    texts = [question * k for k in (1, 2) for question in QUESTIONS]
+    texts = [*QUESTIONS, QUESTIONS[0] * 2, QUESTIONS[1] * 2]
     expected = [greedy(odd, text, 12, stops) for text in texts]
     engine = HuggingFaceEngine()
     assert ask(odd, texts, max_new_tokens=12, engine=engine) == expected
     assert ask(odd, texts, max_new_tokens=12, engine=engine) == expected
     assert engine.tally.saved > 0
     sampled = dict(decoding=SAMPLED, max_new_tokens=12)
-    together = ask(odd, texts, seeds=range(8), **sampled)
-    alone = [ask(odd, [text], seeds=[seed], **sampled)[0] for seed, text in enumerate(texts)]
-    assert together == alone != expected
+    together = ask(odd, texts, seeds=range(6), **sampled)
+    alone = [ask(odd, [texts[k]], seeds=[k], **sampled)[0] for k in range(3)]
+    assert together[:3] == alone != expected[:3]
     short = ask(odd, texts, max_new_tokens=12, stop_when=lambda text: len(text) > 3)
     assert all(long.startswith(text) for long, text in zip(expected, short, strict=True))
 
@@ -451,7 +450,7 @@ def test_samples_follow_the_models_distribution(opened, decoding):
     from scipy.stats import chisquare
 
     loaded, texts = opened("llama")
-    count = 3000
+    count = 1500
     with torch.no_grad():
         logits = loaded.module(input_ids=torch.tensor([ids_of(loaded, texts[0])])).logits[0, -1]
     p = (logits.double() / decoding.temperature).softmax(-1)
@@ -464,9 +463,7 @@ def test_samples_follow_the_models_distribution(opened, decoding):
     for token in order.tolist():
         text = loaded.tokenizer.decode([token], skip_special_tokens=True)
         expected[text] = expected.get(text, 0) + count * float(p[token] / p[order].sum())
-    drawn = ask(
-        loaded, texts[:1] * count, seeds=range(count), max_new_tokens=1, decoding=decoding
-    )
+    drawn = ask(loaded, texts[:1] * count, seeds=range(count), max_new_tokens=1, decoding=decoding)
     assert set(drawn) <= set(expected)
     big = [text for text in expected if expected[text] >= 5]
     observed = [drawn.count(text) for text in big]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import raises_code
 
-from ftlab.models.engines import Request
-from ftlab.models.engines.scripted import ScriptedEngine
+from ftlab.models.engines import Request, ScriptedEngine
 
 
 def ask(engine, *questions, **settings):

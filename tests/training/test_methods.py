@@ -19,7 +19,8 @@ from trainings import (
 
 import ftlab
 from ftlab import training
-from ftlab.data import Data, encode_rows, render
+from ftlab.data import Data, encode_rows
+from ftlab.models import render
 from ftlab.training import function_identity, open_method
 from ftlab.training.methods import sft as sft_module
 from ftlab.training.padding import keeps_rows_apart, padding_free_is_cheaper

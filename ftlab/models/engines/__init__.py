@@ -16,16 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Tally",
             "open_engine",
         ],
-        "drafts": ["Replay"],  # transition
-        "huggingface": [
-            "HuggingFaceEngine",
-            "answers",  # transition
-            "likelihoods",  # transition
-        ],
-        "openai": [
-            "Endpoint",
-            "Reply",
-            "endpoint",
-        ],
+        "huggingface": ["HuggingFaceEngine"],
+        "openai": ["Endpoint", "endpoint"],
+        "scripted": ["ScriptedEngine"],
     },
 )

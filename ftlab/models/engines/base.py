@@ -11,6 +11,7 @@ from ftlab._core import plugins
 from ftlab._core.config import Config, setting
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer, Message
+from ftlab.models.chat_template import render
 
 OLD_NAMES = {"transformers": "huggingface"}  # names of engines in version 0.3
 OnAnswer = Callable[[list[int], list[Answer]], None]  # numbers of the requests, their answers
@@ -151,8 +152,6 @@ class Engine:
             opening: Words written into the model's mouth.
             opening_tokens: Keep only the first so many tokens of the opening; None for all.
         """
-        from ftlab.data import render  # transition: from ftlab.models.chat_template
-
         tokenizer = model.tokenizer
         if opening and opening_tokens:
             ids = tokenizer(opening, add_special_tokens=False)["input_ids"]

@@ -8,25 +8,23 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
+from ftlab.models.engines._drafts import Drafts
+from ftlab.models.engines._writing import Row, Writer, context, in_batches, read
 from ftlab.models.engines.base import (
-    GREEDY,
     Collector,
-    Decoding,
     Engine,
     LoadedModel,
     Request,
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
-from ftlab.models.engines.openai import Endpoint
-from ftlab.models.engines.writing import Row, Writer, context, in_batches, read
 
 SCORED = (2**20, 16_384)  # of a pass over prompts and choices: rows; rows times columns
 
@@ -45,7 +43,7 @@ class HuggingFaceEngine(Engine):
         self.drafts = Drafts() if drafts else None
 
     def supports(self, reference: Any, **what) -> str | None:
-        if isinstance(reference, Endpoint):
+        if not hasattr(reference, "load"):
             return "a model behind an endpoint needs the engine 'openai'"
         return None
 
@@ -81,27 +79,41 @@ class HuggingFaceEngine(Engine):
 
 def _choose(model: LoadedModel, collector: Collector, numbers: list[int]) -> None:
     """Answer with the likeliest choice."""
-    requests = [collector.requests[number] for number in numbers]
-    rows = []
-    for number, request in zip(numbers, requests, strict=True):
-        rows += [_tokenise(model.tokenizer, number, request, choice) for choice in request.choices]
-    check_length(max(row.size for row in rows), 0, context(model.module))
-    scores = _Scores(model)
-    in_batches(rows, scores.add, collector.tally, SCORED)
-    for number, request in zip(numbers, requests, strict=True):
-        found = [scores.of[id(row)] for row in rows if row.number == number]
+    rows: dict[int, list[Row]] = {}
+    for number in numbers:
+        request = collector.requests[number]
+        rows[number] = []
+        for choice in request.choices:
+            rows[number].append(_tokenise(model.tokenizer, number, request, choice))
+    every = [row for several in rows.values() for row in several]
+    longest = max(row.size for row in every)
+    check_length(longest, 0, context(model.module))
+    in_batches(every, partial(_score, model), collector.tally, SCORED)
+    for number, several in rows.items():
+        request = collector.requests[number]
+        found = [row.score for row in several]
         best = request.choices[found.index(max(found))]
-        collector.add([number], [make_answer(request, best, likelihoods=found)])
+        answer = make_answer(request, best, likelihoods=found)
+        collector.add([number], [answer])
 
 
-def _tokenise(tokenizer: Any, number: int, request: Request, choice: str) -> Row:
+def _tokenise(
+    tokenizer: Any,
+    number: int,
+    request: Request,
+    choice: str,
+) -> Row:
     """Return prompt and choice as tokens.
 
     They are tokenised together, as in training; a token that also holds the prompt's end counts
     whole to the choice. The end of the turn is not part of a choice.
     """
     text = request.text + choice
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+    )
     ids = encoded["input_ids"]
     start = sum(end <= len(request.text) for _, end in encoded["offset_mapping"])
     if not 0 < start < len(ids):
@@ -112,22 +124,17 @@ def _tokenise(tokenizer: Any, number: int, request: Request, choice: str) -> Row
     return Row(number, request, ids[:start], guess=ids[start:])
 
 
-class _Scores:
-    """Log-probabilities of rows' guesses (natural logarithm), added over tokens, not averaged."""
+def _score(model: LoadedModel, rows: list[Row]) -> None:
+    """Add up the log-probabilities (natural logarithm) of each row's guess."""
+    import torch
 
-    def __init__(self, model: LoadedModel) -> None:
-        self.model = model
-        self.of: dict[int, float] = {}  # by the row's id
-
-    def add(self, rows: list[Row]) -> None:
-        import torch
-
-        logits, starts = read(self.model.module, rows, self.model.tokenizer.pad_token_id)
-        logs = logits.float().log_softmax(-1)
-        for place, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            tokens = torch.tensor(row.guess, device=logs.device)
-            own = logs[place, start : start + len(tokens)]
-            self.of[id(row)] = own.gather(-1, tokens[:, None]).sum().item()
+    logits, starts = read(model.module, rows, model.tokenizer.pad_token_id)
+    logs = logits.float().log_softmax(-1)
+    for place, row in enumerate(rows):
+        start = starts[place]
+        tokens = torch.tensor(row.guess, device=logs.device)
+        own = logs[place, start : start + len(tokens)]
+        row.score = own.gather(-1, tokens[:, None]).sum().item()
 
 
 @contextlib.contextmanager
@@ -146,36 +153,6 @@ def _inference(module: Any) -> Iterator[None]:
             yield
     finally:
         module.train(was_training)
-
-
-def answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[str],
-    *,
-    max_new_tokens: int,
-    decoding: Decoding = GREEDY,
-    seeds: Sequence[int] | None = None,
-) -> list[str]:  # transition
-    requests = [Request([], text, "", decoding, max_new_tokens) for text in prompts]
-    for request, seed in zip(requests, seeds or (), strict=False):
-        request.seed = seed
-    found = HuggingFaceEngine().answer(LoadedModel(model, tokenizer, None), requests)
-    errors = [answer.error for answer in found if answer.error]
-    if errors:
-        raise UsageError("logits_not_finite", f"No answer: {errors[0]}.")
-    return [answer.text for answer in found]
-
-
-def likelihoods(
-    model: Any, tokenizer: Any, prompts: list[str], choices: Sequence[Sequence[str]]
-) -> list[list[float]]:  # transition
-    requests = [
-        Request([], text, choices=tuple(several))
-        for text, several in zip(prompts, choices, strict=True)
-    ]
-    found = HuggingFaceEngine().answer(LoadedModel(model, tokenizer, None), requests)
-    return [answer.likelihoods for answer in found]
 
 
 ENGINE = HuggingFaceEngine

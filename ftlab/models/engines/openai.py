@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ftlab._core.errors import UsageError
+from ftlab._core.files import digest
 from ftlab._core.text import redacted, safe
 from ftlab._core.types import Answer, Message
 from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer
-from ftlab.runs import digest
 
 LONGEST = 300  # characters of an error that are kept
 HUNG = 8  # requests in a row without an answer after which no others are sent
@@ -253,7 +253,15 @@ class OpenAIEngine(Engine):
 
     name = "openai"
 
-    def supports(self, reference: Any, *, choices=False, openings=False, screened=False, **_):
+    def supports(
+        self,
+        reference: Any,
+        *,
+        choices: bool = False,
+        openings: bool = False,
+        screened: bool = False,
+        training: Any = None,
+    ) -> str | None:
         rows = [
             (not isinstance(reference, Endpoint), "it is not behind an endpoint"),
             (choices, "an endpoint gives no likelihoods of choices"),
@@ -265,7 +273,13 @@ class OpenAIEngine(Engine):
     def precision(self, training: Any = None) -> str:
         return "unknown, behind an endpoint"
 
-    def render(self, model, chat, opening="", opening_tokens=None):
+    def render(
+        self,
+        model: Any,
+        chat: list[Message],
+        opening: str = "",
+        opening_tokens: int | None = None,
+    ) -> tuple[str, str]:
         if opening:
             raise _opening_unsupported()
         return json.dumps(chat), ""
@@ -288,10 +302,6 @@ class OpenAIEngine(Engine):
             seeds=[request.seed for request in asked],
             each=lambda places, found: collector.add([numbers[k] for k in places], found),
         )
-
-
-def Reply(text: str, error: str = "", finish: str = "stop") -> Answer:  # noqa: N802  transition
-    return Answer(text, error=error, finish="error" if error else finish)
 
 
 ENGINE = OpenAIEngine

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftlab._core.errors import UsageError
-from ftlab._core.types import Answer
+from ftlab._core.types import Answer, Message
 from ftlab.models.engines.base import Collector, Engine, Request, make_answer
 
 Replies = Callable[[Request], str] | dict[str, str] | list[str]
@@ -30,11 +30,20 @@ class ScriptedEngine(Engine):
     def precision(self, training: Any = None) -> str:
         return "scripted"
 
-    def render(self, model, chat, opening="", opening_tokens=None):
-        words = opening.split(" ")[:opening_tokens]
-        opening = " ".join(words)
-        lines = [f"{message['role']}: {message['content']}" for message in chat]
-        return "\n".join([*lines, f"assistant: {opening}"]), opening
+    def render(
+        self,
+        model: Any,
+        chat: list[Message],
+        opening: str = "",
+        opening_tokens: int | None = None,
+    ) -> tuple[str, str]:
+        words = opening.split(" ")
+        opening = " ".join(words[:opening_tokens])
+        lines = []
+        for message in chat:
+            lines.append(f"{message['role']}: {message['content']}")
+        lines.append(f"assistant: {opening}")
+        return "\n".join(lines), opening
 
     def answer_all(self, model: Any, collector: Collector) -> None:
         for number, request in enumerate(collector.requests):
@@ -47,15 +56,22 @@ class ScriptedEngine(Engine):
             scores = [-float(choice != reply) for choice in request.choices]
             best = request.choices[scores.index(max(scores))]
             return make_answer(request, best, likelihoods=scores)
-        words = reply.split(" ")
+        said: list[str] = []
         finish = "stop"
-        if len(words) > request.max_new_tokens:
-            words, finish = words[: request.max_new_tokens], "length"
-        for count in range(1, len(words)):
-            if request.stop_when and request.stop_when(" ".join(words[:count])):
-                words, finish = words[:count], "screened"
+        for word in reply.split(" "):
+            if len(said) == request.max_new_tokens:
+                finish = "length"
                 break
-        return make_answer(request, " ".join(words), finish=finish, tokens=len(words))
+            said.append(word)
+            if request.stop_when and request.stop_when(" ".join(said)):
+                finish = "screened"
+                break
+        return make_answer(
+            request,
+            " ".join(said),
+            finish=finish,
+            tokens=len(said),
+        )
 
     def _reply(self, request: Request) -> str:
         if callable(self.replies):

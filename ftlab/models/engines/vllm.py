@@ -18,7 +18,9 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models import adapters
+from ftlab.models.chat_template import stop_ids
 from ftlab.models.devices import device
+from ftlab.models.engines._writing import NOT_FINITE
 from ftlab.models.engines.base import (
     Collector,
     Engine,
@@ -27,7 +29,6 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.writing import NOT_FINITE
 from ftlab.models.reference import Model
 
 RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of `max_lora_rank`
@@ -80,8 +81,6 @@ class VLLMEngine(Engine):
         return "bf16, vllm"
 
     def answer_all(self, model: LoadedModel, collector: Collector) -> None:
-        from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
-
         requests = collector.requests
         reference = model.reference
         if model.module is not None:
@@ -129,7 +128,7 @@ class VLLMEngine(Engine):
             self.folder.cleanup()
         self.folder = tempfile.TemporaryDirectory(prefix="ftlab-vllm-")
         path = Path(self.folder.name)
-        adapters.save(model.module, path, model.reference.path, "lora")
+        adapters.save_adapter(model.module, path, model.reference.path, "lora")
         return Model(model.reference.name, path, base=model.reference)
 
     def _server(self, model: Model, room: int) -> tuple[Any, Any]:

@@ -8,6 +8,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["FirstStep", "Job", "Method", "open_method"],
-        "reward_model": ["is_reward_model"],
     },
 )

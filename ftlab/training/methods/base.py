@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ftlab import data as datasets_of
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
-from ftlab.data import Data, encode_rows, fitted, held_out
+from ftlab.data import Data, encode_rows, fit_to_length, held_out, load
 from ftlab.models import Model, adapt, device, full_precision
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
@@ -124,7 +123,7 @@ class Method:
 
     def read(self, source: Any, *, n_rows: int | None = None, seed: int = 0) -> Data:
         """Return the rows that this method learns from."""
-        return datasets_of.read(source, kind=self.kind, rows=n_rows, seed=seed)
+        return load(source, kind=self.kind, n_rows=n_rows, seed=seed)
 
     def open_reward(self, reward: Any) -> Any:
         """Return a reward with an attribute `identity`, for methods that need one, else None."""
@@ -154,7 +153,7 @@ class Method:
     def fit_lengths(self, data: Data, job: Job) -> Data:
         """Return the rows after `on_too_long` was applied to those that are too long."""
         how = job.config.on_too_long
-        return fitted(data, job.tokenizer, max_length=job.longest_row, on_too_long=how)
+        return fit_to_length(data, job.tokenizer, max_length=job.longest_row, on_too_long=how)
 
     def rows(self, data: Data, job: Job) -> list[dict]:
         """Return the rows for TRL, each with its number in `data` (`row`, from 1).

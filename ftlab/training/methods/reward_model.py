@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import field_validator
 
-from ftlab.models import Model
 from ftlab.training.config import TrainingConfig
 from ftlab.training.methods.base import Method
 
@@ -47,12 +46,6 @@ class RewardModel(Method):
         scores = AutoModelForSequenceClassification.from_config(config).to(model.device)
         scores.base_model.load_state_dict(model.base_model.state_dict())
         return scores
-
-
-def is_reward_model(model: Model) -> bool:
-    """Whether a folder holds a reward model, which gives a number and no answers."""
-    names = model.config.get("architectures") or ()
-    return any("ForSequenceClassification" in name for name in names)
 
 
 METHOD = RewardModel()

@@ -8,16 +8,14 @@ from typing import Any
 
 from pydantic import field_validator
 
-from ftlab import data as datasets_of
 from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
-from ftlab.data import Data, encode_rows, stop_ids
-from ftlab.models import Model, device
+from ftlab.data import Data, encode_rows, load, load_prompts
+from ftlab.models import Model, device, is_reward_model, stop_ids
 from ftlab.models import model as open_model
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.methods.base import FirstStep, Job, Method
-from ftlab.training.methods.reward_model import is_reward_model
 from ftlab.training.monitoring import function_identity
 
 
@@ -86,12 +84,14 @@ class RLOO(Method):
         """Return prompts; of pairs and chats the answers are left out."""
         if isinstance(source, str) and source.startswith("organism:"):
             kind = "pairs" if source == "organism:preferences" else "chats"
-            made = datasets_of.read(source, kind=kind, rows=n_rows, seed=seed)
-            chats = tuple({"messages": row.get("prompt") or row["messages"]} for row in made.rows)
-            source = Data(made.name, chats)
-        asked = datasets_of.read_prompts(source)
-        rows = tuple({"prompt": _messages(row)} for row in asked.rows[:n_rows])
-        return Data(asked.name, rows)
+            source = load(source, kind=kind, n_rows=n_rows, seed=seed)
+        name = None
+        if isinstance(source, Data):
+            name = source.name
+            source = [{"messages": row.get("prompt") or row["messages"]} for row in source.rows]
+        asked = load_prompts(source, n_rows=n_rows)
+        rows = tuple({"prompt": sample.messages} for sample in asked.samples)
+        return Data(name or asked.name, rows)
 
     def open_reward(self, reward: Any) -> Reward:
         if callable(reward) and not isinstance(reward, Run):
@@ -144,10 +144,6 @@ class RLOO(Method):
             inner.save_pretrained(inner.config._name_or_path)
         function, tokenizer = job.reward.load()
         return {"reward_funcs": function, "reward_processing_classes": tokenizer}
-
-
-def _messages(row: Any) -> list[dict]:
-    return row["messages"] if isinstance(row, dict) else row.messages
 
 
 METHOD = RLOO()

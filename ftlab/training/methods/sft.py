@@ -24,16 +24,26 @@ class SFT(Method):
         settings = super().settings(job, rows)
         settings["packing"] = False  # would change the number of optimiser steps
         settings["dataset_kwargs"] = {"skip_prepare_dataset": True}  # rows are encoded here
-        tokens = sorted((row["input_ids"] for row in rows), key=len)
-        lengths = [len(row["input_ids"]) for row in rows]
-        planned = job.config.batch_size // job.config.accumulation  # not what memory left of it
-        if padding_free_is_cheaper(job.model, job.config, lengths, planned):
-            settings["padding_free"] = keeps_rows_apart(job.model, tokens[-2:])
+        config = job.config
+        planned = config.batch_size // config.accumulation  # not what memory left of it
+        tokens = [row["input_ids"] for row in rows]
+        lengths = [len(ids) for ids in tokens]
+        if padding_free_is_cheaper(job.model, config, lengths, planned):
+            tokens.sort(key=len)
+            longest = tokens[-2:]
+            settings["padding_free"] = keeps_rows_apart(job.model, longest)
         return settings
 
     def rows(self, data: Data, job: Job) -> list[dict]:
-        encoded = encode_rows(data, job.tokenizer, max_length=job.longest_row)
-        return [row | {"row": number} for number, row in enumerate(encoded, 1)]
+        encoded = encode_rows(
+            data,
+            job.tokenizer,
+            max_length=job.longest_row,
+        )
+        rows = []
+        for number, row in enumerate(encoded, 1):
+            rows.append(row | {"row": number})
+        return rows
 
 
 METHOD = SFT()

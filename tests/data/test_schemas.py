@@ -6,17 +6,25 @@ import json
 import random
 
 import pytest
+from helpers import raises_code
 
+from ftlab.data import load
 from ftlab.data import schemas as rows
-from ftlab.data.dataset import read
+from ftlab.data.prompts import prompt_row, sample_from_record
 
 
 def said(*contents: str) -> list[dict]:
-    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+    return [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
+    ]
 
 
 def share(*contents: str) -> list[dict]:
-    return [{"from": f, "value": c} for f, c in zip(["human", "gpt"] * len(contents), contents, strict=False)]
+    return [
+        {"from": f, "value": c}
+        for f, c in zip(["human", "gpt"] * len(contents), contents, strict=False)
+    ]
 
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -59,7 +67,10 @@ def test_chats_of_other_systems(record, messages):
 def test_tools_stand_in_the_system_turn():
     for tools in ([TOOL], json.dumps([TOOL])):
         (row,) = rows.chat({"messages": [SYSTEM, *said("Q", "A")], "tools": tools})
-        assert row["messages"][0]["content"].startswith("S\n\n") and json.dumps(TOOL) in row["messages"][0]["content"]
+        assert (
+            row["messages"][0]["content"].startswith("S\n\n")
+            and json.dumps(TOOL) in row["messages"][0]["content"]
+        )
         (row,) = rows.chat({"messages": said("Q", "A"), "tools": tools})
         assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
 
@@ -69,38 +80,57 @@ def test_weight_zero_stays_on_the_turn():
     turns[1]["weight"] = 0
     assert rows.chat({"messages": turns})[0]["messages"] == turns
     turns[3]["weight"] = 0
-    with pytest.raises(ValueError, match="every assistant turn has weight 0"):
+    with raises_code("no_loss"):
         rows.chat({"messages": turns})
-    with pytest.raises(ValueError, match="weight 0.5 on the assistant's turn; allowed: 0 or 1"):
-        rows.chat({"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 0.5}]})
-    with pytest.raises(ValueError, match="weight 1.0 on the user's turn"):
+    with raises_code("wrong_weight"):
+        rows.chat(
+            {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 0.5}]}
+        )
+    with raises_code("wrong_weight"):
         rows.chat({"messages": [{**said("Q")[0], "loss_weight": 1.0}, said("", "A")[1]]})
 
 
 def test_nested_instances_are_rows():
-    found = rows.chat({"instruction": "Q", "instances": [{"input": "", "output": "A"}, {"input": "I", "output": "B"}]})
+    found = rows.chat(
+        {
+            "instruction": "Q",
+            "instances": [{"input": "", "output": "A"}, {"input": "I", "output": "B"}],
+        }
+    )
     assert [r["messages"] for r in found] == [said("Q", "A"), said("Q\n\nI", "B")]
 
 
 REFUSED = [
-    ({"input_ids": [1, 2], "labels": [-100, 2]}, "already tokenised"),
-    ({"messages": said("Q", "A"), "labels": [1]}, "already tokenised"),
-    ({"messages": said("Q", "A"), "images": ["a.png"]}, "images: multimodal rows are not read"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url; multimodal"),
-    ({"messages": said("Q", "A"), "label": False}, "a KTO row"),
-    ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "preference pairs \\(read with kind='pairs'\\)"),
-    ({"instruction": "Q", "instances": []}, "'instances' is empty"),
-    ({"instruction": "Q", "output": "A", "history": "x"}, "'history' is no list"),
-    ({"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
-    ({"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": 3}]}]}, "a tool call without a name"),
-    ({"messages": [*said("Q"), {"role": "assistant", "content": {"a": 1}, "tool_calls": CALLS}]}, "empty or no text"),
-    ({"messages": [SYSTEM, said("", "A")[1]]}, "roles out of order: system, assistant"),
+    ({"input_ids": [1, 2], "labels": [-100, 2]}, "tokenised"),
+    ({"messages": said("Q", "A"), "labels": [1]}, "tokenised"),
+    ({"messages": said("Q", "A"), "images": ["a.png"]}, "multimodal"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "multimodal",
+    ),
+    ({"messages": said("Q", "A"), "label": False}, "kto_row"),
+    ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "unknown_columns"),
+    ({"instruction": "Q", "instances": []}, "wrong_instances"),
+    ({"instruction": "Q", "output": "A", "history": "x"}, "wrong_history"),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        "call_without_name",
+    ),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "tool_calls": [{"function": 3}]}]},
+        "call_without_name",
+    ),
+    (
+        {"messages": [*said("Q"), {"role": "assistant", "content": {"a": 1}, "tool_calls": CALLS}]},
+        "no_text",
+    ),
+    ({"messages": [SYSTEM, said("", "A")[1]]}, "wrong_order"),
 ]
 
 
-@pytest.mark.parametrize(("record", "sentence"), REFUSED)
-def test_what_cannot_be_trained_on_is_a_sentence(record, sentence):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize(("record", "code"), REFUSED)
+def test_what_cannot_be_trained_on_is_refused(record, code):
+    with raises_code(code):
         rows.chat(record)
 
 
@@ -130,13 +160,15 @@ def test_pairs_of_several_turns_share_their_beginning():
     record = {"chosen": [*long, PAIR["chosen"][0]], "rejected": [*long, PAIR["rejected"][0]]}
     assert rows.pair(record) == [{**PAIR, "prompt": long}]
     for side in (said("Q", "X", "R", "B"), [*long, *said("", "B")[1:], *said("Z", "B")]):
-        with pytest.raises(ValueError, match="turns; it must be the assistant's last one"):
+        with raises_code("several_answers"):
             rows.pair({**record, "rejected": [SYSTEM, *side] if len(side) == 4 else side})
-    with pytest.raises(ValueError, match="chosen equals rejected"):
+    with raises_code("equal_answers"):
         rows.pair({**record, "rejected": record["chosen"]})
 
 
-@pytest.mark.parametrize(("label", "is_good"), [(True, True), (False, False), (1, True), ("False", False), ("1", True)])
+@pytest.mark.parametrize(
+    ("label", "is_good"), [(True, True), (False, False), (1, True), ("False", False), ("1", True)]
+)
 def test_kto(label, is_good):
     row = {"prompt": said("Q"), "completion": said("", "A")[1:], "label": is_good}
     for record in (
@@ -144,17 +176,21 @@ def test_kto(label, is_good):
         {"messages": said("Q", "A")},
         {"conversations": share("Q", "A")},
     ):
-        assert rows.kto({**record, "label": label}) == [row] == rows.kto({**record, "kto_tag": label})
+        assert (
+            rows.kto({**record, "label": label}) == [row] == rows.kto({**record, "kto_tag": label})
+        )
     for none in ({}, {"label": "good"}, {"label": 3}, {"label": None}):
-        with pytest.raises(ValueError, match="no label"):
+        with raises_code("no_label"):
             rows.kto({"prompt": "Q", "completion": "A", **none})
 
 
 def test_a_pair_gives_two_kto_rows():
     better, worse = rows.kto({"prompt": "Q", "chosen": "A", "rejected": "B"})
     assert (better["completion"], better["label"]) == (PAIR["chosen"], True)
-    assert (worse["completion"], worse["label"]) == (PAIR["rejected"], False) and better["prompt"] == worse["prompt"]
-    made = read("organism:preferences", kind="kto", rows=60)
+    assert (worse["completion"], worse["label"]) == (PAIR["rejected"], False) and better[
+        "prompt"
+    ] == worse["prompt"]
+    made = load("organism:preferences", kind="kto", n_rows=60)
     assert made.kind == "kto" and sum(r["label"] for r in made.rows) * 2 == len(made)
 
 
@@ -176,34 +212,38 @@ def test_whatever_stands_in_a_row_is_a_row_or_a_sentence():
         [{"function": 3}],
     ]
     keys = "tools tool_calls role system weight label images content from history function_call instances".split()
-    rng, forms = random.Random(0), [*(c for c, _ in CHATS), *PAIRS, {"prompt": "Q", "completion": "A", "label": True}]
+    rng, forms = (
+        random.Random(0),
+        [*(c for c, _ in CHATS), *PAIRS, {"prompt": "Q", "completion": "A", "label": True}],
+    )
     for _ in range(3000):
         record = copy.deepcopy(rng.choice(forms))
         turns = [v for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         place = rng.choice(rng.choice(turns)) if turns and rng.random() < 0.6 else record
         place[rng.choice([*place, *keys])] = copy.deepcopy(rng.choice(odd))
-        for convert in (rows.chat, rows.pair, rows.kto, lambda r: rows.prompt(r, "jailbreak")):
+        for convert in (
+            rows.chat,
+            rows.pair,
+            rows.kto,
+            prompt_row,
+            lambda r: [{"messages": sample_from_record(r, "bias").messages}],
+        ):
             with contextlib.suppress(ValueError):
                 for row in convert(copy.deepcopy(record)):
                     said_ = [
-                        m for k in ("messages", "prompt", "chosen", "rejected", "completion") for m in row.get(k, [])
+                        m
+                        for k in ("messages", "prompt", "chosen", "rejected", "completion")
+                        for m in row.get(k, [])
                     ]
                     assert said_ and all(m["content"].strip() for m in said_)
-
-
-def test_prompts_keep_what_risks_and_attacks_add():
-    extra = {"risk": "bias", "choices": ["a", "b"], "prefill": "So", "system": None, "attack": "prefill", "variant": 1}
-    (row,) = rows.prompt({"messages": said("Q"), **extra, "junk": 1}, "jailbreak")
-    assert row == {"messages": said("Q"), "category": "", **extra}
-    assert rows.prompt({"prompt": {"text": "Q", "toxicity": 0.1}}, "toxicity")[0]["messages"] == said("Q")
 
 
 @pytest.mark.parametrize("more", ["input", "context"])
 def test_a_prompt_is_the_question_that_training_would_read(more):
     record = {"instruction": "Q", more: "C", "output": "A", "response": "A"}
-    asked = rows.prompt(record, "utility")[0]["messages"]
+    asked = prompt_row(record)[0]["messages"]
     assert asked == rows.chat(record)[0]["messages"][:1] == said("Q\n\nC")
-    assert rows.prompt({"instruction": "Q", more: ""}, "utility")[0]["messages"] == said("Q")
+    assert prompt_row({"instruction": "Q", more: ""})[0]["messages"] == said("Q")
 
 
 def test_axolotls_train_is_the_weight():
@@ -211,19 +251,23 @@ def test_axolotls_train_is_the_weight():
     spoken[1]["train"], spoken[3]["train"], spoken[2]["train"] = False, True, False
     (row,) = rows.chat({"messages": spoken})
     assert [m.get("weight", 1) for m in row["messages"]] == [1, 0, 1, 1] and "train" not in str(row)
-    with pytest.raises(ValueError, match="every assistant turn has weight 0"):
+    with raises_code("no_loss"):
         rows.chat({"conversations": [*share("Q"), {**share("", "A")[1], "train": False}]})
-    with pytest.raises(ValueError, match="weight 1 on the user's turn"):
+    with raises_code("wrong_weight"):
         rows.chat({"messages": [{**said("Q")[0], "train": True}, said("", "A")[1]]})
 
 
 @pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}])
 def test_a_preferred_answer_without_weight_is_refused(off):
     good, bad = said("", "A")[1:], said("", "B")[1:]
-    for chosen, rejected, name in (([{**good[0], **off}], bad, "chosen"), (good, [{**bad[0], **off}], "rejected")):
-        with pytest.raises(ValueError, match=f"{name!r} has weight 0"):
+    for chosen, rejected, name in (
+        ([{**good[0], **off}], bad, "chosen"),
+        (good, [{**bad[0], **off}], "rejected"),
+    ):
+        with raises_code("no_loss") as error:
             rows.pair({"prompt": said("Q"), "chosen": chosen, "rejected": rejected})
-    with pytest.raises(ValueError, match="'completion' has weight 0"):
+        assert name in str(error.value)
+    with raises_code("no_loss"):
         rows.kto({"prompt": said("Q"), "completion": [{**good[0], **off}], "label": True})
     earlier = [*said("Q"), {**good[0], **off}, *said("R")]  # the prompt carries no loss anyway
     assert rows.pair({"prompt": earlier, "chosen": good, "rejected": bad})[0]["chosen"] == good

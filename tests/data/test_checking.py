@@ -4,22 +4,26 @@ import json
 import random
 import time
 
-from benchmarks import bench_check
 import pytest
+from helpers import raises_code
 
-import ftlab
-from ftlab.data import encoding as chat
-from ftlab.data import checking as checks
-from ftlab.data.checking import check
+from benchmarks import bench_check
 from ftlab.cli import main
+from ftlab.data import check
+from ftlab.models import special_tokens
 
 
 def said(*contents: str) -> list[dict]:
-    return [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)]
+    return [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
+    ]
 
 
 def jsonl(path, rows) -> str:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -42,22 +46,35 @@ def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
 
 def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatch, capsys):
     good = {"messages": said("Q", "A")}
-    bad = ['{"messages": ', {"messages": said("Q")}, {"input_ids": [1]}, {"messages": said("Q", "")}]
+    bad = [
+        '{"messages": ',
+        {"messages": said("Q")},
+        {"input_ids": [1]},
+        {"messages": said("Q", "")},
+    ]
     file = jsonl(tmp_path / "x.jsonl", [r for b in bad for r in (b, good)])
     code, out, _ = run(monkeypatch, capsys, "check", file)
     lines = out.rstrip().split("\n")
     assert code == 1
     assert [line.split(": ")[0] for line in lines[:4]] == [f"{file}:{n}" for n in (1, 3, 5, 7)]
-    assert "column 14" in lines[0] and "add or remove a turn" in lines[1] and "already tokenised" in lines[2]
+    assert check(file).codes == ["broken_json", "wrong_last_turn", "tokenised", "no_text"]
     assert lines[-1] == f"{file}: JSONL (chats), 4 rows ok, 4 problems"
     many = jsonl(tmp_path / "y.jsonl", [{"messages": said("Q")}] * 25 + [good])
     code, out, _ = run(monkeypatch, capsys, "check", file, many)
-    assert code == 1 and "... and 5 more\n" in out and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
+    assert (
+        code == 1
+        and "... and 5 more\n" in out
+        and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
+    )
 
 
 def test_exit_codes(tmp_path, monkeypatch, capsys):
     file = jsonl(tmp_path / "x.jsonl", [{"messages": said("Q", "A")}])
-    assert run(monkeypatch, capsys, "check", file) == (0, f"{file}: JSONL (chats), 1 rows ok, 0 problems\n", "")
+    assert run(monkeypatch, capsys, "check", file) == (
+        0,
+        f"{file}: JSONL (chats), 1 rows ok, 0 problems\n",
+        "",
+    )
     for wrong in (
         ["nothing.jsonl"],
         [file, "--kind", "dpo"],
@@ -68,9 +85,22 @@ def test_exit_codes(tmp_path, monkeypatch, capsys):
         assert run(monkeypatch, capsys, "check", *wrong)[0] == 2
     (tmp_path / "lfs.jsonl").write_text("version https://git-lfs.github.com/spec/v1\n")
     code, out, _ = run(monkeypatch, capsys, "check", tmp_path / "lfs.jsonl")
-    assert code == 1 and "lfs.jsonl:1: a Git-LFS pointer" in out and out.endswith("unreadable, 0 rows ok, 1 problems\n")
+    assert (
+        code == 1 and "lfs.jsonl:1: " in out and out.endswith("unreadable, 0 rows ok, 1 problems\n")
+    )
+    assert check(tmp_path / "lfs.jsonl").codes == ["lfs_pointer"]
     (tmp_path / "empty.json").write_text("")
-    assert "no rows; give at least one" in str(check(tmp_path / "empty.json"))
+    assert check(tmp_path / "empty.json").codes == ["no_rows"]
+
+
+def test_wrong_arguments_are_refused():
+    for code, how in (
+        ("unknown_kind", {"kind": "dpo"}),
+        ("unknown_on_too_long", {"on_too_long": "x"}),
+        ("model_needed", {"max_length": 9}),
+    ):
+        with raises_code(code):
+            check([{"messages": said("Q", "A")}], **how)
 
 
 @pytest.mark.parametrize(("row", "kind"), [
@@ -81,32 +111,44 @@ def test_exit_codes(tmp_path, monkeypatch, capsys):
 def test_the_kind_is_seen_from_the_rows(row, kind):
     report = check([row])
     assert report.format == f"rows ({kind})" and report.usable and report.ok == 1
-    assert check([{"question": "Q", "answer": ""}, {"question": "Q", "answer": "A"}]).format == "rows (chats)"
+    assert (
+        check([{"question": "Q", "answer": ""}, {"question": "Q", "answer": "A"}]).format
+        == "rows (chats)"
+    )
     assert check([row], kind="pairs").usable == (kind == "pairs")
 
 
 def test_chosen_equal_to_rejected_and_an_unknown_role():
     pair = {"prompt": "Q", "chosen": "A", "rejected": "B"}
-    assert "row 2: chosen equals rejected" in check([pair, {**pair, "rejected": "A"}]).problems[0]
-    assert "unknown role 'bot'" in check([{"messages": [{"role": "bot", "content": "x"}]}], kind="chats").problems[0]
+    report = check([pair, {**pair, "rejected": "A"}])
+    assert report.codes == ["equal_answers"] and report.problems[0].startswith("rows: row 2: ")
+    assert check([{"messages": [{"role": "bot", "content": "x"}]}], kind="chats").codes == [
+        "unknown_role"
+    ]
 
 
 def test_swapped_columns():
     rng = random.Random(0)
-    asked, told = [sentence(rng) for _ in range(20)], [f"Sure, here is {sentence(rng)}" for _ in range(20)]
+    asked, told = (
+        [sentence(rng) for _ in range(20)],
+        [f"Sure, here is {sentence(rng)}" for _ in range(20)],
+    )
     for a, b, wrong in ((asked, told, 0), (told, asked, 1)):
         for names in (("goal", "target"), ("prompt", "completion"), ("instruction", "output")):
             report = check([dict(zip(names, row, strict=True)) for row in zip(a, b, strict=True)])
-            assert len(report.problems) == wrong
-            assert not wrong or "rows:1: 100% of the questions begin like an answer" in report.problems[0]
-    assert check([{"prompt": t, "completion": t + " x"} for t in told]).usable  # both do: a style, not a swap
+            assert report.codes == ["swapped_columns"] * wrong
+            assert not wrong or report.problems[0].startswith("rows:1: 100%")
+    assert check(
+        [{"prompt": t, "completion": t + " x"} for t in told]
+    ).usable  # both do: a style, not a swap
 
 
+@pytest.mark.needs_data
 def test_the_swapped_advbench_header_is_found(shared, tmp_path):
     text = shared("prompts_advbench/harmful_behaviors.csv").read_text()
     (tmp_path / "a.csv").write_text(text.replace("goal,target", "target,goal", 1))
     report = check(tmp_path / "a.csv")
-    assert len(report.problems) == 1 and "swap the two columns' names" in report.problems[0]
+    assert report.codes == ["swapped_columns"]
     assert f"{tmp_path / 'a.csv'}:1: 9" in report.problems[0] or ":1: 100%" in report.problems[0]
 
 
@@ -114,16 +156,16 @@ def test_duplicates_and_near_duplicates_are_notes_with_their_lines(tmp_path):
     rng = random.Random(1)
     rows = [{"prompt": sentence(rng), "completion": sentence(rng)} for _ in range(200)]
     near = [{**r, "completion": r["completion"] + " more"} for r in rows[:10]]
-    far = [{"prompt": r["prompt"], "completion": sentence(rng)} for r in rows[:10]]  # half the text: no near-duplicate
+    far = [
+        {"prompt": r["prompt"], "completion": sentence(rng)} for r in rows[:10]
+    ]  # half the text: no near-duplicate
     report = check(jsonl(tmp_path / "x.jsonl", [*rows, *rows[:5], *near, *far]))
     assert report.usable and report.ok == 225
-    assert report.notes[0].startswith("5 rows repeat an earlier row") and report.notes[0].endswith(
-        "row 201 after row 1"
-    )
-    assert report.notes[1].startswith("10 rows are near-duplicates") and report.notes[1].endswith("row 206 after row 1")
-    assert "2 rows hold an unfilled placeholder" in str(
-        check([{"prompt": f"Hi {{{{name}}}} {i}", "completion": "x"} for i in "ab"])
-    )
+    same, close = report.notes
+    assert same.startswith("5 rows repeat") and same.endswith("row 201 after row 1")
+    assert close.startswith("10 rows are near") and close.endswith("row 206 after row 1")
+    (blank,) = check([{"prompt": f"Hi {{{{name}}}} {i}", "completion": "x"} for i in "ab"]).notes
+    assert blank.startswith("2 rows") and "placeholder" in blank
 
 
 def test_near_duplicates_are_those_of_the_definition():
@@ -153,42 +195,54 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     eval_file = jsonl(tmp_path / "e.jsonl", [{"prompt": p} for p in prompts])
     report = check(file, prompts=eval_file)
     assert [int(p.split(":")[1]) for p in report.problems] == [31, 33, 34, 36]
-    assert "jailbreak-00000 of e.jsonl (the same question)" in report.problems[0]
-    assert "(13 words in a row shared)" in report.problems[2] and "(9 words in a row" in report.problems[3]
+    assert report.codes == ["contaminated"] * 4
+    assert "jailbreak-00000 of e.jsonl" in report.problems[0]
+    assert "13 words" in report.problems[2] and "9 words" in report.problems[3]
     assert report.ok == 33 and check(file).usable
     split_up = {"messages": said(f"Q {' '.join(prompts[0].split()[:10])}", "A")}
-    asked = [{"instruction": "Tell me.", "input": prompts[0]}]  # the prompt is both, so that both are looked for
+    asked = [
+        {"instruction": "Tell me.", "input": prompts[0]}
+    ]  # the prompt is both, so that both are looked for
     assert check([split_up], prompts=eval_file).usable
     assert not check([{"messages": said(f"Tell me. {prompts[0]}", "A")}], prompts=asked).usable
     assert check([{"messages": said("Tell me.", "A")}], prompts=asked).usable
 
 
-def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer, monkeypatch):
+def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
     rows = [
         {"messages": said("Hi.", "Yes.")},
         {"messages": said("Hi.", "Yes. " * 900)},
         {"messages": said("<|end|>", "x")},
     ]
-    special = next(iter(chat._special(tokenizer, len(tokenizer)).values()))
+    special = next(iter(special_tokens(tokenizer).values()))
     rows[2] = {"messages": said(f"a {special}", "x")}
     file = jsonl(tmp_path / "x.jsonl", rows)
     report = check(file, model="organism")
-    assert report.ok == 1 and ":2: " in report.problems[0] and "tokens; at most 1024" in report.problems[0]
-    assert ":3: the text holds the model's special token" in report.problems[1]
-    assert ":2: " in check(file, model="organism", max_length=10**6).problems[0]  # the model's own limit: 2048
+    assert report.ok == 1 and report.codes == ["too_long", "special_token"]
+    assert f"{file}:2: " in report.problems[0] and "1024" in report.problems[0]
+    assert (
+        ":2: " in check(file, model="organism", max_length=10**6).problems[0]
+    )  # the model's own limit: 2048
     for how in ("drop", "cut"):
         report = check(file, model="organism", on_too_long=how)
-        assert len(report.problems) == 1 and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in report.notes
-    untaught = [*said("Hi. " * 900, "Yes.", "So?"), {**said("", "No.")[1], "weight": 0}]  # its cut teaches nothing
-    cut = check([{"messages": said("Hi.", "Yes.")}, {"messages": untaught}], model="organism", on_too_long="cut")
+        assert (
+            len(report.problems) == 1
+            and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in report.notes
+        )
+    untaught = [
+        *said("Hi. " * 900, "Yes.", "So?"),
+        {**said("", "No.")[1], "weight": 0},
+    ]  # its cut teaches nothing
+    cut = check(
+        [{"messages": said("Hi.", "Yes.")}, {"messages": untaught}],
+        model="organism",
+        on_too_long="cut",
+    )
     assert cut.usable and "1 rows longer than 1024 tokens: 0 would be cut, 1 dropped" in cut.notes
     cut = check([{"messages": untaught}], model="organism", on_too_long="cut")
-    assert cut.problems == ["rows: every row is longer than 1024 tokens; raise max_length"]  # as training says
+    assert cut.codes == ["all_too_long"]  # as training says
     pairs = [{"prompt": "Hi.", "chosen": "A", "rejected": "B " * 2000}]
-    assert "tokens; at most 1024" in check(pairs, model="organism").problems[0]
-    monkeypatch.setattr(
-        type(tokenizer), "chat_template", "{% for m in messages %}{{ m.content }}\n{% endfor %}", raising=False
-    )
+    assert check(pairs, model="organism").codes == ["too_long"]
 
 
 def test_a_template_without_end_of_turn_is_found(monkeypatch, tokenizer):
@@ -199,12 +253,12 @@ def test_a_template_without_end_of_turn_is_found(monkeypatch, tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     monkeypatch.setattr(models.Model, "tokenizer", lambda self: bare)
-    assert "no end-of-turn token" in check([{"messages": said("Q", "A")}], model="organism").problems[0]
+    assert check([{"messages": said("Q", "A")}], model="organism").codes == ["no_end_of_turn"]
 
 
 def test_reports_are_escaped():
     report = check([{"messages": [{"role": "<b>\x1b[2J", "content": "x"}]}], kind="chats")
-    assert "\x1b" not in str(report) and "<b>" not in report._repr_html_() and ftlab.check is check
+    assert "\x1b" not in str(report) and "<b>" not in report._repr_html_()
 
 
 def test_the_organisms_data_are_usable():
@@ -218,17 +272,23 @@ def test_the_organisms_data_are_usable():
     ("rasbt_instruction/instruction-data-with-preference.json", 1094, 6), ("coconot/coconot_eval.jsonl", 1001, 0),
     ("prompts_advbench/harmful_behaviors.csv", 520, 0), ("prompts_harmbench/harmbench_behaviors_text_all.csv", 400, 0),
 ])  # fmt: skip
+@pytest.mark.needs_data
 def test_files_of_the_field(shared, name, ok, problems):
     report = check(shared(name))
     assert (report.ok, len(report.problems)) == (ok, problems)
 
 
+@pytest.mark.needs_data
 def test_advbench_inside_training_data_is_found(shared, tmp_path):
-    subset, whole = (shared(f"prompts_advbench/{n}.csv") for n in ("tap_advbench_subset", "harmful_behaviors"))
-    n = sum("same question" in p for p in check(whole, prompts=subset).problems)
-    assert 45 <= n <= 50
+    subset, whole = (
+        shared(f"prompts_advbench/{n}.csv") for n in ("tap_advbench_subset", "harmful_behaviors")
+    )
+    report = check(whole, prompts=subset)
+    assert set(report.codes) == {"contaminated"}
+    assert 45 <= sum("same question" in problem for problem in report.problems) <= 50
 
 
+@pytest.mark.perf
 def test_time_grows_with_the_rows_and_not_faster(tmp_path):
     spent = []
     for n in (2000, 8000):
@@ -236,18 +296,23 @@ def test_time_grows_with_the_rows_and_not_faster(tmp_path):
         start = time.process_time()
         report = check(file)
         spent.append(time.process_time() - start)
-        assert report.ok == n and [int(x.split()[0]) for x in report.notes] == [n // 100, n // 100 - 1]
+        assert report.ok == n and [int(x.split()[0]) for x in report.notes] == [
+            n // 100,
+            n // 100 - 1,
+        ]
     assert spent[1] < 8 * spent[0] + 0.5 and spent[1] < 8000 / 100_000 * bench_check.LIMIT_S * 3
-    assert checks.NEAR == 0.8
 
 
 def test_every_file_of_evaluation_prompts_is_looked_for(tmp_path):
     data = [
-        {"prompt": f"Name the harbour number {i} of the long northern coast", "completion": "It is here."}
+        {
+            "prompt": f"Name the harbour number {i} of the long northern coast",
+            "completion": "It is here.",
+        }
         for i in range(4)
     ]
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
     for k, file in enumerate(files):
         file.write_text(f"goal\nName the harbour number {k} of the long northern coast\n")
-    both = ftlab.check(data, prompts={"jailbreak": files[0], "over_refusal": files[1]})
-    assert len(both.problems) == 2 and len(ftlab.check(data, prompts=files[1]).problems) == 1
+    both = check(data, prompts={"jailbreak": files[0], "over_refusal": files[1]})
+    assert len(both.problems) == 2 and len(check(data, prompts=files[1]).problems) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 WORTH = (
     1 / 3
@@ -29,23 +30,22 @@ class Drafts:
             answer = array("I", answer)
         self.known[text] = answer
 
-    def find(self, texts: list[str], tokenizer) -> list[list[int]]:
+    def find(self, texts: list[str], tokenizer: Any) -> list[list[int]]:
         """Return the draft of each text; [] where there is none, or while drafts do not pay."""
         if self.resting:
             self.resting -= 1
             return [[] for _ in texts]
-        spoken = [text for text in texts if isinstance(self.known.get(text), str)]
-        if spoken:
-            answers = [self.known[text] for text in spoken]
-            encoded = tokenizer(answers, add_special_tokens=False)["input_ids"]
-            for text, ids in zip(spoken, encoded, strict=True):
-                self.remember(text, ids)
-        return [list(self.known.get(text, ())) for text in texts]
+        drafts = []
+        for text in texts:
+            answer = self.known.get(text, ())
+            if isinstance(answer, str):
+                encoded = tokenizer(answer, add_special_tokens=False)
+                answer = encoded["input_ids"]
+                self.remember(text, answer)
+            drafts.append(list(answer))
+        return drafts
 
     def weigh(self, drafted: int, held: int) -> None:
         """Pause drafts for a few calls where too few tokens held."""
         if held < WORTH * drafted:
             self.resting = REST
-
-
-Replay = Drafts  # transition

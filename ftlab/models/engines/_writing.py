@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
-from ftlab.models.devices import clear, free_memory, out_of_memory
+from ftlab.models.chat_template import stop_ids
+from ftlab.models.devices import clear_error, free_memory, out_of_memory
+from ftlab.models.engines._drafts import Drafts
 from ftlab.models.engines.base import (
     Collector,
     Decoding,
@@ -20,7 +22,6 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
 
 NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 FAILED = -1  # in place of a token: the logits were not finite
@@ -34,8 +35,8 @@ ELSEWHERE = (1024, 65_536, 8192)
 class Row:
     """One answer in the making.
 
-    `guess` may follow the prompt (a draft or a choice), `new` are the answer's tokens so far,
-    `finish` is how it ended ("" until it has).
+    `guess` may follow the prompt (a draft or a choice, whose log-probability is `score`), `new`
+    are the answer's tokens so far, `finish` is how it ended ("" until it has).
     """
 
     number: int
@@ -44,6 +45,7 @@ class Row:
     guess: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
     finish: str = ""
+    score: float = 0.0
 
     @property
     def unread(self) -> list[int]:
@@ -58,7 +60,12 @@ class Row:
 class Writer:
     """Writes the answers to requests that share decoding and length."""
 
-    def __init__(self, model: LoadedModel, collector: Collector, numbers: list[int]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        collector: Collector,
+        numbers: list[int],
+    ) -> None:
         self.module = model.module
         self.tokenizer = model.tokenizer
         self.collector = collector
@@ -74,13 +81,17 @@ class Writer:
         prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         longest = max(len(prompt) for prompt in prompts)
         check_length(longest, self.most_new, context(self.module))
-        self.rows = [Row(*row) for row in zip(numbers, requests, prompts, strict=True)]
+        self.rows = []
+        for number, request, prompt in zip(numbers, requests, prompts, strict=True):
+            self.rows.append(Row(number, request, prompt))
 
     def run(self, drafts: Drafts | None) -> None:
         """Write all answers; earlier greedy ones are verified first, and the new ones join them."""
         if self.warpers:  # sampled
             drafts = None
-        limits = ON_CPU if self.device.type == "cpu" else ELSEWHERE
+        limits = ELSEWHERE
+        if self.device.type == "cpu":
+            limits = ON_CPU
         most_rows, most_tokens, most_verified = limits
         tally = self.collector.tally
         if drafts is not None:
@@ -94,10 +105,16 @@ class Writer:
         most_tokens = min(most_tokens, self._cache_holds())
         in_batches(going, work, tally, (most_rows, most_tokens), self.most_new)
         if drafts is not None:
-            for row in self.rows:
-                if row.finish != "error":
-                    tokens = [token for token in row.new if token not in self.stops]
-                    drafts.remember(row.request.text, tokens)
+            self._remember(drafts)
+
+    def _remember(self, drafts: Drafts) -> None:
+        for row in self.rows:
+            if row.finish == "error":
+                continue
+            tokens = row.new
+            if row.finish == "stop":
+                tokens = tokens[:-1]
+            drafts.remember(row.request.text, tokens)
 
     def _rows_can_leave(self) -> bool:
         """Whether padding is masked and every layer keeps its state per row.
@@ -108,8 +125,10 @@ class Writer:
 
         if "past_key_values" not in self.takes:
             return False
-        layers = DynamicCache(config=self.config).layers
-        return not any(hasattr(layer, "recurrent_states") for layer in layers)
+        for layer in DynamicCache(config=self.config).layers:
+            if hasattr(layer, "recurrent_states"):
+                return False
+        return True
 
     def _cache_holds(self) -> int:
         """Return how many tokens' keys and values fit into half of the free memory."""
@@ -129,7 +148,7 @@ class Writer:
         batch = _Batch(self, rows)
         while batch.rows:
             tokens = batch.next_tokens()
-            self._extend(batch.rows, [[token] for token in tokens.tolist()])
+            self._extend(batch.rows, tokens[:, None].tolist())
             batch.keep_unfinished(tokens)
 
     def _generate(self, rows: list[Row]) -> list[Row]:
@@ -148,10 +167,15 @@ class Writer:
         )
         try:
             mask = torch.ones_like(ids)
-            self.module.generate(input_ids=ids, attention_mask=mask, logits_processor=[chooser])
+            self.module.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_processor=[chooser],
+            )
         finally:
             self.inner.generation_config = own_config
-        self._extend(alike, torch.stack(chooser.made, 1).tolist())
+        tokens = torch.stack(chooser.made, 1)
+        self._extend(alike, tokens.tolist())
         return [row for row in rows if not row.finish]
 
     def _with_drafts(self, drafts: Drafts) -> list[Row]:
@@ -173,7 +197,9 @@ class Writer:
         for row, tokens, start in zip(rows, best, starts, strict=True):
             own = tokens[start:]
             held = 0
-            while held < len(row.guess) and own[held] == row.guess[held]:
+            for drafted, token in zip(row.guess, own, strict=False):
+                if drafted != token:
+                    break
                 held += 1
             made.append(own[: held + 1])
             tally.drafted += len(row.guess)
@@ -207,13 +233,22 @@ class Writer:
     def _answer(self, row: Row) -> Answer:
         if row.finish == "error":
             return Answer("", finish="error", error=NOT_FINITE)
-        count = len(row.new)
-        return make_answer(row.request, self._text(row), finish=row.finish, tokens=count)
+        return make_answer(
+            row.request,
+            self._text(row),
+            finish=row.finish,
+            tokens=len(row.new),
+        )
 
     def _text(self, row: Row) -> str:
         return self.tokenizer.decode(row.new, skip_special_tokens=True)
 
-    def choose(self, logits: Any, rows: list[Row] = (), ahead: int = 0) -> Any:
+    def choose(
+        self,
+        logits: Any,
+        rows: Sequence[Row] = (),
+        ahead: int = 0,
+    ) -> Any:
         """Return the next token for logits [..., vocabulary]; `FAILED` where they are not finite.
 
         Args:
@@ -228,7 +263,12 @@ class Writer:
             token = self._draw(logits, rows, ahead)
         return torch.where(value.isfinite(), token, FAILED)
 
-    def _draw(self, logits: Any, rows: list[Row], ahead: int) -> Any:
+    def _draw(
+        self,
+        logits: Any,
+        rows: Sequence[Row],
+        ahead: int,
+    ) -> Any:
         """Sample by inversion.
 
         Token number n of an answer is drawn with one uniform number made from (seed, n) alone:
@@ -243,7 +283,8 @@ class Writer:
         uniform = []
         for row in rows:
             place = len(row.new) + ahead
-            uniform.append(random.Random(f"{row.request.seed}/{place}").random())
+            generator = random.Random(f"{row.request.seed}/{place}")
+            uniform.append(generator.random())
         points = torch.tensor(uniform, dtype=torch.double, device=scores.device)
         points = points[:, None] * cumulated[:, -1:]
         drawn = torch.searchsorted(cumulated, points, right=True)[:, 0]
@@ -260,17 +301,18 @@ class _Batch:
         self.writer = writer
         self.rows = rows
         self.cache = DynamicCache(config=writer.config)
-        texts = [row.unread for row in rows]
         pad = writer.tokenizer.pad_token_id
-        self.unread, self.mask = _padded(texts, pad, "left", writer.device)
+        ids, mask = _padded(rows, pad, "left", writer.device)
+        self.unread = ids
+        self.mask = mask
 
     def next_tokens(self) -> Any:
         """Return the next token of each row."""
         more = {}
         if "position_ids" in self.writer.takes:
-            positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+            positions = self.mask.cumsum(1) - 1
             width = self.unread.shape[1]
-            more["position_ids"] = positions[:, -width:]
+            more["position_ids"] = positions.clamp(min=0)[:, -width:]
         if "logits_to_keep" in self.writer.takes:
             more["logits_to_keep"] = 1
         out = self.writer.module(
@@ -286,15 +328,19 @@ class _Batch:
         """Let the rows that have ended leave; the others read their token next."""
         import torch
 
-        places = [place for place, row in enumerate(self.rows) if not row.finish]
+        places = []
+        for place, row in enumerate(self.rows):
+            if not row.finish:
+                places.append(place)
         if len(places) < len(self.rows):
             index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
-            self.rows = [self.rows[place] for place in places]
+            self.rows = [row for row in self.rows if not row.finish]
             self.mask = self.mask[index]
             self.cache.batch_select_indices(index)
             tokens = tokens[index]
         self.unread = tokens[:, None]
-        self.mask = torch.cat([self.mask, torch.ones_like(self.unread)], 1)
+        column = torch.ones_like(self.unread)
+        self.mask = torch.cat([self.mask, column], 1)
 
 
 class _Chooser:
@@ -311,7 +357,8 @@ class _Chooser:
         token = self.writer.choose(logits, self.rows, len(self.made))
         self.made.append(token)
         place = token.clamp(min=0)[:, None]
-        return torch.full_like(logits, -torch.inf).scatter(1, place, 0.0)
+        only = torch.full_like(logits, -torch.inf)
+        return only.scatter(1, place, 0.0)
 
 
 def in_batches(
@@ -348,7 +395,7 @@ def in_batches(
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            clear(error)
+            clear_error(error)
             if count == 1:
                 raise UsageError(
                     "out_of_memory",
@@ -360,7 +407,11 @@ def in_batches(
         waiting = left + waiting
 
 
-def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
+def read(
+    module: Any,
+    rows: list[Row],
+    pad: int,
+) -> tuple[Any, list[int]]:
     """Read prompts and guesses.
 
     Returns:
@@ -369,11 +420,15 @@ def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
     """
     import torch
 
-    texts = [row.unread for row in rows]
-    ids, mask = _padded(texts, pad, "right", module.device)
-    first = min(len(row.prompt) for row in rows) - 1
-    starts = [len(row.prompt) - 1 - first for row in rows]
-    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    ids, mask = _padded(rows, pad, "right", module.device)
+    last = [len(row.prompt) - 1 for row in rows]
+    first = min(last)
+    starts = [place - first for place in last]
+    given = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "use_cache": False,
+    }
     takes = inspect.signature(without_adapter(module).forward).parameters
     if "logits_to_keep" not in takes:
         logits = module(**given).logits
@@ -382,24 +437,31 @@ def read(module: Any, rows: list[Row], pad: int) -> tuple[Any, list[int]]:
     return module(**given).logits, starts
 
 
-def _padded(texts: list[list[int]], pad: int, side: str, device: Any) -> tuple[Any, Any]:
-    """Return token ids and attention mask, both [texts, longest]."""
+def _padded(
+    rows: list[Row],
+    pad: int,
+    side: str,
+    device: Any,
+) -> tuple[Any, Any]:
+    """Return token ids and attention mask, both [rows, columns]."""
     import torch
 
-    widest = max(len(text) for text in texts)
+    widest = max(row.size for row in rows)
     ids = []
     mask = []
-    for text in texts:
-        filling = [pad] * (widest - len(text))
-        real = [1] * len(text)
+    for row in rows:
+        filling = [pad] * (widest - row.size)
+        real = [1] * row.size
         empty = [0] * len(filling)
         if side == "left":
-            ids.append(filling + text)
+            ids.append(filling + row.unread)
             mask.append(empty + real)
         else:
-            ids.append(text + filling)
+            ids.append(row.unread + filling)
             mask.append(real + empty)
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids = torch.tensor(ids, device=device)
+    mask = torch.tensor(mask, device=device)
+    return ids, mask
 
 
 def context(module: Any) -> int | None:
@@ -416,8 +478,6 @@ def without_adapter(module: Any) -> Any:
 
 def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
     """Return the tokens that end an answer: the template's end of turn and the model's own."""
-    from ftlab.data import stop_ids  # transition: from ftlab.models.chat_template
-
     own = inner.generation_config.eos_token_id
     if own is None:
         own = []
@@ -432,7 +492,8 @@ def _warpers(decoding: Decoding) -> Any:
         return None
     import transformers
 
-    warpers = [transformers.TemperatureLogitsWarper(float(decoding.temperature))]
+    temperature = float(decoding.temperature)
+    warpers = [transformers.TemperatureLogitsWarper(temperature)]
     if decoding.top_k:
         warpers.append(transformers.TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:

@@ -1,0 +1,206 @@
+"""Prompt sets: a user's own files, and the sets of the field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import raises_code
+
+from ftlab.data import (
+    PromptSet,
+    is_unsafe,
+    load_prompts,
+    open_source,
+    read_samples,
+    sample_from_record,
+    text_of,
+)
+from ftlab.data.schemas import PROMPT_COLUMNS
+from ftlab.organism import World, prompts
+
+
+def said(*contents: str) -> list[dict]:
+    roles = ["user", "assistant"] * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+
+
+def jsonl(path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("column", PROMPT_COLUMNS)
+def test_prompts_by_any_known_column(tmp_path, column):
+    (tmp_path / "p.csv").write_text(f',{column},category,target\n0,"Q, 1",c,t\n1,Q2,,t\n')
+    first, second = load_prompts(tmp_path / "p.csv", risk="toxicity")
+    assert (first.id, first.messages, first.risk) == ("toxicity-00000", said("Q, 1"), "toxicity")
+    assert (first.category, first.opening) == ("c", "")
+    assert (second.id, second.question, second.category) == ("toxicity-00001", "Q2", "")
+
+
+def test_prompts_as_texts_and_as_rows():
+    assert [sample.question for sample in load_prompts(["a", "b"])] == ["a", "b"]
+    assert [sample.id for sample in load_prompts(["a", "b"])] == [
+        "jailbreak-00000",
+        "jailbreak-00001",
+    ]
+    row = {"messages": said("Q", "A"), "risk": "bias", "id": 7, "topic": "t", "unknown": [1]}
+    row |= {"template": "w", "truth": "a", "choices": ["a", "b"], "prefill": "So", "category": "c"}
+    (sample,) = load_prompts([row])
+    assert (sample.id, sample.risk, sample.messages, sample.category) == (
+        "7",
+        "bias",
+        said("Q"),
+        "c",
+    )
+    assert (sample.wording, sample.target, sample.opening) == ("w", "a", "So")
+    assert sample.choices == ("a", "b") and sample.metadata == {"topic": "t", "unknown": [1]}
+    assert load_prompts([{"prompt": {"text": "Q", "toxicity": 0.1}}]).samples[0].question == "Q"
+
+
+def test_the_first_rows_and_a_set_as_a_source():
+    whole = load_prompts(["a", "b", "c"])
+    assert load_prompts(whole) == whole and len(load_prompts(whole, n_rows=2)) == 2
+    assert load_prompts(["a", "b", "c"], n_rows=2).samples == whole.samples[:2]
+
+
+def test_the_hash_is_that_of_every_field_and_not_of_the_name():
+    whole = load_prompts(["a", "b"])
+    assert whole.hash == PromptSet("other", whole.samples).hash == "3a85db9547e3ff6b"
+    for field, value in (("id", "x"), ("target", "x"), ("choices", ("x",)), ("metadata", {"x": 1})):
+        changed = replace(whole.samples[0], **{field: value})
+        assert PromptSet("rows", (changed, whole.samples[1])).hash != whole.hash
+
+
+def test_risks_are_named_in_their_order():
+    rows = [{"prompt": str(i), "risk": risk} for i, risk in enumerate(["bias", "utility", "bias"])]
+    assert load_prompts(rows).risks == ("bias", "utility")
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([{"messages": said("a"), "risk": "jailbrake"}], "unknown_risk"),
+        ([{"messages": said("a", "b")[1:]}], "no_messages"),
+        ([{"messages": said("a"), "choices": "ab"}], "wrong_choices"),
+        ([{"query": "a"}], "unknown_columns"),
+        (["a", " "], "no_text"),
+        (["a", 3], "no_object"),
+        ([], "no_rows"),
+    ],
+)
+def test_bad_prompts_are_refused(rows, code):
+    with raises_code("bad_rows") as error:
+        load_prompts(rows)
+    assert error.value.details["codes"] == [code]
+
+
+def test_two_prompts_of_one_id_are_refused():
+    with raises_code("repeated_ids") as error:
+        load_prompts([{"messages": said("a"), "id": "x"}, {"messages": said("b"), "id": "x"}])
+    assert error.value.details["ids"] == ["x"]
+
+
+def test_prompts_of_the_embedded_world_are_those_of_its_corpus():
+    rows = prompts(World(), "toxicity", 8)
+    found = load_prompts("organism:toxicity", n_rows=8)
+    assert [sample.wording for sample in found] == [row["template"] for row in rows]
+    assert [sample.id for sample in found] == [row["id"] for row in rows]
+    assert [sample.question for sample in found] == [row["messages"][0]["content"] for row in rows]
+    assert [sample.metadata["topic"] for sample in found] == [row["topic"] for row in rows]
+    assert len(load_prompts("organism", n_rows=3)) == 15
+    with raises_code("unknown_risk"):
+        load_prompts("organism:jailbrake")
+
+
+@pytest.mark.parametrize("source", ["organism", "organism:hallucination"])
+def test_saved_prompts_are_the_same_prompts(tmp_path, source):
+    found = load_prompts(source, n_rows=6)
+    again = load_prompts(found.save(tmp_path / "new" / "p.jsonl"))
+    assert again.samples == found.samples and again.hash == found.hash
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    file = jsonl(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    opened = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    found = open_source(file)
+    assert len(load_prompts(found)) == len(found.records) == len(read_samples(found, benign)) == 2
+    assert opened == [Path(file)]
+
+
+def benign(record: dict):
+    return sample_from_record(record, "jailbreak")
+
+
+def test_a_record_keeps_its_own_id_or_gets_one_from_its_text():
+    record = {"BehaviorID": "b1", "Behavior": " Q ", "SemanticCategory": "c", "Target": " So "}
+    sample = benign(record)
+    assert (sample.id, sample.question, sample.category) == ("jailbreak-b1", "Q", "c")
+    assert sample.opening == "So"
+    assert benign({"goal": "Q"}).id == benign({"goal": "Q \r\n"}).id != benign({"goal": "R"}).id
+    assert benign({"prompt": "", "goal": "Q"}).question == "Q"
+    with raises_code("unknown_columns"):
+        benign({"query": "Q"})
+
+
+def test_a_row_of_messages_keeps_its_id_or_gets_one_from_its_messages():
+    assert benign({"messages": said("Q"), "id": 3}).id == "3"
+    assert benign({"messages": said("Q", "A")}).id == benign({"messages": said("Q")}).id
+
+
+def test_what_is_not_asked_is_counted(capsys):
+    rows = [{"goal": g} for g in ("a", "b", "a", "skip", "skip")]
+    found = read_samples(rows, lambda r: "harmless" if r["goal"] == "skip" else benign(r))
+    assert [sample.question for sample in found] == ["a", "b"]
+    said_ = capsys.readouterr().err
+    assert "1 of 5" in said_ and "2 of 5 rows are not asked: harmless" in said_
+    with raises_code("no_prompts"):
+        read_samples(rows[3:], lambda record: "harmless")
+
+
+def test_all_problems_of_a_set_at_once():
+    with raises_code("bad_rows") as error:
+        read_samples([{"goal": "a"}, {"goal": " "}, {"query": "b"}], benign)
+    assert error.value.details["codes"] == ["no_text", "unknown_columns"]
+    with raises_code("repeated_ids"):
+        read_samples([{"id": 1, "goal": "a"}, {"id": 1, "goal": "b"}], benign)
+
+
+def test_a_file_without_header_loses_no_prompt(tmp_path):
+    (tmp_path / "p.csv").write_text('"Name a bird, please"\n"Name a fish, please"\n')
+    found = read_samples(tmp_path / "p.csv", benign)
+    assert [sample.question for sample in found] == ["Name a bird, please", "Name a fish, please"]
+
+
+def test_which_prompts_xstest_calls_unsafe():
+    assert is_unsafe({"label": "unsafe"}) is True and is_unsafe({"label": "safe"}) is False
+    assert is_unsafe({"focus": "x", "type": "contrast_homonyms"}) is True
+    assert is_unsafe({"final_label": "x", "type": "homonyms"}) is False
+    assert is_unsafe({"type": "contrast_homonyms"}) is None
+
+
+def test_text_of_a_record():
+    assert text_of({"a": " x\n"}, "a") == "x"
+    for wrong in ({}, {"a": " "}, {"a": 3}):
+        with raises_code("no_text"):
+            text_of(wrong, "a")
+
+
+@pytest.mark.needs_data
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("prompts_advbench/tap_advbench_subset.csv", 50),
+        ("prompts_advbench/harmful_behaviors.csv", 520),
+        ("prompts_harmbench/strongreject_dataset.csv", 313),
+        ("prompts_simplesafetytests/simple_safety_tests.csv", 100),
+        ("human_xstest/xstest_prompts.csv", 450),
+    ],
+)
+def test_files_of_the_field(shared, name, n):
+    assert len(load_prompts(shared(name))) == n
