@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from benchmarks._today import (
     fastest_settings,
     generate,
     open_plainly,
+    peak_memory_mb,
     render,
     trainer,
 )
@@ -158,11 +158,6 @@ def said_in(run: Run) -> dict[str, list[str]]:
         f"{row.step}|{row.sample_id}": [texts[row.answer_key], row.outcome]
         for row in run.table().itertuples()
     }
-
-
-def peak_memory_mb(of: int = resource.RUSAGE_SELF) -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, else KB
-    return resource.getrusage(of).ru_maxrss / unit
 
 
 def floor(work: Work, arm: str) -> dict:

@@ -7,6 +7,7 @@ imports only what its task needs.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 from time import monotonic as clock
@@ -120,6 +121,12 @@ def count_tokens(tokenizer: Any, answers: list[str]) -> int:
     """Return the number of tokens of answers, each with its end of turn."""
     encoded = tokenizer(answers, add_special_tokens=False)["input_ids"]
     return sum(len(ids) + 1 for ids in encoded)
+
+
+def peak_memory_mb(of: int = resource.RUSAGE_SELF) -> float:
+    """Return the most memory that this process, or its children, have held."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, else KB
+    return resource.getrusage(of).ru_maxrss / unit
 
 
 def answer(folder: Path, point: str, batch: str) -> dict:

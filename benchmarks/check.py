@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks._arms import peak_memory_mb
+from benchmarks._today import peak_memory_mb
 
 LIMIT_S = 20  # for 100,000 chats
 LIMIT_MB = 1024
