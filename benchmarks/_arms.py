@@ -245,7 +245,7 @@ class _Decoding:
 
 
 def train_rate(work: Work, way: str) -> dict:
-    """Train by `ftlab.sft`, or TRL's trainer with its "best" or "default" settings.
+    """Train by `ftlab.sft`, or TRL's trainer with its "best" settings or its "defaults".
 
     Opening and saving the model is included.
     """
@@ -291,10 +291,9 @@ def judge_rate(work: Work, way: str) -> dict:
     model, tokenizer = open_plainly(work.model)
     texts = texts_of(work, tokenizer)
     answers = generate_by_ftlab(model, tokenizer, texts, work.max_new_tokens)
-    opened = open_judge(way)
-    opened.judge(samples[:8], answers[:8])  # it loads what it needs
+    open_judge(way).judge(samples[:8], answers[:8])  # it loads what it needs
     start = clock()
-    opened.judge(samples, answers)
+    open_judge(way).judge(samples, answers)
     return {"seconds": clock() - start, "amount": len(samples)}
 
 

@@ -19,30 +19,6 @@ import ftlab
 from benchmarks import _arms, _report, _running, _work, curve, rates
 from ftlab.evals.risks import open_risk
 
-TINY = replace(
-    _work.SIZES["organism"],
-    points=(0, 2, 4),
-    batch_size=4,
-    n_prompts=6,
-    pilot=4,
-    repeat=1,
-    share={
-        "reference": (1, 2),
-        "batched": (1, 4),
-        "ftlab": (3, 6),
-        "ftlab without drafts": (3, 4),
-        "floor": (2, 6),
-    },
-)
-
-
-@pytest.fixture
-def work(tmp_path):
-    """Return prepared work of a tiny size with the embedded model."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    return _work.prepare(TINY, "organism", folder)
-
 
 def test_every_size_says_what_every_arm_measures():
     for size in _work.SIZES.values():
@@ -52,9 +28,9 @@ def test_every_size_says_what_every_arm_measures():
             assert n_prompts <= size.n_prompts
 
 
-def test_a_full_measurement_has_no_share():
-    assert TINY.share_of("reference") == pytest.approx(2 / 18)
-    full = TINY.in_full()
+def test_a_full_measurement_has_no_share(tiny):
+    assert tiny.share_of("reference") == pytest.approx(2 / 18)
+    full = tiny.in_full()
     assert {full.share_of(arm) for arm in curve.ARMS} == {1}
 
 
@@ -143,7 +119,7 @@ def test_work_is_read_as_it_was_written(work, tmp_path):
     assert len(read.rows()) == 4 * 4
 
 
-def test_arms_take_turns_and_rates_are_of_medians(monkeypatch, tmp_path):
+def test_arms_take_turns_and_rates_are_of_medians(monkeypatch, tmp_path, tiny):
     order = []
     seconds = iter([4.0, 2.0, 8.0, 1.0, 5.0, 2.0, 4.0, 2.0, 8.0])
 
@@ -152,7 +128,7 @@ def test_arms_take_turns_and_rates_are_of_medians(monkeypatch, tmp_path):
         return {"seconds": next(seconds), "amount": 8}
 
     monkeypatch.setattr(_running, "run_arm", run_arm)
-    size = replace(TINY, repeat=3)
+    size = replace(tiny, repeat=3)
     file = tmp_path / "train.json"
     rates.measure("train", size=size, file=file, out=tmp_path)
     assert order == ["train:ftlab", "train:best", "train:defaults"] * 3
@@ -178,12 +154,12 @@ def test_an_unknown_size_is_refused():
         _work.choose_size("7B")
 
 
-def test_a_model_without_chat_template_is_refused(tmp_path):
+def test_a_model_without_chat_template_is_refused(tmp_path, tiny):
     plain = tmp_path / "plain"
     shutil.copytree(ftlab.model("organism").path, plain)
     (plain / "chat_template.jinja").unlink()
     with raises_code("no_chat_template"):
-        _work.prepare(TINY, plain, tmp_path)
+        _work.prepare(tiny, plain, tmp_path)
 
 
 def in_shell(work, script: str, monkeypatch, tmp_path) -> None:

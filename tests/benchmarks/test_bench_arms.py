@@ -7,19 +7,18 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks import _arms, _today, _work, curve
-from tests.benchmarks.test_parts import TINY
+from benchmarks import _arms, _today, curve
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, tiny):
     """Return what a tiny curve benchmark wrote, and its folder."""
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FTLAB_RUNS", str(out / "runs"))
-        curve.measure({"organism": TINY}, file=out / "bench.json", out=out)
+        curve.measure({"organism": tiny}, file=out / "bench.json", out=out)
     return json.loads((out / "bench.json").read_text()), out
 
 
@@ -34,23 +33,15 @@ def test_all_arms_give_the_same_answers_and_verdicts(measured):
     assert found["arms"]["ftlab"]["parts"]["drafted"] > 0
 
 
-def test_every_arm_states_its_share(measured):
+def test_every_arm_states_its_share(measured, tiny):
     found, out = measured
     shares = {arm: numbers["measured_share"] for arm, numbers in found["arms"].items()}
     shares["floor"] = found["floor"]["measured_share"]
-    assert shares == pytest.approx({arm: TINY.share_of(arm) for arm in curve.ARMS})
+    assert shares == pytest.approx({arm: tiny.share_of(arm) for arm in curve.ARMS})
     table = pd.read_csv(out / "bench_curve.csv", keep_default_na=False).set_index("arm")
     assert table["note"]["ftlab"] == ""
     assert "scaled from 0.11" in table["note"]["reference"]
     assert found["floor"]["sampler"] in found["floor"]["tried_s"]
-
-
-@pytest.fixture
-def work(tmp_path):
-    """Return prepared work of a tiny size with the embedded model."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    return _work.prepare(TINY, "organism", folder)
 
 
 def test_rates_count_their_work(work):
