@@ -84,7 +84,7 @@ def test_words_put_into_the_models_mouth_are_in_the_answer_but_are_no_answer(lla
     engine = ScriptedEngine([" a kite.", " \n"])
     settings = dict(prompts=["Where?", "Who?"], attacks=["prefill"], judges="keywords")
     run = ft.evaluate(llama, engine=engine, **settings)
-    assert [row["text"] for row in run.read("answers.jsonl")] == ["Sure, here is a kite.", ""]
+    assert [row["text"] for row in run.read("answers.jsonl")] == ["Sure, here is a kite.", " \n"]
     assert run.table()["outcome"].tolist() == ["complied", "empty"]
 
 
