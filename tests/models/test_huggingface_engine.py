@@ -13,7 +13,8 @@ from small_models import FAMILIES, make_model
 
 import ftlab
 from ftlab.models import render, stop_ids
-from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request, writing
+from ftlab.models.engines import Decoding, HuggingFaceEngine, LoadedModel, Request
+from ftlab.models.engines import _writing as writing
 
 QUESTIONS = [
     "Ann has 3 pears.",

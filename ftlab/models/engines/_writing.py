@@ -378,7 +378,9 @@ class _Batch:
             self.rows = [row for row in self.rows if not row.finish]
             self.mask = self.mask[index]
             self.cache.batch_select_indices(index)
-        last = [row.new[-1:] for row in self.rows]
+        last = []
+        for row in self.rows:
+            last.append(row.new[-1:])
         self.unread = torch.tensor(last, dtype=torch.long, device=self.mask.device)
         column = self.mask.new_ones(len(self.rows), 1)
         self.mask = torch.cat([self.mask, column], 1)
