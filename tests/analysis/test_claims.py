@@ -7,8 +7,8 @@ import math
 
 import pandas as pd
 import pytest
+from analysis.verdict_tables import CURVE, made, saved
 from helpers import raises_code
-from verdict_tables import CURVE, made, saved
 
 from ftlab.analysis import claims, compare, rates, record, record_claim, targets, verdict
 from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED, Target

@@ -12,15 +12,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from analysis.verdict_tables import CURVE, made, saved
 from helpers import raises_code
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
-from verdict_tables import CURVE, made, saved
 
 from ftlab._core.types import Outcome
-from ftlab.analysis import compare, outcome_shares, plot, rates
-from ftlab.analysis.plots import Kind, _axes, live_chart
+from ftlab.analysis import compare, live_chart, outcome_shares, plot, rates
+from ftlab.analysis.plots import Kind, _axes
 
 STEPS = (0, 10, 30, 100, 300)
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility")
@@ -390,7 +390,7 @@ def test_nothing_heavy_is_imported_and_nothing_global_changes():
     script = """
 import sys
 from ftlab.analysis import plot
-import ftlab.analysis.claims, ftlab.analysis.report
+import ftlab.analysis.claims, ftlab.analysis.page
 heavy = {"matplotlib", "torch", "transformers", "jinja2", "yaml"} & set(sys.modules)
 assert not heavy, heavy
 import matplotlib, pandas

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from analysis.verdict_tables import CURVE, LETTERS, event, made, rows, saved
 from helpers import raises_code
-from verdict_tables import CURVE, LETTERS, event, made, rows, saved
 
-from ftlab import stats
+from ftlab import analysis, stats
 from ftlab._core.types import Outcome
 from ftlab.analysis import compare, first_step, outcome_shares, rates, summary
 from ftlab.runs import start, table_of
@@ -324,3 +324,13 @@ def test_a_summary_is_short_and_has_no_empty_numbers(table, cells):
 def test_a_summary_of_something_else_is_refused():
     with raises_code("nothing_to_summarise"):
         summary(pd.DataFrame({"step": [1]}))
+
+
+def test_old_names_still_work():
+    table = made(CURVE)
+    assert analysis.by_seed(table, verdict="refused")["rate"].tolist()[:2] == [0.8, 0.4]
+    assert analysis.crossing(table, ratio=2)["step"].tolist() == pytest.approx([20 / 3])
+    assert analysis.no_refusal(table)["step"].tolist() == [30]
+    found = analysis.before_after(table, by="risk")
+    assert found["series"].tolist() == ["before", "after 30 steps"]
+    assert found["rate"].tolist() == pytest.approx([0.2, 0.9])

@@ -9,10 +9,11 @@ import math
 import re
 
 import pytest
+from analysis.test_claims import CANARY, INF, NAN, claimed
 from helpers import raises_code
-from test_claims import CANARY, INF, NAN, claimed
 
-from ftlab.analysis import claims, report, write_report
+from ftlab.analysis import claims, report
+from ftlab.analysis import page as pages
 from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -71,7 +72,7 @@ class Page(html.parser.HTMLParser):
 
 def written(tmp_path, experiments, **changed):
     given = {"model": "organism", "seeds": 5} | changed
-    return write_report(tmp_path / "out", experiments, **given)
+    return report(tmp_path / "out", experiments, **given)
 
 
 def test_results_have_exactly_the_columns_in_order(experiments, tmp_path):
@@ -103,7 +104,7 @@ def test_results_have_exactly_the_columns_in_order(experiments, tmp_path):
     ],
 )
 def test_four_significant_digits(value, text):
-    assert report.significant(value) == text
+    assert pages.significant(value) == text
 
 
 def test_the_same_runs_give_the_same_bytes_and_no_stale_figure(experiments, tmp_path):
@@ -135,7 +136,7 @@ def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
     pictures = [address for address in page.addresses if address.startswith("data:")]
     assert {base64.b64decode(p.split(",")[1]) for p in pictures} == {SVG.encode(), PNG}
     words = " ".join(" ".join(page.words).split())
-    texts = report._texts()
+    texts = pages._texts()
     for part in (
         texts["organism"],
         texts["few_seeds"],
@@ -178,13 +179,13 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
     )
     page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts"})
     text = page.read_text()
-    assert 'class="quick"' in text and report._texts()["quick"] in text
+    assert 'class="quick"' in text and pages._texts()["quick"] in text
     for part in ("41.5", "cores 2", "trl 1", "04x: no prompts."):
         assert part in text
     assert "41.5" not in (out / "results.csv").read_text()
     claimed(tmp_path / "other", model="Mistral")
     text = written(tmp_path, {"02": tmp_path / "other"}, model="Mistral").read_text()
-    assert 'class="quick"' not in text and report._texts()["organism"] not in text
+    assert 'class="quick"' not in text and pages._texts()["organism"] not in text
 
 
 @pytest.mark.parametrize(
