@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -315,7 +316,8 @@ def record(
         note: With columns in braces, like `claim`; by default the numbers behind the figure.
 
     Returns:
-        The claims, which show themselves. Ratios that are not defined are left out.
+        The claims, which show themselves, in the order of `published`. Ratios that are not
+        defined are left out.
 
     Raises:
         UsageError: `no_model_name`; as `record_claim`.
@@ -327,12 +329,7 @@ def record(
     if not model:
         raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
     claims = Claims()
-    for values, part in table.groupby(table.attrs["by"], sort=False):
-        target = published
-        if isinstance(published, dict):
-            target = next((published[value] for value in values if value in published), None)
-        if target is None:
-            continue
+    for target, part in _claimed(table, published):
         row = _last_row(part)
         kind = "rate" if "child" not in row else target_of(target).unit
         columns, default = SOURCES[kind, "child" in row]
@@ -352,6 +349,18 @@ def record(
             note=(note or default).format_map(row),
         )
     return claims
+
+
+def _claimed(table: DataFrame, published: str | dict[Any, str]) -> Iterator[tuple[str, DataFrame]]:
+    """Yield the published figure of each claimed group, and the group's rows."""
+    groups = list(table.groupby(table.attrs["by"], sort=False))
+    if isinstance(published, str):
+        yield from ((published, part) for _, part in groups)
+        return
+    for group, target in published.items():
+        for values, part in groups:
+            if group in values:
+                yield target, part
 
 
 def _last_row(part: DataFrame) -> dict[str, Any]:

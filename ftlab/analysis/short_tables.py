@@ -11,6 +11,9 @@ from ftlab._core.errors import UsageError
 
 # Columns that are shown where a table has them; the estimates with intervals come in between.
 FIRST = (
+    "set",
+    "model",
+    "refusal",
     "risk",
     "attack",
     "category",
