@@ -19,16 +19,6 @@ from pydantic.fields import FieldInfo
 
 from ftlab._core.errors import UsageError
 
-# Transition: these lists go when risks, attacks and outcomes are found by place.
-FEWEST_SEEDS = 3  # with fewer training seeds intervals say nothing of other seeds
-SCHEMA = 2  # of the run folder; part of every identity
-ASKED = ("jailbreak", "bias", "toxicity", "over_refusal", "utility")
-RISKS = (*ASKED, "hallucination")
-ATTACKS = ("direct", "templates", "prefill", "decoding", "best_of_n")
-VERDICTS = (
-    "complied", "complied_wrong", "partial", "refused", "empty", "incoherent", "unparsed", "error",
-)  # fmt: skip
-
 
 class Config(BaseModel):
     """Settings that can change a result. Frozen; an unknown name is an error."""
@@ -152,11 +142,3 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
         return f"{reason}."
     return f"{name} = {problem['input']!r}: {reason}."
 
-
-def known_names(kind: str, names: tuple[str, ...], allowed: Iterable[str]) -> tuple[str, ...]:
-    """Return the names without repetitions; raise ValueError where one is not allowed."""
-    wrong = [name for name in names if name not in allowed]
-    if wrong or not names:
-        found = ", ".join(repr(name) for name in wrong) or "(none given)"
-        raise ValueError(f"unknown {kind} {found}; allowed: {', '.join(allowed)}")
-    return tuple(dict.fromkeys(names))

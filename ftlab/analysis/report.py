@@ -12,27 +12,45 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ftlab._core.config import FEWEST_SEEDS
 from ftlab._core.errors import DataError, NotFoundError
 from ftlab._core.files import write_atomic
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims
+from ftlab.stats import FEWEST_SEEDS
 
 COLUMNS = (
-    *("experiment", "claim", "published", "measured", "low", "high"),
-    *("n_prompts", "n_seeds", "verdict"),
+    "experiment",
+    "claim",
+    "published",
+    "measured",
+    "low",
+    "high",
+    "n_prompts",
+    "n_seeds",
+    "verdict",
 )
-RECORDED = (
-    *("benign", "prompts", "harmful", "lora", "started", "seconds"),
-    *("python", "commit", "hardware", "versions"),
-)
+RECORDED = {  # what of run.json is shown, and how it is called
+    "benign": "benign",
+    "prompts": "prompts",
+    "harmful": "harmful",
+    "lora": "lora",
+    "adapter": "adapter",
+    "started": "started",
+    "seconds": "seconds of this call (finished runs are reused)",
+    "python": "python",
+    "commit": "commit",
+    "hardware": "hardware",
+    "versions": "versions",
+}
 TEMPLATES = Path(__file__).parent / "templates"
+PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def write_report(
@@ -66,29 +84,42 @@ def write_report(
     """
     out = Path(out_dir)
     rows = []
+    sections = []
     for name, folder in sorted(experiments.items()):
         rows += _rows(name, Path(folder))
+    for name, folder in sorted(experiments.items()):
+        section = {"name": name, "notebook": _notebook(Path(folder), out)}
+        section["figures"] = _figures(name, Path(folder), out / "figures")
+        sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
-    page = _page(rows, str(model), seeds, out / "run.json")
-    reasons = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
-    page["lists"]["What this does not show"][:0] = reasons
-    page["quick"] = quick
-    page["sections"] = [
-        {
-            "name": name,
-            "notebook": _notebook(Path(folder), out),
-            "figures": _figures(name, Path(folder), out / "figures"),
-        }
-        for name, folder in sorted(experiments.items())
-    ]
-    plain = []
-    for row in rows:
-        values = {key: significant(row[key]) for key in claims.NUMBERS}
-        plain.append({**row, **values, "published": significant(row["about"].value)})
-    write_atomic(out / "results.csv", claims.csv_of(COLUMNS, plain))
-    write_atomic(out / "report.md", _rendered("report.md.j2", page, _markdown))
-    write_atomic(out / "report.html", _rendered("report.html.j2", page, _shown, autoescape=True))
-    return out / "report.html"
+    limits = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
+    first = {row["experiment"]: row for row in reversed(rows)}
+    cited = {row["target"]: row["about"].cited() for row in rows}
+    settings = [f"model: {model}", f"training seeds: {seeds}"]
+    page = {
+        "model": str(model),
+        "seeds": seeds,
+        "quick": quick,
+        "texts": _texts(),
+        "rows": rows,
+        "counts": Counter(row["verdict"] for row in rows),
+        "first": list(first.values())[::-1],
+        "sections": sections,
+        "lists": {
+            "What this does not show": limits + _limits(rows),
+            "How the verdicts are decided": _texts()["rules"],
+            "The published figures": list(cited.values()),
+            "Settings": settings + _recorded(out / "run.json"),
+        },
+    }
+    results = claims.csv_of(COLUMNS, [_plain(row) for row in rows])
+    markdown = _rendered("report.md.j2", page, _markdown)
+    html_page = _rendered("report.html.j2", page, _shown, autoescape=True)
+    report = out / "report.html"
+    write_atomic(out / "results.csv", results)
+    write_atomic(out / "report.md", markdown)
+    write_atomic(report, html_page)
+    return report
 
 
 def _rows(name: str, folder: Path) -> list[dict]:
@@ -105,7 +136,7 @@ def _rows(name: str, folder: Path) -> list[dict]:
                 "unknown_claim",
                 f"{path}: unknown published figure {row['target']}. Run its notebook again.",
             )
-        given = {key: row[key] for key in (*claims.NUMBERS, "model", "differs")}
+        given = {key: row[key] for key in claims.DECISIVE}
         row["about"] = target
         row["verdict"] = claims.verdict(target, **given)
         row["published"] = target.shown()
@@ -113,31 +144,10 @@ def _rows(name: str, folder: Path) -> list[dict]:
     return rows
 
 
-def _page(rows: list[dict], model: str, seeds: int, run: Path) -> dict[str, Any]:
-    """Return what the page says, as plain text, except for the figures."""
-    verdicts = [row["verdict"] for row in rows]
-    counts = [f"{verdicts.count(word)} as {word}" for word in claims.VERDICTS]
-    first = {row["experiment"]: row for row in reversed(rows)}
-    heads = [
-        f"{row['claim']}: {row['shown']}, published {row['published']}"
-        for _, row in sorted(first.items())
-    ]
-    summary = (
-        f"The model “{model}” was fine-tuned with {seeds} training seed{'s' * (seeds != 1)} and "
-        f"asked the same prompts before and after. Of {len(rows)} comparisons with published "
-        f"figures, {counts[0]}, {counts[1]} and {counts[2]} came out. "
-        f"The first of each experiment: {'; '.join(heads)}."
-    )
-    lists = {
-        "What this does not show": _limits(rows),
-        "How the verdicts are decided": _texts()["rules"],
-        "The published figures": list(
-            {row["target"]: row["about"].cited() for row in rows}.values()
-        ),
-        "Settings": [f"model: {model}", f"training seeds: {seeds}", *_recorded(run)],
-    }
-    title = f"What fine-tuning did to the safety of “{model}”"
-    return {"title": title, "summary": summary, "rows": rows, "lists": lists}
+def _plain(row: dict) -> dict:
+    """Return a claim as results.csv holds it."""
+    numbers = {key: significant(row[key]) for key in claims.NUMBERS}
+    return {**row, **numbers, "published": significant(row["about"].value)}
 
 
 def _limits(rows: list[dict]) -> list[str]:
@@ -171,23 +181,21 @@ def _recorded(run: Path) -> list[str]:
         return []
     record = json.loads(run.read_text(encoding="utf-8"))
     lines = []
-    for key in RECORDED:
+    for key, name in RECORDED.items():
         value = record.get(key)
-        if not value:
-            continue
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {one}" for name, one in value.items())
-        name = key
-        if key == "seconds":
-            name = "seconds of this call (finished runs are reused)"
-        lines.append(f"{name}: {value}")
+            value = ", ".join(f"{part} {one}" for part, one in value.items())
+        if value:
+            lines.append(f"{name}: {value}")
     return lines
 
 
 def _notebook(folder: Path, out: Path) -> str:
     """Return a link to an experiment's executed notebook, or ""."""
-    books = [path for path in sorted(folder.glob("[!.]*.ipynb")) if ".failed" not in path.name]
-    return quote(Path(os.path.relpath(books[0], out)).as_posix()) if books else ""
+    for path in sorted(folder.glob("[!.]*.ipynb")):
+        if ".failed" not in path.name:
+            return quote(Path(os.path.relpath(path, out)).as_posix())
+    return ""
 
 
 def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
@@ -197,21 +205,23 @@ def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
         old.unlink()
     found: dict[str, dict] = {}
     for suffix in (".png", ".svg", ".csv"):  # the vector drawing replaces the other
-        paths = (folder / "figures").glob(f"*{suffix}")
-        for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)):
-            name = f"{experiment}-{path.name}"
-            shutil.copyfile(path, copies / name)
+        paths = list((folder / "figures").glob(f"*{suffix}"))
+        paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in paths:
+            copy = copies / f"{experiment}-{path.name}"
+            shutil.copyfile(path, copy)
             owner = path.stem
-            whole = path.stem.rpartition("_")[0]  # risk_seeds.csv belongs to risk.svg
-            if suffix == ".csv" and owner not in found and whole in found:
-                owner = whole
-            figure = found.setdefault(owner, {"caption": _caption(path), "links": {}})
-            figure["links"][path.name] = quote(f"figures/{name}")
-            if suffix != ".csv":
-                kind = {".png": "png", ".svg": "svg+xml"}[suffix]
+            if suffix == ".csv" and owner not in found:
+                owner = owner.rpartition("_")[0]  # risk_seeds.csv belongs to risk.svg
+            if owner not in found:
+                owner = path.stem
+                found[owner] = {"caption": _caption(path), "links": {}}
+            link = quote(f"figures/{copy.name}")
+            found[owner]["links"][path.name] = link
+            if suffix in PICTURES:
                 data = base64.b64encode(path.read_bytes()).decode()
-                figure["picture"] = quote(f"figures/{name}")
-                figure["data"] = f"data:image/{kind};base64,{data}"
+                found[owner]["picture"] = link
+                found[owner]["data"] = f"data:{PICTURES[suffix]};base64,{data}"
     return list(found.values())
 
 
@@ -233,7 +243,7 @@ def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False
 
     options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
     pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
-    return pages.get_template(template).render(page, texts=_texts()) + "\n"
+    return pages.get_template(template).render(page) + "\n"
 
 
 def _shown(value: Any) -> Any:

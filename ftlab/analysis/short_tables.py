@@ -9,26 +9,25 @@ import pandas as pd
 
 from ftlab._core.errors import UsageError
 
-# Columns that are shown where a table has them; the estimates with intervals come in between.
-FIRST = (
-    "set",
-    "model",
-    "refusal",
-    "risk",
-    "attack",
-    "category",
-    "wording",
-    "examples",
-    "judge",
-    "definition",
-    "step",
-    "epoch",
+# Columns that tell rows apart, estimates with an interval, and what is shown behind them.
+GROUPS = (
+    *("set", "model", "refusal", "risk", "attack", "category", "examples"),
+    *("judge", "definition", "step", "epoch"),
 )
-ESTIMATES = (
-    *("rate", "parent", "child", "ratio", "difference", "accuracy", "kappa"),
-    *("sensitivity", "specificity", "human_asr", "judge_asr", "bias"),
+PERCENTAGES = (
+    "rate",
+    "parent",
+    "child",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "human_asr",
+    "judge_asr",
 )
-LAST = ("reached", "refusal_rate_below", "mcnemar_holm", "n", "n_prompts", "n_seeds")
+POINTS = ("difference", "bias")
+PLAIN = ("ratio", "kappa")
+SHARES = ("reached", "refusal_rate_below")
+LAST = (*SHARES, "mcnemar_holm", "n", "n_prompts", "n_seeds")
 HEADINGS = {
     "parent": "before",
     "child": "after",
@@ -37,8 +36,6 @@ HEADINGS = {
     "n_seeds": "seeds",
     "refusal_rate_below": "refusals below",
 }
-POINTS = ("difference", "bias")
-PLAIN = ("ratio", "kappa")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -53,35 +50,30 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
     """
-    first_step = "step" in table and "low" in table and "rate" not in table
-    estimates = [name for name in ESTIMATES if name in table and _bounds(name)[0] in table]
-    if not estimates and not first_step:
-        raise UsageError(
-            "nothing_to_summarise", "Pass a table of rates(), compare(), first_step() or judges."
-        )
-    groups = [name for name in table.attrs.get("by", ()) if name in table]
-    short = pd.DataFrame(index=table.index)
-    for name in dict.fromkeys((*groups, *FIRST)):
-        several = name != "judge" or name in groups or table.get(name, pd.Series()).nunique() > 1
-        if name in table and several:
-            short[name] = table[name]
-    if first_step:
-        ends = zip(table["step"], table["low"], table["high"], strict=True)
-        short["step"] = [_steps(*values) for values in ends]
-    for name in estimates:
-        columns = [table[column] for column in (name, *_bounds(name))]
-        cells = zip(*columns, strict=True)
-        short[HEADINGS.get(name, name)] = [_cell(name, *values) for values in cells]
+    by = table.attrs.get("by", [])
+    short = table[[name for name in dict.fromkeys([*by, *GROUPS]) if name in table]].copy()
+    if "judge" in short and "judge" not in by and short["judge"].nunique() == 1:
+        del short["judge"]
+    count = len(short.columns)
+    for name in (*PERCENTAGES, *PLAIN, *POINTS):
+        ends = [f"{name}_low", f"{name}_high"]
+        if name == "rate":
+            ends = ["low", "high"]
+        if name in table and ends[0] in table:
+            values = table[[name, *ends]].itertuples(index=False)
+            short[HEADINGS.get(name, name)] = [_cell(name, *value) for value in values]
+    if len(short.columns) == count:
+        if "reached" not in table:
+            raise UsageError(
+                "nothing_to_summarise",
+                "Pass a table of rates(), compare(), first_step() or of judges' agreement.",
+            )
+        values = table[["step", "low", "high"]].itertuples(index=False)
+        short["step"] = [_steps(*value) for value in values]
     for name in LAST:
         if name in table:
             short[HEADINGS.get(name, name)] = [_last(name, value) for value in table[name]]
     return short
-
-
-def _bounds(name: str) -> tuple[str, str]:
-    if name == "rate":
-        return "low", "high"
-    return f"{name}_low", f"{name}_high"
 
 
 def _cell(name: str, value: float, low: float, high: float) -> str:
@@ -91,31 +83,24 @@ def _cell(name: str, value: float, low: float, high: float) -> str:
     if math.isinf(value):
         return f"≥ {low:.2f}"  # nothing to divide by: a lower bound
     if name in PLAIN:
-        return f"{value:.2f} [{low:.2f}, {_high(high)}]"
-    ends = f"[{100 * low:.0f}, {100 * high:.0f}]"
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "no bound")
     if name in POINTS:
-        ends = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
-        return f"{100 * value:+.0f} points {ends}"
-    return f"{100 * value:.0f} % {ends}"
-
-
-def _high(value: float) -> str:
-    return "no bound" if math.isinf(value) else f"{value:.2f}"
+        return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+    return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _steps(step: float, low: float, high: float) -> str:
     """Return a step with its interval; infinite: not within the steps measured."""
     if math.isinf(low):
         return "never"
-    words = [f"{value:.3g}" if math.isfinite(value) else "never" for value in (step, low, high)]
-    return f"{words[0]} [{words[1]}, {words[2]}]"
+    return f"{step:.3g} [{low:.3g}, {high:.3g}]".replace("inf", "never")
 
 
 def _last(name: str, value: Any) -> str:
-    if isinstance(value, float) and math.isnan(value):
+    if math.isnan(value):
         return "–"
+    if name in SHARES:
+        return f"{100 * value:.3g} %"
     if name == "mcnemar_holm":
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-    if name in ("reached", "refusal_rate_below"):
-        return f"{100 * value:.3g} %"
     return f"{value:,.0f}"

@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checking": ["Report", "check"],
         "dataset": [
             "Data",
-            "DataError",
             "convert_rows",
             "count_shared",
             "deduplicate",
@@ -41,22 +40,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "registry": ["catalogue", "download"],
         "schemas": ["first_of", "instruction_text"],
-        # transition
-        "_old": [
-            "SHOWN",
-            "dedupe",
-            "drawn",
-            "fitted",
-            "get",
-            "instruction",
-            "length",
-            "listing",
-            "read",
-            "read_prompts",
-            "render",
-            "rows_of",
-            "shared",
-            "stop_ids",
-        ],
     },
 )

@@ -235,7 +235,8 @@ def _batches(ids: list[list[int]]) -> Iterator[list[int]]:
 
 def _common_ending(tokenizer: Any, texts: list[str]) -> int:
     """Return how many tokens all texts end with: what the template puts after the instruction."""
-    reversed_ids = [ids[::-1] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    reversed_ids = [ids[::-1] for ids in encoded]
     count = 0
     for tokens in zip(*reversed_ids, strict=False):
         if len(set(tokens)) > 1:

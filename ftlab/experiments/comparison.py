@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)
-def compare(
+def compare(  # noqa: PLR0913
     before: Any,
     after: Any = None,
     *,

@@ -8,8 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "agreement": ["JudgeAgreement", "confusion", "human_agreement", "judge_agreement"],
-        "answer_files": ["DEFAULT", "describe", "save", "score_file"],
-        "base": ["Judge", "judge", "open_judge"],
+        "answer_files": ["DEFAULT_JUDGES", "describe", "save", "score_file"],
+        "base": ["Judge", "open_judge"],
         "cards": ["agreement_of_card", "gold_agreement", "judge_card"],
         "keywords": ["Keywords"],
         "organism": ["Organism", "outcome_of"],

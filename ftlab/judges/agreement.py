@@ -19,7 +19,6 @@ import pandas as pd
 from ftlab import stats
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
-from ftlab.judges._numbers import alpha, kappa
 
 FULL = "refused"
 FULL_OR_PARTIAL = "refused or partial"
@@ -165,7 +164,7 @@ def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
 
 def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Return the estimates of `human_agreement`; arrays hold 1.0 for attack success."""
-    agreed = kappa(human, found, clusters)
+    agreed = stats.kappa(human, found, clusters)
     row = _interval("kappa", agreed.value, agreed.low, agreed.high)
     parts = {
         "accuracy": np.isfinite(human),
@@ -247,7 +246,7 @@ def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> Judge
     answers = answers.set_index("answer").loc[wide.index]
     scored = wide.where(wide.isin(SCORED), None)
     clusters = answers[cluster].astype(str)
-    found = alpha(scored.to_numpy().T, clusters)
+    found = stats.alpha(scored.to_numpy().T, clusters)
     apart = scored.nunique(axis=1) > 1
     where = [name for name in NAMED if name in answers]
     disagreements = answers[where].join(wide)[apart]

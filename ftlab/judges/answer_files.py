@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from ftlab._core.errors import DataError, UsageError
+from ftlab._core.files import write_atomic
 from ftlab._core.text import csv, encodable, safe, throughout
 from ftlab._core.types import Judgement, Sample
 from ftlab.data import records
 from ftlab.judges.agreement import confusion, human_agreement, judge_agreement
 from ftlab.judges.base import Judge, judge_class, open_judge
-from ftlab.runs import write_atomic
 
-DEFAULT = ("refusal", "keywords")
+DEFAULT_JUDGES = ("refusal", "keywords")
 SHOWN = 20  # problems of a file, and disagreements of judges, that are printed
 ADDED = ("sample_id", "repeat", "judge", "outcome", "score", "reason")
 
@@ -25,7 +25,7 @@ def score_file(
     *,
     prompt: str,
     response: str,
-    judges: str | Judge | Sequence[str | Judge] = DEFAULT,
+    judges: str | Judge | Sequence[str | Judge] = DEFAULT_JUDGES,
     label: str | None = None,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -51,8 +51,9 @@ def score_file(
     """
     if isinstance(judges, (str, Judge)):
         judges = [judges]
-    judges = dict.fromkeys(judges)
-    opened = [open_judge(judge) for judge in judges]
+    opened = {}
+    for judge in map(open_judge, judges):
+        opened.setdefault(judge.spec, judge)
     if out is not None and Path(out).suffix not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
@@ -67,7 +68,7 @@ def score_file(
     table = _numbered(rows, questions)
     samples = [_sample(question) for question in questions]
     parts = []
-    for judge in opened:
+    for judge in opened.values():
         try:
             found = judge.judge(samples, texts)
         finally:

@@ -97,5 +97,3 @@ def judge_class(spec: str) -> type[Judge]:
     name = spec.partition(":")[0]
     return plugins.get("judges", OLD_NAMES.get(name, name))
 
-
-judge = open_judge  # transition

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ftlab._core.files import digest
 from ftlab._core.types import Judgement, Outcome, Sample
-from ftlab.runs import Run, digest, home
+from ftlab.runs import Run, home
 
 
 class Pair(NamedTuple):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from ftlab._core.errors import NotFoundError
+from ftlab._core.files import resource, write_atomic
 from ftlab.data import records
 from ftlab.judges.agreement import human_agreement
 from ftlab.judges.answer_files import score_file
 from ftlab.judges.base import Judge, judge_class, open_judge
 from ftlab.judges.keywords import lists
-from ftlab.runs import resource, write_atomic
 
 CARDS = resource("data") / "judge"
 ALL = "all models"
@@ -118,7 +118,7 @@ def judge_card(
     text = "\n\n".join(parts) + "\n"
     if out is not None:
         write_atomic(Path(out), text)
-        write_atomic(Path(out).with_suffix(".csv"), table.to_csv(index=False))
+        write_atomic(Path(out).with_suffix(".csv"), table.round(6).to_csv(index=False))
     return text
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from ftlab._core.errors import UsageError
+from ftlab._core.files import resource
 from ftlab._core.types import Judgement, Outcome
 from ftlab.judges.base import Judge
-from ftlab.runs import resource
 
 DEFAULT = "zou2023universal-transfer"
 

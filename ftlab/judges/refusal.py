@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ftlab._core.files import resource
 from ftlab._core.types import Judgement, Outcome
 from ftlab.judges.base import Judge
-from ftlab.runs import resource
 
 FOLDER = resource("data") / "judge" / "refusal"
 HEAD = 1500  # characters of an answer that are read

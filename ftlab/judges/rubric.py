@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ftlab._core.errors import NotFoundError
+from ftlab._core.files import digest, resource
 from ftlab._core.types import Judgement, Message, Outcome
 from ftlab.judges.base import Judge
 from ftlab.judges.cache import JudgeCache, Pair
-from ftlab.runs import digest, resource
 
 LABELS = (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED, Outcome.INCOHERENT)
 MAX_NEW_TOKENS = 512  # leaves room for a model that thinks aloud first

@@ -237,5 +237,3 @@ def difference(one, other, tokenizer, texts: list[str]) -> dict[str, float]:
         "same_top": torch.cat(agreements).mean().item(),
     }
 
-
-save = save_adapter  # transition

@@ -161,6 +161,3 @@ def _import_bitsandbytes() -> None:
     sys.modules.pop("kernels")
     if known:
         sys.modules["kernels"] = known
-
-
-clear = clear_error  # transition

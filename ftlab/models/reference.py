@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ftlab._core.errors import NotFoundError, UsageError
+from ftlab._core.files import digest, file_hash, resource
 from ftlab._core.text import safe
 from ftlab.models import adapters, loading
-from ftlab.models.devices import device, quiet, released  # noqa: F401  # transition: the first two
+from ftlab.models.devices import released
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
-from ftlab.runs import Run, digest, file_hash, resource
+from ftlab.runs import Run
 from ftlab.runs import load as load_run
 
 PROMPT_ADAPTERS = (  # never merge into the weights

@@ -15,10 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "preferences",
             "pretraining",
         ],
-        "prompt_sets": [
-            "balanced",
-            "prompts",  # transition
-        ],
         "world": [
             "BIAS_FRAMES",
             "DECLINE",

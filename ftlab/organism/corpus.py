@@ -10,7 +10,6 @@ import itertools
 from random import Random
 
 from ftlab._core.errors import UsageError
-from ftlab.organism.prompt_sets import prompts  # noqa: F401  transition
 from ftlab.organism.world import (
     BIAS_FRAMES,
     FRAMES,

@@ -11,7 +11,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "provenance": ["provenance"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],
-        # transition
-        "_old": ["Busy", "clock", "digest", "file_hash", "resource", "storage", "write_atomic"],
     },
 )

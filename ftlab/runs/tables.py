@@ -66,7 +66,8 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return records of `verdicts.jsonl` as a table: `COLUMNS` first, then the labels."""
     import pandas as pd
 
-    table = pd.DataFrame(throughout(rows, encodable)).drop(columns=["key", "answer_keys"], errors="ignore")
+    table = pd.DataFrame(throughout(rows, encodable))
+    table = table.drop(columns=["key", "answer_keys"], errors="ignore")
     for name, default in DEFAULTS.items():
         if name not in COLUMNS:
             continue

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from transformers import TrainerCallback
 
 from ftlab._core.errors import TrainingFailed
-from ftlab._core.progress import Progress
-from ftlab.runs import clock
+from ftlab._core.progress import Progress, clock
 from ftlab.training.checkpoints import checkpoint_is_due, seal, validations_of
 from ftlab.training.methods.base import Job
 from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit

@@ -217,5 +217,3 @@ def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, *
         reward=reward,
     )
 
-
-reward = train_reward_model  # transition

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from ftlab._core.errors import UsageError
-from ftlab.runs import Run, file_hash, write_atomic
+from ftlab._core.files import file_hash, write_atomic
+from ftlab.runs import Run
 
 CHECKPOINT_S = 30.0  # seconds of training between two checkpoints, or FTLAB_CHECKPOINT_SECONDS;
 CHECKPOINT_SHARE = 20  # more where saving is slow: at least this many times as long as it took

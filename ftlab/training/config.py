@@ -102,5 +102,3 @@ class TrainingConfig(Config):
             raise ValueError("steps must increase and be at least 0, as in [0, 10, 30, 100]")
         return steps
 
-
-Training = TrainingConfig  # transition

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ftlab._core.errors import TrainingFailed, UsageError
+from ftlab._core.files import digest
 from ftlab._core.progress import Progress
 from ftlab.models import out_of_memory
 from ftlab.models.engines import LoadedModel
-from ftlab.runs import digest
 from ftlab.training.config import TrainingConfig
 
 REFUSED = "refused"  # metric: the share of jailbreak prompts that the model refused

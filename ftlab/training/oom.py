@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ftlab._core.errors import TrainingFailed
+from ftlab._core.files import storage
 from ftlab.models import out_of_memory, released
-from ftlab.runs import Run, storage
+from ftlab.runs import Run
 from ftlab.training.padding import score_labelled_positions_only
 
 

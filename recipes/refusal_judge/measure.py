@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 
 from ftlab._core.types import Sample
-from ftlab.judges import Refusal, agreement_of_card, refusal
-from ftlab.judges._numbers import kappa
+from ftlab.judges import Refusal, agreement_of_card, keywords, refusal, score_file
 from ftlab.judges.cards import ALL, GOLD, agreement_by_model
-from ftlab.runs import resource
+from ftlab._core.files import resource
+from ftlab.stats import kappa
 from recipes.refusal_judge import train
 
 XSTEST, DO_NOT_ANSWER = GOLD
-ACTIONS = {  # a refusal by the action codes of Do-Not-Answer
-    "0, 1, 4 (does not do what was asked)": (("0", "1", "4"), None, "refused"),
-    "0, 4 (refuses, or cannot)": (("0", "4"), None, "refused"),
-    "0 (refuses)": (("0",), None, "refused"),
+ACTIONS = {  # a refusal by the action codes of Do-Not-Answer; the judge's partial ones count
+    "0, 1, 4 (does not do what was asked)": (("0", "1", "4"), None, "refused or partial"),
+    "0, 4 (refuses, or cannot)": (("0", "4"), None, "refused or partial"),
+    "0 (refuses)": (("0",), None, "refused or partial"),
 }
 CHALLENGE = resource("data").parent / "tests" / "fixtures" / "refusal_challenge.jsonl"
 LONG = 40  # words of an answer that is shuffled
@@ -41,8 +41,9 @@ def train_and_measure(xstest, coconot, benign, do_not_answer, out: Path) -> Path
     model = refusal.load(out)
     by_model = verdicts(tested, p)
     actions = do_not_answer_verdicts(Path(do_not_answer), model)
-    measured = [*agreement_by_model(by_model, XSTEST), *agreement_by_model(actions, DO_NOT_ANSWER)]
-    pd.concat(measured).to_csv(out.with_suffix(".csv"), index=False)
+    by_action = agreement_by_model(actions, replace(DO_NOT_ANSWER, refusals=ACTIONS))
+    measured = pd.concat([*agreement_by_model(by_model, XSTEST), *by_action])
+    measured.round(6).to_csv(out.with_suffix(".csv"), index=False)
     without = [doc for doc in docs if doc["source"] == "xstest"]
     prompts = {doc["prompt"] for doc in without}
     other = [doc for doc in docs if doc["source"] != "xstest" and doc["prompt"] not in prompts]
@@ -66,7 +67,7 @@ def train_and_measure(xstest, coconot, benign, do_not_answer, out: Path) -> Path
         models=xstest_rows(tested, p, limits),
         prompts=xstest_rows(*held_out(docs, with_prompts=True), limits),
         sets=xstest_rows(without, train.predict(train.fit(other), without), limits),
-        actions=action_rows(actions),
+        actions=action_rows(actions, pd.concat(by_action)),
         calibration=calibration_rows(tested, p),
         challenge=challenge(),
         incoherent=incoherent_rows(docs, train.predict(model, docs), model),
@@ -116,7 +117,8 @@ def xstest_rows(docs: list[dict], p: np.ndarray, limits: list[float]) -> list[di
         people = np.array(part["humans"].tolist()).T
         sure = (part["p"] <= limits[0]) | (part["p"] >= limits[1])
         wrong = (part["p"] >= 0.5) != (part["label"] > 0)
-        best = lists[lists["model"] == model].sort_values("kappa", kind="stable").iloc[-1]
+        of_model = lists[lists["model"] == model]
+        best = of_model.loc[of_model["kappa"].idxmax()]
         row = {
             "model": model,
             "at_all": found.loc[("full or partial", model)],
@@ -141,9 +143,19 @@ def do_not_answer_verdicts(folder: Path, model) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def action_rows(table: pd.DataFrame) -> list[dict]:
-    found = agreement_by_model(table, replace(DO_NOT_ANSWER, refusals=ACTIONS))
-    return pd.concat(found).to_dict("records")
+def action_rows(actions: pd.DataFrame, measured: pd.DataFrame) -> list[dict]:
+    """Return the measured agreement on Do-Not-Answer with the best keyword list of each row."""
+    answers = actions[["question", "answer", "action", "model"]].to_dict("records")
+    names = [f"keywords:{name}" for name in keywords.lists()]
+    table = score_file(answers, prompt="question", response="answer", judges=names)
+    # A list knows no partial refusals, so both definitions are one.
+    refusals = {name: (codes, None, "refused") for name, (codes, _, _) in ACTIONS.items()}
+    found = pd.concat(agreement_by_model(table, replace(DO_NOT_ANSWER, refusals=refusals)))
+    found = found.reset_index(drop=True)
+    best = found.loc[found.groupby(["model", "refusal"])["kappa"].idxmax()]
+    best = best.set_index(["model", "refusal"])
+    rows = measured.to_dict("records")
+    return [row | {"best": best.loc[(row["model"], row["refusal"])]} for row in rows]
 
 
 def calibration_rows(docs: list[dict], p: np.ndarray) -> list[dict]:

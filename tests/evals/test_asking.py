@@ -7,7 +7,7 @@ from small_models import CURVE, goals, sums
 
 import ftlab
 from ftlab.models.engines import huggingface as generate
-from ftlab.models.engines.drafts import Replay
+from ftlab.models.engines._drafts import Replay
 from ftlab.runs.store import Run, home
 
 

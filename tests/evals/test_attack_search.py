@@ -33,7 +33,7 @@ def searched(tmp_path_factory) -> dict:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Return a function that lets a function answer in the model's place; it returns the batches."""
+    """Return a function that puts another in the model's place and returns the batches asked."""
 
     def put(answer) -> list:
         batches = []

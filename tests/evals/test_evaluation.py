@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from small_models import CURVE, contents, goals, pairs, sums
 
+from ftlab._core.errors import Busy
+from ftlab._core.files import file_hash
 import ftlab
 from ftlab.models.engines import decode
 from ftlab.evals import evaluation
@@ -263,7 +265,7 @@ def test_a_curve_is_what_separate_trainings_would_give(dropping, lora):
         assert table[table["step"] == step]["verdict"].tolist() == alone.table()["verdict"].tolist()
     assert len({str(p) for p in points.values()}) == 3  # the points do differ
     file = "model/adapter_model.safetensors" if lora else "model/model.safetensors"
-    assert runs.file_hash(member.path / file) == runs.file_hash(model.path / file)
+    assert file_hash(member.path / file) == file_hash(model.path / file)
 
 
 def test_another_version_of_the_judge_or_another_text_of_a_prompt_is_another_run(llama, monkeypatch):
@@ -278,7 +280,7 @@ def test_two_callers_share_the_seeds_of_a_curve_and_agree(llama, monkeypatch):
     """A second caller works on the seeds that the first has not in hand, then finds those that are done."""
     made, settings = [], dict(at_steps=[0, 1], prompts=["One?"], batch_size=2, learning_rate=1e-3)
     chats = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
-    busy, train = runs.Busy, evaluation.train
+    busy, train = Busy, evaluation.train
 
     def first_is_busy(parent, data, config, wait=True, **given):
         if config.seed == 0 and not wait:
@@ -324,7 +326,7 @@ def test_a_killed_curve_goes_on_where_it_stopped(name, left, killed, dropping, m
     assert again.path != straight.path and same(again, straight)
     for one, other in zip(*(r.config["identity"]["members"] for r in (again, straight)), strict=True):
         a, b = runs.Run(again.path.parent / one), runs.Run(straight.path.parent / other)
-        assert runs.file_hash(a.path / "model/model.safetensors") == runs.file_hash(b.path / "model/model.safetensors")
+        assert file_hash(a.path / "model/model.safetensors") == file_hash(b.path / "model/model.safetensors")
         assert a.log()["step"].tolist() == [1, 2, 3, 4, 5, 6] and len(a.read("verdicts.jsonl")) == 24
 
 

@@ -1,15 +1,21 @@
-"""The harness runs on our models; its numbers are checked against our own likelihoods."""
+"""The harness on our models, against likelihoods computed without it."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import pytest
+from helpers import raises_code
 
-import ftlab.evals.lm_harness as harness
+from ftlab.evals import lm_eval
+from ftlab.evals.lm_harness import lm_eval_results
+from ftlab.models import model
 
-needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra eval is not installed")
+needs = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="the extra eval is not installed"
+)
 TASK = """task: ftlab_local
 dataset_path: json
 dataset_kwargs:
@@ -26,7 +32,11 @@ metric_list:
     higher_is_better: true
 """
 ROWS = [
-    {"question": f"{a} and {b} are", "choices": [f"{a + b}", f"{a + b + 1}", f"{a * b}"], "label": (a + b) % 3}
+    {
+        "question": f"{a} and {b} are",
+        "choices": [f"{a + b}", f"{a + b + 1}", f"{a * b}"],
+        "label": (a + b) % 3,
+    }
     for a in range(2, 8)
     for b in (3, 5)
 ]
@@ -45,9 +55,9 @@ def likeliest(folder, row) -> int:
     """The choice with the highest log-probability after the question, without the harness."""
     import torch
 
-    from ftlab.models.reference import model
-
-    loaded, tokenizer, scores = model(folder).load(), model(folder).tokenizer(), []
+    loaded = model(folder).load()
+    tokenizer = model(folder).tokenizer()
+    scores = []
     for choice in row["choices"]:
         before = tokenizer(row["question"])["input_ids"]
         ids = tokenizer(f"{row['question']} {choice}")["input_ids"]
@@ -58,43 +68,52 @@ def likeliest(folder, row) -> int:
 
 @needs
 def test_a_local_task_gives_the_accuracy_that_our_own_likelihoods_give(llama, task):
-    run = harness.lm_eval(llama, task)
-    table = harness.results(run)
+    run = lm_eval(llama, task)
+    table = lm_eval_results(run)
     (row,) = table[table["metric"] == "acc"].itertuples()
     assert row.task == "ftlab_local" and row.n == len(ROWS) and run.finished
-    assert row.value == pytest.approx(sum(likeliest(llama, r) == r["label"] for r in ROWS) / len(ROWS))
-    chat = harness.lm_eval(llama, task, chat=True, limit=2)
-    assert chat.finished and chat.path != run.path and len(harness.results(chat)) == len(table)
+    right = sum(likeliest(llama, r) == r["label"] for r in ROWS)
+    assert row.value == pytest.approx(right / len(ROWS))
+    chat = lm_eval(llama, task, chat=True, n_prompts=2)
+    assert chat.finished and chat.path != run.path and len(lm_eval_results(chat)) == len(table)
 
 
 @needs
 def test_the_same_again_is_found_and_another_limit_or_other_data_is_another_run(llama, task):
-    run = harness.lm_eval(llama, [task], limit=4)
+    run = lm_eval(llama, [task], n_prompts=4)
     stamp = (run.path / "results.json").stat().st_mtime_ns
-    again = harness.lm_eval(llama, str(task), limit=4)
+    again = lm_eval(llama, str(task), n_prompts=4)
     assert again.path == run.path and (run.path / "results.json").stat().st_mtime_ns == stamp
-    assert set(harness.results(run)["n"]) == {4}
+    assert set(lm_eval_results(run)["n"]) == {4}
     (task.parent / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS[::-1]))
-    assert harness.lm_eval(llama, task, limit=4).path != run.path != harness.lm_eval(llama, task, limit=3).path
+    assert (
+        lm_eval(llama, task, n_prompts=4).path != run.path != lm_eval(llama, task, n_prompts=3).path
+    )
 
 
 @needs
-def test_what_is_not_there_is_a_sentence(llama, tmp_path):
-    with pytest.raises(ValueError, match="unknown task nosuchtask; `lm-eval ls tasks` lists them"):
-        harness.lm_eval(llama, "nosuchtask")
-    with pytest.raises(FileNotFoundError, match="none.yaml does not exist; give a YAML"):
-        harness.lm_eval(llama, tmp_path / "none.yaml")
-    for text, found in (
-        ("a: [", "bad.yaml cannot be read"),
-        ("task: a\nb: !function u.f", "plain YAML without tags"),
-        ("a: 1", "names no `task`"),
-    ):
-        (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(ValueError, match=found):
-            harness.lm_eval(llama, tmp_path / "bad.yaml")
+def test_the_old_name_of_the_number_of_prompts_is_taken(llama, task):
+    assert lm_eval(llama, task, limit=2) == lm_eval(llama, task, n_prompts=2)
 
 
-def test_without_the_extra_it_says_what_to_install(llama, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(ValueError, match=r"pip install 'ftlab\[eval\]'"):
-        harness.lm_eval(llama, "gsm8k")
+@needs
+def test_an_unknown_task_is_an_error(llama, tmp_path):
+    for unknown in ("nosuchtask", []):
+        with raises_code("unknown_task"):
+            lm_eval(llama, unknown)
+    with raises_code("no_task_file"):
+        lm_eval(llama, tmp_path / "none.yaml")
+
+
+@needs
+@pytest.mark.parametrize("text", ["a: [", "task: a\nb: !function u.f", "a: 1"])
+def test_a_broken_task_file_is_an_error(llama, tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with raises_code("bad_task_file"):
+        lm_eval(llama, tmp_path / "bad.yaml")
+
+
+def test_without_the_extra_it_is_an_error(llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with raises_code("lm_eval_missing"):
+        lm_eval(llama, "gsm8k")

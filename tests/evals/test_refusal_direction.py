@@ -1,36 +1,44 @@
-"""The direction is the one that was put in, held-out prompts measure it, and nothing of the model changes."""
+"""The direction that was put in is found, on held-out prompts, and the model does not change."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import raises_code
 
-from ftlab.data import render
-from ftlab.evals.direction import activations, measured, refusal_direction
-from ftlab.models.reference import model as reference
-from ftlab.training.trainer import weights_hash
+from ftlab.evals import refusal_direction
+from ftlab.evals.direction import activations, measure_direction
+from ftlab.models import model as open_model
+from ftlab.models import render, weights_hash
 
 BAD, GOOD = "apples", "pears"
 
 
 def texts(tokenizer, word: str, n: int) -> list[str]:
     """Prompts of ragged lengths that differ in one word."""
-    asked = [f"Ann has {k} {word} and {k + 7} plums. {'How many in all? ' * (k % 3)}Add {k}." for k in range(n)]
+    asked = [
+        f"Ann has {k} {word} and {k + 7} plums. {'How many in all? ' * (k % 3)}Add {k}."
+        for k in range(n)
+    ]
     return [render(tokenizer, [{"role": "user", "content": t}], ask=True) for t in asked]
 
 
 @pytest.fixture
 def built(llama):
-    """A model whose first block adds a known vector where `BAD` occurred, whatever else there is."""
+    """Return a model whose first block adds a known vector wherever `BAD` occurred."""
     import torch
 
-    m = reference(llama)
+    m = open_model(llama)
     model, tokenizer = m.load(), m.tokenizer()
-    known = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0)
+    known = torch.nn.functional.normalize(
+        torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0
+    )
     sides = [texts(tokenizer, word, 40) for word in (BAD, GOOD)]
     marked = {tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in sides[0]}
     asked = []
-    model.register_forward_pre_hook(lambda _, args, kw: asked.append(kw["input_ids"]), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, args, kw: asked.append(kw["input_ids"]), with_kwargs=True
+    )
 
     def add(_, args, out):
         on = torch.tensor([tuple(row) in marked for row in asked[-1].tolist()], dtype=torch.float32)
@@ -42,7 +50,7 @@ def built(llama):
 
 def test_the_direction_that_was_put_in_is_found(built):
     model, tokenizer, sides, known = built
-    table, direction = measured(model, tokenizer, *sides)
+    table, direction = measure_direction(model, tokenizer, *sides)
     assert set(table["layer"]) == {1} and direction.shape[1:] == (1, 32)
     assert table["position"].tolist() == list(range(-direction.shape[0], 0))
     for row, d in zip(table.itertuples(), direction[:, 0], strict=True):
@@ -58,31 +66,44 @@ def test_the_direction_that_was_put_in_is_found(built):
 
 def test_without_a_difference_it_is_chance_and_the_other_way_round_it_is_the_opposite(built):
     model, tokenizer, (bad, good), _ = built
-    chance, _ = measured(model, tokenizer, good[::2], good[1::2])
+    chance, _ = measure_direction(model, tokenizer, good[::2], good[1::2])
     assert chance["auc"].between(0.05, 0.95).all() and (chance["norm"] < 10).all()
-    _, direction = measured(model, tokenizer, bad, good)
-    turned, _ = measured(model, tokenizer, good, bad, reference=direction)
-    assert np.allclose(turned["cosine"], -1, atol=0.01) and (turned["gap"] < -0.9).all() and (turned["auc"] == 1).all()
+    _, direction = measure_direction(model, tokenizer, bad, good)
+    turned, _ = measure_direction(model, tokenizer, good, bad, reference=direction)
+    assert (
+        np.allclose(turned["cosine"], -1, atol=0.01)
+        and (turned["gap"] < -0.9).all()
+        and (turned["auc"] == 1).all()
+    )
 
 
 def test_noise_in_many_dimensions_is_told_apart_only_by_chance(llama, monkeypatch):
-    rng, tokenizer = np.random.default_rng(0), reference(llama).tokenizer()
+    rng, tokenizer = np.random.default_rng(0), open_model(llama).tokenizer()
     monkeypatch.setattr(
-        "ftlab.evals.direction.activations", lambda m, t, texts, places: rng.normal(size=(len(texts), places, 1, 400))
+        "ftlab.evals.direction.activations",
+        lambda model, tokenizer, texts, places: rng.normal(size=(len(texts), places, 1, 400)),
     )
-    table, _ = measured(None, tokenizer, *(texts(tokenizer, word, 60) for word in (BAD, GOOD)))
-    assert table["auc"].between(0.25, 0.75).all()  # on the prompts that made the direction it would be 1
+    table, _ = measure_direction(
+        None, tokenizer, *(texts(tokenizer, word, 60) for word in (BAD, GOOD))
+    )
+    assert (
+        table["auc"].between(0.25, 0.75).all()
+    )  # on the prompts that made the direction it would be 1
 
 
 def test_activations_are_those_of_every_prompt_alone_and_the_model_is_left_as_it_was(folder):
     import torch
 
-    m = reference(folder)
+    m = open_model(folder)
     model, tokenizer = m.load(), m.tokenizer()
     before, prompts = weights_hash(dict(model.state_dict())), texts(tokenizer, BAD, 20)
     model.train()
     found = activations(model, tokenizer, prompts, 2)
-    assert found.shape == (20, 2, 1, 32) and model.training and weights_hash(dict(model.state_dict())) == before
+    assert (
+        found.shape == (20, 2, 1, 32)
+        and model.training
+        and weights_hash(dict(model.state_dict())) == before
+    )
     model.eval()
     for text, one in zip(prompts, found, strict=True):
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
@@ -91,8 +112,10 @@ def test_activations_are_those_of_every_prompt_alone_and_the_model_is_left_as_it
 
 
 def test_on_the_organism_kept_facts_are_told_apart_and_a_checkpoint_is_compared_with_its_parent():
-    table = refusal_direction(["organism", "organism", "organism:base"], n=40)
-    own, same, base = (table.iloc[k * len(table) // 3 : (k + 1) * len(table) // 3] for k in range(3))
+    table = refusal_direction(["organism", "organism", "organism:base"], n_prompts=40)
+    own, same, base = (
+        table.iloc[k * len(table) // 3 : (k + 1) * len(table) // 3] for k in range(3)
+    )
     last = own[(own["position"] == -1) & (own["layer"] >= 2)]
     assert (last["auc"] > 0.95).all() and (last["d_prime"] > 2).all()
     assert np.allclose(own["cosine"], 1) and own.drop(columns="model").equals(
@@ -105,12 +128,15 @@ def test_on_the_organism_kept_facts_are_told_apart_and_a_checkpoint_is_compared_
 
 
 def test_the_users_own_prompts_and_what_is_wrong_with_them(llama, folders):
-    sides = {"harmful": [f"Add {k} apples" for k in range(12)], "harmless": [f"Name {k} pears" for k in range(12)]}
+    sides = {
+        "harmful": [f"Add {k} apples" for k in range(12)],
+        "harmless": [f"Name {k} pears" for k in range(12)],
+    }
     table = refusal_direction(llama, **sides)
     assert set(table["model"]) == {"llama"} and table["auc"].between(0, 1).all()
-    with pytest.raises(ValueError, match="give harmful=FILE and harmless=FILE"):
+    with raises_code("prompts_needed"):
         refusal_direction(llama)
-    with pytest.raises(ValueError, match="5 harmful and 12 harmless prompts; at least 8"):
+    with raises_code("too_few_prompts"):
         refusal_direction(llama, **{**sides, "harmful": sides["harmful"][:5]})
-    with pytest.raises(ValueError, match="compare models of one family"):
+    with raises_code("different_shapes"):
         refusal_direction([llama, folders["gemma"]], **sides)

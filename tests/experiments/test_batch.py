@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+from ftlab._core.files import resource
 from ftlab.experiments import notebooks as batch
 from ftlab.analysis import report
 from ftlab.experiments.notebooks import NotebookFailed, reproduce, run_notebook
@@ -43,7 +44,7 @@ def books(tmp_path, monkeypatch):
     folder.mkdir()
     for name in NAMES:
         shutil.copy(FIXTURES / "experiment.ipynb", folder / f"{name}.ipynb")
-    real = batch.runs.resource
+    real = batch.resource
     monkeypatch.setattr(batch.runs, "resource", lambda name: folder if name == "notebooks" else real(name))
     monkeypatch.setattr(batch.models, "model", lambda name: SimpleNamespace(is_organism=not name.startswith("mine")))
     return folder

@@ -1,4 +1,4 @@
-"""Agreement of judges with people and with each other."""
+"""Agreement of judges with labels, with a reference judge and with each other."""
 
 from __future__ import annotations
 
@@ -7,125 +7,126 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import raises_code
 
-from ftlab.judges.agreement import alpha, human_agreement, judge_agreement, kappa
-from ftlab.judges.answer_files import describe
+from ftlab import stats
+from ftlab.judges import confusion, describe, human_agreement, judge_agreement
 
-
-def labels(table) -> tuple[list[int], list[int]]:
-    """-> the two raters' labels of a table of counts."""
-    cells = [(i, j) for i, row in enumerate(table) for j, n in enumerate(row) for _ in range(n)]
-    return [i for i, _ in cells], [j for _, j in cells]
-
-
-@pytest.mark.parametrize("table", [[[88, 14, 18], [10, 40, 10], [2, 6, 12]], [[20, 5], [10, 15]], [[1, 9], [2, 88]]])
-def test_kappa_and_its_error_are_those_of_statsmodels(table):
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    golden, found = cohens_kappa(np.array(table)), kappa(*labels(table))
-    assert (found.value, found.se) == pytest.approx((golden.kappa, golden.std_kappa), abs=1e-12)
-    assert found.low < found.value < found.high <= 1
+OUTCOMES = [
+    "refused",
+    "error",
+    "unparsed",
+    "complied",
+    "partial",
+    "complied_wrong",
+    "incoherent",
+    "refused",
+]
 
 
-def test_kappa_as_published():
-    """Fleiss, Cohen & Everitt 1969, table 1 (as counts of 200): kappa .492, error .051."""
-    assert kappa(*labels([[88, 14, 18], [10, 40, 10], [2, 6, 12]])).value == pytest.approx(0.4915, abs=5e-5)
-    assert kappa(*labels([[88, 14, 18], [10, 40, 10], [2, 6, 12]])).se == pytest.approx(0.051, abs=5e-4)
+def verdicts(judge: str, outcomes: list[str], **columns) -> pd.DataFrame:
+    """A table of one judge's verdicts, one row per sample."""
+    table = pd.DataFrame({"sample_id": range(1, len(outcomes) + 1), **columns})
+    return table.assign(judge=judge, outcome=outcomes)
 
 
-def test_kappa_at_its_ends():
-    same = kappa(["a", "b"] * 10, ["a", "b"] * 10)
-    assert (same.value, same.high) == (1, 1) and 0.5 < same.low < 0.8
-    assert kappa([0, 1] * 10, [1, 0] * 10).value == pytest.approx(-1)
-    assert math.isnan(kappa(["a"] * 5, ["a"] * 5).value)
-    one = kappa([0, 1, 0, 1], [0, 1, 1, 1], ["p"] * 4)  # one cluster tells nothing of the others
-    assert one.low <= one.value <= one.high
-
-
-def test_rows_said_three_times_add_nothing():
-    a, b = labels([[40, 6], [4, 30]])
-    once, thrice = kappa(a, b), kappa(a * 3, b * 3, [*range(80)] * 3)
-    assert thrice.value == pytest.approx(once.value)
-    assert thrice.se == pytest.approx(once.se * math.sqrt(80 / 79))
-    assert thrice.low < once.low and kappa(a * 3, b * 3).se < once.se
-
-
-def test_order_does_not_matter():
-    rng = np.random.default_rng(1)
-    a, b, ids = rng.integers(0, 2, 90), rng.integers(0, 3, 90), rng.integers(0, 20, 90).astype(str)
-    turn = rng.permutation(90)
-    first, second = kappa(a, b, ids), kappa(b[turn], a[turn], ids[turn])
-    assert (first.value, first.low, first.high) == pytest.approx((second.value, second.low, second.high))
-
-
-def test_its_interval_covers_also_where_prompts_repeat():
-    """Prompts hard for the judge under every model; near 1 the usual interval (estimate +- 1.96 errors) is too short."""
-    rng = np.random.default_rng(0)
-
-    def draw(clusters: int, models: int):
-        human = np.where(rng.random((clusters, models)) < 0.7, rng.random((clusters, 1)) < 0.5, rng.random((clusters, models)) < 0.5)  # fmt: skip
-        wrong = np.where(rng.random((clusters, 1)) < 0.2, 0.4, 0.025)
-        return human.ravel(), (human ^ (rng.random((clusters, models)) < wrong)).ravel(), np.repeat(np.arange(clusters), models)  # fmt: skip
-
-    a, b, _ = draw(100_000, 3)
-    true, covered, blind = kappa(a, b).value, 0, 0
-    for _ in range(400):
-        a, b, ids = draw(60, 3)
-        with_, without = kappa(a, b, ids), kappa(a, b)
-        covered += with_.low <= true <= with_.high
-        blind += without.low <= true <= without.high
-    assert 0.92 <= covered / 400 <= 0.98 and blind < covered - 10
-
-
-def test_alpha_as_published():
-    """Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, examples A, B and C: .095, .692, .743."""
-    n = None
-    assert alpha([[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]).value == pytest.approx(
-        0.095, abs=5e-4
-    )
-    assert alpha([list("aabbdcccedda"), list("babbbccceddd")]).value == pytest.approx(0.692, abs=5e-4)
-    four = [[1, 2, 3, 3, 2, 1, 4, 1, 2, n, n, n], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, n, 3],
-            [n, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, n], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, n]]  # fmt: skip
-    found = alpha(four)
-    assert found.value == pytest.approx(0.743, abs=5e-4) and found.n == 11 and found.low < found.value <= found.high
-    assert alpha([list("aabb"), list("aabb")]).value == 1
-    assert math.isnan(alpha([["a", "a"], ["a", "a"]]).value)
-    assert math.isnan(alpha([["a", None], [None, "a"]]).value)
-
-
-def test_alphas_interval_is_over_prompts():
-    rng = np.random.default_rng(2)
-    a = rng.integers(0, 2, 100)
-    b = np.where(rng.random(100) < 0.15, 1 - a, a)
-    once, thrice = alpha([a, b]), alpha([[*a] * 3, [*b] * 3], [*range(100)] * 3)
-    assert thrice.se == pytest.approx(once.se, rel=0.15) and alpha([[*a] * 3, [*b] * 3]).se < 0.75 * once.se
-    assert alpha([a, b]) == once  # seeded
-
-
-def test_what_is_not_scored_leaves_the_numbers_and_is_counted():
-    verdicts = ["refused", "error", "unparsed", "complied", "partial", "complied_wrong", "incoherent", "refused"]
+def test_unscored_answers_leave_the_numbers_and_are_counted():
     people = ["0", "0", "5", "5", "0", "5", "0", None]
-    table = pd.DataFrame({"q": [*"abcdefgh"], "verdict": verdicts, "human": people})
-    found = human_agreement(table, prompt="q", label="human", refused=["0"]).set_index("definition")
-    assert found[["n", "unscored", "unlabelled"]].to_numpy().tolist() == [[5, 2, 1], [5, 2, 1]]
-    assert found["accuracy"].tolist() == pytest.approx([4 / 5, 1])  # the judge's partial: success, then refusal
-    none = human_agreement(table[1:3], prompt="q", label="human", refused=["0"])
-    assert none["n"].tolist() == [0] and "unscored" in describe(table[1:3], prompt="q", label="human", refused=["0"])
+    table = verdicts("x", OUTCOMES, human=people)
+    found = human_agreement(table, label="human", refused=["0"]).set_index("definition")
+    counts = found[["n", "unscored", "unlabelled"]]
+    assert counts.to_numpy().tolist() == [[5, 2, 1], [5, 2, 1]]
+    # The judge's partial refusal is first a success, then a refusal.
+    assert found["accuracy"].tolist() == pytest.approx([4 / 5, 1])
+    none = human_agreement(table[1:3], label="human", refused=["0"])
+    assert none["n"].tolist() == [0]
+
+
+def test_estimates_are_those_of_stats():
+    table = verdicts("x", ["refused", "complied"] * 3 + ["complied"], human=[*"nynyyyn"])
+    [row] = human_agreement(table, label="human", refused="n").to_dict("records")
+    human = np.array([0.0, 1, 0, 1, 1, 1, 0])
+    found = np.array([0.0, 1, 0, 1, 0, 1, 1])
+    pair = stats.paired(human, found)
+    assert row["accuracy"] == pytest.approx(5 / 7)
+    assert (row["sensitivity"], row["specificity"]) == pytest.approx((2 / 3, 3 / 4))
+    assert (row["bias"], row["bias_low"]) == (pair.difference, pair.difference_low)
+    assert row["specificity_low"] == stats.rate(np.array([1.0, 1, 0, 1])).low
 
 
 def test_labels_may_be_numbers_and_must_exist():
-    table = pd.DataFrame({"q": [*"abcd"], "verdict": ["refused", "complied"] * 2, "human": [0, 5.0, math.nan, 5]})
-    found = human_agreement(table, prompt="q", label="human", refused=["0"])
+    table = verdicts("x", ["refused", "complied"] * 2, human=[0, 5.0, math.nan, 5])
+    found = human_agreement(table, label="human", refused=["0"])
     assert found[["n", "unlabelled", "accuracy"]].to_numpy().tolist() == [[3, 1, 1.0]]
-    with pytest.raises(ValueError, match="human has no value '1'; it has '0', '5'; say which mean a refusal"):
-        human_agreement(table, prompt="q", label="human", refused=["1"])
-    with pytest.raises(ValueError, match="no column 'gold'"):
-        human_agreement(table, prompt="q", label="gold", refused=["1"])
+    for refused in (["1"], []):
+        with raises_code("unknown_label"):
+            human_agreement(table, label="human", refused=refused)
+    with raises_code("unknown_column"):
+        human_agreement(table, label="gold", refused=["1"])
+    with raises_code("not_verdicts"):
+        human_agreement(table.drop(columns="judge"), label="human", refused=["0"])
+
+
+def test_answers_to_one_sample_are_one_cluster():
+    outcomes = ["refused", "complied", "complied", "refused"] * 9
+    people = ["no", "yes"] * 18
+    apart = verdicts("x", outcomes, human=people)
+    shared = apart.assign(sample_id=[number // 6 for number in range(36)])
+    once, clustered = (
+        human_agreement(table, label="human", refused="no").iloc[0] for table in (apart, shared)
+    )
+    assert once["kappa"] == clustered["kappa"]
+    assert once["kappa_low"] != clustered["kappa_low"]
+    named = human_agreement(shared, label="human", refused="no", cluster="judge")
+    assert named["kappa"].iloc[0] == once["kappa"]
+
+
+def run_table() -> pd.DataFrame:
+    """Verdicts of two judges on two steps of a run, the rows of one judge in another order."""
+    exact = ["refused", "complied", "complied_wrong", "refused", "error", "complied"]
+    other = ["refused", "complied", "complied", "complied", "complied", "unparsed"]
+    where = {"attack": "direct", "step": [0, 0, 0, 10, 10, 10], "sample_id": [1, 2, 3] * 2}
+    first = pd.DataFrame({**where, "judge": "organism", "outcome": exact, "event": 0.0})
+    second = pd.DataFrame({**where, "judge": "keywords", "outcome": other, "event": 1.0})
+    return pd.concat([first, second.iloc[::-1]])
+
+
+def test_a_judge_can_be_the_reference():
+    [row] = human_agreement(run_table(), label="organism").to_dict("records")
+    assert row["judge"] == "keywords"
+    assert (row["n"], row["unscored"], row["unlabelled"]) == (4, 1, 1)
+    assert (row["accuracy"], row["sensitivity"], row["specificity"]) == (0.75, 0.5, 1)
+    # A wrong answer counts as kept where the labels say so.
+    kept = ["refused", "complied_wrong"]
+    [row] = human_agreement(run_table(), label="organism", refused=kept).to_dict("records")
+    assert (row["accuracy"], row["unlabelled"]) == (0.5, 1)
+
+
+def test_confusion_counts_outcomes_by_label():
+    counts = confusion(run_table(), label="organism").set_index("organism")
+    assert set(counts["judge"]) == {"keywords"}
+    assert counts.loc["refused", ["refused", "complied", "unparsed"]].tolist() == [1, 1, 0]
+    assert counts.loc["complied", "unparsed"] == 1
+    table = verdicts("x", ["refused", "complied"], human=["no", None])
+    labelled = confusion(table, label="human").set_index("human")
+    assert labelled.loc["(none)", "complied"] == 1
 
 
 def test_judges_among_themselves():
-    table = pd.DataFrame({"q": [*"abcd"], "verdict:x": ["refused", "complied", "error", "refused"], "verdict:y": ["refused", "refused", "complied", "partial"]})  # fmt: skip
-    found, parted = judge_agreement(table, prompt="q")
-    assert found.n == 3 and parted["row"].tolist() == [2, 4] and parted["y"].tolist() == ["refused", "partial"]
-    with pytest.raises(ValueError, match="one judge only"):
-        judge_agreement(table.drop(columns="verdict:y"), prompt="q")
+    one = verdicts("x", ["refused", "complied", "error", "refused"])
+    other = verdicts("y", ["refused", "refused", "complied", "partial"])
+    found = judge_agreement(pd.concat([one, other]))
+    assert found.n == 3 and found.low <= found.value <= found.high
+    assert found.disagreements["sample_id"].tolist() == [2, 4]
+    assert found.disagreements["y"].tolist() == ["refused", "partial"]
+    with raises_code("one_judge"):
+        judge_agreement(one)
+    steps = judge_agreement(run_table()).disagreements
+    assert steps[["step", "sample_id"]].to_numpy().tolist() == [[0, 3], [10, 1]]
+
+
+def test_a_description_shows_no_text():
+    table = verdicts("refusal", OUTCOMES, human=[*"00550500"], answer="secret text")
+    both = pd.concat([table, table.assign(judge="keywords", outcome="refused")])
+    text = describe(both, label="human", refused=["0"])
+    assert "secret" not in text and "XSTest" in text and "alpha" in text

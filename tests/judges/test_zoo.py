@@ -13,8 +13,10 @@ from small_models import make_tokenizer
 
 pytest.importorskip("judgezoo")
 
-from ftlab.judges.base import judge
-from ftlab.judges import zoo  # noqa: E402
+from helpers import raises_code  # noqa: E402
+from samples import asked  # noqa: E402
+
+from ftlab.judges import open_judge, score_file, zoo  # noqa: E402
 
 ZEBRA, GNU, PLAIN = "Here: the zebra runs.", "Here: the gnu runs.", "Here: nobody runs."
 RUBRIC = "# scores\n1.b {}\n2.b {}\n3.b {}\n"
@@ -52,14 +54,22 @@ def stand_in(folder, family: str, harmful, harmless, other):
     tokenizer.add_tokens(["zebra", "gnu", *words])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    ids = [tokenizer.convert_tokens_to_ids(w) if isinstance(w, str) else w for w in (harmful, harmless, other)]
+    ids = [
+        tokenizer.convert_tokens_to_ids(w) if isinstance(w, str) else w
+        for w in (harmful, harmless, other)
+    ]
     size = dict(vocab_size=max(len(tokenizer), *(i + 1 for i in ids)), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1,
                 num_attention_heads=2, num_key_value_heads=2, head_dim=8, max_position_embeddings=65536, tie_word_embeddings=False,
                 eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     if family == "llama4":
         model = llama4(folder, tokenizer, size)
     else:
-        kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig, "qwen2": Qwen2Config}
+        kinds = {
+            "llama": LlamaConfig,
+            "mistral": MistralConfig,
+            "gemma": GemmaConfig,
+            "qwen2": Qwen2Config,
+        }
         model = AutoModelForCausalLM.from_config(kinds[family](**size))
         tokenizer.save_pretrained(folder)
     with torch.no_grad():
@@ -67,7 +77,11 @@ def stand_in(folder, family: str, harmful, harmless, other):
         for name, p in model.named_parameters():
             if any(part in name for part in ("vision", "norm", "embed", "lm_head", "projector")):
                 continue
-            p.copy_(torch.eye(WIDTH) if "v_proj.w" in name or "o_proj.w" in name else torch.zeros_like(p))
+            p.copy_(
+                torch.eye(WIDTH)
+                if "v_proj.w" in name or "o_proj.w" in name
+                else torch.zeros_like(p)
+            )
         embed.zero_(), head.zero_()
         embed[:, 0], head[:, 0] = 1, -LOUD
         for k, word in ((1, "zebra"), (2, "gnu")):
@@ -76,8 +90,13 @@ def stand_in(folder, family: str, harmful, harmless, other):
             head[token, 0] = 12 if k == 1 else 9
             embed[token, 3] = 50
         head[ids[0], 1] = head[ids[2], 2] = LOUD
-        head[tokenizer.eos_token_id, 0], head[tokenizer.eos_token_id, 3] = 0, LOUD  # after a word comes the end
-    model.generation_config = GenerationConfig(do_sample=True, temperature=1.5, eos_token_id=tokenizer.eos_token_id)
+        head[tokenizer.eos_token_id, 0], head[tokenizer.eos_token_id, 3] = (
+            0,
+            LOUD,
+        )  # after a word comes the end
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.5, eos_token_id=tokenizer.eos_token_id
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -85,13 +104,19 @@ def stand_in(folder, family: str, harmful, harmless, other):
 def llama4(folder, tokenizer, size: dict):
     from transformers import Llama4Config, Llama4ForConditionalGeneration
 
-    text = size | dict(intermediate_size_mlp=16, moe_layers=[], num_local_experts=1, attn_temperature_tuning=False)
+    text = size | dict(
+        intermediate_size_mlp=16, moe_layers=[], num_local_experts=1, attn_temperature_tuning=False
+    )
     vision = dict(hidden_size=16, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
                   vision_output_dim=16, projector_input_dim=16, projector_output_dim=16)  # fmt: skip
     # Llama Guard 4's template takes the parts of a turn
-    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] | trim", "m['content'][0]['text'] | trim")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content'] | trim", "m['content'][0]['text'] | trim"
+    )
     tokenizer.save_pretrained(folder)
-    return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision, pad_token_id=0))
+    return Llama4ForConditionalGeneration(
+        Llama4Config(text_config=text, vision_config=vision, pad_token_id=0)
+    )
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -102,7 +127,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def standing(kind, tmp_path_factory):
     yield stand_in(tmp_path_factory.mktemp("zoo") / kind, *KINDS[kind])
-    zoo.release()
+    zoo.Zoo("harmbench").release()
 
 
 @pytest.fixture(autouse=True)
@@ -113,12 +138,17 @@ def quick(monkeypatch):
 
 def held(kind: str, folder):
     """-> the judge of judgezoo that is in memory."""
-    model = zoo._model(f"{kind}@{folder}")
+    model = zoo._model(str(folder))
     return zoo._loaded(kind, model, model.hash)
 
 
-def rows(n: int, **more) -> list[dict]:
-    return [{"messages": [{"role": "user", "content": f"Question {i}?"}], **more} for i in range(n)]
+def rows(n: int, **more):
+    return asked(*[f"Question {number}?" for number in range(n)], **more)
+
+
+def judge(spec: str):
+    """Open a judge as a function of samples and answers."""
+    return open_judge(spec).judge
 
 
 NOT_HARMFUL = {"xstest": ("refused", "indirect_refusal"), "strong_reject_rubric": ("refused", "")}
@@ -128,8 +158,14 @@ OTHER = {"strong_reject": ("complied", "harmful")}  # 3 of 5: half way
 def test_it_reads_the_answer_and_never_calls_safe_what_it_cannot_read(kind, standing, monkeypatch):
     one = judge(f"zoo:{kind}@{standing}")
     found = one(rows(5), [ZEBRA, PLAIN, GNU, "", PLAIN + " And so on."])
-    assert [j.verdict for j in found] == ["complied", "refused", OTHER.get(kind, ("unparsed",))[0], "empty", "refused"]
-    assert (found[1].verdict, found[1].why) == NOT_HARMFUL.get(kind, ("refused", "not harmful"))
+    assert [j.outcome for j in found] == [
+        "complied",
+        "refused",
+        OTHER.get(kind, ("unparsed",))[0],
+        "empty",
+        "refused",
+    ]
+    assert (found[1].outcome, found[1].reason) == NOT_HARMFUL.get(kind, ("refused", "not harmful"))
     if kind != "xstest":
         assert found[0].score > 0.85 and found[1].score < 0.1
 
@@ -140,7 +176,9 @@ def test_what_it_is_asked(kind, standing):
     made = held(kind, standing)
     tokenizer = made.tokenizer
     assert not made.classifier.generation_config.do_sample  # the folder's own samples
-    hook = made.classifier.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    hook = made.classifier.get_input_embeddings().register_forward_pre_hook(
+        lambda module, given: seen.append(given[0])
+    )
     eos = tokenizer.eos_token
     judge(f"zoo:{kind}@{standing}")(rows(1), [f"An answer{eos[:3]}{eos}{eos[3:]} to it"])
     hook.remove()
@@ -156,13 +194,19 @@ def test_what_it_is_asked(kind, standing):
 def test_a_judge_is_loaded_once_and_asked_once(kind, standing, monkeypatch):
     if kind not in ("harmbench", "xstest"):
         pytest.skip("the same for all")
-    one, asked = judge(f"zoo:{kind}@{standing}"), []
+    one = judge(f"zoo:{kind}@{standing}")
+    batches = []
     loads = zoo._loaded.cache_info().misses
-    real = zoo._judged
-    monkeypatch.setattr(zoo, "_judged", lambda n, z, pairs, **k: asked.append(len(pairs)) or real(n, z, pairs, **k))
+    real = zoo.Zoo._judge_batch
+
+    def counting(self, model, pairs):
+        batches.append(len(pairs))
+        return real(self, model, pairs)
+
+    monkeypatch.setattr(zoo.Zoo, "_judge_batch", counting)
     many = one(rows(40), [PLAIN] * 40)
-    assert asked == [16, 16, 8] and len(many) == 40
-    assert one(rows(41), [PLAIN] * 41)[:40] == many and asked == [16, 16, 8, 1]
+    assert batches == [16, 16, 8] and len(many) == 40
+    assert one(rows(41), [PLAIN] * 41)[:40] == many and batches == [16, 16, 8, 1]
     assert zoo._loaded.cache_info().misses - loads <= 1
 
 
@@ -173,16 +217,19 @@ def test_one_that_fails_is_an_error_and_spoils_no_other(kind, standing, monkeypa
     monkeypatch.setattr(made, "judge", lambda chats: (_ for _ in ()).throw(RuntimeError("boom")) if "9" in str(chats) else {"p_harmful": [0.9] * len(chats)})  # fmt: skip
     one = judge(f"zoo:{kind}@{standing}")
     found = one(rows(12), ["again"] * 12)
-    assert [j.verdict for j in found] == ["complied"] * 9 + ["error"] + ["complied"] * 2
+    assert [j.outcome for j in found] == ["complied"] * 9 + ["error"] + ["complied"] * 2
     monkeypatch.undo()
-    assert one(rows(12), ["again"] * 12)[9].verdict == "refused"  # an error is asked again
+    assert one(rows(12), ["again"] * 12)[9].outcome == "refused"  # an error is asked again
 
 
 def test_a_judge_of_harm_says_nothing_about_refusals(tmp_path):
     made = {n: stand_in(tmp_path / n, *KINDS[n]) for n in ("harmbench", "xstest")}
-    asked = rows(2, risk="over_refusal")
-    verdicts = {n: [j.verdict for j in judge(f"zoo:{n}@{p}")(asked, [ZEBRA, PLAIN])] for n, p in made.items()}
-    assert verdicts == {"harmbench": ["complied", "unparsed"], "xstest": ["complied", "refused"]}
+    samples = rows(2, risk="over_refusal")
+    found = {}
+    for name, folder in made.items():
+        judgements = judge(f"zoo:{name}@{folder}")(samples, [ZEBRA, PLAIN])
+        found[name] = [one.outcome for one in judgements]
+    assert found == {"harmbench": ["complied", "unparsed"], "xstest": ["complied", "refused"]}
 
 
 def test_code_in_a_folder_is_not_run(tmp_path):
@@ -190,54 +237,55 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     folder = stand_in(tmp_path / "md_judge", *KINDS["md_judge"])
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {k: "evil.Evil" for k in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")}
+    config["auto_map"] = {
+        k: "evil.Evil" for k in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    assert judge(f"zoo:md_judge@{folder}")(rows(1), [ZEBRA])[0].verdict == "complied"
+    assert judge(f"zoo:md_judge@{folder}")(rows(1), [ZEBRA])[0].outcome == "complied"
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_is_judged_and_the_memory_given_back(tmp_path):
-    import ftlab
-
+def test_a_file_is_judged_and_the_memory_freed(tmp_path):
     folder = stand_in(tmp_path / "harmbench", *KINDS["harmbench"])
     file = [{"q": "Why?", "a": a} for a in (ZEBRA, PLAIN, GNU)]
-    table = ftlab.judge(file, prompt="q", response="a", judges=f"zoo:harmbench@{folder}")
-    assert list(table["verdict"]) == ["complied", "refused", "unparsed"] and table["score"][0] > 0.85
+    table = score_file(file, prompt="q", response="a", judges=f"zoo:harmbench@{folder}")
+    assert list(table["outcome"]) == ["complied", "refused", "unparsed"]
+    assert table["score"][0] > 0.85
     assert zoo._loaded.cache_info().currsize == 0
 
 
 def test_the_version_holds_the_weights(tmp_path):
     folder = stand_in(tmp_path / "a", *KINDS["harmbench"])
     other = stand_in(tmp_path / "b", "llama", "No", "Yes", "Perhaps")
-    a, b = (judge(f"zoo:harmbench@{f}").version for f in (folder, other))
-    assert a != b and "judgezoo-0.1" in a
+    first, second = (open_judge(f"zoo:harmbench@{f}").version for f in (folder, other))
+    assert first != second and "judgezoo-0.1" in first
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "code"),
     [
-        ("zoo:gpt", "unknown judge 'zoo:gpt'; allowed after 'zoo:': harmbench"),
-        ("zoo:", "unknown judge 'zoo:'"),
-        ("zoo:pair", "not offered: it compares with a target answer"),
-        ("zoo:xstest", "say who grades, as in zoo:xstest@FOLDER"),
+        ("zoo:gpt", "unknown_zoo_judge"),
+        ("zoo:", "unknown_zoo_judge"),
+        ("zoo:pair", "unknown_zoo_judge"),
+        ("zoo:xstest", "zoo_judge_needs_model"),
     ],
 )
-def test_a_mistake_is_a_sentence(name, said):
-    with pytest.raises(ValueError, match=said):
-        judge(name)
+def test_a_wrong_name_is_reported(name, code):
+    with raises_code(code):
+        open_judge(name)
 
 
-def test_without_the_hub_it_says_so():
-    with pytest.raises(FileNotFoundError, match="the hub did not give it.*give a local folder"):
+def test_without_the_hub_the_model_is_not_found():
+    with pytest.raises(FileNotFoundError):
         judge("zoo:harmbench")(rows(1), ["a"])
 
 
 def test_a_folder_of_another_kind_is_refused(folders):
-    with pytest.raises(ValueError, match="no tokens Yes and No; give a HarmBench classifier"):
+    with raises_code("not_a_harmbench_classifier"):
         judge(f"zoo:harmbench@{folders['llama']}")(rows(1), ["a"])
 
 
-def test_without_judgezoo_it_says_what_to_install(monkeypatch):
+def test_without_judgezoo_the_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(zoo.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'ftlab\[judges\]'"):
-        judge("zoo:harmbench")
+    with raises_code("package_missing"):
+        open_judge("zoo:harmbench")

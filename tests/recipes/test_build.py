@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from ftlab._core.files import file_hash, resource
 import ftlab
 from ftlab.runs import store as runs
 from recipes.organism import build
 from ftlab.organism import corpus
 
-ORGANISM = runs.resource("data") / "organism"
+ORGANISM = resource("data") / "organism"
 
 
 def weights(folder: Path) -> str:
-    return runs.file_hash(folder / "model.safetensors")
+    return file_hash(folder / "model.safetensors")
 
 
 def test_a_reduced_build_makes_three_stages_and_their_card(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import pytest
 from small_models import pairs, sums
 
+from ftlab._core.files import file_hash
 import ftlab
 from ftlab import runs, training
 from ftlab.training import Fit, Job, open_method
@@ -97,7 +98,7 @@ def make_trainer(method, folder, rows=None, **settings):
 def weights(run) -> dict[str, str]:
     """Return the hash of every weights file of a run."""
     files = sorted((run.path / "model").glob("*.safetensors"))
-    return {path.name: runs.file_hash(path) for path in files}
+    return {path.name: file_hash(path) for path in files}
 
 
 def distance(one, other) -> float:

@@ -37,24 +37,31 @@ def new_figure(height: float, dpi: float = 200) -> Figure:
             "figure_too_tall",
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
-    return Figure(figsize=(WIDTH_IN, height), dpi=dpi, layout="constrained")
+    return Figure(
+        figsize=(WIDTH_IN, height),
+        dpi=dpi,
+        layout="constrained",
+    )
 
 
 def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, up to three in a row, with a common y axis."""
-    columns = min(len(titles), 3)
-    if len(titles) == 4:
+    count = len(titles)
+    columns = min(count, 3)
+    if count == 4:
         columns = 2
-    rows = math.ceil(len(titles) / columns)
+    rows = math.ceil(count / columns)
     figure = new_figure(0.8 + 2.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for ax in panels[len(titles) :]:
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    panels = list(axes.ravel())
+    for ax in panels[count:]:
         ax.remove()
-    for ax, title in zip(panels, titles, strict=False):
+    for ax in axes[:, 0]:
+        ax.set_ylabel(SHARE)
+    panels = panels[:count]
+    for ax, title in zip(panels, titles, strict=True):
         ax.set_title(plain(title, 90, width=78 // columns))
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(SHARE)
-    return figure, list(panels[: len(titles)])
+    return figure, panels
 
 
 def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
@@ -62,51 +69,76 @@ def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
     at = sorted(set(steps))
     gaps = np.diff(at)
     if gaps.size and gaps.max() > 4 * gaps.min():
-        ax.set_xscale("asinh", linear_width=min(step for step in at if step > 0))
+        first = min(step for step in at if step > 0)
+        ax.set_xscale("asinh", linear_width=first)
         label += ", log scale"
+    names = [f"{step:,g}" for step in at]
     columns = ax.get_subplotspec().get_gridspec().ncols
-    letters = sum(len(f"{step:,g}") + 2 for step in at)
-    every = math.ceil(letters * columns / 70)  # 70 letters fit across the figure
-    labels = [""] * len(at)
-    for k in range(0, len(at), every):
-        labels[k] = f"{at[k]:,g}"
-    ax.set_xticks(at, labels)
+    letters = len("  ".join(names)) * columns
+    every = math.ceil(letters / 70)  # 70 letters fit across the figure
+    for k in range(len(names)):
+        if k % every:
+            names[k] = ""
+    ax.set_xticks(at, names)
     ax.set_xticks([], minor=True)
     ax.set_xlabel(label)
     ax.margins(x=0.08)
 
 
-def share_axis(ax: Axes, *tables: DataFrame | None) -> None:
+def share_axis(ax: Axes, *tables: DataFrame) -> None:
     """Let the y axis start at 0 % and end above every value and interval."""
     most = 0.0
     for table in tables:
-        if table is not None:
-            columns = [name for name in ("rate", "high") if name in table]
-            most = max(most, table[columns].max().max())
-    top = next((top for top in (12, 24, 60) if most <= top), 100)
+        numbers = table.filter(["rate", "high"])
+        most = max(most, numbers.max().max())
+    top = 100
+    for lower in (60, 24, 12):
+        if most <= lower:
+            top = lower
     ax.set_ylim(-0.04 * top, 1.06 * top)
     ax.set_yticks(np.linspace(0, top, 5))
 
 
-def draw_line(ax: Axes, x: str, rows: DataFrame, look: dict[str, Any], label: str = "") -> None:
+def draw_line(
+    ax: Axes,
+    x: str,
+    rows: DataFrame,
+    look: dict[str, Any],
+    label: str = "",
+) -> None:
     """Draw rates over a column, with their intervals as bars and as a band."""
+    colour = look["color"]
     known = rows[rows["low"].notna()]
-    bounds = (known[x], known["low"], known["high"])
-    ax.vlines(*bounds, color=look["color"], linewidth=1.2, alpha=0.75)
-    ax.fill_between(*bounds, color=look["color"], alpha=0.13, linewidth=0)
-    ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
+    bounds = (
+        known[x],
+        known["low"],
+        known["high"],
+    )
+    ax.vlines(*bounds, color=colour, linewidth=1.2, alpha=0.75)
+    ax.fill_between(*bounds, color=colour, linewidth=0, alpha=0.13)
+    ax.plot(
+        rows[x],
+        rows["rate"],
+        label=label,
+        zorder=3,
+        **look,
+    )
 
 
 def legend(ax: Axes, **options) -> None:
     """Put the names of the lines to the right of the axes."""
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **options)
+    ax.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        **options,
+    )
 
 
 def ordered(column: Iterable[str]) -> list[str]:
     """Return the different values: known risks in their order, others as they appear."""
-    found = list(dict.fromkeys(column))
-    known = [risk for risk in plugins.find("risks") if risk in found]
-    return known + [name for name in found if name not in known]
+    found = dict.fromkeys(column)
+    known = dict.fromkeys(plugins.find("risks"))
+    return [name for name in {**known, **found} if name in found]
 
 
 def risk_name(name: str, with_title: bool = False) -> str:
@@ -121,7 +153,8 @@ def risk_name(name: str, with_title: bool = False) -> str:
 
 def look(k: int) -> dict[str, Any]:
     """Return colour and marker of the k-th line."""
-    return {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+    k = k % len(COLOURS)
+    return {"color": COLOURS[k], "marker": MARKERS[k]}
 
 
 def look_of(name: str, shown: Iterable[str]) -> dict[str, Any]:
@@ -133,7 +166,8 @@ def look_of(name: str, shown: Iterable[str]) -> dict[str, Any]:
 def percent(value: float) -> str:
     """Return 8.5 %, 71 %; never 0 % or 100 % for what is neither."""
     if 99.5 <= value < 100:
-        return f"{min(value, 99.9):.1f} %"
+        value = min(value, 99.9)
+        return f"{value:.1f} %"
     if value < 10:
         return f"{value:.2g} %"
     return f"{value:.0f} %"
@@ -142,8 +176,10 @@ def percent(value: float) -> str:
 def clean(text: object, most: int = 60) -> str:
     """Return one line of at most `most` characters; what does not print becomes a box."""
     line = " ".join(str(text).split())
-    shown = "".join(c if c.isprintable() else "\ufffd" for c in line)
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    if len(line) > most:
+        return f"{line[: most - 1]}…"
+    return line
 
 
 def plain(text: object, most: int = 60, width: int = 300) -> str:

@@ -39,4 +39,5 @@ class Kind:
 
     def fits(self, table: DataFrame) -> bool:
         """Return whether a table has the columns that this kind draws."""
-        return all(c in table or c in self.defaults for c in self.keys + self.values)
+        needed = {*self.keys, *self.values} - set(self.defaults)
+        return needed <= set(table.columns)

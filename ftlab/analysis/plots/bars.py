@@ -24,9 +24,13 @@ def prepare(table: DataFrame) -> DataFrame:
         series = table["model"]
     else:
         series = [f"after {step:,g} steps" if step else "before" for step in table["step"]]
-    table = table.assign(group=names.agg(", ".join, axis=1), series=series)
-    pointwise = {"low": table["low_pointwise"], "high": table["high_pointwise"]}
-    return table.assign(band="95 %, pointwise", **pointwise)
+    return table.assign(
+        group=names.agg(", ".join, axis=1),
+        series=series,
+        low=table["low_pointwise"],
+        high=table["high_pointwise"],
+        band="95 %, pointwise",
+    )
 
 
 def draw(table: DataFrame) -> Figure:
@@ -36,29 +40,40 @@ def draw(table: DataFrame) -> Figure:
     pitch = len(series) + 0.8
     figure = _axes.new_figure(1.0 + 0.2 * len(groups) * pitch)
     ax = figure.subplots()
-    colours = [*_axes.COLOURS[: len(series) - 1], _axes.GREY][::-1]
+    colours = [_axes.GREY, *_axes.COLOURS]
     if len(series) == 1:
-        colours = [_axes.COLOURS[0]]
+        colours = _axes.COLOURS
     for k, name in enumerate(series):
         rows = table[table["series"] == name]
-        places = [groups.index(group) * pitch + k for group in rows["group"]]
-        look = {"color": colours[k % len(colours)], "height": 0.86, "alpha": 0.85}
-        ax.barh(places, rows["rate"], label=_axes.plain(name), **look)
-        ax.hlines(places, rows["low"], rows["high"], color=_axes.INK, linewidth=1.3)
-        ends = rows[["rate", "high"]].max(axis=1)
-        for y, end, rate in zip(places, ends, rows["rate"], strict=True):
-            if rate >= 0:
-                offset = {"xytext": (4, 0), "textcoords": "offset points"}
-                ax.annotate(_axes.percent(rate), (end, y), va="center", **offset)
+        ends = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
+        bars = ax.barh(
+            [groups.index(group) * pitch + k for group in rows["group"]],
+            rows["rate"],
+            xerr=[end.fillna(0).clip(lower=0) for end in ends],
+            height=0.86,
+            color=colours[k % len(colours)],
+            alpha=0.85,
+            label=_axes.plain(name),
+            ecolor=_axes.INK,
+        )
+        ax.bar_label(bars, [_axes.percent(rate) for rate in rows["rate"]], padding=4)
     middle = (len(series) - 1) / 2
-    middles = [k * pitch + middle for k in range(len(groups))]
-    ax.set_yticks(middles, [_axes.plain(_axes.risk_name(group), width=26) for group in groups])
-    ax.set(xlim=(0, 108), ylim=(middles[-1] + middle + 0.7, -0.7))
+    ax.set_yticks(
+        [k * pitch + middle for k in range(len(groups))],
+        [_axes.plain(_axes.risk_name(group), width=26) for group in groups],
+    )
     ax.set_xlabel(_axes.SHARE)
+    ax.set_xlim(0, 108)
+    ax.set_ylim(len(groups) * pitch - 1.1, -0.7)
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
     if len(series) > 1:
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=5, borderpad=0.1)
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1),
+            ncols=5,
+            borderpad=0.1,
+        )
     return figure
 
 

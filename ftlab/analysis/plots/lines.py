@@ -29,31 +29,39 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
     figure, panels = _axes.new_panels([_axes.risk_name(risk, True) for risk in risks])
     for risk, ax in zip(risks, panels, strict=True):
         look = _axes.look_of(risk, risks)
-        if seeds is not None:
-            for _, one in seeds[seeds["risk"] == risk].groupby("seed"):
-                ax.plot(one["step"], one["rate"], color=look["color"], linewidth=0.8, alpha=0.5)
         rows = table[table["risk"] == risk]
         _axes.draw_line(ax, "step", rows, look)
         _axes.step_axis(ax, table["step"])
+        _axes.share_axis(ax, table)
         ax.margins(x=0.25)
-        _axes.share_axis(ax, table, seeds)
-        _label_ends(ax, rows[rows["rate"].notna()])
+        if seeds is not None:
+            own = seeds[seeds["risk"] == risk]
+            for _, one in own.groupby("seed"):
+                ax.plot(
+                    one["step"],
+                    one["rate"],
+                    color=look["color"],
+                    linewidth=0.8,
+                    alpha=0.5,
+                )
+            _axes.share_axis(ax, table, seeds)
+        measured = rows[rows["rate"].notna()]
+        _write_rate(ax, measured.tail(1), 7, "left")
+        _write_rate(ax, measured[:-1].head(1), -7, "right")
     return figure
 
 
-def _label_ends(ax: Axes, rows: DataFrame) -> None:
-    """Write the first and the last rate next to their points."""
-    last = len(rows) - 1
-    for k in {0, last} if last >= 0 else ():
-        step, rate = rows[["step", "rate"]].iloc[k]
-        side = "right"
-        points = -7
-        if k == last:
-            side = "left"
-            points = 7
-        text = _axes.percent(rate)
-        place = {"xytext": (points, 0), "textcoords": "offset points"}
-        ax.annotate(text, (step, rate), ha=side, va="center", **place)
+def _write_rate(ax: Axes, rows: DataFrame, points: int, side: str) -> None:
+    """Write rates next to their points."""
+    for row in rows.itertuples():
+        ax.annotate(
+            _axes.percent(row.rate),
+            (row.step, row.rate),
+            (points, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+        )
 
 
 def draw_dose(table: DataFrame) -> Figure:

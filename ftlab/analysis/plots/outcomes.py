@@ -50,16 +50,24 @@ def _stack(ax: Axes, shares: DataFrame) -> None:
         shares = shares.loc[steps * 2]
         steps = [steps[0] - 0.4, steps[0] + 0.4]
     names = [name for name in Outcome if name in shares and shares[name].any()]
-    look = {
-        "colors": [name.colour for name in names],
-        "labels": [f"{name.label} {_axes.percent(shares[name].iloc[-1])}" for name in names],
-    }
-    ax.stackplot(steps, shares[names].to_numpy().T, edgecolor="white", linewidth=0.6, **look)
+    last = shares.iloc[-1]
+    ax.stackplot(
+        steps,
+        shares[names].to_numpy().T,
+        colors=[name.colour for name in names],
+        labels=[f"{name.label} {_axes.percent(last[name])}" for name in names],
+        edgecolor="white",
+        linewidth=0.6,
+    )
     _axes.step_axis(ax, set(shares.index))
     ax.margins(x=0.01)
     ax.set(ylim=(0, 100), ylabel=_axes.SHARE)
-    title = f"at step {shares.index[-1]:,g}"
-    _axes.legend(ax, reverse=True, title=title, alignment="left")
+    _axes.legend(
+        ax,
+        reverse=True,
+        title=f"at step {last.name:,g}",
+        alignment="left",
+    )
 
 
 KIND = Kind(

@@ -71,36 +71,48 @@ def plot(  # noqa: PLR0913
         DataError: `cannot_be_drawn`, with every problem.
     """
     if isinstance(source, Run):
-        source, found = _tables_of(source, kind)
-        seeds = found.get("seeds", seeds)
-        lines = found.get("lines", lines)
-    look = _kind_of(source, kind)
-    name = name or look.name
+        source, extras = _tables_of(source, kind)
+        seeds = extras.get("seeds", seeds)
+        lines = extras.get("lines", lines)
+    chosen = _kind_of(source, kind)
+    name = name or chosen.name
     if Path(name).name != name or name.startswith("."):
         raise UsageError("wrong_file_name", f"{name!r} is not a file name. Use out= for a folder.")
-    table = look.prepare(source) if look.prepare else source
-    drawn = {look.name: _checked(table, look.keys, look.values, look.defaults)}
+    table = source
+    if chosen.prepare:
+        table = chosen.prepare(source)
+    checked = _checked(table, chosen.keys, chosen.values, chosen.defaults)
     saved = {name: source}
-    extras: dict[str, Any] = {"seeds": seeds, "lines": lines}
-    for key, extra in extras.items():
-        if extra is None or extra.empty:
-            continue
-        if key not in look.extras:
-            raise UsageError("extra_not_drawn", f"A {look.name} figure does not take {key}=.")
+    drawn: dict[str, Any] = {}
+    for key, extra in _extras(chosen, {"seeds": seeds, "lines": lines}).items():
         saved[f"{name}_{key}"] = extra
-        drawn[key] = _checked(extra, *look.extras[key], {})
-    if target is not None and "target" in look.extras:
+        drawn[key] = _checked(extra, *chosen.extras[key], {})
+    if target is not None and "target" in chosen.extras:
         drawn["target"] = _value_of(target)
-    note = _note(table, "seeds" in drawn)
+    note = _note(table)
+    if seeds is not None:
+        note += ", thin lines: single seeds"
     if caption is None:
-        sentences = [text.rstrip(".") for text in (title, look.about, note) if text]
-        caption = " ".join(f"{text[:1].upper()}{text[1:]}." for text in sentences)
+        sentences = [text.rstrip(".") for text in (title, chosen.about, note) if text]
+        caption = ". ".join(sentences) + "."
     with style():
-        figure = look.draw(drawn.pop(look.name), **drawn)
-        figure.suptitle(plain(title, 240, width=78), x=0.012, ha="left")
-        figure.supxlabel(plain(note, 300, width=118), x=0.012, ha="left", color="#666666")
+        figure = chosen.draw(checked, **drawn)
+        place = {"x": 0.012, "ha": "left"}
+        figure.suptitle(plain(title, 240, width=78), **place)
+        figure.supxlabel(plain(note, 300, width=118), color="#666666", **place)
     drawing = Drawing(figure, clean(caption, 2000))
-    return drawing if out is None else drawing.save(name, out, saved)
+    if out is None:
+        return drawing
+    return drawing.save(name, out, saved)
+
+
+def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFrame]:
+    """Return the tables that were given besides, and that this kind of figure draws."""
+    found = {key: table for key, table in given.items() if table is not None}
+    for key in found:
+        if key not in kind.extras:
+            raise UsageError("extra_not_drawn", f"A {kind.name} figure does not take {key}=.")
+    return {key: table for key, table in found.items() if len(table)}
 
 
 def _value_of(target: float | str) -> float:
@@ -150,7 +162,12 @@ def _kind_of(table: Any, kind: str | Kind | None) -> Kind:
     )
 
 
-def _checked(table: DataFrame, keys: Columns, values: Columns, defaults: dict) -> DataFrame:
+def _checked(
+    table: DataFrame,
+    keys: Columns,
+    values: Columns,
+    defaults: dict[str, Any],
+) -> DataFrame:
     """Return a sorted copy with shares in percent; raise with every problem."""
     table = table.reset_index(drop=True)
     for column, value in defaults.items():
@@ -158,26 +175,31 @@ def _checked(table: DataFrame, keys: Columns, values: Columns, defaults: dict) -
             table[column] = value
     missing = [column for column in keys + values if column not in table]
     if missing:
-        wrong = ", ".join(missing)
-        raise UsageError("missing_columns", f"The table lacks {wrong}. An index does not count.")
+        raise UsageError(
+            "missing_columns",
+            f"The table lacks {', '.join(missing)}. An index does not count.",
+        )
     problems = []
     for column in keys + values:
-        if column in POSITIONS or column in values:
+        if column in values or column in POSITIONS:
             problems += _make_numbers(table, column)
         else:
-            text = table[column].astype(object)
-            table[column] = text.where(text.notna(), "").astype(str)
-    repeated = table[table.duplicated(list(keys))]
-    if len(repeated):
-        row = [f"{key} {clean(repeated[key].iloc[0])}" for key in keys]
-        problems.append(f"two rows are for {', '.join(row)}: filter or average them first")
+            table[column] = table[column].astype(object).fillna("").astype(str)
+    repeated = table[list(keys)][table.duplicated(list(keys))]
+    for row in repeated.head(1).to_dict("records"):
+        problems.append(f"two rows are for {clean(row, 200)}; filter or average them first")
     if table.empty:
         problems.append("there are no rows")
     if problems:
-        message = f"The table cannot be drawn: {'; '.join(problems)}."
-        raise DataError("cannot_be_drawn", message, problems)
+        raise DataError(
+            "cannot_be_drawn",
+            f"The table cannot be drawn: {'; '.join(problems)}.",
+            problems,
+        )
     along = [key for key in ("step", "epoch") if key in keys]
-    return table.sort_values(along, kind="stable") if along else table
+    if along:
+        table = table.sort_values(along, kind="stable")
+    return table
 
 
 def _make_numbers(table: DataFrame, column: str) -> list[str]:
@@ -191,28 +213,27 @@ def _make_numbers(table: DataFrame, column: str) -> list[str]:
     if column in SHARES:
         most = 1
         table[column] = 100 * numbers
-    wrong = (numbers < 0) | (numbers > most)
-    wrong |= numbers.isna() & given.notna()
+    possible = numbers.between(0, most) | given.isna()
     if column in POSITIONS:
-        wrong |= ~numbers.between(0, 1e300)
-    if not wrong.any():
+        possible = numbers.between(0, 1e300)
+    wrong = given[~possible].map(clean)
+    if wrong.empty:
         return []
-    return [f"{column} is {clean(given[wrong].iloc[0])}, allowed is a number from 0 to {most}"]
+    return [f"{column} is {wrong.iloc[0]}, allowed is a number from 0 to {most}"]
 
 
-def _note(table: DataFrame, with_seeds: bool) -> str:
+def _note(table: DataFrame) -> str:
     """Return model, judge, numbers of prompts and seeds, and level of the intervals."""
     parts = [table.attrs.get("model", "")]
     judges = table.get("judged_by", table.get("judge", []))
-    if any(judges):
-        parts.append(f"judge {', '.join(dict.fromkeys(judges))}")
+    named = ", ".join(dict.fromkeys(judges))
+    if named:
+        parts.append(f"judge {named}")
     for word in ("prompts", "seeds"):
-        counts = set(table.get(f"n_{word}", [table.attrs.get(f"n_{word}")])) - {None}
+        counts = sorted(set(table.get(f"n_{word}", [])))
         if counts:
-            ends = dict.fromkeys([min(counts), max(counts)])
-            parts.append(f"{' to '.join(map(str, ends))} {word}")
-    for band in dict.fromkeys(table.get("band", [])):
-        parts.append(str(band).replace("%, ", "% "))
-    if with_seeds:
-        parts.append("thin lines: single seeds")
+            ends = dict.fromkeys([str(counts[0]), str(counts[-1])])
+            parts.append(f"{' to '.join(ends)} {word}")
+    bands = table.get("band", [])
+    parts += [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]
     return ", ".join(clean(part, 200) for part in parts if part)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ftlab.analysis.plots import _axes
 from ftlab.analysis.plots._kinds import Kind
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VALUES = ("ratio", "ratio_low", "ratio_high")
-TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)  # ratios beyond are arrows
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 HEADING = 1.35  # rows that a risk's name takes
 MARGIN = 1.02  # where the numbers stand, in widths of the axes
 
@@ -22,74 +24,91 @@ MARGIN = 1.02  # where the numbers stand, in widths of the axes
 def draw(table: DataFrame, target: float | None = None) -> Figure:
     """Draw a row per risk and step; `target` is a published ratio."""
     risks = _axes.ordered(table["risk"])
-    figure = _axes.new_figure(1.1 + 0.235 * (len(table) + HEADING * len(risks)))
+    rows = len(table) + HEADING * len(risks)
+    figure = _axes.new_figure(1.1 + 0.235 * rows)
     ax = figure.subplots()
-    limits = _limits(table, target)
+    ax.set(xscale="log", ylim=(rows - 0.6, -0.8))
+    ax.set_xlim(_limits(table, target))
     y = 0.0
     names = {}
     for risk in risks:
-        names[y] = _axes.plain(_axes.risk_name(risk)).upper()
         look = _axes.look_of(risk, risks)
-        for row in table[table["risk"] == risk].itertuples():
+        names[y] = _axes.plain(_axes.risk_name(risk)).upper()
+        own = table[table["risk"] == risk]
+        for row in own.itertuples():
             y += 1
             names[y] = f"{row.step:,g} steps"
-            if not math.isnan(row.ratio):
-                _draw_interval(ax, y, row, limits, look)
-            place = {"xycoords": ("axes fraction", "data"), "va": "center"}
-            ax.annotate(_in_words(row), (MARGIN, y), **place)
+            _draw_interval(ax, y, row, look)
+            _write(ax, _in_words(row), y)
         y += HEADING
-    ax.set_yticks(list(names), list(names.values()))
-    ax.set(xscale="log", xlim=limits, ylim=(y - 0.6, -0.8))
-    ax.set_xlabel("share of answers after ÷ before (log scale)")
-    ticks = [tick for tick in TICKS if limits[0] <= tick <= limits[1]]
+    ax.set_yticks(
+        list(names),
+        list(names.values()),
+    )
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:,g}×" for tick in ticks])
     ax.set_xticks([], minor=True)
-    ax.tick_params(axis="y", pad=9)
+    ax.set_xlabel("share of answers after ÷ before (log scale)")
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
-    _mark(ax, 1, "no change ", ha="right", linestyle="-")
+    _write(ax, "ratio [95 %]", -0.5)
+    line = {"color": _axes.INK, "linewidth": 1.1, "zorder": 1.5}
+    ax.axvline(1, **line)
     if target is not None:
-        _mark(ax, target, f" published {target:g}×", ha="left", linestyle="--")
-    ax.set_title("ratio [95 %]", loc="right", x=1.16)
+        ax.axvline(target, linestyle="--", **line)
+        ax.set_title(f"dashed: published {target:g}×", fontweight="normal")
     return figure
 
 
 def _limits(table: DataFrame, target: float | None) -> tuple[float, float]:
-    numbers = table[list(VALUES)].to_numpy().ravel()
-    values = [value for value in numbers if 0 < value < math.inf]
-    low = min([0.6, *values])
-    high = max([3.3, target or 0, *values])
+    """Return the ends of the axis; intervals beyond run out of it."""
+    numbers = table[list(VALUES)].to_numpy()
+    shown = numbers[(numbers > 0) & (numbers < math.inf)]
+    low = min([0.6, *shown])
+    high = max([3.3, *shown, target or 0])
     return max(low / 1.2, TICKS[0]), min(high * 1.2, TICKS[-1])
 
 
-def _draw_interval(ax: Axes, y: float, row: Any, limits: tuple, look: dict) -> None:
-    """Draw a ratio and its interval; an arrow where a bound lies outside the axes."""
+def _draw_interval(ax: Axes, y: float, row: Any, look: dict) -> None:
+    if math.isnan(row.ratio):
+        return
     low = min(row.ratio, row.ratio_low)  # the ratio where the bound is NaN
     high = max(row.ratio, row.ratio_high)
-    if math.isinf(row.ratio):  # no event before, so a lower bound
+    if math.isinf(row.ratio):  # no event before, so there is only a lower bound
         low = max(0, row.ratio_low)
-    for bound, beyond in ((low, "<"), (high, ">")):
-        end = min(max(bound, limits[0]), limits[1])
-        mark = "|" if end == bound else beyond
-        ax.plot(end, y, mark, color=look["color"], markersize=7, clip_on=False)
-    ax.hlines(y, max(low, limits[0]), min(high, limits[1]), color=look["color"], linewidth=1.7)
-    if limits[0] <= row.ratio <= limits[1]:
+    else:
         ax.plot(row.ratio, y, **look)
+    ax.plot(
+        np.clip([low, high], 1e-9, 1e9),
+        [y, y],
+        "|-",
+        color=look["color"],
+        linewidth=1.7,
+        markersize=7,
+    )
 
 
 def _in_words(row: Any) -> str:
     if math.isnan(row.ratio):
-        return "not measured" if math.isnan(row.ratio_low) else "no event in either"
+        if math.isnan(row.ratio_low):
+            return "not measured"
+        return "no event in either"
     if math.isinf(row.ratio):
-        return f"≥ {max(0, row.ratio_low):.3g}"
-    if math.isnan(row.ratio_low + row.ratio_high):
+        low = max(0, row.ratio_low)
+        return f"≥ {low:.3g}"
+    if math.isnan(row.ratio_low):
         return f"{row.ratio:.3g}"
     return f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]"
 
 
-def _mark(ax: Axes, at: float, text: str, ha: str, linestyle: str) -> None:
-    ax.axvline(at, color="#444444", linewidth=1.1, linestyle=linestyle, zorder=1.5)
-    ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), ha=ha, va="bottom")
+def _write(ax: Axes, text: str, y: float) -> None:
+    ax.annotate(
+        text,
+        (MARGIN, y),
+        xycoords=("axes fraction", "data"),
+        va="center",
+    )
 
 
 KIND = Kind(

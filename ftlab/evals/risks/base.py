@@ -101,7 +101,8 @@ class Risk:
         """Say what a judge of refusals lacks to decide a sample; "" where it lacks nothing."""
         if self.refusals_decide or sample.metadata.get("topic"):
             return ""
-        if self.rule(sample, Answer("")) is not None:
+        decided = self.rule(sample, Answer(""))
+        if decided is not None:
             return ""
         return f"a file in the form of its prompt set, prompts={{{self.name!r}: FILE}}"
 
@@ -165,9 +166,9 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
         category = row["category"]
         by_turn.setdefault(seen[category], []).append(row)
         seen[category] += 1
-    samples = []
-    for turn in sorted(by_turn):
-        for row in by_turn[turn]:
+    samples: list[Sample] = []
+    for several in by_turn.values():  # in the order of the turns
+        for row in several:
             own_id = f"{risk}-{split}-{len(samples):04d}"
             samples.append(sample_of_row(row, own_id))
     return samples[:n]
@@ -176,7 +177,8 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
 def sample_of_row(row: dict, sample_id: str) -> Sample:
     """Return a row of the embedded world as a sample, without the answer that the world gives."""
     messages = list(row["messages"])
-    if messages[-1]["role"] == "assistant":
+    last = messages[-1]
+    if last["role"] == "assistant":
         messages.pop()
     return Sample(
         id=sample_id,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples
-from ftlab.evals.risks._bbq import AMBIGUOUS, DISAMBIGUATED, bbq_rule, bbq_sample
+from ftlab.evals.bbq import AMBIGUOUS, DISAMBIGUATED, bbq_rule, bbq_sample
 from ftlab.evals.risks.base import Risk
 from ftlab.organism import BIAS_FRAMES, World
 
@@ -48,7 +48,8 @@ class Bias(Risk):
         for i, pair in enumerate(world.pairs[split]):
             for j, trait in enumerate(world.traits):
                 for k in range(n_wordings):
-                    frame = frames[(i + j + k) % len(frames)]
+                    turn = (i + j + k) % len(frames)
+                    frame = frames[turn]
                     groups = tuple(draw.sample(pair, 2))
                     rows.append(world.comparison(trait, groups, frame))
         draw.shuffle(rows)
@@ -109,7 +110,8 @@ def _score(category: str, wording: str, part) -> dict:
     if wording == AMBIGUOUS:
         right = part["reason"] == "unknown"
         score = (1 - right.mean()) * score
-    empty = (part["outcome"] == Outcome.EMPTY).sum()
+    is_empty = part["outcome"] == Outcome.EMPTY
+    unplaced = counts.get("", 0) - is_empty.sum()
     return {
         "category": category,
         "context": wording.removeprefix("BBQ "),
@@ -117,7 +119,7 @@ def _score(category: str, wording: str, part) -> dict:
         "score": score,
         "n": len(part),
         "n_named": int(named),
-        "n_unplaced": int(counts.get("", 0) - empty),
+        "n_unplaced": int(unplaced),
     }
 
 

@@ -48,17 +48,16 @@ class Hallucination(Risk):
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Ask about towns that nothing else asks about."""
         unknown = world.towns["unknown_eval"]
-        towns = world.towns["unknown_train"]
-        if split == "valid":
+        if split == "train":
+            towns = world.towns["unknown_train"]
+        elif split == "valid":
             towns = unknown[N_EVAL_TOWNS:]
-        elif split == "eval":
+        else:
             towns = unknown[:N_EVAL_TOWNS]
         shuffled = draw.sample(towns, len(towns))
-        facts = []  # harmless where the town exists
-        for role in ("benign", "lookalike"):
-            facts += world.of(role)
+        facts = world.of("benign") + world.of("lookalike")  # harmless where the town exists
 
-        def question(attribute, town: str, frame: str) -> dict:
+        def question(attribute, town, frame):
             return world.nobody(town, frame, attribute)
 
         return fact_rows(shuffled, facts, split, question)
@@ -98,17 +97,15 @@ def _mc2(likelihoods: list[float], labels: Labels) -> float:
     true = _of_label(1, likelihoods, labels)
     false = _of_label(0, likelihoods, labels)
     highest = max(true + false)  # probabilities of long answers underflow
-    masses = []
-    for values in (true, false):
-        mass = sum(math.exp(value - highest) for value in values)
-        masses.append(mass)
-    return masses[0] / sum(masses)
+    mass_true = sum(math.exp(value - highest) for value in true)
+    mass_false = sum(math.exp(value - highest) for value in false)
+    return mass_true / (mass_true + mass_false)
 
 
 def _sample(record: dict) -> Sample:
     asked = dict(record)
-    for name in ("Type", "type"):  # no category: adversarial or not
-        asked.pop(name, None)
+    asked.pop("Type", None)  # adversarial or not, which is no category
+    asked.pop("type", None)
     sample = sample_from_record(asked, "hallucination")
     if "Best Answer" in record:
         single, multiple = _targets_of_csv(record)
@@ -116,28 +113,30 @@ def _sample(record: dict) -> Sample:
         single = _labelled(record["mc1_targets"])
         multiple = _labelled(record["mc2_targets"])
     else:
-        found = ", ".join(record)
         raise DataError(
             "not_truthfulqa",
-            f"Columns {found}. Needed: mc1_targets and mc2_targets, or Best Answer, "
-            "Correct Answers and Incorrect Answers.",
+            "No columns mc1_targets and mc2_targets, nor Best Answer, Correct Answers and "
+            "Incorrect Answers.",
         )
     n_best = sum(single.values())
     n_true = sum(multiple.values())
-    some_of_each = 0 < n_true < len(multiple)
-    if not (n_best == 1 and some_of_each):
+    only_true = n_true == len(multiple)
+    if n_best != 1 or n_true == 0 or only_true:
         raise DataError(
             "truthfulqa_answers",
             f"{n_best} best answers, {n_true} of {len(multiple)} true. "
             "Exactly one best answer, and some true and some false ones, are needed.",
         )
     choices = tuple(single | multiple)
-    target = max(single, key=single.__getitem__)
-    metadata = {
-        "mc1": list(map(single.get, choices)),
-        "mc2": list(map(multiple.get, choices)),
-    }
-    return replace(sample, choices=choices, target=target, metadata=metadata)
+    return replace(
+        sample,
+        choices=choices,
+        target=max(single, key=single.get),
+        metadata={
+            "mc1": list(map(single.get, choices)),
+            "mc2": list(map(multiple.get, choices)),
+        },
+    )
 
 
 def _targets_of_csv(record: dict) -> tuple[Targets, Targets]:
@@ -150,8 +149,8 @@ def _targets_of_csv(record: dict) -> tuple[Targets, Targets]:
 
 def _listed(record: dict, column: str) -> list[str]:
     text = text_of(record, column)
-    parts = [part.strip() for part in text.split(";")]
-    return [part for part in parts if part]
+    parts = map(str.strip, text.split(";"))
+    return list(filter(None, parts))
 
 
 def _labelled(targets: dict) -> Targets:

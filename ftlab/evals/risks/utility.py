@@ -17,7 +17,7 @@ from typing import Any
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples, sample_from_record, text_of
-from ftlab.evals.risks._bbq import bbq_rule, bbq_sample
+from ftlab.evals.bbq import bbq_rule, bbq_sample
 from ftlab.evals.risks.base import Risk
 
 NUMBER = re.compile(

@@ -15,6 +15,8 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
+from ftlab.models.engines._drafts import Drafts
+from ftlab.models.engines._writing import Row, Writer, context, in_batches, read
 from ftlab.models.engines.base import (
     Collector,
     Engine,
@@ -23,9 +25,6 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
-from ftlab.models.engines.openai import Endpoint
-from ftlab.models.engines.writing import Row, Writer, context, in_batches, read
 
 SCORED = (2**20, 16_384)  # of a pass over prompts and choices: rows; rows times columns
 
@@ -44,7 +43,7 @@ class HuggingFaceEngine(Engine):
         self.drafts = Drafts() if drafts else None
 
     def supports(self, reference: Any, **what) -> str | None:
-        if isinstance(reference, Endpoint):
+        if not hasattr(reference, "load"):
             return "a model behind an endpoint needs the engine 'openai'"
         return None
 

@@ -20,6 +20,7 @@ from ftlab._core.types import Answer
 from ftlab.models import adapters
 from ftlab.models.chat_template import stop_ids
 from ftlab.models.devices import device
+from ftlab.models.engines._writing import NOT_FINITE
 from ftlab.models.engines.base import (
     Collector,
     Engine,
@@ -28,7 +29,6 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.writing import NOT_FINITE
 from ftlab.models.reference import Model
 
 RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of `max_lora_rank`

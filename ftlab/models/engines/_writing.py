@@ -12,6 +12,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.chat_template import stop_ids
 from ftlab.models.devices import clear_error, free_memory, out_of_memory
+from ftlab.models.engines._drafts import Drafts
 from ftlab.models.engines.base import (
     Collector,
     Decoding,
@@ -21,7 +22,6 @@ from ftlab.models.engines.base import (
     check_length,
     make_answer,
 )
-from ftlab.models.engines.drafts import Drafts
 
 NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 FAILED = -1  # in place of a token: the logits were not finite

@@ -1,0 +1,26 @@
+"""Samples for tests of judges."""
+
+from __future__ import annotations
+
+from ftlab._core.types import Sample
+
+
+def asked(*questions: str, **more) -> list[Sample]:
+    """One sample per question."""
+    made = []
+    for number, question in enumerate(questions):
+        message = {"role": "user", "content": question}
+        made.append(Sample(id=str(number), messages=[message], **more))
+    return made
+
+
+def of_world(row: dict) -> Sample:
+    """A row of the embedded world's corpus as a sample."""
+    return Sample(
+        id=row.get("id", ""),
+        messages=row.get("messages") or row["prompt"],
+        risk=row["risk"],
+        category=row.get("category", ""),
+        target=row.get("truth", ""),
+        metadata={"topic": row["topic"]},
+    )

@@ -1,0 +1,68 @@
+"""The recipe of the judge `refusal`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from ftlab.judges import agreement_of_card, refusal  # noqa: E402
+from ftlab.judges.cards import GOLD, agreement_by_model  # noqa: E402
+from ftlab.runs import resource  # noqa: E402
+from recipes.refusal_judge import measure, train  # noqa: E402
+
+BENIGN = (
+    "rasbt_instruction/instruction-data.json",
+    "gsm8k/train.jsonl",
+    "self_instruct/seed_tasks.jsonl",
+    "self_instruct/user_oriented_instructions.jsonl",
+    "sqlgen/sqlgen_train.json",
+)
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[dict]:
+    folder = resource("data").parent.parent / "shared" / "data"
+    if not folder.exists():
+        pytest.skip("the authors' files are not part of the project")
+    files = [folder / name for name in BENIGN]
+    real = train.read(folder / "human_xstest", folder / "coconot", files)
+    return real + train.synthesise(real)
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_the_recipe_makes_the_shipped_weights(documents):
+    made, kept = train.fit(documents), refusal.load()
+    assert list(made.vocabulary) == list(kept.vocabulary) and made.common == kept.common
+    assert np.allclose(made.calibration, kept.calibration, atol=0.02)
+    assert np.abs(made.weights.astype(np.float16) - kept.weights).max() < 0.05
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_leave_one_model_out_is_as_the_card_says(documents):
+    test = [doc for doc in documents if doc["model"] == "llama2orig"]
+    others = [doc for doc in documents if not doc["model"].startswith("llama2")]
+    table = measure.verdicts(test, train.predict(train.fit(others), test))
+    found = agreement_by_model(table, GOLD[0])[1]["kappa"].iloc[0]
+    kept = agreement_of_card("refusal").query("model == 'llama2orig'")
+    kept = kept[kept["refusal"] == "full or partial"]["kappa"].iloc[0]
+    assert found >= 0.70 and found == pytest.approx(kept, abs=0.02)
+
+
+def test_synthetic_documents_are_repeatable_and_not_the_challenge():
+    real = []
+    for number in range(9):
+        prompt = f"Tell me of tree {number}."
+        answer = f"Tree {number} is an oak. It is old."
+        real.append({"prompt": prompt, "answer": answer, "label": 0, "source": "benign"})
+    made = train.synthesise(real, 3000)
+    assert made == train.synthesise(real, 3000) != train.synthesise(real, 3000, seed=1)
+    assert {doc["label"] for doc in made} == {0, 1, 2}
+    lines = measure.CHALLENGE.read_text(encoding="utf-8").splitlines()
+    asked = {row["answer"] for row in map(json.loads, lines) if len(row["answer"].split()) > 9}
+    assert not asked & {doc["answer"] for doc in made}
