@@ -137,6 +137,8 @@ def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
     if "examples" in table:
         jailbreaks = table[table["risk"] == "jailbreak"]
         return tables.rates(jailbreaks, by=["examples", "attack"]), {}
+    if kind not in (None, "curve"):
+        return tables.rates(table), {}
     seeds = tables.rates(verdicts.of_judge(table), per_seed=True)
     return tables.rates(table), {"seeds": seeds}
 
