@@ -305,7 +305,7 @@ def record(
     """Record what a curve or a table says about published figures, at its last step.
 
     Args:
-        source: A run of a curve, or a table of `compare` or `rates`.
+        source: A run of a curve, or a table of `compare` or `rates`; the first judge's rows count.
         experiment: Name of the experiment.
         claim: The claim in words, with columns in braces: "{examples} examples, asked directly".
         published: Id of a published figure; or, for a table with several groups, a dictionary
@@ -325,6 +325,7 @@ def record(
     from ftlab.analysis.tables import compare
 
     table = compare(source) if isinstance(source, Run) else source
+    table = table[table["judge"] == table["judge"].iloc[0]]
     model = model or table.attrs.get("model")
     if not model:
         raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
@@ -365,7 +366,7 @@ def _claimed(table: DataFrame, published: str | dict[Any, str]) -> Iterator[tupl
 
 def _last_row(part: DataFrame) -> dict[str, Any]:
     """Return a group's row at its last step, with the numbers that claims and notes need."""
-    part = part.sort_values("step")
+    part = part.sort_values("step", kind="stable")
     row = part.iloc[-1].to_dict()
     row["one"] = 1.0  # a ratio without effect
     if "rate" in row:

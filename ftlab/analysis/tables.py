@@ -69,6 +69,7 @@ class ComparisonRow:
 
     group: Group
     step: int
+    epoch: float
     paired: stats.Paired
     n_prompts: int  # scored on both sides, before attacks
     unscored: int
@@ -78,7 +79,7 @@ class ComparisonRow:
     def as_dict(self) -> dict[str, Any]:
         """Return the row by column."""
         paired = vars(self.paired)
-        row = {**self.group, "step": self.step}
+        row = {**self.group, "step": self.step, "epoch": self.epoch}
         for side in ("parent", "child"):
             row[side] = paired[side].rate
             row[f"{side}_low"] = paired[side].low
@@ -147,8 +148,6 @@ def rates(  # noqa: PLR0913
         for group, part in verdicts.groups(judged, columns):
             rows += _rate_rows(part, group, verdicts.steps_of(part, steps), cluster)
     found = _finished([row.as_dict() for row in rows], "rates", table, columns)
-    if "epoch" not in table:
-        found = found.drop(columns="epoch", errors="ignore")
     return found
 
 
@@ -222,6 +221,8 @@ def _judged_by(rows: pd.DataFrame) -> str:
 def _finished(rows: Any, kind: str, source: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = pd.DataFrame(rows)
+    if "epoch" in table and table["epoch"].isna().all():
+        del table["epoch"]
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
     return table
@@ -345,6 +346,7 @@ def _comparison_row(
     return ComparisonRow(
         group=group,
         step=step,
+        epoch=child[child["step"] == step].iloc[0].get("epoch", math.nan),
         paired=stats.paired(old, new, cluster=clusters),
         n_prompts=items["sample_id"][scored].nunique(),
         unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),

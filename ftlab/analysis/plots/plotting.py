@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import DataError, UsageError
-from ftlab.analysis.plots import bars, outcomes, ratio
+from ftlab.analysis.plots import bars, loss, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
 from ftlab.analysis.plots._axes import clean, plain
 from ftlab.analysis.plots._drawing import Drawing, style
@@ -24,6 +24,7 @@ ALL = (
     outcomes.KIND,
     bars.KIND,
     line_plots.JUDGES,
+    loss.KIND,
 )
 KINDS = {kind.name: kind for kind in ALL}  # a table gets the first whose columns it has
 POSITIONS = ("step", "examples", "epoch")
@@ -47,14 +48,14 @@ def plot(  # noqa: PLR0913
 
     By default a curve is drawn as its rates with the single seeds, and harmful fine-tuning as its
     jailbreaks by dose. Of a curve, `kind` may also be "ratio" (as of `compare`) or "outcomes"
-    (what became of the jailbreak prompts, with over-refusal and utility below). Rates and shares
-    are fractions from 0 to 1, shown in percent.
+    (what became of the jailbreak prompts, with over-refusal and utility below), and of a training
+    "loss". Rates and shares are fractions from 0 to 1, shown in percent.
 
     Args:
         source: A run, or a table.
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
-        kind: curve, ratio, outcomes, dose, bars, judges, or your own `Kind`; by default what the
+        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default what the
             table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
@@ -127,6 +128,9 @@ def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
     """Return what is drawn of a run, and its extra tables by name."""
     from ftlab.analysis import tables, verdicts
 
+    if kind == "loss":
+        log = run.log()
+        return log[log["loss"].notna()], {}
     table = verdicts.prepare(run)
     if kind == "ratio":
         return tables.compare(table), {}
