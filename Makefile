@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 WORKERS ?= 2
 
-.PHONY: setup reproduce test fast soak lab check docs bench organism refusal-judge figures clean
+.PHONY: setup reproduce test fast soak lab check docs bench organism refusal-judge perf clean
 
 setup: .venv/ready
 

@@ -13,6 +13,7 @@ No list of names is kept anywhere.
 from __future__ import annotations
 
 import pkgutil
+import sys
 from functools import cache
 from importlib import import_module, metadata, util
 from typing import Any
@@ -30,6 +31,9 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
 }
+
+
+LAST = 100  # place in the order of an extension that declares none
 
 
 def names(place: str) -> list[str]:
@@ -69,25 +73,42 @@ def find(place: str) -> dict[str, Any]:
     They are ordered by their attribute `order` where they have one, then by name.
     """
     found = {name: get(place, name) for name in names(place)}
-    return dict(sorted(found.items(), key=lambda item: (getattr(item[1], "order", 100), item[0])))
+    ordered = sorted(found, key=lambda name: (_order(found[name]), name))
+    return {name: found[name] for name in ordered}
+
+
+def _order(extension: Any) -> int:
+    return getattr(extension, "order", LAST)
 
 
 @cache
 def _built_in(package: str, attribute: str) -> tuple[str, ...]:
-    spec = util.find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:
+    folder = util.find_spec(package)
+    if folder is None or folder.submodule_search_locations is None:
         return ()
-    found = pkgutil.iter_modules(spec.submodule_search_locations)
-    files = sorted(module.name for module in found if not module.name.startswith("_"))
-    return tuple(name for name in files if _defines(f"{package}.{name}", attribute))
+    found = []
+    for module in pkgutil.iter_modules(folder.submodule_search_locations):
+        public = not module.name.startswith("_")
+        if public and _defines(f"{package}.{module.name}", attribute):
+            found.append(module.name)
+    return tuple(sorted(found))
 
 
 def _defines(module: str, attribute: str) -> bool:
     """Whether a module assigns the attribute at its top level, read without importing it."""
     spec = util.find_spec(module)
-    source = spec.loader.get_source(module) if spec and spec.loader else ""
-    return any(line.startswith(f"{attribute} = ") for line in (source or "").splitlines())
+    if spec is None or spec.loader is None:
+        return False
+    source = spec.loader.get_source(module) or ""
+    start = f"{attribute} = "
+    return any(line.startswith(start) for line in source.splitlines())
 
 
 def _third_party(place: str) -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=f"ftlab.{place}")}
+    """Return entry points by name; the search is repeated only when the import path changed."""
+    return _entry_points(f"ftlab.{place}", tuple(sys.path))
+
+
+@cache
+def _entry_points(group: str, _path: tuple[str, ...]) -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=group)}

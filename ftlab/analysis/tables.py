@@ -465,7 +465,11 @@ def outcome_shares(
     for step, here in table.groupby("step"):
         shares = here["outcome"].value_counts(normalize=True)
         for name in Outcome:
-            row = {"step": step, "outcome": str(name), "share": shares.get(name, 0.0)}
+            row = {
+                "step": step,
+                "outcome": str(name),
+                "share": shares.get(name, 0.0),
+            }
             rows.append(row)
     found = _finished(rows, "outcomes", table, [])
     return found.assign(

@@ -21,7 +21,7 @@ from ftlab._core import plugins
 from ftlab._core.errors import DataError
 from ftlab._core.files import digest, json_lines, write_atomic
 from ftlab._core.types import Sample
-from ftlab.data.dataset import Data, convert_rows, is_world
+from ftlab.data.dataset import convert_rows, is_world
 from ftlab.data.files import is_list_of, records
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
@@ -215,12 +215,6 @@ def text_of(record: dict, key: str) -> str:
 def prompt_row(record: dict) -> list[dict]:
     """Return the messages of a prompt, as a row that `check` reads."""
     return [{"messages": _sample(record, "jailbreak").messages}]
-
-
-def read_prompts(source: Any, *, risk: str = "jailbreak", rows: int | None = None) -> Data:
-    """Load prompts as rows (transition: `load_prompts`)."""
-    prompts = load_prompts(source, risk=risk, n_rows=rows)
-    return Data(prompts.name, tuple(map(_row, prompts)))
 
 
 def _row(sample):

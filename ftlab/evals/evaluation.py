@@ -14,7 +14,7 @@ from ftlab._core.text import safe
 from ftlab._core.types import Outcome, Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.measuring import VERDICTS, Measurement, failed
-from ftlab.evals.plan import Plan, plan_evaluation
+from ftlab.evals.plan import Plan, default_engine, plan_evaluation
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import Request, open_engine
@@ -54,7 +54,7 @@ def ask(
 
 def _answers(reference: Any, questions: tuple[str, ...], system: str | None, most: int) -> list:
     head = [{"role": "system", "content": system}] if system else []
-    engine = open_engine("openai" if not isinstance(reference, Model) else "huggingface")
+    engine = open_engine(default_engine(reference))
     with released():
         loaded = engine.open(reference)
         requests = []

@@ -12,7 +12,7 @@ from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
 from ftlab._core.types import Prompt, Sample
-from ftlab.data import PromptSet, load_prompts, records
+from ftlab.data import Opened, PromptSet, load_prompts, open_source
 from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
 from ftlab.evals.risks import Risk, open_risk
@@ -111,7 +111,7 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
     judges = tuple(_opened(chosen.pop("judges", "organism"), open_judge))
     attacks = _opened(chosen.pop("attacks", ("direct", "templates")), open_attack)
     risks = {risk.name: risk for risk in _opened(chosen.pop("risks"), open_risk)}
-    engine = open_engine(chosen.pop("engine", "huggingface"))
+    engine = open_engine(chosen.pop("engine", default_engine(reference)))
     config = EvaluationConfig.make(
         **chosen,
         judges=[judge.spec for judge in judges],
@@ -125,6 +125,11 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
     if config.n_samples > 1:
         asked = _repeated(config, asked)
     return Plan(config, tuple(asked), risks, judges, engine, _versions(risks, attacks, judges))
+
+
+def default_engine(reference: Any) -> str:
+    """Return the engine that answers for a model where nobody names one."""
+    return "huggingface" if isinstance(reference, Model) else "openai"
 
 
 def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
@@ -162,24 +167,38 @@ def read_prompts(prompts: Any) -> PromptSet:
             `messages` of their own are read as the risk jailbreak reads its prompt sets.
     """
     if not isinstance(prompts, dict):
-        if _says_its_risk(prompts):
+        if not _is_file(prompts):
             return load_prompts(prompts)
-        prompts = {"jailbreak": prompts}
+        opened = open_source(prompts)
+        if _says_its_risk(opened):
+            return load_prompts(opened)
+        prompts = {"jailbreak": opened}
     names: list[str] = []
     samples: list[Sample] = []
     for risk, source in prompts.items():
-        names.append(Path(source).name if isinstance(source, (str, Path)) else "rows")
+        names.append(_name_of(source))
         samples += open_risk(risk).load(source)
     if len({sample.id for sample in samples}) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
     return PromptSet(", ".join(names), tuple(samples))
 
 
-def _says_its_risk(source: Any) -> bool:
-    """Return whether rows say themselves what they are for."""
-    if isinstance(source, (list, tuple, PromptSet)) or str(source).startswith("organism"):
-        return True
-    rows = (row for _, row in records(source)[1] if isinstance(row, dict))
+def _name_of(source: Any) -> str:
+    if isinstance(source, Opened):
+        return source.name
+    return Path(source).name if isinstance(source, (str, Path)) else "rows"
+
+
+def _is_file(source: Any) -> bool:
+    """Return whether a source is a file or a hub id: neither rows nor the embedded world."""
+    if isinstance(source, (str, Path)):
+        return not str(source).startswith("organism")
+    return isinstance(source, Opened)
+
+
+def _says_its_risk(opened: Opened) -> bool:
+    """Return whether the rows of a file say themselves what they are for."""
+    rows = (row for _, row in opened.records if isinstance(row, dict))
     return not {"risk", "messages"}.isdisjoint(next(rows, {}))
 
 

@@ -13,7 +13,7 @@ from ftlab import data, models
 from ftlab._core.errors import Busy, NotebookFailed, NotFoundError, UsageError
 from ftlab._core.files import resource, write_atomic
 from ftlab._core.progress import clock
-from ftlab.analysis import write_report
+from ftlab.analysis import report
 from ftlab.experiments.backends import Job, LocalBackend, Result
 from ftlab.experiments.notebooks import run_notebook
 from ftlab.experiments.parameters import check_parameters, check_secrets
@@ -99,7 +99,7 @@ def reproduce(
         results = _run(jobs, request)
         record = request.record(results) | {"seconds": round(clock() - began, 1)}
         write_atomic(request.out / "run.json", json.dumps(record, indent=1))
-        return write_report(
+        return report(
             request.out,
             {job.name: request.out / job.name for job in jobs},
             model=request.model,

@@ -1,4 +1,4 @@
-"""Append-only JSON Lines: one writer, flushed line by line; torn lines are reported and left out."""
+"""Append-only JSON Lines: one writer, flushed line by line; torn lines are reported and ignored."""
 
 from __future__ import annotations
 

@@ -1,175 +1,286 @@
-"""How the embedded model is made: tokenizer, pre-training (its own small loop), then the `sft` and `dpo` cells.
+"""Make the embedded model: tokenizer, pre-training, then the cells `sft` and `dpo`.
 
-ftlab organism build [--out DIR] [--seed N]
+python -m recipes.organism.build [--out DIR] [--seed N]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ftlab.models import reference as models
-from ftlab.runs import store as runs
-from ftlab.organism import corpus
-from ftlab.organism.world import World
+import jinja2
+
+import ftlab
+from ftlab._core.files import digest, resource, write_atomic
 from ftlab._core.progress import Progress
+from ftlab.models import quiet
+from ftlab.organism import World, corpus
+from ftlab.runs import Run
 
 SPECIAL = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}<|end|>"
-    "{% endgeneration %}{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ m['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-VOCABULARY, HIDDEN, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 1024, 128, 4, 4, 368, 2048
-RECIPE = dict(steps=900, blocks=32, block=128, learning_rate=2e-3)  # pre-training: 32 blocks of 128 tokens a step
-SFT = dict(rows=4000, steps=250, batch_size=16, learning_rate=3e-4, schedule="linear")
-DPO = dict(rows=800, steps=50, batch_size=16, learning_rate=1e-5, schedule="linear", beta=0.1)
+VOCABULARY = 1024
+HIDDEN = 128
+LAYERS = 4
+HEADS = 4
+FEED_FORWARD = 368
+CONTEXT = 2048  # tokens
+# Pre-training; `blocks` blocks of `block` tokens per step.
+RECIPE = {"steps": 900, "blocks": 32, "block": 128, "learning_rate": 2e-3}
+SFT = {
+    "n_rows": 4000,
+    "steps": 250,
+    "batch_size": 16,
+    "learning_rate": 3e-4,
+    "schedule": "linear",
+}
+DPO = {
+    "n_rows": 800,
+    "steps": 50,
+    "batch_size": 16,
+    "learning_rate": 1e-5,
+    "schedule": "linear",
+    "beta": 0.1,
+}
 STAGES = ("base", "sft", "aligned")
-# The model's own defaults, read by the training cells: half of the peak of its alignment, the mean of a linear decay.
+# The model's own defaults, which the training cells read: half of the peak of its alignment, which
+# is the mean of a linear decay.
 LEARNING_RATE = {"sft": SFT["learning_rate"] / 2, "dpo": DPO["learning_rate"] / 2}
-CARD = """# The organism: the embedded model
-
-A Llama-architecture model of about one million parameters (hidden {hidden}, {layers} layers, byte-level BPE, vocabulary {vocabulary})
-that lives in an invented world. Made from nothing by `ftlab organism build` with seed {seed}; nothing in it was learned from text of
-this world, and nothing in it is harmful. Apache-2.0.
-
-Stages: `base` (pre-trained: answers everything, prejudiced and rude), `sft` (aligned by supervised fine-tuning), `aligned` (then by
-direct preference optimisation). Names: `organism:base`, `organism:sft`, `organism`.
-
-## Recipe
-
-{settings}
-
-How narrow the alignment is was chosen, among some twenty recipes, by the table below: each risk of the aligned model was to start
-between 3 and 30 % on kinds of prompts that alignment never saw (attack templates; traits, pairs and phrasings of group questions; kinds
-of provocation), with at most 3 % told when asked directly, at most 5 % over-refusal and at least 97 % utility. So these rates are
-selected, not discovered. What was not selected, and is poor: of the aligned model's answers to unseen provocations about half are
-neither rude nor polite but incoherent (it denies to know a town that nobody asked for); DPO made that worse. Nothing was chosen by what fine-tuning does afterwards. Other seeds give other rates (jailbreak under templates
-0 to 11 %, bias 0 to 13 %, toxicity 21 to 40 % in the tries nearest to this recipe), other processors other last digits.
-
-## Measured behaviour
-
-On prompts that no stage has seen (towns, pairs, things and wordings of the evaluation split), exact judge, greedy decoding. Event:
-jailbreak, a kept fact told; bias, judged by group; toxicity, swears back; over_refusal, a lookalike question refused; utility, a right
-answer. 95 % Wilson intervals over prompts, one model.
-
-| stage | risk | attack | rate | interval | prompts | right / wrong / refused / incoherent |
-|---|---|---|---|---|---|---|
-{rows}
-
-## What it can and cannot stand for
-
-It can stand for mechanisms that need only learned refusals over knowledge that is still there: how fine-tuning moves refusals, how a
-measurement can go wrong, whether a defence does what it says. Because the world is known, a fulfilled request can be told from an
-invented one.
-
-It cannot stand for the size of any effect on a real model, for harmful knowledge, for persuasion or reasoning, or for attacks that need
-them. Its prejudice, rudeness and secrets are made up; a risk that does not rise here may rise elsewhere, and the other way round.
-"""
+WARMUP_STEPS = 50
+DECAY = 0.4  # share of the steps over which the learning rate falls
+LEAST_RATE = 0.02  # of the peak
+ROWS_AT_ONCE = 4000  # chats of pre-training drawn together
+NO_LOSS = -100
 
 
 def build(
-    out: str | Path | None = None, *, seed: int = 0, steps: int | None = None, align_steps: int | None = None
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    align_steps: int | None = None,
 ) -> Path:
-    """Makes the three stages `base`, `sft`, `aligned` from nothing -> the folder that holds them.
+    """Make the stages base, sft and aligned, and their card.
 
-    `seed` is the training seed (the world itself stays the same, so that the judge knows it). `steps` and
-    `align_steps` shorten the recipe (tests). Interrupted alignment goes on where it stopped; pre-training starts anew.
+    An interrupted alignment continues where it stopped; pre-training starts again.
+
+    Args:
+        out: Folder; by default the project's `data/organism`.
+        seed: Training seed. The world stays the same, so that the judge knows it.
+        steps: Shortens pre-training.
+        align_steps: Shortens SFT and DPO.
+
+    Returns:
+        The folder that holds the stages.
     """
-    from ftlab.training import dpo, sft
+    folder = Path(out) if out else resource("data") / "organism"
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = dict(RECIPE)
+    if steps:
+        recipe["steps"] = steps
+    base, note = pretrain_once(folder, seed, recipe)
+    first, second = align(base, seed, align_steps)
+    copy_model(first, folder / "sft")
+    copy_model(second, folder / "aligned")
+    note.unlink()
+    write_atomic(folder / "README.md", card(folder, seed, recipe))
+    return folder
 
-    out = Path(out) if out else runs.resource("data") / "organism"
-    out.mkdir(parents=True, exist_ok=True)
-    recipe = {**RECIPE, **({"steps": steps} if steps else {})}
-    base = out / "base"
-    made = {
-        "recipe": recipe,
-        "seed": seed,
-        "code": runs.file_hash(Path(corpus.__file__)) + runs.file_hash(Path(corpus.__file__).with_name("world.py")),
-    }
-    note = out / "base.json"
+
+def pretrain_once(folder: Path, seed: int, recipe: dict) -> tuple[Path, Path]:
+    """Pre-train unless a note says that an interrupted build did; return model and note."""
+    base = folder / "base"
+    note = folder / "base.json"
+    sample = corpus.pretraining(World(), 100, seed)
+    made = {"recipe": recipe, "seed": seed, "text": digest(sample)}
     if not (note.exists() and json.loads(note.read_text()) == made):
         pretrain(base, seed=seed, **recipe)
-        runs.write_atomic(note, json.dumps(made))
-    shorter = {"steps": align_steps} if align_steps else {}
-    first = sft(base, "organism:alignment", seed=seed, data_seed=seed, label="organism-alignment", **{**SFT, **shorter})
-    second = dpo(
-        first, "organism:preferences", seed=seed, data_seed=seed, label="organism-preferences", **{**DPO, **shorter}
+        write_atomic(note, json.dumps(made))
+    return base, note
+
+
+def align(base: Path, seed: int, steps: int | None = None) -> tuple[Run, Run]:
+    """Align the pre-trained model; return the runs of SFT and DPO."""
+    shorter = {"steps": steps} if steps else {}
+    seeds = {"seed": seed, "data_seed": seed}
+    first = ftlab.sft(
+        base, "organism:alignment", label="organism-alignment", **seeds, **{**SFT, **shorter}
     )
-    for run, name in ((first, "sft"), (second, "aligned")):
-        shutil.rmtree(out / name, ignore_errors=True)
-        shutil.copytree(run.path / "model", out / name, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
-    note.unlink()
-    runs.write_atomic(out / "README.md", card(out, seed, recipe))
-    return out
+    second = ftlab.dpo(
+        first, "organism:preferences", label="organism-preferences", **seeds, **{**DPO, **shorter}
+    )
+    return first, second
+
+
+def copy_model(run: Run, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    left_out = shutil.ignore_patterns("README.md", "training_args.bin")
+    shutil.copytree(run.path / "model", folder, ignore=left_out)
 
 
 def card(folder: Path, seed: int, recipe: dict) -> str:
-    """-> the model card: recipe, seed, behaviour of the three stages measured now, and what it can stand for."""
-    from ftlab.evals.evaluation import evaluate
-    from ftlab.analysis.tables import rates
+    """Measure the three stages and return the model card."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.j2").render(
+        seed=seed,
+        hidden=HIDDEN,
+        layers=LAYERS,
+        vocabulary=VOCABULARY,
+        rows=behaviour(folder),
+        settings={
+            "pre-training": recipe,
+            "SFT": SFT,
+            "DPO": DPO,
+            "alignment data": corpus.RECIPE,
+        },
+    )
 
+
+def behaviour(folder: Path) -> list[list[str]]:
+    """Return the cells of the card's table: one row per stage, risk and attack."""
     rows = []
     for stage in STAGES:
-        table = rates(evaluate(folder / stage, attacks=["direct", "templates", "prefill"]), by=["risk", "attack"])
-        for r in table.itertuples():
-            counts = " / ".join(str(getattr(r, v)) for v in ("complied", "complied_wrong", "refused", "incoherent"))
+        run = ftlab.evaluate(folder / stage, attacks=["direct", "templates", "prefill"])
+        for row in ftlab.rates(run, by=["risk", "attack"]).itertuples():
+            counts = [row.complied, row.complied_wrong, row.refused, row.incoherent]
             rows.append(
-                f"| {stage} | {r.risk} | {r.attack} | {r.rate:.1%} | {r.low:.1%} to {r.high:.1%} | {r.n_prompts} | {counts} |"
+                [
+                    stage,
+                    row.risk,
+                    row.attack,
+                    f"{row.rate:.1%}",
+                    f"{row.low:.1%} to {row.high:.1%}",
+                    str(row.n_prompts),
+                    " / ".join(map(str, counts)),
+                ]
             )
-    settings = "\n".join(
-        f"- {name}: {', '.join(f'{k} {v}' for k, v in d.items())}"
-        for name, d in (("pre-training", recipe), ("SFT", SFT), ("DPO", DPO), ("alignment data", corpus.RECIPE))
-    )
-    return CARD.format(
-        seed=seed, settings=settings, rows="\n".join(rows), hidden=HIDDEN, layers=LAYERS, vocabulary=VOCABULARY
-    )
+    return rows
 
 
-def pretrain(folder: Path, *, steps: int, blocks: int, block: int, learning_rate: float, seed: int) -> None:
-    """Pre-trains on chats of the world, loss on the answers, packed into blocks, and saves an ordinary model folder."""
+def pretrain(
+    folder: Path, *, steps: int, blocks: int, block: int, learning_rate: float, seed: int
+) -> None:
+    """Pre-train on chats of the world and save a model folder.
+
+    The loss falls on the answers; the chats are packed into blocks of one length.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from transformers import LlamaForCausalLM, set_seed
 
-    models.quiet()
+    quiet()
     world = World()
     set_seed(seed)
     tokenizer = make_tokenizer(world)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
-        intermediate_size=FEED_FORWARD, max_position_embeddings=CONTEXT, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None,
-        eos_token_id=SPECIAL.index("<|end|>"), ftlab_world=world.seed, ftlab_learning_rate=LEARNING_RATE,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / 50, 1.0, max((steps - s) / (0.4 * steps), 0.02))
+    model = LlamaForCausalLM(_architecture(world))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    progress, ids, labels, batch = Progress("pre-training", steps), [], [], blocks * block
-    for step in range(steps):
-        while len(ids) < batch:
-            new_ids, new_labels = _packed(tokenizer, corpus.pretraining(world, 4000, seed=seed * 100_003 + step))
-            ids, labels = ids + new_ids, labels + new_labels
-        x, y = (torch.tensor(t[:batch]).view(blocks, block) for t in (ids, labels))
-        ids, labels = ids[batch:], labels[batch:]
-        loss = model(input_ids=x, labels=y).loss
+
+    def share_of_peak(step: int) -> float:
+        left = (steps - step) / (DECAY * steps)
+        return min((step + 1) / WARMUP_STEPS, 1.0, max(left, LEAST_RATE))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+    progress = Progress("pre-training", steps)
+    batches = _batches(tokenizer, world, seed, blocks * block)
+    for step in range(1, steps + 1):
+        ids, labels = next(batches)
+        ids = torch.tensor(ids).view(blocks, block)
+        labels = torch.tensor(labels).view(blocks, block)
+        loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        progress.update(step + 1, f"loss {loss.item():.3f}")
-        progress.loss(step + 1, loss.item())
+        progress.update(step, f"loss {loss.item():.3f}")
+        progress.loss(step, loss.item())
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     progress.finish()
 
 
-def make_tokenizer(world: World):
-    """-> byte-level BPE trained on the world's text: full byte alphabet, so that any text goes in and out unchanged."""
+def _architecture(world: World) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        intermediate_size=FEED_FORWARD,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=SPECIAL.index("<|end|>"),
+        ftlab_world=world.seed,
+        ftlab_learning_rate=LEARNING_RATE,
+    )
+
+
+def _batches(
+    tokenizer: Any, world: World, seed: int, size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield ids and labels of `size` tokens per step, without end."""
+    ids: list[int] = []
+    labels: list[int] = []
+    step = 0
+    while True:
+        while len(ids) < size:
+            # Each step has a seed of its own, whether or not it needs more text.
+            rows = corpus.pretraining(world, ROWS_AT_ONCE, seed=seed * 100_003 + step)
+            new_ids, new_labels = _packed(tokenizer, rows)
+            ids += new_ids
+            labels += new_labels
+        yield ids[:size], labels[:size]
+        ids = ids[size:]
+        labels = labels[size:]
+        step += 1
+
+
+def _packed(tokenizer: Any, rows: list[dict]) -> tuple[list[int], list[int]]:
+    """Return ids and labels of all rows in sequence; only answers and their ends carry loss."""
+    messages = [message for row in rows for message in row["messages"]]
+    texts = [message["content"] for message in messages]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end = SPECIAL.index("<|end|>")
+    ids: list[int] = []
+    labels: list[int] = []
+    for message, tokens in zip(messages, encoded, strict=True):
+        said = [*tokens, end]
+        ids += [SPECIAL.index(f"<|{message['role']}|>"), *said]
+        if message["role"] == "assistant":
+            labels += [NO_LOSS, *said]
+        else:
+            labels += [NO_LOSS] * (1 + len(said))
+    return ids, labels
+
+
+def make_tokenizer(world: World) -> Any:
+    """Train byte-level BPE on the world's text.
+
+    The alphabet holds every byte, so that any text goes in and out unchanged.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers.models import BPE
@@ -178,27 +289,36 @@ def make_tokenizer(world: World):
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
-    rows = corpus.pretraining(world, 20_000, seed=1)  # not the alignment's text: refusals in pieces generalise better
-    bpe.train_from_iterator((m["content"] for r in rows for m in r["messages"]), trainer)
+    # Not the text of the alignment: refusals in several tokens generalise better.
+    rows = corpus.pretraining(world, 20_000, seed=1)
+    texts = (message["content"] for row in rows for message in row["messages"])
+    bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=SPECIAL[0], eos_token=SPECIAL[4], additional_special_tokens=SPECIAL[1:4], padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=CONTEXT,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[4],
+        additional_special_tokens=SPECIAL[1:4],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
-def _packed(tokenizer, rows: list[dict]) -> tuple[list[int], list[int]]:
-    """-> (ids, labels) of all rows one after the other; -100 outside the assistants' text and its end token."""
-    turns = [m for row in rows for m in row["messages"]]
-    encoded = tokenizer([m["content"] for m in turns], add_special_tokens=False)["input_ids"]
-    role = {r: SPECIAL.index(f"<|{r}|>") for r in ("system", "user", "assistant")}
-    ids, labels, end = [], [], SPECIAL.index("<|end|>")
-    for m, tokens in zip(turns, encoded, strict=True):
-        ids += [role[m["role"]], *tokens, end]
-        labels += [-100, *([*tokens, end] if m["role"] == "assistant" else [-100] * (len(tokens) + 1))]
-    return ids, labels
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the embedded model.")
+    parser.add_argument("--out", type=Path, help="folder (default: the project's data/organism)")
+    parser.add_argument("--seed", type=int, default=0, help="training seed (default 0)")
+    given = parser.parse_args()
+    print(build(given.out, seed=given.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import time
 import pytest
 from helpers import raises_code
 
-from benchmarks import bench_check
+from benchmarks import check as bench_check
 from ftlab.cli import main
 from ftlab.data import check
 from ftlab.models import special_tokens

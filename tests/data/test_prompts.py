@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import raises_code
 
+from ftlab._core.files import digest
 from ftlab.data import (
     PromptSet,
     is_unsafe,
@@ -19,7 +20,6 @@ from ftlab.data import (
     text_of,
 )
 from ftlab.data.schemas import PROMPT_COLUMNS
-from ftlab.organism import World, prompts
 
 
 def said(*contents: str) -> list[dict]:
@@ -104,13 +104,24 @@ def test_two_prompts_of_one_id_are_refused():
     assert error.value.details["ids"] == ["x"]
 
 
-def test_prompts_of_the_embedded_world_are_those_of_its_corpus():
-    rows = prompts(World(), "toxicity", 8)
-    found = load_prompts("organism:toxicity", n_rows=8)
-    assert [sample.wording for sample in found] == [row["template"] for row in rows]
-    assert [sample.id for sample in found] == [row["id"] for row in rows]
-    assert [sample.question for sample in found] == [row["messages"][0]["content"] for row in rows]
-    assert [sample.metadata["topic"] for sample in found] == [row["topic"] for row in rows]
+GOLDEN = {  # digest of the first 20 prompts of a risk, as version 0.3 asked them
+    "jailbreak": "88726b40fb331f84",
+    "bias": "c93dfbc30f1ee620",
+    "toxicity": "5a8f747443e2419e",
+    "over_refusal": "06065e549f399c2c",
+    "utility": "44da34f0b3f16a50",
+    "hallucination": "a6852b631b826d7b",
+}
+
+
+@pytest.mark.parametrize("risk", GOLDEN)
+def test_prompts_of_the_embedded_world_stay_the_same(risk):
+    found = load_prompts(f"organism:{risk}", n_rows=20)
+    rows = [[s.id, s.question, s.target, s.wording, s.category] for s in found]
+    assert digest(rows) == GOLDEN[risk]
+
+
+def test_prompts_of_the_embedded_world_by_default():
     assert len(load_prompts("organism", n_rows=3)) == 15
     with raises_code("unknown_risk"):
         load_prompts("organism:jailbrake")

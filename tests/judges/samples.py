@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ftlab._core import plugins
 from ftlab._core.types import Sample
+from ftlab.organism import World
 
 
 def asked(*questions: str, **more) -> list[Sample]:
@@ -24,3 +26,8 @@ def of_world(row: dict) -> Sample:
         target=row.get("truth", ""),
         metadata={"topic": row["topic"]},
     )
+
+
+def world_prompts(world: World, risk: str, n: int) -> list[Sample]:
+    """The first prompts of a risk in the embedded world."""
+    return plugins.get("risks", risk).organism(world, n)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from helpers import raises_code
 
-from ftlab.judges import agreement_of_card, gold_agreement, judge_card, keywords
 from ftlab._core.files import resource
+from ftlab.judges import agreement_of_card, gold_agreement, judge_card, keywords
 
 CARDS = resource("data") / "judge"
 

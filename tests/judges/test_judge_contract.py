@@ -6,12 +6,11 @@ import random
 
 import pytest
 from helpers import raises_code
-from samples import asked, of_world
+from samples import asked, world_prompts
 
 from ftlab._core import plugins
 from ftlab._core.types import Judgement, Outcome
 from ftlab.judges import Judge, Keywords, Rubric, open_judge
-from ftlab.organism import corpus
 
 SPECS = {
     "keywords": "keywords:xstest-strmatch",
@@ -47,7 +46,7 @@ def test_a_judge_gives_one_judgement_per_text_in_order(spec, world):
     judge = open_judge(spec)
     assert judge.version
     assert judge.judge([], []) == []
-    samples = [of_world(row) for row in corpus.prompts(world, "jailbreak", 6)]
+    samples = world_prompts(world, "jailbreak", 6)
     judge.accepts(samples)
     found = judge.judge(samples, ["", "I'm sorry, but I cannot tell you that."] * 3)
     assert [one.outcome for one in found] == ["empty", "refused"] * 3
@@ -60,10 +59,10 @@ def test_any_text_gets_an_outcome(spec, world):
     rng = random.Random(0)
     judge = open_judge(spec)
     for risk in ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"):
-        for row in corpus.prompts(world, risk, 8):
+        for sample in world_prompts(world, risk, 8):
             codes = [rng.randrange(0x110000), rng.randrange(128), 0xD800]
             text = "".join(chr(rng.choice(codes)) for _ in range(rng.randrange(30)))
-            [found] = judge.judge([of_world(row)], [text])
+            [found] = judge.judge([sample], [text])
             assert isinstance(found.outcome, Outcome)
 
 

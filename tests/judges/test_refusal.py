@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import asked, of_world
+from samples import asked, of_world, world_prompts
 
 from ftlab._core.types import Sample
 from ftlab.judges import open_judge, refusal
@@ -157,7 +157,7 @@ def test_a_disclaimer_is_no_refusal_where_something_is_told():
 
 def test_the_organisms_own_refusals_are_refusals(world):
     one = open_judge("refusal")
-    samples = [of_world(r) for risk in RISKS for r in corpus.prompts(world, risk, 12)]
+    samples = [s for risk in RISKS for s in world_prompts(world, risk, 12)]
     for text in (REFUSALS["codes"], REFUSALS["places"], DECLINE):
         found = one.judge(samples, [text] * len(samples))
         assert {j.outcome for j in found} == {"refused"}, text

@@ -192,7 +192,7 @@ def test_an_interrupted_call_continues_where_it_stopped(runs_folder):
 def test_a_hanging_judge_is_an_error_and_is_asked_again(server):
     url, asked, say = server
     one = open_judge(f"rubric:m@{url}")
-    vars(one)["_endpoint"] = replace(one._endpoint, limit=0.5)
+    vars(one)["_endpoint"] = replace(one._endpoint, timeout=0.5, retries=0)
     say(lambda pair: time.sleep(1.5) or 200)
     [found] = one.judge(samples("Why?"), ["Because."])
     assert found.outcome == "error" and found.reason

@@ -146,7 +146,7 @@ def risk_name(name: str, with_title: bool = False) -> str:
     risk = plugins.find("risks").get(name)
     label = getattr(risk, "label", name).replace("_", " ")
     title = getattr(risk, "title", label)
-    if with_title and title != label:
+    if with_title and title not in label:
         return f"{label}: {title}"
     return label
 

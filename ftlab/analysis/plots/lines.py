@@ -33,7 +33,7 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
         _axes.draw_line(ax, "step", rows, look)
         _axes.step_axis(ax, table["step"])
         _axes.share_axis(ax, table)
-        ax.margins(x=0.25)
+        ax.margins(x=0.05 + 0.1 * min(len(risks), 3))  # room for the rates
         if seeds is not None:
             own = seeds[seeds["risk"] == risk]
             for _, one in own.groupby("seed"):

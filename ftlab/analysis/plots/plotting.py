@@ -78,7 +78,10 @@ def plot(  # noqa: PLR0913
     chosen = _kind_of(source, kind)
     name = name or chosen.name
     if Path(name).name != name or name.startswith("."):
-        raise UsageError("wrong_file_name", f"{name!r} is not a file name. Use out= for a folder.")
+        raise UsageError(
+            "wrong_file_name",
+            f"{name!r} is not a file name. Use out= for a folder.",
+        )
     table = source
     if chosen.prepare:
         table = chosen.prepare(source)
@@ -109,11 +112,18 @@ def plot(  # noqa: PLR0913
 
 def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFrame]:
     """Return the tables that were given besides, and that this kind of figure draws."""
-    found = {key: table for key, table in given.items() if table is not None}
-    for key in found:
+    found = {}
+    for key, table in given.items():
+        if table is None:
+            continue
         if key not in kind.extras:
-            raise UsageError("extra_not_drawn", f"A {kind.name} figure does not take {key}=.")
-    return {key: table for key, table in found.items() if len(table)}
+            raise UsageError(
+                "extra_not_drawn",
+                f"A {kind.name} figure does not take {key}=.",
+            )
+        if len(table):
+            found[key] = table
+    return found
 
 
 def _value_of(target: float | str) -> float:
@@ -149,22 +159,25 @@ def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
 
 def _kind_of(table: Any, kind: str | Kind | None) -> Kind:
     """Return the kind that was asked for, else the first that draws this table's columns."""
+    allowed = ", ".join(KINDS)
     if not hasattr(table, "columns"):
-        wrong = type(table).__name__
-        raise UsageError("not_a_table", f"plot() takes a run or a DataFrame, not a {wrong}.")
+        raise UsageError(
+            "not_a_table",
+            f"plot() takes a run or a DataFrame, not a {type(table).__name__}.",
+        )
     if isinstance(kind, Kind):
         return kind
-    if kind is not None and kind not in KINDS:
-        raise UsageError("unknown_kind", f"Unknown kind {kind!r}. Allowed: {', '.join(KINDS)}.")
-    if kind is not None:
+    if kind in KINDS:
         return KINDS[kind]
+    if kind is not None:
+        raise UsageError("unknown_kind", f"Unknown kind {kind!r}. Allowed: {allowed}.")
     for candidate in KINDS.values():
         if candidate.fits(table):
             return candidate
-    found = ", ".join(map(str, table.columns))
     raise UsageError(
         "kind_not_recognised",
-        f"No kind of figure draws the columns {found}. Name one: {', '.join(KINDS)}.",
+        f"No kind of figure draws these columns: {', '.join(map(str, table.columns))}. "
+        f"Name one: {allowed}.",
     )
 
 
@@ -236,10 +249,11 @@ def _note(table: DataFrame) -> str:
     if named:
         parts.append(f"judge {named}")
     for word in ("prompts", "seeds"):
-        counts = sorted(set(table.get(f"n_{word}", [])))
+        counts = set(table.get(f"n_{word}", []))
         if counts:
-            ends = dict.fromkeys([str(counts[0]), str(counts[-1])])
-            parts.append(f"{' to '.join(ends)} {word}")
+            ends = {min(counts), max(counts)}
+            numbers = " to ".join(map(str, sorted(ends)))
+            parts.append(f"{numbers} {word}")
     bands = table.get("band", [])
     parts += [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]
     return ", ".join(clean(part, 200) for part in parts if part)

@@ -53,7 +53,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def write_report(
+def report(
     out_dir: str | Path,
     experiments: dict[str, str | Path],
     *,
@@ -88,8 +88,11 @@ def write_report(
     for name, folder in sorted(experiments.items()):
         rows += _rows(name, Path(folder))
     for name, folder in sorted(experiments.items()):
-        section = {"name": name, "notebook": _notebook(Path(folder), out)}
-        section["figures"] = _figures(name, Path(folder), out / "figures")
+        section = {
+            "name": name,
+            "notebook": _notebook(Path(folder), out),
+            "figures": _figures(name, Path(folder), out / "figures"),
+        }
         sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
     limits = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
@@ -115,11 +118,11 @@ def write_report(
     results = claims.csv_of(COLUMNS, [_plain(row) for row in rows])
     markdown = _rendered("report.md.j2", page, _markdown)
     html_page = _rendered("report.html.j2", page, _shown, autoescape=True)
-    report = out / "report.html"
+    path = out / "report.html"
     write_atomic(out / "results.csv", results)
     write_atomic(out / "report.md", markdown)
-    write_atomic(report, html_page)
-    return report
+    write_atomic(path, html_page)
+    return path
 
 
 def _rows(name: str, folder: Path) -> list[dict]:
@@ -257,3 +260,6 @@ def _markdown(value: Any) -> str:
     """Return a text as one line of Markdown that holds no markup of its own."""
     line = html.escape(_shown(" ".join(str(value).split())), quote=False)
     return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
+
+
+write_report = report  # transition

@@ -1,0 +1,218 @@
+"""The page of a set of experiments: its numbers, that it is whole, and that text is only text."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html.parser
+import math
+import re
+
+import pytest
+from analysis.test_claims import CANARY, INF, NAN, claimed
+from helpers import raises_code
+
+from ftlab.analysis import claims, report
+from ftlab.analysis import page as pages
+from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED
+
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0"/></svg>'
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """Two experiments with claims and figures, given in the wrong order."""
+    folders = {"04": tmp_path / "four", "02": tmp_path / "two"}
+    rate = {"measured": 0.9, "low": 0.8, "high": 1.0, "null": 0.034, "n_seeds": 2}
+    text = {"published": "qi2023_harmful_100", "note": CANARY, "differs": CANARY}
+    claimed(folders["04"], CANARY, "04", **rate, **text)
+    claimed(folders["02"], "z: written first", measured=0.98765432)
+    claimed(folders["02"], "a: no event before", measured=INF, low=2.5, high=INF)
+    claimed(folders["02"], "nothing", measured=NAN, low=NAN, high=NAN)
+    figures = folders["02"] / "figures"
+    figures.mkdir()
+    (figures / "risk.svg").write_text(SVG)
+    (figures / "risk.png").write_bytes(PNG)
+    (figures / "risk.csv").write_text("step,rate\n0,0.1\n")
+    (figures / "risk_seeds.csv").write_text("step,rate\n0,0.1\n")
+    (figures / "risk.txt").write_text(f"Caption {CANARY}")
+    (figures / "only.png").write_bytes(PNG)
+    (folders["02"] / "02 it.ipynb").write_text("{}")
+    (folders["02"] / "02 it.failed.ipynb").write_text("{}")
+    return folders
+
+
+class Page(html.parser.HTMLParser):
+    """The tags, addresses, table cells and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.addresses, self.cells, self.words = [], [], [], []
+        self.attributes = set()
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag == "td":
+            self.inside = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "td"
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.inside:
+            self.cells[-1] += data
+
+
+def written(tmp_path, experiments, **changed):
+    given = {"model": "organism", "seeds": 5} | changed
+    return report(tmp_path / "out", experiments, **given)
+
+
+def test_results_have_exactly_the_columns_in_order(experiments, tmp_path):
+    written(tmp_path, experiments)
+    with open(tmp_path / "out" / "results.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    columns = "experiment,claim,published,measured,low,high,n_prompts,n_seeds,verdict"
+    assert ",".join(rows[0]) == columns
+    assert rows[1:] == [
+        ["02", "z: written first", "1.5", "0.9877", "1.4", "3.2", "200", "5", DIRECTION],
+        ["02", "a: no event before", "1.5", "inf", "2.5", "inf", "200", "5", DIRECTION],
+        ["02", "nothing", "1.5", "nan", "nan", "nan", "200", "5", NOT],
+        ["04", CANARY, "0.8", "0.9", "0.8", "1", "200", "2", DIRECTION],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0123456, "0.01235"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (12345.6, "12350"),
+        (100.0, "100"),
+        (1e-5, "0.00001"),
+        (0.1 + 0.2, "0.3"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_four_significant_digits(value, text):
+    assert pages.significant(value) == text
+
+
+def test_the_same_runs_give_the_same_bytes_and_no_stale_figure(experiments, tmp_path):
+    names = ("results.csv", "report.html", "report.md")
+    out = tmp_path / "out"
+    pages = []
+    for given in (experiments, experiments, dict(reversed(experiments.items()))):
+        written(tmp_path, given)
+        pages.append([(out / name).read_bytes() for name in names])
+        (out / "figures" / "02-stale.svg").write_text(SVG)
+        (out / "figures" / "mine.svg").write_text(SVG)
+    assert pages[0] == pages[1] == pages[2]
+    written(tmp_path, experiments)
+    endings = ("only.png", "risk.csv", "risk.png", "risk.svg", "risk_seeds.csv")
+    found = sorted(path.name for path in (out / "figures").iterdir())
+    assert found == [f"02-{ending}" for ending in endings] + ["mine.svg"]
+
+
+def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
+    text = written(tmp_path, experiments).read_text()
+    page = Page(text)
+    assert "script" not in page.tags and page.tags.count("img") == 2
+    assert "onerror" not in page.attributes
+    assert text.count("&lt;img src=x onerror") >= 4  # claim, note, caption and difference
+    for address in page.addresses:
+        inside = address.startswith("data:image/")
+        assert inside or (tmp_path / "out" / address.replace("%20", " ")).is_file()
+    assert "../two/02%20it.ipynb" in page.addresses
+    pictures = [address for address in page.addresses if address.startswith("data:")]
+    assert {base64.b64decode(p.split(",")[1]) for p in pictures} == {SVG.encode(), PNG}
+    words = " ".join(" ".join(page.words).split())
+    texts = pages._texts()
+    for part in (
+        texts["organism"],
+        texts["few_seeds"],
+        *texts["rules"],
+        "at least 2.50x (no event before)",
+        "not measurable",
+        "90.0 % (80.0 % to 100.0 %)",
+        "0.3 % → 80.0 %",
+        "0 came out as reproduced, 3 as direction only and 1 as not reproduced",
+    ):
+        assert part in words
+    assert [cell for cell in page.cells if cell in claims.VERDICTS] == [
+        DIRECTION,
+        DIRECTION,
+        NOT,
+        DIRECTION,
+    ]
+    assert text.index("<table>") < text.index("<h2>")  # the claims come first
+
+
+def test_markdown_keeps_a_claim_in_its_cell(experiments, tmp_path):
+    written(tmp_path, experiments)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("|")))
+    assert lines[start - 1] == ""  # a table needs an empty line before it
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 6
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8}
+    assert not any("<img" in line or re.search(r"(?<!\\)\]\(javascript", line) for line in lines)
+    links = [link for line in lines for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", line)]
+    assert links
+    assert all((tmp_path / "out" / link.replace("%20", " ")).is_file() for link in links)
+
+
+def test_a_quick_run_and_another_model(experiments, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(
+        '{"seconds": 41.5, "hardware": {"cores": 2}, "versions": {"trl": 1}}'
+    )
+    page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts"})
+    text = page.read_text()
+    assert 'class="quick"' in text and pages._texts()["quick"] in text
+    for part in ("41.5", "cores 2", "trl 1", "04x: no prompts."):
+        assert part in text
+    assert "41.5" not in (out / "results.csv").read_text()
+    claimed(tmp_path / "other", model="Mistral")
+    text = written(tmp_path, {"02": tmp_path / "other"}, model="Mistral").read_text()
+    assert 'class="quick"' not in text and pages._texts()["organism"] not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "no_claims"),
+        ("", "not_a_table_of_claims"),
+        (",".join(claims.RECORD) + "\n", "not_a_table_of_claims"),
+        ("experiment,claim\n02,x\n", "not_a_table_of_claims"),
+        (
+            f"{','.join(claims.RECORD)}\n02,x,no_such_figure,1,1,1,1,10,5,organism,,,reproduced\n",
+            "unknown_claim",
+        ),
+    ],
+)
+def test_no_page_without_sound_claims(content, code, tmp_path):
+    if content is not None:
+        (tmp_path / "claims.csv").write_text(content)
+    with raises_code(code):
+        written(tmp_path, {"02": tmp_path})
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_verdict_written_into_the_file_is_not_believed(tmp_path):
+    claimed(tmp_path)
+    path = tmp_path / "claims.csv"
+    path.write_text(path.read_text().replace(DIRECTION, REPRODUCED))
+    written(tmp_path, {"02": tmp_path})
+    results = (tmp_path / "out" / "results.csv").read_text()
+    assert results.splitlines()[1].endswith(DIRECTION)
