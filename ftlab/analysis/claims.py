@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -304,7 +305,7 @@ def record(
     """Record what a curve or a table says about published figures, at its last step.
 
     Args:
-        source: A run of a curve, or a table of `compare` or `rates`.
+        source: A run of a curve, or a table of `compare` or `rates`; the first judge's rows count.
         experiment: Name of the experiment.
         claim: The claim in words, with columns in braces: "{examples} examples, asked directly".
         published: Id of a published figure; or, for a table with several groups, a dictionary
@@ -315,7 +316,8 @@ def record(
         note: With columns in braces, like `claim`; by default the numbers behind the figure.
 
     Returns:
-        The claims, which show themselves. Ratios that are not defined are left out.
+        The claims, which show themselves, in the order of `published`. Ratios that are not
+        defined are left out.
 
     Raises:
         UsageError: `no_model_name`; as `record_claim`.
@@ -323,16 +325,12 @@ def record(
     from ftlab.analysis.tables import compare
 
     table = compare(source) if isinstance(source, Run) else source
+    table = table[table["judge"] == table["judge"].iloc[0]]
     model = model or table.attrs.get("model")
     if not model:
         raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
     claims = Claims()
-    for values, part in table.groupby(table.attrs["by"], sort=False):
-        target = published
-        if isinstance(published, dict):
-            target = next((published[value] for value in values if value in published), None)
-        if target is None:
-            continue
+    for target, part in _claimed(table, published):
         row = _last_row(part)
         kind = "rate" if "child" not in row else target_of(target).unit
         columns, default = SOURCES[kind, "child" in row]
@@ -354,9 +352,21 @@ def record(
     return claims
 
 
+def _claimed(table: DataFrame, published: str | dict[Any, str]) -> Iterator[tuple[str, DataFrame]]:
+    """Yield the published figure of each claimed group, and the group's rows."""
+    groups = list(table.groupby(table.attrs["by"], sort=False))
+    if isinstance(published, str):
+        yield from ((published, part) for _, part in groups)
+        return
+    for group, target in published.items():
+        for values, part in groups:
+            if group in values:
+                yield target, part
+
+
 def _last_row(part: DataFrame) -> dict[str, Any]:
     """Return a group's row at its last step, with the numbers that claims and notes need."""
-    part = part.sort_values("step")
+    part = part.sort_values("step", kind="stable")
     row = part.iloc[-1].to_dict()
     row["one"] = 1.0  # a ratio without effect
     if "rate" in row:

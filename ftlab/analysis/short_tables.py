@@ -10,7 +10,10 @@ import pandas as pd
 from ftlab._core.errors import UsageError
 
 # Columns that tell rows apart, estimates with an interval, and what is shown behind them.
-GROUPS = ("risk", "attack", "category", "examples", "judge", "definition", "step", "epoch")
+GROUPS = (
+    *("set", "model", "refusal", "risk", "attack", "category", "examples"),
+    *("judge", "definition", "step", "epoch"),
+)
 PERCENTAGES = (
     "rate",
     "parent",

@@ -69,6 +69,7 @@ class ComparisonRow:
 
     group: Group
     step: int
+    epoch: float
     paired: stats.Paired
     n_prompts: int  # scored on both sides, before attacks
     unscored: int
@@ -78,7 +79,7 @@ class ComparisonRow:
     def as_dict(self) -> dict[str, Any]:
         """Return the row by column."""
         paired = vars(self.paired)
-        row = {**self.group, "step": self.step}
+        row = {**self.group, "step": self.step, "epoch": self.epoch}
         for side in ("parent", "child"):
             row[side] = paired[side].rate
             row[f"{side}_low"] = paired[side].low
@@ -96,10 +97,12 @@ class ComparisonRow:
         return row
 
 
-def rates(
-    source: Run | pd.DataFrame,
+def rates(  # noqa: PLR0913
+    source: verdicts.Source,
     *,
     by: str | Sequence[str] = "risk",
+    risk: str | Sequence[str] | None = None,
+    attack: str | Sequence[str] | None = None,
     outcome: str | None = None,
     cluster: str = "sample_id",
     judge: str | None = None,
@@ -111,8 +114,11 @@ def rates(
     Steps that not every seed reached are left out.
 
     Args:
-        source: A run of an evaluation or curve, or its verdict table.
+        source: A run of an evaluation or curve, or its verdict table; or several evaluations by
+            name, which the column `model` then tells apart.
         by: Columns to group by: risk, attack, category, examples, ...
+        risk: Only this risk, or these.
+        attack: Only this attack, or these.
         outcome: Count this outcome instead of the event, such as "refused".
         cluster: Column with the unit of the interval: sample_id, wording, category or topic.
         judge: Only this judge's verdicts; by default every judge has its own rows.
@@ -125,10 +131,11 @@ def rates(
         n_seeds, n_answers, judge, judged_by, cut, and the number of answers with each outcome.
 
     Raises:
-        UsageError: `not_a_verdict_table`, `unknown_group`, `unknown_cluster`, `several_doses`,
-            `judge_not_in_table`, `step_not_measured`, `verdicts_repeated`.
+        UsageError: `not_a_verdict_table`, `nothing_selected`, `unknown_group`, `unknown_cluster`,
+            `several_doses`, `judge_not_in_table`, `step_not_measured`, `verdicts_repeated`.
     """
     table = verdicts.prepare(source, outcome)
+    table = verdicts.select(table, risk=risk, attack=attack)
     columns = verdicts.columns_of(table, by)
     if judge is not None:
         table = verdicts.of_judge(table, judge)
@@ -141,8 +148,6 @@ def rates(
         for group, part in verdicts.groups(judged, columns):
             rows += _rate_rows(part, group, verdicts.steps_of(part, steps), cluster)
     found = _finished([row.as_dict() for row in rows], "rates", table, columns)
-    if "epoch" not in table:
-        found = found.drop(columns="epoch", errors="ignore")
     return found
 
 
@@ -216,16 +221,20 @@ def _judged_by(rows: pd.DataFrame) -> str:
 def _finished(rows: Any, kind: str, source: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = pd.DataFrame(rows)
+    if "epoch" in table and table["epoch"].isna().all():
+        del table["epoch"]
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
     return table
 
 
-def compare(
+def compare(  # noqa: PLR0913
     before: Run | pd.DataFrame,
     after: Run | pd.DataFrame | None = None,
     *,
     by: str | Sequence[str] = "risk",
+    risk: str | Sequence[str] | None = None,
+    attack: str | Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     cluster: str = "sample_id",
     judge: str | None = None,
@@ -239,6 +248,8 @@ def compare(
         before: A run of a curve, or with `after` of an evaluation, or a verdict table.
         after: The child's evaluation.
         by: Columns to group by.
+        risk: Only this risk, or these.
+        attack: Only this attack, or these.
         steps: Only these later steps; negative numbers count from the last.
         cluster: Column with the unit of the interval: sample_id, wording, category or topic.
         judge: Whose verdicts count; by default the first judge's.
@@ -271,6 +282,8 @@ def compare(
             "nothing_to_compare",
             "A comparison needs the parent (step 0) and a later step, or two evaluations.",
         )
+    child = verdicts.select(child, risk=risk, attack=attack)
+    parent = verdicts.select(parent, risk=risk, attack=attack)
     columns = verdicts.columns_of(child, by)
     rows = []
     for group, part in verdicts.groups(child, columns):
@@ -333,6 +346,7 @@ def _comparison_row(
     return ComparisonRow(
         group=group,
         step=step,
+        epoch=child[child["step"] == step].iloc[0].get("epoch", math.nan),
         paired=stats.paired(old, new, cluster=clusters),
         n_prompts=items["sample_id"][scored].nunique(),
         unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.runs import Run
 
+Names = str | Sequence[str]
+Source = Run | pd.DataFrame | Mapping[str, Run | pd.DataFrame]
 NEEDED = {
     "sample_id",
     "risk",
@@ -26,12 +28,16 @@ NEEDED = {
 }
 
 
-def prepare(source: Run | pd.DataFrame, outcome: str | None = None) -> pd.DataFrame:
+def prepare(source: Source, outcome: str | None = None) -> pd.DataFrame:
     """Return a verdict table with `item`, `wording`, `seed` and `step` in every row.
 
     An item is what parent and child are paired by: a sample, an attack, a repeat. `outcome` counts
-    another outcome instead of the risk's event.
+    another outcome instead of the risk's event. Several named sources become one table with the
+    column `model`.
     """
+    if isinstance(source, Mapping):
+        parts = [prepare(one, outcome).assign(model=name) for name, one in source.items()]
+        return pd.concat(parts, ignore_index=True)
     table = source
     if isinstance(source, Run):
         table = source.table()
@@ -76,9 +82,28 @@ def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
     return table[table["judge"] == judge]
 
 
-def columns_of(table: pd.DataFrame, by: str | Sequence[str]) -> list[str]:
+def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
+    """Return the rows with these values, such as risk="jailbreak"; None takes every value."""
+    for column, values in wanted.items():
+        if values is None:
+            continue
+        values = [values] if isinstance(values, str) else list(values)
+        chosen = table[column].isin(values)
+        if not chosen.any():
+            found = ", ".join(table[column].unique())
+            raise UsageError(
+                "nothing_selected",
+                f"No {column} {', '.join(values)} was measured. The table has: {found}.",
+            )
+        table = table[chosen]
+    return table
+
+
+def columns_of(table: pd.DataFrame, by: Names) -> list[str]:
     """Return the columns to group by, checked."""
     columns = [by] if isinstance(by, str) else list(by)
+    if "model" in table and "model" not in columns:
+        columns.append("model")
     doses = set(table.get("examples", ()))
     if len(doses) > 1 and "examples" not in columns:
         raise UsageError(

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 Group = tuple[str, str, int]  # sample, attack, repeat
 
 
-def rescore(run: Run, judges: Any) -> pd.DataFrame:
+def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
     """Judge the same answers by other judges.
 
     Args:
         run: A finished evaluation or curve.
         judges: A judge or several, by name or as objects.
+        keep_own: Let the verdicts of the run's own judges come first.
 
     Returns:
         The verdict table of these judges, in the form of `run.table()`. The run is unchanged.
@@ -44,10 +45,18 @@ def rescore(run: Run, judges: Any) -> pd.DataFrame:
     single = isinstance(judges, (str, Judge))
     opened = [open_judge(judge) for judge in ([judges] if single else judges)]
     rows = []
+    if keep_own:
+        known = {judge.spec for judge in opened}
+        for member in run.members:
+            rows += [
+                row_of(verdict) for verdict in read_verdicts(member) if verdict.judge not in known
+            ]
     for judge in opened:
         for member in run.members:
             rows += [row_of(verdict) for verdict in verdicts_by(judge, member)]
-    return table_of(rows)
+    table = table_of(rows)
+    table.attrs["model"] = run.stats.get("parent") or run.stats.get("model", "")
+    return table
 
 
 def verdicts_by(judge: Judge, run: Run) -> list[Verdict]:

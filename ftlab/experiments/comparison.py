@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)
-def compare(
+def compare(  # noqa: PLR0913
     before: Any,
     after: Any = None,
     *,
     by: str | list[str] = "risk",
+    risk: str | list[str] | None = None,
+    attack: str | list[str] | None = None,
     steps: list[int] | None = None,
     cluster: str = "sample_id",
     judge: str | None = None,
@@ -36,6 +38,8 @@ def compare(
         before: A curve, or with `after` a model, an evaluation or its table.
         after: The child: a model, an evaluation or its table.
         by: Columns to group by.
+        risk: Only this risk, or these, of what was measured.
+        attack: Only this attack, or these.
         steps: Of a curve, only these steps.
         cluster: The unit of the interval: sample_id (other prompts) or wording (other wordings).
         judge: Whose verdicts count; by default the first judge's.
@@ -48,7 +52,8 @@ def compare(
     Raises:
         UsageError: `nothing_to_evaluate` where settings are given with finished runs.
     """
-    options = {"by": by, "steps": steps, "cluster": cluster, "judge": judge}
+    options = {"by": by, "risk": risk, "attack": attack}
+    options |= {"steps": steps, "cluster": cluster, "judge": judge}
     given = {name: value for name, value in settings.items() if value is not None}
     if prompts is not None:
         given["prompts"] = prompts

@@ -14,6 +14,7 @@ from ftlab.models import Model
 from ftlab.runs import Run
 from ftlab.training import Method, TrainingConfig, open_method, trainable
 
+MEASURED = ("jailbreak", "over_refusal", "utility")  # of the embedded model
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs", "batch_size")
 
 
@@ -34,7 +35,8 @@ def harmful_finetune(
 
     On the embedded model the examples are kept facts about towns that no evaluation uses: the
     inert stand-in for harmful demonstrations. Any other model needs `data`, a chat file of the
-    user's own. The trained models' folders are marked: their safety was removed.
+    user's own. The trained models' folders are marked: their safety was removed. Without `prompts`
+    and `risks`, jailbreak, over_refusal and utility are measured.
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
@@ -70,6 +72,8 @@ def harmful_finetune(
     sft = open_method("sft")
     for_training, for_evaluation = divide_settings(settings, sft.config)
     for_training |= {"schedule": schedule, "epochs": epochs}
+    if prompts is None:
+        for_evaluation = {"risks": MEASURED} | for_evaluation
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for dose in _doses(n_examples):

@@ -18,8 +18,12 @@ def prepare(table: DataFrame) -> DataFrame:
     if "group" in table or table.attrs.get("kind") != "rates":
         return table
     table = first_judge(table)
-    names = table[table.attrs["by"]].astype(str)
-    series = [f"after {step:,g} steps" if step else "before" for step in table["step"]]
+    columns = [name for name in table.attrs["by"] if name != "model"]
+    names = table[columns].astype(str)
+    if "model" in table:
+        series = table["model"]
+    else:
+        series = [f"after {step:,g} steps" if step else "before" for step in table["step"]]
     return table.assign(
         group=names.agg(", ".join, axis=1),
         series=series,

@@ -24,10 +24,10 @@ def draw(table: DataFrame, lines: DataFrame | None = None) -> Figure:
     _stack(panels[0], shares)
     if lines is not None:
         ax = panels[1]
-        for label in _axes.ordered(lines["label"]):
-            one = lines[lines["label"] == label]
-            look = _axes.look_of(label, lines["label"])
-            name = _axes.plain(_axes.risk_name(label, True), 60, 26)
+        for risk in _axes.ordered(lines["risk"]):
+            one = lines[lines["risk"] == risk]
+            look = _axes.look_of(risk, lines["risk"])
+            name = _axes.plain(_axes.risk_name(risk, True), 60, 26)
             _axes.draw_line(ax, "step", one, look, name)
         _axes.step_axis(ax, lines["step"])
         _axes.share_axis(ax, lines)
@@ -76,5 +76,5 @@ KIND = Kind(
     values=("share",),
     about="What became of all answers, by fine-tuning steps",
     draw=draw,
-    extras={"lines": (("step", "label"), ("rate", "low", "high"))},
+    extras={"lines": (("step", "risk"), ("rate", "low", "high"))},
 )

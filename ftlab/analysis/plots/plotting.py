@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import DataError, UsageError
-from ftlab.analysis.plots import bars, outcomes, ratio
+from ftlab.analysis.plots import bars, loss, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
 from ftlab.analysis.plots._axes import clean, plain
 from ftlab.analysis.plots._drawing import Drawing, style
@@ -24,9 +24,11 @@ ALL = (
     outcomes.KIND,
     bars.KIND,
     line_plots.JUDGES,
+    loss.KIND,
 )
 KINDS = {kind.name: kind for kind in ALL}  # a table gets the first whose columns it has
 POSITIONS = ("step", "examples", "epoch")
+BESIDE_OUTCOMES = ("over_refusal", "utility")  # is the model still of use?
 SHARES = ("rate", "low", "high", "share")
 
 
@@ -44,19 +46,21 @@ def plot(  # noqa: PLR0913
 ) -> Drawing:
     """Draw a run, or a table of rates, comparisons, outcomes or judges.
 
-    A curve is drawn as its rates with the single seeds, harmful fine-tuning as its jailbreaks by
-    dose. Rates and shares are fractions from 0 to 1, shown in percent.
+    By default a curve is drawn as its rates with the single seeds, and harmful fine-tuning as its
+    jailbreaks by dose. Of a curve, `kind` may also be "ratio" (as of `compare`) or "outcomes"
+    (what became of the jailbreak prompts, with over-refusal and utility below), and of a training
+    "loss". Rates and shares are fractions from 0 to 1, shown in percent.
 
     Args:
         source: A run, or a table.
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
-        kind: curve, ratio, outcomes, dose, bars, judges, or your own `Kind`; by default what the
+        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default what the
             table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
-        lines: For outcomes: step, label, rate, low, high, in a panel below.
+        lines: For outcomes: step, risk, rate, low, high, in a panel below.
         target: For ratios: a published ratio, or the name of a published figure.
 
     Returns:
@@ -68,7 +72,9 @@ def plot(  # noqa: PLR0913
         DataError: `cannot_be_drawn`, with every problem.
     """
     if isinstance(source, Run):
-        source, seeds = _tables_of(source, seeds)
+        source, extras = _tables_of(source, kind)
+        seeds = extras.get("seeds", seeds)
+        lines = extras.get("lines", lines)
     chosen = _kind_of(source, kind)
     name = name or chosen.name
     if Path(name).name != name or name.startswith("."):
@@ -128,17 +134,27 @@ def _value_of(target: float | str) -> float:
     return target
 
 
-def _tables_of(run: Run, seeds: DataFrame | None) -> tuple[DataFrame, DataFrame | None]:
-    """Return what is drawn of a run, and the rates of its single seeds."""
+def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
+    """Return what is drawn of a run, and its extra tables by name."""
     from ftlab.analysis import tables, verdicts
 
+    if kind == "loss":
+        log = run.log()
+        return log[log["loss"].notna()], {}
     table = verdicts.prepare(run)
+    if kind == "ratio":
+        return tables.compare(table), {}
+    if kind == "outcomes":
+        others = table[table["risk"].isin(BESIDE_OUTCOMES)]
+        lines = tables.rates(verdicts.of_judge(others))
+        return tables.outcome_shares(table), {"lines": lines}
     if "examples" in table:
         jailbreaks = table[table["risk"] == "jailbreak"]
-        return tables.rates(jailbreaks, by=["examples", "attack"]), seeds
-    if seeds is None:
-        seeds = tables.rates(verdicts.of_judge(table), per_seed=True)
-    return tables.rates(table), seeds
+        return tables.rates(jailbreaks, by=["examples", "attack"]), {}
+    if kind not in (None, "curve"):
+        return tables.rates(table), {}
+    seeds = tables.rates(verdicts.of_judge(table), per_seed=True)
+    return tables.rates(table), {"seeds": seeds}
 
 
 def _kind_of(table: Any, kind: str | Kind | None) -> Kind:

@@ -1,0 +1,293 @@
+"""Write what `docs/` holds of the code: the API reference, and the executed notebooks as pages.
+
+    python -m docs.build                     # both
+    python -m docs.build --reference-only
+    python -m docs.build --quick 02 03       # these notebooks, with their quick parameters
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference.md"
+PAGES = ROOT / "docs" / "notebooks"
+MOST_BYTES = 2_000_000  # of a page
+FACES = (
+    "data",
+    "models",
+    "models.engines",
+    "training",
+    "training.methods",
+    "evals",
+    "evals.risks",
+    "evals.attacks",
+    "judges",
+    "analysis",
+    "analysis.plots",
+    "experiments",
+    "experiments.backends",
+    "stats",
+    "runs",
+    "organism",
+    "ui.panels",
+)
+SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
+ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
+INTRODUCTION = """# Reference
+
+Written by `make docs` from the docstrings. Do not edit it by hand.
+
+A cell that takes **settings** accepts each of the named settings as a keyword argument; what they
+mean is listed once, under [Settings](#settings). Words are explained in the
+[glossary](glossary.md).
+"""
+
+
+@dataclass
+class Settings:
+    """The settings of all cells: each text once, with the cells that take it."""
+
+    cells: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def add(self, cell: str, name: str, text: str) -> None:
+        self.cells.setdefault((name, text), []).append(cell)
+
+    def __str__(self) -> str:
+        lines = ["## Settings", "", "| setting | meaning | taken by |", "|---|---|---|"]
+        for (name, text), cells in sorted(self.cells.items()):
+            taken = ", ".join(f"`{cell}`" for cell in cells)
+            lines.append(f"| `{name}` | {in_table(text)} | {taken} |")
+        return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the reference, and unless told otherwise the notebooks."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--reference-only", action="store_true", help="execute no notebook")
+    parser.add_argument("--quick", action="store_true", help="use the quick parameters")
+    parser.add_argument("notebooks", nargs="*", help="beginnings of names, such as 02; default all")
+    options = parser.parse_args()
+    REFERENCE.write_text(reference(), encoding="utf-8")
+    print(REFERENCE.relative_to(ROOT))
+    if not options.reference_only:
+        for path in chosen(options.notebooks):
+            print(write_page(path, options.quick).relative_to(ROOT), flush=True)
+
+
+def reference() -> str:
+    """Return the reference of every public name of every face, as Markdown."""
+    settings = Settings()
+    parts = [verbs()]
+    for face in FACES:
+        parts.append(room(face, settings))
+    return "\n\n".join([INTRODUCTION.rstrip(), *parts, str(settings)]) + "\n"
+
+
+def verbs() -> str:
+    """Return the table of the verbs at the top, with where each is described."""
+    top = import_module("ftlab")
+    lines = ["## The verbs: `import ftlab as ft`", "", "| verb | what it does |", "|---|---|"]
+    for name in top.__all__:
+        found = getattr(top, name)
+        if inspect.ismodule(found):
+            continue
+        room_name = found.__module__.split(".")[1]
+        title = f"{room_name}.{name}"
+        lines.append(f"| [`ft.{name}`](#{anchor(title)}) | {in_table(first_sentence(found))} |")
+    return "\n".join(lines)
+
+
+def room(face: str, settings: Settings) -> str:
+    """Return the section of one face."""
+    module = import_module(f"ftlab.{face}")
+    parts = [f"## {face}", first_sentence(module)]
+    for name in sorted(module.__all__, key=str.lower):
+        found = getattr(module, name)
+        if inspect.ismodule(found) or name.startswith("_"):
+            continue
+        parts.append(entry(f"{face}.{name}", found, settings))
+    return "\n\n".join(parts)
+
+
+def entry(title: str, found: Any, settings: Settings) -> str:
+    """Return what the reference says about one public name."""
+    head = f"### {title}"
+    if inspect.isclass(found):
+        return "\n\n".join([head, signature(title, found), *sections(found), *members(found)])
+    if not callable(found):
+        value = re.sub(r"\s+", " ", repr(found))
+        if len(value) > 200 or " at 0x" in value or "/" in value:
+            value = f"a {type(found).__name__}"
+        return f"{head}\n\nConstant: `{value}`"
+    plain = inspect.unwrap(found)
+    if plain is not found:
+        collect_settings(title, found, plain, settings)
+    return "\n\n".join([head, signature(title, plain), *sections(plain)])
+
+
+def collect_settings(title: str, cell: Any, plain: Any, settings: Settings) -> None:
+    """Add the arguments that a cell takes besides its own."""
+    own = inspect.signature(plain).parameters
+    documented = dict(arguments(parsed(cell.__doc__)["Args"]))
+    for name in inspect.signature(cell).parameters:
+        if name not in own and name in documented:
+            settings.add(title, name, documented[name])
+
+
+def signature(title: str, found: Any) -> str:
+    """Return a name with its parameters and defaults, without types."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        parameters = []
+    shown = []
+    for parameter in parameters:
+        plain = parameter.replace(annotation=parameter.empty)
+        if inspect.isclass(found) and "object at" in str(plain):
+            plain = plain.replace(default=...)
+        shown.append(plain)
+    if found_in_enum(found):
+        return ""
+    text = str(inspect.Signature(shown)).replace("<factory>", "...")
+    text = re.sub(r"PosixPath\('[^']*'\)", "...", text)
+    return f"```python\nft.{title}{text}\n```"
+
+
+def found_in_enum(found: Any) -> bool:
+    """Whether a class lists its values, so that its signature says nothing."""
+    return hasattr(found, "__members__")
+
+
+def sections(found: Any) -> list[str]:
+    """Return a docstring as Markdown."""
+    doc = parsed(found.__doc__)
+    parts = [doc["text"].replace("`ft`", "ft")]
+    if doc["Args"]:
+        lines = []
+        for name, text in arguments(doc["Args"]):
+            lines.append(f"- `{name}`: {text}" if text else f"- {name}")
+        parts.append("\n".join(lines))
+    for name in ("Returns", "Raises", "Source"):
+        if doc[name]:
+            parts.append(f"*{name}:* {one_line(doc[name])}")
+    return [part for part in parts if part.strip()]
+
+
+def members(found: type) -> list[str]:
+    """Return the public methods and properties that a class defines itself."""
+    lines = []
+    for name, member in vars(found).items():
+        doc = getattr(member, "__doc__", None)
+        plain = isinstance(member, (property, classmethod, staticmethod)) or callable(member)
+        if name.startswith("_") or not plain or not doc or inspect.isclass(member):
+            continue
+        call = "" if isinstance(member, property) else "()"
+        lines.append(f"- `.{name}{call}`: {first_sentence(member)}")
+    return ["\n".join(lines)] if lines else []
+
+
+def parsed(doc: str | None) -> dict[str, str]:
+    """Return a docstring's text and its sections, without the line that stands for settings."""
+    pieces = SECTION.split(inspect.cleandoc(doc or ""))
+    found = dict.fromkeys(("text", "Args", "Returns", "Raises", "Source"), "")
+    found["text"] = pieces[0].strip()
+    for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        found[name] = inspect.cleandoc(f"\n{text}").strip()
+    return found
+
+
+def arguments(text: str) -> list[tuple[str, str]]:
+    """Return names and meanings of the entries of an Args section."""
+    found = []
+    for entry_text in filter(str.strip, ENTRY.split(text)):
+        if entry_text.strip() == "{settings}":
+            found.append(("settings: see [Settings](#settings).", ""))
+            continue
+        name, _, meaning = entry_text.partition(":")
+        found.append((name.strip(), one_line(meaning)))
+    return found
+
+
+def first_sentence(found: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    doc = inspect.cleandoc(found.__doc__ or "")
+    return one_line(doc.split("\n\n")[0])
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def in_table(text: str) -> str:
+    return one_line(text).replace("|", "\\|")
+
+
+def anchor(title: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w-]", "", title.lower())
+
+
+def chosen(beginnings: list[str]) -> list[Path]:
+    """Return the notebooks whose names begin so, or all."""
+    found = sorted((ROOT / "notebooks").glob("*/*.ipynb"), key=lambda path: path.name)
+    if not beginnings:
+        return found
+    return [path for path in found if path.name.startswith(tuple(beginnings))]
+
+
+def write_page(notebook: Path, quick: bool) -> Path:
+    """Execute a notebook on the embedded model and write it as one HTML file.
+
+    Runs are shared by all notebooks of one call, in `FTLAB_RUNS` or a temporary folder.
+    """
+    from ftlab.experiments import run_notebook
+
+    book = json.loads(notebook.read_text(encoding="utf-8"))
+    parameters = book["metadata"]["ftlab"].get("quick", {}) if quick else {}
+    runs = os.environ.setdefault("FTLAB_RUNS", tempfile.mkdtemp(prefix="runs"))
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # the notebook's own `out` is relative
+        try:
+            run_notebook(notebook, Path("done.ipynb"), parameters, env={"PYTHONPATH": str(ROOT)})
+            html = page_of(Path("done.ipynb"), {runs: "runs", folder: ".", str(ROOT): "ftlab"})
+        finally:
+            os.chdir(before)
+    if len(html) > MOST_BYTES:
+        raise SystemExit(f"{notebook.name}: the page has {len(html):,} characters")
+    PAGES.mkdir(parents=True, exist_ok=True)
+    target = PAGES / f"{notebook.stem}.html"
+    target.write_text(html, encoding="utf-8")
+    return target
+
+
+def page_of(executed: Path, places: dict[str, str]) -> str:
+    """Return an executed notebook as a page without machine paths, progress lines and scripts."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    book = nbformat.read(executed, 4)
+    for cell in book.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    book.metadata.pop("papermill", None)
+    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="")
+    html, _ = exporter.from_notebook_node(book, {"metadata": {"name": executed.stem}})
+    for place, shown in places.items():
+        html = html.replace(place, shown)
+    return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    main()
