@@ -1,4 +1,4 @@
-"""A risk curve is what separate trainings would give; nothing is done twice; mistakes have codes."""
+"""A risk curve is what separate trainings would give; nothing is done twice; codes of mistakes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_parent_is_asked_once_for_all_seeds(llama):
     curve = small(llama, seeds=2, engine=engine)
     assert len(engine.asked) == 2 + 2 * 2
     start = curve.table().query("step == 0")
-    assert start.groupby("seed")["answer_key"].apply(list).nunique() == 1
+    assert start.groupby("seed")["answer_key"].apply(tuple).nunique() == 1
 
 
 # Drafts
