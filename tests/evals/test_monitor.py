@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from helpers import raises_code
 from noting import NotingEngine, YieldingEngine, answers_of
 from small_models import goals, pairs, sums
@@ -87,7 +86,7 @@ def test_one_monitor_serves_several_trainings(llama):
 
 def test_a_monitor_needs_a_model_that_can_be_trained_and_prompts(llama):
     with raises_code("endpoint_not_trainable"):
-        monitor("openai:m@http://127.0.0.1:9/v1", **ASKED)
+        monitor("api:m@http://127.0.0.1:9/v1", **ASKED)
     with raises_code("prompts_needed"):
         monitor(llama)
     with raises_code("unknown_setting"):
@@ -103,7 +102,6 @@ def test_the_parent_of_a_monitor_is_the_parent_of_the_training(llama, dropping):
         ft.sft(dropping, sums(8), steps=1, eval_every=1, monitor=watch, **TRAINED)
 
 
-@pytest.mark.slow
 def test_a_real_rise_of_the_embedded_models_rate_ends_its_training():
     asked = dict(risks=["jailbreak"], attacks=["direct"], n_prompts=12)
     watch = monitor("organism", **asked)

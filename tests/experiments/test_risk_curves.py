@@ -118,13 +118,13 @@ def test_drafts_change_no_answer_no_verdict_and_no_weight(straight, dropping):
 
 
 def test_where_nothing_is_learnt_every_answer_is_the_draft_of_the_one_before(llama):
-    """Each seed begins at the parent's answers, and no token is decoded a second time."""
+    """No token is decoded twice after the parent's, whose answers were kept as text only."""
     settings = CURVE | {"learning_rate": 1e-12, "max_new_tokens": 12, "at_steps": [0, 2, 4]}
     run = ft.risk_curve(llama, sums(20), prompts=goals(6), **KEYWORDS, **settings)
     for _, part in run.table().groupby(["seed", "step"]):
         assert answers_of(run, part) == answers_of(run, run.table()[:6])
-    used = [line for line in lines(run, "generation.jsonl") if line.get("tokens")]
-    assert {line["step"] for line in used} == {2, 4}
+    used = [line for line in lines(run, "generation.jsonl") if line["step"] > 2]
+    assert all(line["drafted"] for line in lines(run, "generation.jsonl") if line["step"])
     tokens = sum(line["tokens"] for line in used)
     saved = sum(line["saved"] for line in used)
     assert saved == sum(line["drafted"] for line in used) and saved >= 11 / 12 * tokens
