@@ -91,7 +91,8 @@ def _numbered(rows: list[dict], questions: list[str]) -> pd.DataFrame:
     encoded = throughout(copies, encodable)
     table = pd.DataFrame(encoded)
     numbers = pd.Series(table.index + 1)
-    same = numbers.groupby(questions)
+    groups: dict[str, int] = {}  # pandas cannot hold texts with unpaired surrogates
+    same = numbers.groupby([groups.setdefault(text, len(groups)) for text in questions])
     table.insert(0, "sample_id", same.transform("first"))
     table.insert(1, "repeat", same.cumcount())
     return table
