@@ -44,19 +44,25 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
     """
     single = isinstance(judges, (str, Judge))
     opened = [open_judge(judge) for judge in ([judges] if single else judges)]
-    rows = []
+    verdicts = []
     if keep_own:
-        known = {judge.spec for judge in opened}
-        for member in run.members:
-            rows += [
-                row_of(verdict) for verdict in read_verdicts(member) if verdict.judge not in known
-            ]
+        verdicts += _of_other_judges(run, {judge.spec for judge in opened})
     for judge in opened:
         for member in run.members:
-            rows += [row_of(verdict) for verdict in verdicts_by(judge, member)]
-    table = table_of(rows)
+            verdicts += verdicts_by(judge, member)
+    table = table_of([row_of(verdict) for verdict in verdicts])
     table.attrs["model"] = run.stats.get("parent") or run.stats.get("model", "")
     return table
+
+
+def _of_other_judges(run: Run, judges: set[str]) -> list[Verdict]:
+    """Return the verdicts that the run has of other judges than these."""
+    found = []
+    for member in run.members:
+        for verdict in read_verdicts(member):
+            if verdict.judge not in judges:
+                found.append(verdict)
+    return found
 
 
 def verdicts_by(judge: Judge, run: Run) -> list[Verdict]:
