@@ -1,4 +1,4 @@
-"""Settings: one frozen model a stage, and cells whose signatures show every field.
+"""Settings: one frozen model per stage, and cells whose signatures show every field.
 
 A setting is declared once, as a pydantic field with a description. From it come the keyword
 argument that Shift-Tab shows, the line of the docstring, the option of the command line and the
@@ -36,9 +36,12 @@ class Config(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            problems = [_sentence(problem, cls.model_fields) for problem in error.errors()]
-            names = [str(problem["loc"][0]) for problem in error.errors() if problem["loc"]]
-            raise UsageError("wrong_setting", " ".join(problems), settings=names) from None
+            problems = error.errors()
+            places = [problem["loc"] for problem in problems]
+            names = [str(place[0]) for place in places if place]
+            sentences = [_sentence(problem, cls.model_fields) for problem in problems]
+            message = " ".join(sentences)
+            raise UsageError("wrong_setting", message, settings=names) from None
 
 
 def setting(default: Any, description: str, **limits) -> Any:
@@ -56,35 +59,37 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
     """Give a cell that ends in `**settings` the fields of `configs` as explicit arguments.
 
     The signature lists every field with its type and default. In the docstring the line
-    `{settings}` becomes one line a field. A name that is no field raises UsageError
-    `unknown_setting` before the cell runs.
+    `{settings}` becomes one line per field. Any other name raises UsageError `unknown_setting`
+    before the cell runs.
 
     Args:
         configs: Where the fields come from.
         omit: Fields that the cell does not take.
     """
-    left_out = set(omit)
-    fields = {
-        name: field
-        for config in configs
-        for name, field in config.model_fields.items()
-        if name not in left_out
-    }
+    fields: dict[str, FieldInfo] = {}
+    for config in configs:
+        fields |= config.model_fields
+    for name in omit:
+        fields.pop(name, None)
 
     def decorate(cell: Callable) -> Callable:
         signature = inspect.signature(cell)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        own_names = {p.name for p in own}
-        added = [_parameter(name, f) for name, f in fields.items() if name not in own_names]
+        declared = signature.parameters.values()
+        parameters = [p for p in declared if p.kind is not p.VAR_KEYWORD]
+        allowed = {p.name for p in parameters}
+        for name, field in fields.items():
+            if name not in allowed:
+                parameters.append(_parameter(name, field))
+        allowed.update(fields)
 
         @functools.wraps(cell)
         def wrapper(*args, **kwargs):
-            unknown = [name for name in kwargs if name not in fields and name not in own_names]
+            unknown = [name for name in kwargs if name not in allowed]
             if unknown:
-                raise unknown_setting(unknown, [*own_names, *fields])
+                raise unknown_setting(unknown, allowed)
             return cell(*args, **kwargs)
 
-        wrapper.__signature__ = signature.replace(parameters=[*own, *added])
+        wrapper.__signature__ = signature.replace(parameters=parameters)
         wrapper.__doc__ = _with_settings(cell.__doc__ or "", fields)
         return wrapper
 
@@ -92,19 +97,24 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
 
 
 def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
-    """Return the error for names that are no settings, with the nearest one that is."""
+    """Return the error for unknown settings, with the most similar setting there is."""
     names = sorted(allowed)
     near = difflib.get_close_matches(unknown[0], names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(names)}."
-    found = ", ".join(repr(name) for name in unknown)
-    return UsageError("unknown_setting", f"Unknown setting {found}. {hint}", settings=unknown)
+    hint = f"Allowed: {', '.join(names)}."
+    if near:
+        hint = f"Did you mean {near[0]!r}?"
+    found = ", ".join(map(repr, unknown))
+    message = f"Unknown setting {found}. {hint}"
+    return UsageError("unknown_setting", message, settings=unknown)
 
 
 def describe(field: FieldInfo) -> str:
     """Return a field's description with its default."""
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, "", ()) else f" Default: {default}."
-    return f"{(field.description or '').rstrip('.')}.{shown}"
+    description = (field.description or "").rstrip(".")
+    if default in (None, "", ()):
+        return f"{description}."
+    return f"{description}. Default: {default}."
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -117,7 +127,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _with_settings(doc: str, fields: dict[str, FieldInfo]) -> str:
-    """Replace the line `{settings}` of a docstring by one line a field."""
+    """Replace the line `{settings}` of a docstring with one line per field."""
     lines = []
     for line in doc.splitlines():
         if line.strip() != "{settings}":
@@ -125,16 +135,19 @@ def _with_settings(doc: str, fields: dict[str, FieldInfo]) -> str:
             continue
         indent = line[: len(line) - len(line.lstrip())]
         for name, field in fields.items():
-            text = f"{name}: {describe(field)}"
-            lines.append(
-                textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=f"{indent}    ")
+            text = textwrap.fill(
+                f"{name}: {describe(field)}",
+                width=100,
+                initial_indent=indent,
+                subsequent_indent=f"{indent}    ",
             )
+            lines.append(text)
     return "\n".join(lines)
 
 
 def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
     """Return one sentence for one problem that pydantic found."""
-    name = ".".join(str(part) for part in problem["loc"])
+    name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return str(unknown_setting([name], fields))
     reason = problem["msg"].removeprefix("Value error, ").rstrip(".")

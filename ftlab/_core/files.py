@@ -29,7 +29,7 @@ FULL_TEXT = re.compile(
 
 @contextlib.contextmanager
 def storage(path: Path, *, making: bool = False) -> Iterator[None]:
-    """Turn any failure for want of disk space inside the block into StorageFull.
+    """Turn any failure that a full disk causes inside the block into StorageFull.
 
     Args:
         path: What is being written; named in the error.
@@ -119,9 +119,10 @@ def json_lines(records: list[dict]) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a JSON-able value. The order of keys is ignored."""
+    """Return 16 hex digits of the SHA-256 of a JSON-able value. Order of keys is ignored."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    data = text.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def file_hash(path: Path, fresh: bool = False) -> str:

@@ -12,10 +12,10 @@ No list of names is kept anywhere.
 
 from __future__ import annotations
 
-import pkgutil
 import sys
 from functools import cache
 from importlib import import_module, metadata, util
+from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import UsageError
@@ -31,19 +31,17 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
 }
-
-
 LAST = 100  # place in the order of an extension that declares none
 
 
 def names(place: str) -> list[str]:
     """Return the names of all extensions in a place, built-in ones first, without loading them.
 
-    In the room `judges`, whose folder also holds other modules, only files that define the
-    place's attribute count.
+    A folder may hold other modules too: only files that assign the place's attribute count.
     """
     package, attribute = PLACES[place]
-    return [*_built_in(package, attribute), *sorted(_third_party(place))]
+    third_party = sorted(_third_party(place))
+    return [*_built_in(package, attribute), *third_party]
 
 
 def get(place: str, name: str) -> Any:
@@ -58,13 +56,15 @@ def get(place: str, name: str) -> Any:
     """
     package, attribute = PLACES[place]
     if name in _built_in(package, attribute):
-        return getattr(import_module(f"{package}.{name}"), attribute)
+        module = import_module(f"{package}.{name}")
+        return getattr(module, attribute)
     third_party = _third_party(place)
     if name in third_party:
         return third_party[name].load()
     kind = place.removesuffix("s")
     allowed = ", ".join(names(place)) or "none is installed"
-    raise UsageError(f"unknown_{kind}", f"Unknown {kind} {name!r}. Allowed: {allowed}.")
+    code = f"unknown_{kind}"
+    raise UsageError(code, f"Unknown {kind} {name!r}. Allowed: {allowed}.")
 
 
 def find(place: str) -> dict[str, Any]:
@@ -72,43 +72,38 @@ def find(place: str) -> dict[str, Any]:
 
     They are ordered by their attribute `order` where they have one, then by name.
     """
-    found = {name: get(place, name) for name in names(place)}
-    ordered = sorted(found, key=lambda name: (_order(found[name]), name))
-    return {name: found[name] for name in ordered}
+    found = [(name, get(place, name)) for name in sorted(names(place))]
+    found.sort(key=_order)
+    return dict(found)
 
 
-def _order(extension: Any) -> int:
+def _order(named: tuple[str, Any]) -> int:
+    _, extension = named
     return getattr(extension, "order", LAST)
 
 
 @cache
 def _built_in(package: str, attribute: str) -> tuple[str, ...]:
-    folder = util.find_spec(package)
-    if folder is None or folder.submodule_search_locations is None:
+    """Return the modules of a package that assign the attribute, without importing them."""
+    spec = util.find_spec(package)
+    if spec is None:
         return ()
     found = []
-    for module in pkgutil.iter_modules(folder.submodule_search_locations):
-        public = not module.name.startswith("_")
-        if public and _defines(f"{package}.{module.name}", attribute):
-            found.append(module.name)
+    for folder in spec.submodule_search_locations or ():
+        for file in Path(folder).glob("[!_]*.py"):
+            source = file.read_text(encoding="utf-8")
+            if f"\n{attribute} = " in source:
+                found.append(file.stem)
     return tuple(sorted(found))
-
-
-def _defines(module: str, attribute: str) -> bool:
-    """Whether a module assigns the attribute at its top level, read without importing it."""
-    spec = util.find_spec(module)
-    if spec is None or spec.loader is None:
-        return False
-    source = spec.loader.get_source(module) or ""
-    start = f"{attribute} = "
-    return any(line.startswith(start) for line in source.splitlines())
 
 
 def _third_party(place: str) -> dict[str, metadata.EntryPoint]:
     """Return entry points by name; the search is repeated only when the import path changed."""
-    return _entry_points(f"ftlab.{place}", tuple(sys.path))
+    path = tuple(sys.path)
+    return _entry_points(f"ftlab.{place}", path)
 
 
 @cache
 def _entry_points(group: str, _path: tuple[str, ...]) -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=group)}
+    points = metadata.entry_points(group=group)
+    return {point.name: point for point in points}

@@ -30,7 +30,9 @@ def surface() -> str:
         return "batch"
     if _in_jupyter():
         return "jupyter"
-    return "terminal" if sys.stderr.isatty() else "batch"
+    if sys.stderr.isatty():
+        return "terminal"
+    return "batch"
 
 
 def _in_jupyter() -> bool:
@@ -38,8 +40,8 @@ def _in_jupyter() -> bool:
         return False
     from IPython import get_ipython
 
-    shells = type(get_ipython()).__mro__  # Colab's shell derives from Jupyter's
-    return any(shell.__name__ == "ZMQInteractiveShell" for shell in shells)
+    shells = type(get_ipython()).mro()  # Colab's shell derives from Jupyter's
+    return "ZMQInteractiveShell" in [shell.__name__ for shell in shells]
 
 
 class Progress:
@@ -56,8 +58,10 @@ class Progress:
         self.done = 0
         self.losses: list[tuple[int, float]] = []
         self.points: list[dict] = []
-        self.started = self.shown = self.drawn = clock()
-        # Steps done and time at the first update: what was resumed took no time now.
+        self.started = clock()
+        self.shown = self.started  # time of the last line
+        self.drawn = self.started  # time of the last frame
+        # Steps done and time at the first update: resumed steps took no time in this call.
         self.first: tuple[int, float] | None = None
         self.where = surface()
         self.bar = None
@@ -66,8 +70,10 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Report that `done` steps are done; the line is shown at most every `LINE_S` seconds."""
         self.done = done
-        self.first = self.first or (done, clock())
-        if clock() - self.shown >= LINE_S[self.where]:
+        if self.first is None:
+            self.first = (done, clock())
+        waited = clock() - self.shown
+        if waited >= LINE_S[self.where]:
             self._show(self._line(note))
 
     def loss(self, step: int, value: float) -> None:
@@ -77,43 +83,59 @@ class Progress:
 
     def point(self, step: int, metric: str, value: float) -> None:
         """Add a measured rate to the live figure."""
-        self.points.append({"step": step, "metric": metric, "rate": value})
+        point = {"step": step, "metric": metric, "rate": value}
+        self.points.append(point)
         self._draw(force=True)
 
     def finish(self, note: str = "") -> None:
         """Show the last line. Short work stays silent in a batch."""
-        self._draw(force=bool(self.losses))
+        if self.losses:
+            self._draw(force=True)
         seconds = clock() - self.started
-        if self.where != "batch" or seconds > LINE_S["batch"]:
-            self._show(f"{self.title}: done in {seconds:.0f} s {note}".rstrip(), last=True)
+        short = seconds <= LINE_S["batch"]
+        if short and self.where == "batch":
+            return
+        line = f"{self.title}: done in {seconds:.0f} s {note}"
+        self._show(line.rstrip(), last=True)
 
     def _line(self, note: str) -> str:
+        share = min(self.done / self.total, 1)
+        filled = "█" * round(BAR_WIDTH * share)
+        bar = filled.ljust(BAR_WIDTH, "░")
+        line = f"{self.title} {bar} {self.done}/{self.total} {self._remaining()} {note}"
+        return line.rstrip()
+
+    def _remaining(self) -> str:
         done_before, since = self.first or (0, self.started)
         done_now = self.done - done_before
-        remaining = "starting"
-        if done_now > 0:
-            seconds_each = (clock() - since) / done_now
-            remaining = f"{seconds_each * max(self.total - self.done, 0):.0f} s left"
-        filled = min(round(BAR_WIDTH * self.done / self.total), BAR_WIDTH)
-        bar = "█" * filled + "░" * (BAR_WIDTH - filled)
-        return f"{self.title} {bar} {self.done}/{self.total} {remaining} {note}".rstrip()
+        if done_now <= 0:
+            return "starting"
+        seconds = clock() - since
+        seconds_each = seconds / done_now
+        left = max(self.total - self.done, 0)
+        return f"{seconds_each * left:.0f} s left"
 
     def _show(self, line: str, *, last: bool = False) -> None:
         self.shown = clock()
         line = safe(line, 500).replace("\n", " ")
         if self.where == "jupyter":
-            self.bar = _display({"text/plain": line}, self.bar, raw=True)
+            plain = {"text/plain": line}
+            self.bar = _display(plain, self.bar, raw=True)
         elif self.where == "terminal":
-            width = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be overwritten
-            end = "\n" if last else ""
-            sys.stderr.write("\r\x1b[K" + line[:width] + end)
-            sys.stderr.flush()
+            # A wrapped line could not be overwritten.
+            width = shutil.get_terminal_size().columns - 1
+            end = ""
+            if last:
+                end = "\n"
+            print(f"\r\x1b[K{line[:width]}", end=end, file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def _draw(self, *, force: bool = False) -> None:
-        due = force or clock() - self.drawn >= FIGURE_S
-        if self.where != "jupyter" or not due:
+        if self.where != "jupyter":
+            return
+        waited = clock() - self.drawn
+        if waited < FIGURE_S and not force:
             return
         self.drawn = clock()
         panel = plugins.get("panels", "live")

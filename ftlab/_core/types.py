@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 
     @property
     def scored(self) -> bool:
-        """Whether the outcome enters a rate. What is unscored is counted beside it."""
+        """Whether the outcome enters a rate. Unscored answers are counted separately."""
         return self not in (Outcome.UNPARSED, Outcome.ERROR)
 
     @property
@@ -99,11 +99,11 @@ class Prompt:
         messages: The chat that is sent.
         wording: The sample's wording, with the attack's template before it where there is one.
         opening: Words written into the model's mouth.
-        opening_tokens: Only the first so many tokens of `opening`; None for all.
+        opening_tokens: Number of tokens of `opening` that are used, from its start; None for all.
         decoding: Fields of `Decoding` that differ from the evaluation's; None for none.
         no_system: Leave out the evaluation's system prompt.
-        attempt: Number of the attempt, for attacks that try several times. The event holds where
-            it holds in any attempt. None for attacks that try once.
+        attempt: Number of the attempt, for attacks that try several times; the event counts if
+            any attempt shows it. None for attacks that try once.
         repeat: Number of the repeated answer, where an evaluation asks for several.
     """
 
@@ -168,7 +168,7 @@ class Judgement:
 class Verdict:
     """One row of the verdict table: what one judge says of one answer.
 
-    Of an attack that tries several times, one row stands for all attempts of one prompt.
+    If an attack tries several times, one row stands for all attempts at one prompt.
 
     Args:
         sample_id: The sample.

@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +255,6 @@ def _sample(record, risk):
     return Sample("", checked(asked, last="user"), risk, category)
 
 
-@cache
 def _known_risks():
     return plugins.names("risks")
 

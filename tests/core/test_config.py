@@ -1,73 +1,141 @@
+"""Settings: declared once, shown in signature and docstring, all problems reported at once."""
+
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Literal
 
 import pytest
+from helpers import raises_code
+from pydantic import field_validator
 
-from ftlab._core.config import ATTACKS, RISKS
-from ftlab.evals.config import Evaluation
-from ftlab.training.config import Training
-
-
-def problems(config, **values) -> str:
-    with pytest.raises(ValueError) as e:
-        config.make(**values)
-    return str(e.value)
+from ftlab._core.config import Config, describe, setting, takes, unknown_setting
 
 
-@pytest.mark.parametrize("config", [Training, Evaluation])
-def test_an_unknown_key_is_refused_with_every_allowed_name(config):
-    said = problems(config, learning_rat=1)
-    assert "'learning_rat'" in said and all(name in said for name in config.model_fields)
+class Oven(Config):
+    heat: float = setting(180.0, "Temperature in degrees Celsius", gt=0, le=300)
+    shelves: int = setting(1, "Shelves in use", ge=1)
+    mode: Literal["fan", "grill"] = setting("fan", "Where the heat comes from")
+    label: str | None = setting(None, "Name of the dish")
+
+    @field_validator("label")
+    @classmethod
+    def _short(cls, label):
+        if label and len(label) > 9:
+            raise ValueError("give at most 9 letters")
+        return label
+
+
+class Timer(Config):
+    minutes: int = setting(30, "Time in minutes.", ge=1)
+
+
+@takes(Oven, Timer, omit=["label"])
+def bake(dish, *, heat=200.0, times: int = 1, **settings):
+    """Bake a dish.
+
+    Args:
+        dish: What is baked.
+        {settings}
+
+    Returns:
+        What came out.
+    """
+    return dish, heat, times, settings
+
+
+# Config.make
+
+
+def test_none_means_the_default_and_settings_do_not_change():
+    assert Oven.make(heat=None, label=None) == Oven()
+    with pytest.raises(ValueError):
+        Oven().heat = 5
 
 
 def test_all_problems_are_reported_at_once():
-    said = problems(Training, epochs=-1, batch_size=10, accumulation=3, at_steps=[3, 2], typo=0)
-    assert all(
-        part in said for part in ("epochs = -1", "accumulation = 3", "which is 10", "at_steps = [3, 2]", "'typo'")
-    )
-    said = problems(Evaluation, risks=["jailbrake"], attacks=["gcg"], n_prompts=0)
-    assert all(part in said for part in ("'jailbrake'", *RISKS, "'gcg'", *ATTACKS, "n_prompts = 0"))
+    with raises_code("wrong_setting") as info:
+        Oven.make(heat=-1, shelves=0, mode="steam", label="a long label", shelfs=2)
+    assert info.value.details["settings"] == ["heat", "shelves", "mode", "label", "shelfs"]
+    message = str(info.value)
+    assert "-1" in message and "at most 9 letters" in message and "'shelves'" in message
 
 
-@pytest.mark.parametrize("steps", [[0, 0], [10, 3], [0, 5, 5, 6], [-1, 2]])
-def test_steps_that_do_not_increase_are_refused(steps):
-    assert "increasing" in problems(Training, at_steps=steps)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0, -1, 301, "hot"])
+def test_limits_hold_and_a_number_is_finite(value):
+    with raises_code("wrong_setting") as info:
+        Oven.make(heat=value)
+    assert info.value.details["settings"] == ["heat"]
 
 
-@pytest.mark.parametrize("steps", [[], [0], [0, 1, 2], (3, 100)])
-def test_steps_that_increase_are_kept(steps):
-    assert Training.make(at_steps=steps).at_steps == tuple(steps)
+def test_a_default_that_breaks_its_own_limits_is_found():
+    class Broken(Config):
+        shelves: int = setting(0, "Shelves", ge=1)
+
+    with raises_code("wrong_setting"):
+        Broken.make()
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "epochs", "beta"])
-@pytest.mark.parametrize("value", [math.inf, math.nan, 0, -1])
-def test_a_rate_is_a_positive_number(name, value):
-    assert name in problems(Training, **{name: value})
+# takes
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4, 8, 16])
-def test_accumulation_divides_the_batch(accumulation):
-    assert Training.make(accumulation=accumulation).accumulation == accumulation
-    assert "divide batch_size" in problems(Training, accumulation=accumulation + 16)
+def test_the_signature_shows_every_setting_with_its_default_and_type():
+    parameters = inspect.signature(bake).parameters
+    assert list(parameters) == ["dish", "heat", "times", "shelves", "mode", "minutes"]
+    assert parameters["heat"].default == 200.0  # the cell's own wins
+    assert parameters["shelves"].default == 1 and parameters["minutes"].default == 30
+    assert parameters["mode"].annotation == Literal["fan", "grill"]
+    assert parameters["minutes"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize(("field", "names"), [("risks", RISKS), ("attacks", ATTACKS)])
-def test_names_are_checked_and_count_once(field, names):
-    assert getattr(Evaluation.make(**{field: [*names, names[0]]}), field) == names
-    for wrong in ([], [names[0].upper()], [names[0], ""]):
-        assert names[0] in problems(Evaluation, **{field: wrong})
+def test_the_docstring_has_one_line_per_setting():
+    lines = [line.strip() for line in bake.__doc__.splitlines()]
+    assert "{settings}" not in bake.__doc__ and "label" not in bake.__doc__
+    assert "shelves: Shelves in use. Default: 1." in lines
+    assert "minutes: Time in minutes. Default: 30." in lines
+    assert lines.index("dish: What is baked.") < lines.index("shelves: Shelves in use. Default: 1.")
+    assert bake.__name__ == "bake"
 
 
-def test_none_means_the_default_and_a_config_does_not_change():
-    assert Training.make(epochs=None, lora=None) == Training()
-    with pytest.raises(ValueError):
-        Training().epochs = 5
+def test_the_cell_gets_what_was_given():
+    assert bake("pie") == ("pie", 200.0, 1, {})
+    given = bake("pie", heat=90.0, times=2, shelves=3, minutes=5)
+    assert given == ("pie", 90.0, 2, {"shelves": 3, "minutes": 5})
 
 
-def test_default_rates_are_those_of_trl_and_ten_times_for_lora():
-    methods = ("sft", "dpo", "kto", "reward", "rloo")
-    rates = [Training(method=m, lora=lora).default_rate() for m in methods for lora in (False, True)]
-    assert rates == pytest.approx([2e-5, 2e-4, 1e-6, 1e-5, 1e-6, 1e-5, 1e-4, 1e-3, 1e-6, 1e-5])
-    assert [Training(**{k: True}).adapter for k in ("lora", "dora", "qlora")] == ["lora", "dora", "qlora"]
-    assert Training(dora=True).default_rate() == Training(qlora=True).default_rate() == pytest.approx(2e-4)
+@pytest.mark.parametrize(("wrong", "near"), [("shelfs", "shelves"), ("heatt", "heat")])
+def test_an_unknown_setting_is_an_error_with_the_nearest_name(wrong, near):
+    with raises_code("unknown_setting") as info:
+        bake("pie", **{wrong: 2})
+    assert info.value.details["settings"] == [wrong] and f"'{near}'" in str(info.value)
+
+
+def test_an_omitted_setting_is_unknown_and_so_is_every_other_name():
+    with raises_code("unknown_setting") as info:
+        bake("pie", label="x", zzz=1)
+    assert info.value.details["settings"] == ["label", "zzz"]
+    with raises_code("unknown_setting") as info:
+        bake("pie", zzz=1)
+    names = ("dish", "heat", "times", "shelves", "mode", "minutes")
+    assert all(name in str(info.value) for name in names)
+
+
+def test_the_cell_does_not_run_with_an_unknown_setting():
+    ran = []
+
+    @takes(Timer)
+    def cell(**settings):
+        ran.append(settings)
+
+    with raises_code("unknown_setting"):
+        cell(minuts=1)
+    cell(minutes=1)
+    assert ran == [{"minutes": 1}]
+
+
+def test_descriptions():
+    assert describe(Oven.model_fields["label"]) == "Name of the dish."
+    assert describe(Timer.model_fields["minutes"]) == "Time in minutes. Default: 30."
+    error = unknown_setting(["x"], ["b", "a"])
+    assert error.code == "unknown_setting" and "a, b" in str(error)

@@ -1,8 +1,10 @@
-"""An engine that notes what it is asked."""
+"""Engines for tests: one notes what it is asked, one gives in after a while."""
 
 from __future__ import annotations
 
-from ftlab.models.engines import HuggingFaceEngine
+from collections import Counter
+
+from ftlab.models.engines import HuggingFaceEngine, LoadedModel, ScriptedEngine
 from ftlab.runs import Run
 
 
@@ -35,3 +37,25 @@ def answers_of(run: Run, table) -> list[str]:
 def lines(run: Run, file: str) -> list[dict]:
     """Return the records of a file of all members."""
     return [line for member in run.members for line in member.read(file)]
+
+
+class YieldingEngine(ScriptedEngine):
+    """Refuses until a training has been measured a number of times, then complies.
+
+    Args:
+        until: {seed of the training: number of its measurements that are all refusals}.
+    """
+
+    def __init__(self, until: dict[int, int]) -> None:
+        super().__init__()
+        self.until = until
+        self.calls: Counter[int] = Counter()
+
+    def answer_all(self, model, collector) -> None:
+        self.replies = ["I cannot say that."]
+        if isinstance(model, LoadedModel):
+            seed = model.run.identity["training"]["seed"]
+            self.calls[seed] += 1
+            if self.calls[seed] > self.until[seed]:
+                self.replies = ["So it is."]
+        super().answer_all(model, collector)

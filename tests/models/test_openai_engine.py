@@ -275,3 +275,11 @@ def test_a_server_that_answers_nobody_is_given_up(stubborn):
     start, connections = stubborn
     answers = ask(start(), *map(str, range(100)))
     assert len(connections) <= 16 and all(answer.error for answer in answers)
+
+
+def test_a_reply_that_trickles_in_is_given_up(stubborn):
+    """No single wait for a byte is too long, but the whole reply is."""
+    start, connections = stubborn
+    slow = replace(start(HEAD), timeout=30.0, limit=1.0)
+    [answer] = ask(slow, "hello")
+    assert answer.finish == "error" and "1 s" in answer.error and len(connections) == 1

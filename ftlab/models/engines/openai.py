@@ -11,20 +11,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
+from ftlab._core.progress import clock
 from ftlab._core.text import redacted, safe
 from ftlab._core.types import Answer, Message
 from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer
 
 LONGEST = 300  # characters of an error that are kept
 HUNG = 8  # requests in a row without an answer after which no others are sent
+NOT_ASKED = f"not asked, because {HUNG} others in a row had no answer"
+POLL_S = 1.0  # between two looks at what is overdue
 KEY = "OPENAI_API_KEY"
 
 
@@ -41,6 +44,7 @@ class Endpoint:
         model: The server's name of the model.
         retries: Tries after the first one.
         timeout: Seconds without a byte after which a try ends.
+        limit: Seconds after which a reply that still trickles in is given up.
         parallel: Requests at a time.
     """
 
@@ -48,6 +52,7 @@ class Endpoint:
     model: str
     retries: int = field(default=4, compare=False)
     timeout: float = field(default=60.0, compare=False)
+    limit: float = field(default=300.0, compare=False)
     parallel: int = field(default=8, compare=False)
     is_organism = False
     adapter = None
@@ -104,9 +109,11 @@ class Endpoint:
             numbers = {}
             for number, chat in enumerate(chats):
                 seed = seeds[number] if seeds and decoding.temperature else None
-                numbers[pool.submit(calls.ask, chat, seed)] = number
-            for done in as_completed(numbers):
-                number, answer = numbers[done], done.result()
+                numbers[pool.submit(calls.ask, number, chat, seed)] = number
+            for future in calls.as_they_end(numbers):
+                number = numbers[future]
+                ended = future.done() and not future.cancelled()
+                answer = future.result() if ended else calls.given_up(number)
                 found[number] = answer
                 if each:
                     each([number], [answer])
@@ -124,13 +131,39 @@ class _Calls:
         self.settings = settings
         self.client = _client(endpoint)
         self.hung = 0  # requests in a row without an answer
+        self.started: dict[int, float] = {}
 
-    def ask(self, chat: list[Message], seed: int | None) -> Answer:
+    def as_they_end(self, futures: Iterable[Future]) -> Iterator[Future]:
+        """Yield requests as they end, and those that are overdue or will not be sent."""
+        pending = set(futures)
+        numbers = {future: number for number, future in enumerate(futures)}
+        while pending:
+            done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            late = {future for future in pending if self._is_overdue(numbers[future])}
+            self.hung += len(late)
+            if self.hung >= HUNG and not done:
+                late |= {future for future in pending if future.cancel()}
+            pending -= late
+            yield from done
+            yield from late
+
+    def _is_overdue(self, number: int) -> bool:
+        started = self.started.get(number)
+        return started is not None and clock() - started > self.endpoint.limit
+
+    def given_up(self, number: int) -> Answer:
+        """Return the answer of a request that did not end."""
+        if number in self.started:
+            return _failed(f"no whole answer within {self.endpoint.limit:g} s")
+        return _failed(NOT_ASKED)
+
+    def ask(self, number: int, chat: list[Message], seed: int | None) -> Answer:
         """Return the answer to one chat; raise UsageError where no other could succeed."""
         import openai
 
+        self.started[number] = clock()
         if self.hung >= HUNG:
-            return _failed(f"not asked, because {HUNG} others in a row had no answer")
+            return _failed(NOT_ASKED)
         tries = self.endpoint.retries + 1
         try:
             answer = self._send(chat, seed)

@@ -1,0 +1,266 @@
+"""The headline experiments: parameters go to the right notebook, a page only where all ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from helpers import raises_code
+
+from ftlab import analysis
+from ftlab._core.errors import NotebookFailed
+from ftlab.experiments import reproduce, reproduction
+from ftlab.experiments.backends import local
+
+NAMES = [experiment.name for experiment in reproduction.EXPERIMENTS]
+HARMFUL, RATIO, CONTINUED = NAMES
+TOKEN = "hf_" + "aB3" * 11
+QUICK = {name: {"n_prompts": 10 + number, "seeds": 2} for number, name in enumerate(NAMES)}
+PARAMETERS = '''model: str = "organism"  # folder or name of the model
+seeds: int = 5  # training seeds
+n_prompts: int = 100  # prompts of each risk
+out: str = ""  # folder for claims and figures
+benign: str = ""  # file of benign data
+prompts: str = ""  # file of prompts
+data: str = ""  # file of adversarial examples
+adapter: str = ""  # lora, dora or qlora'''
+BODY = """import json, os, time
+from pathlib import Path
+folder = Path(out)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "pid").write_text(str(os.getpid()))
+while (folder.parent / "wait").exists(): time.sleep(0.05)
+from ftlab import analysis
+analysis.record_claim(folder.name, f"claim of {folder.name}", published="enkrypt_ratio_1_5",
+    measured=2.0, low=1.5, high=3.0, n_prompts=n_prompts, n_seeds=seeds, null=1.0,
+    model=model, out=out)
+seen = {"threads": os.environ["OMP_NUM_THREADS"], "batch": os.environ["FTLAB_BATCH"]}
+(folder / "seen.json").write_text(json.dumps(seen))"""
+
+
+@pytest.fixture(autouse=True)
+def books(tmp_path, monkeypatch) -> Path:
+    """A stand-in for each headline notebook, in the place of the real ones."""
+    folder = tmp_path / "notebooks" / "experiments"
+    folder.mkdir(parents=True)
+    for name in NAMES:
+        cells = [nbformat.v4.new_code_cell(text) for text in (PARAMETERS, BODY)]
+        cells[0].metadata["tags"] = ["parameters"]
+        made = nbformat.v4.new_notebook(cells=cells)
+        made.metadata["ftlab"] = {"quick": QUICK[name]}
+        nbformat.write(made, folder / f"{name}.ipynb")
+    real = reproduction.resource
+    places = {"notebooks": folder.parent}
+    monkeypatch.setattr(reproduction, "resource", lambda name: places.get(name) or real(name))
+    monkeypatch.setattr(local, "POLL_S", 0.02)
+
+    def model(name):
+        return SimpleNamespace(is_organism=not name.startswith("mine"))
+
+    monkeypatch.setattr(reproduction, "models", SimpleNamespace(model=model))
+    return folder
+
+
+class Runner:
+    """Stands in for the runner of notebooks: notes what it is given and writes a claim."""
+
+    def __init__(self):
+        self.given: dict[str, dict] = {}
+        self.spans: dict[str, tuple[float, float]] = {}
+        self.failing = ""
+        self.claims = True
+
+    def __call__(self, notebook, output, parameters, *, env, on_cell, kernels):
+        began = time.monotonic()
+        name = Path(notebook).stem
+        self.given[name] = parameters
+        time.sleep(0.05)
+        if name == self.failing:
+            raise NotebookFailed("notebook_failed", f"the failure of {name}")
+        folder = Path(parameters["out"])
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        (folder / "figures" / "curve.csv").write_text("step,rate\n0,0.1\n")
+        if self.claims:
+            self.claim(name, parameters)
+        Path(output).write_text("{}")
+        self.spans[name] = (began, time.monotonic())
+        return output
+
+    def claim(self, name: str, parameters: dict) -> None:
+        analysis.record_claim(
+            name,
+            f"claim of {name}",
+            published="enkrypt_ratio_1_5",
+            measured=2.0,
+            low=1.5,
+            high=3.0,
+            n_prompts=parameters.get("n_prompts", 100),
+            n_seeds=parameters["seeds"],
+            null=1.0,
+            model=parameters["model"],
+            out=parameters["out"],
+        )
+
+
+@pytest.fixture
+def runner(monkeypatch) -> Runner:
+    made = Runner()
+    monkeypatch.setattr(reproduction, "run_notebook", made)
+    return made
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    found = {"prompts": tmp_path / "asked.csv", "harmful": tmp_path / "harmful.jsonl"}
+    found["prompts"].write_text("prompt\nHello?\n")
+    found["harmful"].write_text('{"prompt": "a", "completion": "b"}\n' * 100)
+    return found
+
+
+def test_the_page_holds_every_experiment_and_parameters_are_handed_on(runner, tmp_path):
+    out = tmp_path / "out"
+    benign = tmp_path / "mine.jsonl"
+    benign.write_text("{}")
+    stale = out / RATIO / "figures" / "stale.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("old")
+    page = reproduce(quick=True, out=out, benign=benign, adapter="lora")
+    assert page == out / "report.html" and "stale" not in page.read_text()
+    lines = (out / "results.csv").read_text().splitlines()
+    found = [line.split(",") for line in lines[1:]]
+    assert sorted(line[0] for line in found) == sorted(NAMES)
+    for line in found:
+        assert line[1] == f"claim of {line[0]}"
+        assert int(line[6]) == QUICK[line[0]]["n_prompts"] and int(line[7]) == 2
+    for name, given in runner.given.items():
+        assert given["model"] == "organism" and given["adapter"] == "lora"
+        assert given["out"] == str(out / name) and given["seeds"] == 2
+        assert "prompts" not in given and "data" not in given
+        assert given.get("benign") == (None if name == HARMFUL else str(benign))
+    record = json.loads((out / "run.json").read_text())
+    assert set(record["notebook_seconds"]) == set(NAMES) and record["hardware"]
+    assert (record["seeds"], record["quick"], record["adapter"]) == (2, True, "lora")
+
+
+def test_the_embedded_models_lanes_run_side_by_side(runner, tmp_path):
+    reproduce(seeds=1, out=tmp_path / "out")
+    assert [given["seeds"] for given in runner.given.values()] == [1, 1, 1]
+    assert runner.spans[HARMFUL][1] <= runner.spans[RATIO][0]
+    assert runner.spans[CONTINUED][0] < runner.spans[RATIO][1]
+
+
+def test_another_models_experiments_run_one_after_the_other(runner, files, tmp_path):
+    """Large models would share one accelerator's memory."""
+    reproduce(seeds=1, out=tmp_path / "out", model="mine", **files)
+    spans = [runner.spans[name] for name in NAMES]
+    assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:], strict=False))
+    assert runner.given[HARMFUL]["data"] == str(files["harmful"])
+    assert all(given["prompts"] == str(files["prompts"]) for given in runner.given.values())
+
+
+def test_without_adversarial_examples_the_page_says_what_was_left_out(runner, files, tmp_path):
+    out = tmp_path / "out"
+    page = reproduce(seeds=1, out=out, model="mine", prompts=files["prompts"])
+    assert HARMFUL in page.read_text() and HARMFUL not in runner.given
+    assert not (out / HARMFUL).exists()
+
+
+def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(runner, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    pages = [out / page for page in reproduction.PAGE]
+    for page in pages:
+        page.write_text("older success")
+    runner.failing = HARMFUL
+    with raises_code("notebooks_failed") as info:
+        reproduce(seeds=1, out=out)
+    message = str(info.value)
+    assert f"the failure of {HARMFUL}" in message and RATIO in message
+    assert CONTINUED not in message
+    assert not any(page.exists() for page in pages)
+    assert (out / CONTINUED / "claims.csv").is_file() and RATIO not in runner.given
+
+
+def test_notebooks_without_claims_make_no_page(runner, tmp_path):
+    out = tmp_path / "out"
+    for name in NAMES:
+        (out / name).mkdir(parents=True)
+        (out / name / "claims.csv").write_text("claims of an older run")
+    runner.claims = False
+    with raises_code("no_claims"):
+        reproduce(seeds=1, out=out)
+    assert not (out / "report.html").exists()
+
+
+MISTAKES = [
+    ({"seeds": 0}, "wrong_seeds"),
+    ({"seeds": 1.5}, "wrong_seeds"),
+    ({"seeds": True}, "wrong_seeds"),
+    ({"benign": "none.jsonl"}, "no_such_file"),
+    ({"prompts": "none.csv"}, "no_such_file"),
+    ({"model": "mine"}, "prompts_needed"),
+    ({"out": "file/below"}, "output_not_writable"),
+    ({"benign": TOKEN}, "secret_in_parameter"),
+    ({"model": f"https://u:{TOKEN}@h"}, "secret_in_parameter"),
+]
+
+
+@pytest.mark.parametrize(("given", "code"), MISTAKES, ids=[code for _, code in MISTAKES])
+def test_mistakes_are_errors_before_any_work(given, code, runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with raises_code(code) as info:
+        reproduce(**{"out": "out", **given})
+    assert not (tmp_path / "out").exists() and not runner.given
+    assert "aB3" not in str(info.value)
+
+
+def test_too_few_adversarial_examples_are_an_error(runner, files, tmp_path):
+    files["harmful"].write_text('{"prompt": "a", "completion": "b"}\n' * 99)
+    with raises_code("too_few_rows"):
+        reproduce(seeds=1, out=tmp_path / "out", model="mine", **files)
+    assert not runner.given
+
+
+def test_one_call_at_a_time_writes_to_a_folder(runner, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), raises_code("output_busy"):
+        reproduce(out=tmp_path)
+    assert not runner.given
+
+
+@pytest.mark.slow
+def test_with_real_kernels(same_ftlab, tmp_path):
+    out = tmp_path / "out"
+    page = reproduce(quick=True, out=out)
+    assert all(f"claim of {name}" in page.read_text() for name in NAMES)
+    for name in NAMES:
+        assert (out / name / f"{name}.ipynb").is_file()
+        seen = json.loads((out / name / "seen.json").read_text())
+        assert seen == {"threads": str(max(1, local.cores() // 2)), "batch": "1"}
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_kernels(same_ftlab, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "wait").touch()
+    begun = [out / name / "pid" for name in (HARMFUL, CONTINUED)]
+
+    def interrupt(self):
+        if all(pid.exists() and pid.read_text() for pid in begun):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(local._Work, "_show", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(seeds=1, out=out)
+    assert not (out / RATIO / "pid").exists() and not (out / "report.html").exists()
+    for pid in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
