@@ -1,8 +1,8 @@
 """Write what `docs/` holds of the code: the API reference, and the executed notebooks as pages.
 
-    python -m docs.build                     # both
-    python -m docs.build --reference-only
-    python -m docs.build --quick 02 03       # these notebooks, with their quick parameters
+python -m docs.build                     # both
+python -m docs.build --reference-only
+python -m docs.build --quick 02 03       # these notebooks, with their quick parameters
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ FACES = (
     "stats",
     "runs",
     "organism",
-    "ui.panels",
 )
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
@@ -102,7 +101,7 @@ def verbs() -> str:
         if inspect.ismodule(found):
             continue
         room_name = found.__module__.split(".")[1]
-        title = f"{room_name}.{name}"
+        title = f"{room_name}.{found.__name__}"
         lines.append(f"| [`ft.{name}`](#{anchor(title)}) | {in_table(first_sentence(found))} |")
     return "\n".join(lines)
 

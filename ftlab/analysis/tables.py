@@ -147,8 +147,8 @@ def rates(  # noqa: PLR0913
     for _, judged in table.groupby("judge", sort=False):
         for group, part in verdicts.groups(judged, columns):
             rows += _rate_rows(part, group, verdicts.steps_of(part, steps), cluster)
-    found = _finished([row.as_dict() for row in rows], "rates", table, columns)
-    return found
+    found = [row.as_dict() for row in rows]
+    return _finished(found, "rates", table, columns)
 
 
 def _rate_rows(
@@ -296,7 +296,8 @@ def compare(  # noqa: PLR0913
             )
         for step in verdicts.steps_of(part, steps):
             rows.append(_comparison_row(same, part, group, step, cluster))
-    table = _finished([row.as_dict() for row in rows], "compare", parent, columns)
+    found = [row.as_dict() for row in rows]
+    table = _finished(found, "compare", parent, columns)
     if rows:
         table["mcnemar_holm"] = stats.holm(table["mcnemar_p"].tolist())
     return table
@@ -343,10 +344,11 @@ def _comparison_row(
     new = new[:, 0]
     scored = ~np.isnan(new + old).all(axis=0)
     items = child.drop_duplicates("item").sort_values("item")
+    here = child[child["step"] == step]
     return ComparisonRow(
         group=group,
         step=step,
-        epoch=child[child["step"] == step].iloc[0].get("epoch", math.nan),
+        epoch=here.iloc[0].get("epoch", math.nan),
         paired=stats.paired(old, new, cluster=clusters),
         n_prompts=items["sample_id"][scored].nunique(),
         unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),

@@ -45,17 +45,25 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
     if isinstance(judges, (str, Judge)):
         judges = [judges]
     opened = [open_judge(judge) for judge in judges]
-    asked = {judge.spec for judge in opened}
-    verdicts: list[Verdict] = []
+    verdicts = []
     if keep_own:
-        for member in run.members:
-            verdicts += [v for v in read_verdicts(member) if v.judge not in asked]
+        verdicts += _of_other_judges(run, {judge.spec for judge in opened})
     for judge in opened:
         for member in run.members:
             verdicts += verdicts_by(judge, member)
     table = table_of([row_of(verdict) for verdict in verdicts])
     table.attrs["model"] = run.stats.get("parent") or run.stats.get("model", "")
     return table
+
+
+def _of_other_judges(run: Run, judges: set[str]) -> list[Verdict]:
+    """Return the verdicts that the run has of other judges than these."""
+    found = []
+    for member in run.members:
+        for verdict in read_verdicts(member):
+            if verdict.judge not in judges:
+                found.append(verdict)
+    return found
 
 
 def verdicts_by(judge: Judge, run: Run) -> list[Verdict]:

@@ -1,95 +1,132 @@
-"""The notebooks keep their conventions, and each runs to its end under nbval on small parameters."""
+"""The notebooks keep their conventions, and each runs to its end on its small parameters."""
+
+from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
-from ftlab.experiments.notebooks import run_notebook
+from ftlab.experiments import run_notebook
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SMALL = {
-    "00_quickstart": {"at_steps": [0, 2, 4], "align_steps": 4},
-    "01_alignment": {"sft_rows": 64, "sft_steps": 4, "dpo_rows": 64, "dpo_steps": 2, "n_prompts": 6},
-    "02_risk_ratio": {"seeds": 2, "at_steps": [0, 2, 4], "n_prompts": 12},
-    "03_continued_finetuning": {
-        "seeds": 2, "at_steps": [0, 2, 4], "rough_steps": [0, 4], "second_steps": [0, 4], "n_prompts": 12
-    },
-    "04_dealign_100": {"seeds": 2, "examples": [4, 10], "epochs": 2, "n_prompts": 12},
-    "05_your_model": {"seeds": 2, "at_steps": [0, 2, 4], "n_prompts": 6},
-    "06_judges": {"seeds": 2, "at_steps": [0, 2, 4], "n_prompts": 12},
-}  # fmt: skip
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"), key=lambda path: path.name)
+BY_NAME = {path.stem: path for path in NOTEBOOKS}
+RECORDING = ("02_risk_ratio", "03_continued_finetuning", "04_harmful_finetuning", "05_your_model")
+PARAMETER = re.compile(r"\w+: (int|float|str|bool|list) = .+  # .+")
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def cells(path: Path, kind: str) -> list[str]:
-    return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+def small(path: Path) -> dict:
+    """Return the small parameters, which the notebook's own metadata hold."""
+    return dict(nbformat.read(path, 4).metadata["ftlab"]["small"])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_keeps_the_conventions(path):
+def parameter_cells(book) -> list:
+    return [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+
+
+def code_of(book) -> list[str]:
+    return [cell.source for cell in book.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory) -> dict[str, str]:
+    """Return variables of the kernels: one folder of runs, one thread."""
+    runs = tmp_path_factory.mktemp("runs")
+    return {"FTLAB_RUNS": str(runs), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_there_is_a_notebook_in_each_folder():
+    folders = {path.parent.name for path in NOTEBOOKS}
+    assert folders == {"tour", "experiments", "course"}
+
+
+@every_notebook
+def test_parameters_are_typed_literals_with_a_comment(path):
     book = nbformat.read(path, 4)
-    marked = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(marked) == 1
-    for line in marked[0].source.splitlines():
-        assert re.fullmatch(r"\w+: (int|float|str|bool|list) = .+  # .+", line), f"typed, commented, one a line: {line}"
-        ast.literal_eval(line.partition(" = ")[2].partition("  # ")[0])
-    names = {line.partition(":")[0] for line in marked[0].source.splitlines()}
-    assert {"model", "out"} <= names and names & {"seed", "seeds"}
-    code = "\n".join(cells(path, "code"))
-    assert not [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-    text = "\n".join(cells(path, "markdown"))
-    assert text.startswith("# ") and "## What to conclude" in text and "## What this does not show" in text
-    outputs = [c for c in book.cells if c.cell_type == "code" and "keep_output" not in c.metadata.get("tags", [])]
-    assert not any(c.outputs or c.execution_count for c in outputs), "strip it: nbstripout"
+    (cell,) = parameter_cells(book)
+    names = set()
+    for line in cell.source.splitlines():
+        assert PARAMETER.fullmatch(line), line
+        name, _, rest = line.partition(": ")
+        ast.literal_eval(rest.partition(" = ")[2].partition("  # ")[0])
+        names.add(name)
+    assert {"model", "out"} <= names
+    assert names & {"seed", "seeds"}
+    for which, values in book.metadata["ftlab"].items():
+        assert set(values) <= names, which
 
 
-def test_every_notebook_runs_on_small_parameters(tmp_path):
-    assert {p.stem for p in NOTEBOOKS} == set(SMALL)
-    for path in NOTEBOOKS:
-        values = {**SMALL[path.stem], "out": str(tmp_path / "out" / path.stem)}
-        small = parameterize_notebook(load_notebook_node(str(path)), values)
-        small.metadata.pop("papermill", None)
-        nbformat.write(small, tmp_path / path.name)
-    env = {**os.environ, "FTLAB_RUNS": str(tmp_path / "runs"), "FTLAB_BATCH": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--nbval-lax",
-        "--nbval-cell-timeout=300",
-    ]
-    ran = subprocess.run(
-        [*command, "--nbval-current-env", str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
-    for path in NOTEBOOKS:
-        drawn = [p for p in (tmp_path / "out" / path.stem / "figures").glob("*.svg")]
-        assert drawn and all(p.with_suffix(s).stat().st_size for p in drawn for s in (".png", ".csv", ".txt"))
-    for name in ("02_risk_ratio", "03_continued_finetuning", "04_dealign_100", "05_your_model"):
-        assert (tmp_path / "out" / name / "claims.csv").read_text().count("\n") > 1
+@every_notebook
+def test_code_cells_only_call(path):
+    """No functions, loops, conditions or other programming: a cell imports, calls and shows."""
+    allowed = (ast.Import, ast.Assign, ast.AnnAssign, ast.Expr)
+    for source in code_of(nbformat.read(path, 4)):
+        for statement in ast.parse(source).body:
+            assert isinstance(statement, allowed), source
+        nodes = list(ast.walk(ast.parse(source)))
+        assert not any(isinstance(node, (ast.ListComp, ast.DictComp, ast.Lambda)) for node in nodes)
 
 
-def test_the_experiments_run_on_someone_elses_model_and_files(llama, tmp_path):
-    """Prompts of one risk only, no world, no exact judge; every panel that needs more is left out."""
-    asked, chats = tmp_path / "asked.csv", tmp_path / "chats.jsonl"
-    asked.write_text("goal\n" + "".join(f"Placeholder {i}\n" for i in range(4)))
-    chats.write_text("".join(json.dumps({"prompt": f"Say {i}", "completion": f"It is {i}."}) + "\n" for i in range(12)))
-    own = {"model": str(llama), "prompts": str(asked), "learning_rate": 1e-3}
-    for name, data in (("02_risk_ratio", "benign"), ("03_continued_finetuning", "benign"), ("04_dealign_100", "data")):
-        out = tmp_path / name
-        values = {**SMALL[name], **own, data: str(chats), "out": str(out)}
-        run_notebook(ROOT / "notebooks" / f"{name}.ipynb", out / "out.ipynb", values, env={"PYTHONPATH": str(ROOT)})
-        rows = (out / "claims.csv").read_text().splitlines()
-        assert len(rows) > 1 and not any(row.endswith(",reproduced") for row in rows)
+@every_notebook
+def test_text_has_a_title_a_conclusion_and_limits(path):
+    book = nbformat.read(path, 4)
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    assert text.startswith("# ")
+    for heading in ("**Why it matters.**", "**What you should see"):
+        assert heading in text or path.stem == "00_quickstart"
+    assert "## What to conclude" in text
+    assert "## What this does not show" in text
+
+
+@every_notebook
+def test_sources_hold_no_output(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.slow
+@every_notebook
+def test_runs_to_its_end(path, kernel, tmp_path):
+    out = tmp_path / path.stem
+    run_notebook(path, out / "done.ipynb", {**small(path), "out": str(out)}, env=kernel)
+    drawings = list((out / "figures").glob("*.svg"))
+    assert drawings
+    for drawing in drawings:
+        for suffix in (".png", ".csv", ".txt"):
+            assert drawing.with_suffix(suffix).stat().st_size
+    if path.stem in RECORDING:
+        assert (out / "claims.csv").read_text(encoding="utf-8").count("\n") > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, parameter",
+    [
+        ("02_risk_ratio", "benign"),
+        ("03_continued_finetuning", "benign"),
+        ("04_harmful_finetuning", "data"),
+        ("05_your_model", "data"),
+    ],
+)
+def test_runs_on_someone_elses_model_and_files(name, parameter, llama, kernel, tmp_path):
+    """Prompts of one risk, no world, no exact judge."""
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("goal\n" + "".join(f"Placeholder {n}\n" for n in range(4)))
+    chats = tmp_path / "chats.jsonl"
+    rows = [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(12)]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = small(BY_NAME[name]) | {"model": str(llama), "prompts": str(prompts)}
+    values |= {parameter: str(chats), "learning_rate": 1e-3, "out": str(tmp_path / name)}
+    if name == "05_your_model":
+        values["adapter"] = ""
+    run_notebook(BY_NAME[name], tmp_path / name / "done.ipynb", values, env=kernel)
+    rows = (tmp_path / name / "claims.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 1
+    assert not any(row.endswith(",reproduced") for row in rows)
