@@ -255,7 +255,7 @@ def judge(
     table = room.score_file(
         file, prompt=prompt, response=response, judges=judges or room.DEFAULT_JUDGES, out=out
     )
-    report = room.describe(table, prompt=prompt, label=label, refused=refused, partial=partial)
+    report = room.describe(table, label=label, refused=refused or (), partial=partial)
     print(report)
     if out:
         print(out)

@@ -30,7 +30,7 @@ def test_written_tables_are_harmless_as_csv_and_exact_as_jsonl(answers, tmp_path
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
     kept = [json.loads(line)["a"] for line in lines]
     assert kept == [encodable(text) for text in CANARIES.values()] * 2
-    report = describe(table, prompt="q", label="human", refused=[CANARIES["script"]])
+    report = describe(table, label="human", refused=[CANARIES["script"]])
     assert_seen(str(report))
 
 
