@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ class LocalBackend(Backend):
     """
 
     side_by_side: bool = True
-    name: str = field(default="local", init=False)
+    name = "local"
 
     def map(self, jobs: list[Job]) -> list[Result]:
         lanes: dict[int, list[Job]] = {}
