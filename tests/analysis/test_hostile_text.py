@@ -60,7 +60,7 @@ def test_claims_and_the_page(tmp_path):
     (figures / "f.png").write_bytes(PICTURE)
     record = {"benign": CANARIES["ansi"], "commit": TOKENS[1]}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    page = analysis.write_report(tmp_path, {"02": folder}, model="m", seeds=1)
+    page = analysis.report(tmp_path, {"02": folder}, model="m", seeds=1)
     results = (tmp_path / "results.csv").read_text()
     assert_csv(results)
     assert len(results.split("02,")) == len(CANARIES) + 1
