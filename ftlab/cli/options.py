@@ -70,7 +70,7 @@ def _flag(name: str) -> str:
 
 def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...]) -> list[Option]:
     """Return one option per argument of a cell that the command line can express."""
-    hints = typing.get_type_hints(inspect.unwrap(cell))
+    hints = _argument_types(cell)
     helps = argument_lines(cell.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(cell).parameters.items():
@@ -84,6 +84,18 @@ def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...
         text = helps.get(name, "")
         found.append(Option(name, kind, convert, text))
     return found
+
+
+def _argument_types(cell: Callable) -> dict[str, Any]:
+    """Return the types of a cell's arguments.
+
+    What it returns is left out: its type may be one that is imported for type checkers only.
+    """
+    function = inspect.unwrap(cell)
+    declared = dict(function.__annotations__)
+    declared.pop("return", None)
+    annotated = types.SimpleNamespace(__annotations__=declared)
+    return typing.get_type_hints(annotated, function.__globals__)
 
 
 def callback_of(
