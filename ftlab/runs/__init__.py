@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "admin": ["clean_runs", "list_runs", "show_run", "verify_runs"],
-        "provenance": ["provenance"],
+        "origin": ["provenance"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],
     },

@@ -26,7 +26,7 @@ from ftlab._core.errors import Busy, NotFoundError, UsageError
 from ftlab._core.files import digest, file_hash, json_lines, storage, write_atomic
 from ftlab._core.text import safe
 from ftlab.runs import records, tables
-from ftlab.runs.provenance import now, provenance
+from ftlab.runs.origin import now, provenance
 
 if TYPE_CHECKING:
     import pandas as pd
