@@ -260,4 +260,3 @@ def _markdown(value: Any) -> str:
     """Return a text as one line of Markdown that holds no markup of its own."""
     line = html.escape(_shown(" ".join(str(value).split())), quote=False)
     return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
-

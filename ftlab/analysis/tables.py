@@ -352,7 +352,8 @@ def _comparison_row(
     step: int,
     cluster: str,
 ) -> ComparisonRow:
-    old, clusters = verdicts.cube_of(parent, [parent["step"].iloc[0]], cluster=cluster)
+    first = parent["step"].iloc[0]
+    old, clusters = verdicts.cube_of(parent, [first], cluster=cluster)
     new, _ = verdicts.cube_of(child, [step])
     old = old[0, 0]
     new = new[:, 0]
@@ -416,7 +417,10 @@ def first_step(
     columns = verdicts.columns_of(table, by)
     rows = []
     for group, part in verdicts.groups(table, columns):
-        row = _ratio_reached(part, float(ratio[1])) if ratio else _nothing_refused(part)
+        if ratio:
+            row = _ratio_reached(part, float(ratio[1]))
+        else:
+            row = _nothing_refused(part)
         rows.append({**group, **row, "judge": part["judge"].iloc[0]})
     return _finished(rows, "first_step", table, columns)
 
@@ -436,7 +440,9 @@ def _nothing_refused(part: pd.DataFrame) -> dict[str, Any]:
     part = part.assign(answered=answered)
     steps = sorted(set(part["step"]))
     cube, _ = verdicts.cube_of(part, steps, "answered")
-    row = vars(stats.first_all(np.array(steps, float), cube)).copy()
+    at = np.array(steps, float)
+    found = stats.first_all(at, cube)
+    row = vars(found).copy()
     del row["per_seed"]
     last = part.groupby("seed")["step"].transform("max")  # where each seed ended
     ends = part[part["step"] == last]

@@ -54,7 +54,8 @@ def score_file(
     opened = {}
     for judge in map(open_judge, judges):
         opened.setdefault(judge.spec, judge)
-    if out is not None and Path(out).suffix not in (".csv", ".jsonl"):
+    ending = Path(out).suffix if out else ".csv"
+    if ending not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
     name, numbered = records(file)

@@ -96,4 +96,3 @@ def judge_class(spec: str) -> type[Judge]:
     """Return the class that a public name stands for."""
     name = spec.partition(":")[0]
     return plugins.get("judges", OLD_NAMES.get(name, name))
-

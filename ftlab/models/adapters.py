@@ -236,4 +236,3 @@ def difference(one, other, tokenizer, texts: list[str]) -> dict[str, float]:
         "kl": torch.cat(divergences).mean().item(),
         "same_top": torch.cat(agreements).mean().item(),
     }
-

@@ -171,4 +171,3 @@ def _method(found: Estimate, k: int) -> str:
     if found.n_seeds >= FEWEST_SEEDS:
         size = f"{found.n_seeds} seeds x {size}"
     return f"Wilson at the effective n of {size}"
-

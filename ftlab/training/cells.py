@@ -216,4 +216,3 @@ def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, *
         monitor=cell.monitor,
         reward=reward,
     )
-

@@ -101,4 +101,3 @@ class TrainingConfig(Config):
         if any(step < 0 for step in steps) or any(later <= step for step, later in pairs):
             raise ValueError("steps must increase and be at least 0, as in [0, 10, 30, 100]")
         return steps
-

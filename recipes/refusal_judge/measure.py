@@ -13,10 +13,10 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from ftlab._core.files import resource
 from ftlab._core.types import Sample
 from ftlab.judges import Refusal, agreement_of_card, keywords, refusal, score_file
 from ftlab.judges.cards import ALL, GOLD, agreement_by_model
-from ftlab._core.files import resource
 from ftlab.stats import kappa
 from recipes.refusal_judge import train
 

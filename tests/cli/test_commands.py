@@ -60,7 +60,9 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     prompts = write(tmp_path / "goals.jsonl", goals(3))
     steps = ("--at-steps", "0,1", "--seeds", 1, "--batch-size", 4, "--adapter", "lora")
     out = tmp_path / "figures"
-    code, said, _ = ran("curve", llama, data, "--prompts", f"jailbreak={prompts}", *steps, "--out", out)
+    code, said, _ = ran(
+        "curve", llama, data, "--prompts", f"jailbreak={prompts}", *steps, "--out", out
+    )
     assert code == 0 and "intervals:" in said
     assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
 
@@ -81,7 +83,10 @@ def test_sources_of_prompts(tmp_path):
     file = write(tmp_path / "a=b.jsonl", [])
     assert options.sources([str(file)]) == str(file)
     assert options.sources(["a.csv"]) == "a.csv"
-    assert options.sources(["bias=a.csv", "utility=b=c.csv"]) == {"bias": "a.csv", "utility": "b=c.csv"}
+    assert options.sources(["bias=a.csv", "utility=b=c.csv"]) == {
+        "bias": "a.csv",
+        "utility": "b=c.csv",
+    }
     with raises_code("source_without_risk"):
         options.sources(["bias=a.csv", "b.csv"])
 

@@ -20,10 +20,10 @@ import pytest
 from small_models import CURVE, KILLS, SFT, goals, sums, write  # noqa: F401  for the calls in FULL and KILLS
 
 import ftlab
-from ftlab.models.engines import huggingface as generate
-from ftlab.training import callback as keeper
-from ftlab.runs import store as runs
 from ftlab._core.files import StorageFull, file_hash, storage, write_atomic
+from ftlab.models.engines import huggingface as generate
+from ftlab.runs import store as runs
+from ftlab.training import callback as keeper
 
 ASK = dict(max_new_tokens=6, judges=["keywords"])
 FULL = {  # what the disk had no room for: (the call, file of the run that is added to, how often before, bytes a file may have)
@@ -109,9 +109,13 @@ def family(dropping, tmp_path_factory) -> tuple[Path, dict[str, int]]:
     root = tmp_path_factory.mktemp("family")
     path = os.pathsep.join(str(p) for p in (Path(__file__).parents[1], Path(__file__).parents[2]))
     called = [sys.executable, "-c", CHILDREN, str(dropping), str(root)]
-    done = subprocess.run(called, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        called, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    return root, {name: int(how) for name, how in (line.split("=") for line in done.stdout.splitlines())}
+    return root, {
+        name: int(how) for name, how in (line.split("=") for line in done.stdout.splitlines())
+    }
 
 
 def the_run(folder: Path) -> runs.Run:
@@ -124,25 +128,40 @@ def told(record: dict) -> dict:
 
 
 @pytest.mark.parametrize("case", FULL)
-def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(case, family, dropping, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(
+    case, family, dropping, tmp_path, monkeypatch
+):
     root, ended = family
     said = (root / f"{case}.err").read_text()
-    assert ended[case] == 1 << 8 and "StorageFull: " in said and "MB free" in said and "make room" in said, said
+    assert (
+        ended[case] == 1 << 8
+        and "StorageFull: " in said
+        and "MB free" in said
+        and "make room" in said
+    ), said
     run = the_run(root / case)
-    logs = [run.path / f for f in ("answers.jsonl", "verdicts.jsonl", "train.jsonl") if (run.path / f).exists()]
+    logs = [
+        run.path / f
+        for f in ("answers.jsonl", "verdicts.jsonl", "train.jsonl")
+        if (run.path / f).exists()
+    ]
     kept = {f.name: [told(r) for r in run.read(f.name)] for f in logs}
-    assert not run.finished and all(f.read_bytes()[-1:] in (b"", b"\n") for f in logs)  # no half record
+    assert not run.finished and all(
+        f.read_bytes()[-1:] in (b"", b"\n") for f in logs
+    )  # no half record
     monkeypatch.setattr(keeper, "CHECKPOINT_S", 1000)
     found = []
     for folder in (root / case, tmp_path / "undisturbed"):
         monkeypatch.setenv("FTLAB_RUNS", str(folder))
         found.append(eval(FULL[case][0], {**globals(), "PATH": dropping}))
     again, undisturbed = found
-    assert again == run and all([told(r) for r in run.read(f)][: len(rows)] == rows for f, rows in kept.items())
+    assert again == run and all(
+        [told(r) for r in run.read(f)][: len(rows)] == rows for f, rows in kept.items()
+    )
     if case in ("answers", "verdicts"):
-        assert again.table().equals(undisturbed.table()) and again.read("answers.jsonl") == undisturbed.read(
+        assert again.table().equals(undisturbed.table()) and again.read(
             "answers.jsonl"
-        )
+        ) == undisturbed.read("answers.jsonl")
     else:
         assert file_hash(again.path / "model/model.safetensors") == file_hash(
             undisturbed.path / "model/model.safetensors"
@@ -163,7 +182,10 @@ def test_the_same_cell_in_six_processes_is_done_once_and_the_others_wait(family)
     )
     assert run.finished and not (run.path / ".owner").exists()
     for file in ("answers.jsonl", "verdicts.jsonl"):
-        assert set(Counter(r["key"] for r in run.read(file)).values()) == {1} and len(run.read(file)) == 6
+        assert (
+            set(Counter(r["key"] for r in run.read(file)).values()) == {1}
+            and len(run.read(file)) == 6
+        )
 
 
 def test_a_killed_owner_is_followed_by_one_that_asks_only_what_is_missing(family):
@@ -173,9 +195,13 @@ def test_a_killed_owner_is_followed_by_one_that_asks_only_what_is_missing(family
     asked = [line.split() for line in (root / "killed.asked").read_text().splitlines()]
     assert [n for _, n in asked] == ["6", "4"] and asked[0][0] == dead != asked[1][0]
     run = the_run(root / "killed")
-    assert run.finished and set(Counter(r["key"] for r in run.read("answers.jsonl")).values()) == {1}
+    assert run.finished and set(Counter(r["key"] for r in run.read("answers.jsonl")).values()) == {
+        1
+    }
     said = "".join((root / f"killed {n}.err").read_text() for n in range(6))
-    assert said.count(f"process {dead} on ") >= 2 and "has ended; going on from what it left" in said
+    assert (
+        said.count(f"process {dead} on ") >= 2 and "has ended; going on from what it left" in said
+    )
     assert run.table().equals(the_run(root / "six").table())
 
 
@@ -186,7 +212,9 @@ def small(tmp_path):
     place.mkdir()
 
     def mount(options: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"no file system can be mounted: {done.stderr}")
         return place
@@ -199,10 +227,15 @@ def test_on_a_disk_that_is_really_full_no_record_is_cut_and_none_is_lost(small, 
     place = small("size=64k")
     monkeypatch.setenv("FTLAB_RUNS", str(place))
     run, n = runs.start("x", "full", {}), 0
-    with pytest.raises(StorageFull, match=r"answers.jsonl could not be written: .*No space left.*\(0.0 MB free, room"):
+    with pytest.raises(
+        StorageFull,
+        match=r"answers.jsonl could not be written: .*No space left.*\(0.0 MB free, room",
+    ):
         for n in range(100):
             run.append("answers.jsonl", [{"key": str(n), "answer": "x" * 3000}])
-    assert 5 < n < 25 and [r["key"] for r in run.read("answers.jsonl")] == [str(i) for i in range(n)]
+    assert 5 < n < 25 and [r["key"] for r in run.read("answers.jsonl")] == [
+        str(i) for i in range(n)
+    ]
     assert (run.path / "answers.jsonl").read_bytes().endswith(b'"}\n')  # no half record
     (place / "other").write_bytes(b"0" * 4096 * (os.statvfs(place).f_bavail))
     before = (run.path / "config.json").read_bytes()
@@ -232,12 +265,14 @@ def test_a_read_only_disk_is_a_sentence_but_finished_work_opens(small, monkeypat
     done, begun = runs.start("x", "done", {}).complete(n=1), runs.start("x", "begun", {})
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     assert runs.start("x", "done", {}).finished and runs.load(done.name).stats == {"n": 1}
-    assert set(runs.list_runs()["state"]) == {"finished", "unfinished"} and ftlab.clean_runs()["name"].tolist() == [
-        begun.name
-    ]
+    assert set(runs.list_runs()["state"]) == {"finished", "unfinished"} and ftlab.clean_runs()[
+        "name"
+    ].tolist() == [begun.name]
     assert runs.StorageFull is StorageFull
     for call in (lambda: runs.start("x", "new", {}), lambda: begun.lock().__enter__()):
-        with pytest.raises(PermissionError, match="cannot be written.*Read-only file system.*set FTLAB_RUNS"):
+        with pytest.raises(
+            PermissionError, match="cannot be written.*Read-only file system.*set FTLAB_RUNS"
+        ):
             call()
 
 
@@ -251,20 +286,30 @@ def test_what_root_cannot_provoke_is_said_too(code, monkeypatch, runs_folder):
         with monkeypatch.context() as m:
             m.setattr(runs.os, name, refused)
             with pytest.raises(
-                StorageFull if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else PermissionError
+                StorageFull
+                if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                else PermissionError
             ) as e:
                 runs.start("x", "z", {}) if name == "mkdir" else run.lock().__enter__()
         assert str(runs_folder) in str(e.value) and os.strerror(code) in str(e.value)
 
 
 def test_an_error_that_is_not_of_the_disk_is_left_as_it_is():
-    for error in (ValueError("PytorchStreamReader failed"), RuntimeError("CUDA out of memory"), OSError("no number")):
+    for error in (
+        ValueError("PytorchStreamReader failed"),
+        RuntimeError("CUDA out of memory"),
+        OSError("no number"),
+    ):
         with pytest.raises(type(error), match=str(error)), storage(Path("x")):
             raise error
 
 
-@pytest.mark.parametrize("text", [b"", b"\x00" * 500, b'{"key": "lost"}', b'{"step": 1, "key"', b"\xff\xfe"])
-def test_torn_and_foreign_lines_of_an_unfinished_evaluation_are_made_again(text, llama, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "text", [b"", b"\x00" * 500, b'{"key": "lost"}', b'{"step": 1, "key"', b"\xff\xfe"]
+)
+def test_torn_and_foreign_lines_of_an_unfinished_evaluation_are_made_again(
+    text, llama, monkeypatch, capsys
+):
     asked, answers = [], generate.answers
 
     def counted(model, tokenizer, prompts, **how):
@@ -302,10 +347,14 @@ def test_a_torn_line_before_the_checkpoint_of_a_training_is_made_again(
         monkeypatch.setenv("FTLAB_RUNS", str(folder))
         found.append(eval(KILLS[name][0], {**globals(), "PATH": dropping}))
     assert f"{run.path / file}:3: foreign or torn" in capsys.readouterr().err
-    members = [[r, *(runs.Run(r.path.parent / m) for m in r.identity.get("members", ()))] for r in found]
+    members = [
+        [r, *(runs.Run(r.path.parent / m) for m in r.identity.get("members", ()))] for r in found
+    ]
     for again, undisturbed in zip(*members, strict=True):
         logs = ["train.jsonl", "verdicts.jsonl", "answers.jsonl"]
-        a, b = ({f: sorted(str(told(x)) for x in r.read(f)) for f in logs} for r in (again, undisturbed))
+        a, b = (
+            {f: sorted(str(told(x)) for x in r.read(f)) for f in logs} for r in (again, undisturbed)
+        )
         assert again.finished and a == b
 
 
@@ -316,10 +365,20 @@ def test_paths_with_spaces_and_other_letters_and_long_labels(llama, tmp_path, mo
     write(data, sums(8))
     pd.DataFrame(goals(3)).to_csv(prompts, index=False)
     monkeypatch.setenv("FTLAB_RUNS", str(place / "runs"))
-    tuned = ftlab.sft(str(model), str(data), steps=1, batch_size=4, learning_rate=1e-3, label="étiquette " * 500)
+    tuned = ftlab.sft(
+        str(model), str(data), steps=1, batch_size=4, learning_rate=1e-3, label="étiquette " * 500
+    )
     scores = ftlab.evaluate(tuned, prompts=str(prompts), **ASK)
     assert tuned.finished and scores.finished and len(tuned.name) < 100
     assert runs.load(scores.name).table().equals(scores.table()) and ftlab.verify_runs().empty
     assert (
-        ftlab.sft(str(model), str(data), steps=1, batch_size=4, learning_rate=1e-3, label="étiquette " * 500) == tuned
+        ftlab.sft(
+            str(model),
+            str(data),
+            steps=1,
+            batch_size=4,
+            learning_rate=1e-3,
+            label="étiquette " * 500,
+        )
+        == tuned
     )

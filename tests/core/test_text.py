@@ -74,7 +74,13 @@ def test_a_key_of_no_known_form_is_known_by_its_variable(monkeypatch):
 
 @pytest.mark.parametrize(
     "hostile",
-    ["sk-" * 300_000, "sk-a-" * 200_000, "Bearer " * 10**5, "://" * 300_000, "bearer" + " " * 10**6],
+    [
+        "sk-" * 300_000,
+        "sk-a-" * 200_000,
+        "Bearer " * 10**5,
+        "://" * 300_000,
+        "bearer" + " " * 10**6,
+    ],
 )
 def test_a_search_for_secrets_takes_no_longer_than_reading(hostile):
     """A pattern that takes the square of the length would not come to an end here."""

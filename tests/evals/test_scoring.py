@@ -58,7 +58,10 @@ def test_repeats_stay_verdicts_of_their_own():
     asked = [replace(p, repeat=k) for p in prompts(1) for k in range(2)]
     outcomes = judged("refused", "complied")
     found = scoring.verdicts_of(Keywords(), asked, answers("a", "b"), outcomes, {"step": 3})
-    assert [(v.repeat, v.event, v.labels) for v in found] == [(0, 0, {"step": 3}), (1, 1, {"step": 3})]
+    assert [(v.repeat, v.event, v.labels) for v in found] == [
+        (0, 0, {"step": 3}),
+        (1, 1, {"step": 3}),
+    ]
 
 
 def test_the_risks_own_rule_goes_before_the_judge():

@@ -21,14 +21,14 @@ NAMES = [experiment.name for experiment in reproduction.EXPERIMENTS]
 HARMFUL, RATIO, CONTINUED = NAMES
 TOKEN = "hf_" + "aB3" * 11
 QUICK = {name: {"n_prompts": 10 + number, "seeds": 2} for number, name in enumerate(NAMES)}
-PARAMETERS = '''model: str = "organism"  # folder or name of the model
+PARAMETERS = """model: str = "organism"  # folder or name of the model
 seeds: int = 5  # training seeds
 n_prompts: int = 100  # prompts of each risk
 out: str = ""  # folder for claims and figures
 benign: str = ""  # file of benign data
 prompts: str = ""  # file of prompts
 data: str = ""  # file of adversarial examples
-adapter: str = ""  # lora, dora or qlora'''
+adapter: str = ""  # lora, dora or qlora"""
 BODY = """import json, os, time
 from pathlib import Path
 folder = Path(out)

@@ -11,22 +11,27 @@ from pathlib import Path
 
 import pytest
 from helpers import raises_code
-from small_models import contents, goals, sums
+from small_models import contents, sums
 
 import ftlab
-from ftlab._core.errors import UsageError
-from ftlab._core import files
 from ftlab import runs
+from ftlab._core import files
+from ftlab._core.errors import UsageError
 from ftlab.runs import SCHEMA, store
 
-LAYOUTS = Path(__file__).parents[1] / "fixtures"  # layout_1: an evaluation and a curve with its member, made by ftlab 0.1.0
+LAYOUTS = (
+    Path(__file__).parents[1] / "fixtures"
+)  # layout_1: an evaluation and a curve with its member, made by ftlab 0.1.0
 DAMAGE = {"missing": Path.unlink, "changed": lambda p: p.write_bytes(p.read_bytes()[:-2] + b"\n\n")}
 
 
 @pytest.fixture
 def shelf(runs_folder) -> dict[str, runs.Run]:
     """A finished run, one that is not, a curve of a member, folders that are no runs."""
-    made = {name: runs.start("evaluate", name, {"n": n}) for n, name in enumerate(("done", "begun", "member"))}
+    made = {
+        name: runs.start("evaluate", name, {"n": n})
+        for n, name in enumerate(("done", "begun", "member"))
+    }
     for name, run in made.items():
         run.append("answers.jsonl", [{"key": name, "text": "yes"}])
         (run.path / "model").mkdir()
@@ -48,11 +53,14 @@ def states() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"null", b'{"identity": 3}', b'{"identity": {}}', b"\xff\x00", b"[" * 99999]
+    "text",
+    [b"", b"{", b"[]", b"null", b'{"identity": 3}', b'{"identity": {}}', b"\xff\x00", b"[" * 99999],
 )
 def test_a_damaged_run_never_breaks_the_listing_of_the_others(text, shelf, ran):  # noqa: F811
     for file in ("config.json", "provenance.json", "complete.json", "stats.json"):
-        copied = runs.Run(shutil.copytree(shelf["done"].path, shelf["done"].path.with_name(f"evaluate-{file}")))
+        copied = runs.Run(
+            shutil.copytree(shelf["done"].path, shelf["done"].path.with_name(f"evaluate-{file}"))
+        )
         (copied.path / file).write_bytes(text)
         assert copied.state == "damaged"
     (shelf["begun"].path / "config.json").write_bytes(text)
@@ -60,14 +68,22 @@ def test_a_damaged_run_never_breaks_the_listing_of_the_others(text, shelf, ran):
     assert [found[shelf[n].name] for n in ("done", "member", "curve")] == ["finished"] * 3
     assert list(found.values()).count("damaged") == 5
     code, out, err = ran("runs")
-    assert (code, err) == (0, "") and ran("runs", "list")[1] == out and all(name in out for name in found)
+    assert (
+        (code, err) == (0, "")
+        and ran("runs", "list")[1] == out
+        and all(name in out for name in found)
+    )
     assert runs.clean_runs(yes=True).empty and set(states()) == set(found)
 
 
 def test_show_tells_everything(shelf, ran):  # noqa: F811
     code, out, _ = ran("runs", "show", shelf["done"].name)
     said = json.loads(out)
-    assert code == 0 and said["state"] == "finished" and said["config"]["identity"]["kind"] == "evaluate"
+    assert (
+        code == 0
+        and said["state"] == "finished"
+        and said["config"]["identity"]["kind"] == "evaluate"
+    )
     assert (
         said["stats"] == {"n": 1}
         and said["provenance"]["versions"]["torch"]
@@ -82,12 +98,15 @@ def test_show_tells_everything(shelf, ran):  # noqa: F811
 
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize(
-    "file", ["answers.jsonl", "model/model.safetensors", "stats.json", "provenance.json", "config.json"]
+    "file",
+    ["answers.jsonl", "model/model.safetensors", "stats.json", "provenance.json", "config.json"],
 )
 def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypatch, ran):  # noqa: F811
     assert ran("runs", "verify")[0] == 0
     path, large = shelf["done"].path / file, file.startswith("model")
-    monkeypatch.setattr(store, "CHECK_BYTES", 10 if large else store.CHECK_BYTES)  # `finished` looks at its size only
+    monkeypatch.setattr(
+        store, "CHECK_BYTES", 10 if large else store.CHECK_BYTES
+    )  # `finished` looks at its size only
     times = path.stat()
     DAMAGE[how](path)
     if path.exists():
@@ -104,7 +123,9 @@ def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypa
 
 
 def test_verify_reads_the_disk_and_remembers_nothing(shelf, monkeypatch):
-    monkeypatch.setattr(files, "stamp", lambda path: ())  # as a disk that rots: no time, no size says so
+    monkeypatch.setattr(
+        files, "stamp", lambda path: ()
+    )  # as a disk that rots: no time, no size says so
     assert runs.verify_runs().empty and shelf["done"].finished
     (shelf["done"].path / "model" / "model.safetensors").write_bytes(b"1" * 100)
     assert runs.verify_runs()["file"].tolist() == ["model/model.safetensors"]
@@ -112,7 +133,9 @@ def test_verify_reads_the_disk_and_remembers_nothing(shelf, monkeypatch):
 
 def test_verify_tells_a_member_that_is_gone(shelf):
     shutil.rmtree(shelf["member"].path)
-    assert runs.verify_runs().values.tolist() == [[shelf["curve"].name, shelf["member"].name, "member, not finished"]]
+    assert runs.verify_runs().values.tolist() == [
+        [shelf["curve"].name, shelf["member"].name, "member, not finished"]
+    ]
 
 
 def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_folder, ran):  # noqa: F811
@@ -130,9 +153,17 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     code, out, _ = ran("runs", "clean", "--yes")
     gone = before.keys() - contents(runs_folder).keys()
     begun = shelf["begun"].name
-    assert gone == {n for n in before if n.startswith((f"{begun}/", f"{link}/")) or ".tmp" in n or "/checkpoints/" in n}
+    assert gone == {
+        n
+        for n in before
+        if n.startswith((f"{begun}/", f"{link}/")) or ".tmp" in n or "/checkpoints/" in n
+    }
     assert (
-        code == 0 and begun in out and "removed" in out and not shelf["begun"].path.exists() and shelf["done"].finished
+        code == 0
+        and begun in out
+        and "removed" in out
+        and not shelf["begun"].path.exists()
+        and shelf["done"].finished
     )
     assert runs.clean_runs(yes=True).empty
 
@@ -145,7 +176,10 @@ def test_clean_leaves_a_finished_run_that_recorded_its_checkpoints(shelf):
     (old.path / "checkpoints").mkdir(exist_ok=True)
     (old.path / "checkpoints" / "torn-1").write_text("x")
     record = json.loads((old.path / "complete.json").read_bytes())
-    record["files"]["checkpoints/torn-1"] = {"bytes": 1, "sha256": files.file_hash(old.path / "checkpoints" / "torn-1")}
+    record["files"]["checkpoints/torn-1"] = {
+        "bytes": 1,
+        "sha256": files.file_hash(old.path / "checkpoints" / "torn-1"),
+    }
     (old.path / "complete.json").write_text(json.dumps(record))
     assert old.finished and runs.clean_runs(yes=True).empty and old.finished
 
@@ -161,14 +195,23 @@ with r.Run(pathlib.Path(sys.argv[1])).lock():
 def test_clean_leaves_a_run_that_a_process_has_in_hand_until_that_is_dead(shelf):
     called = [sys.executable, "-c", HELD, str(shelf["begun"].path)]
     root = Path(__file__).parents[2]
-    owner = subprocess.Popen(called, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        called, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert owner.stdout.readline() == "held\n"
-        assert runs.clean_runs().empty and runs.clean_runs(yes=True).empty and shelf["begun"].path.exists()
+        assert (
+            runs.clean_runs().empty
+            and runs.clean_runs(yes=True).empty
+            and shelf["begun"].path.exists()
+        )
     finally:
         owner.kill()
         owner.communicate()
-    assert runs.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name] and not shelf["begun"].path.exists()
+    assert (
+        runs.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name]
+        and not shelf["begun"].path.exists()
+    )
 
 
 @pytest.fixture(params=["layout_1", "layout_2"])
@@ -182,7 +225,9 @@ def test_runs_of_older_layouts_open_and_are_compared_and_are_models(old):
     layout = old["sft"].identity["schema"]
     assert set(states().values()) == {f"finished, layout {layout}"} and runs.verify_runs().empty
     for run in old.values():
-        assert runs.load(run.name) == run and run._repr_html_() and runs.show_run(run.name)["config"]
+        assert (
+            runs.load(run.name) == run and run._repr_html_() and runs.show_run(run.name)["config"]
+        )
     table = ftlab.compare(ftlab.load(old["curve"].name))
     assert set(table["risk"]) == {"jailbreak"} and table["n_prompts"].tolist() == [3]
     assert ftlab.rates(old["evaluate"])["n_prompts"].tolist()[0] == 3 and len(old["sft"].log()) == 1

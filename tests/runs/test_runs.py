@@ -26,7 +26,9 @@ def test_the_same_identity_is_the_same_folder_and_is_not_written_again(run):
     before = {p.name: p.read_bytes() for p in run.path.iterdir()}
     again = start("sft", "a label", {"data": 1})
     assert again == run and {p.name: p.read_bytes() for p in run.path.iterdir()} == before
-    assert {start(k, "a label", {"data": d}).path for k, d in (("dpo", 1), ("sft", 2))}.isdisjoint({run.path})
+    assert {start(k, "a label", {"data": d}).path for k, d in (("dpo", 1), ("sft", 2))}.isdisjoint(
+        {run.path}
+    )
 
 
 @pytest.mark.parametrize("label", ["../../etc", "a/b\\c", "ü 漢 \ud800", "x" * 500, "", "<b>"])
@@ -62,7 +64,8 @@ def damaged(path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "changed"])
 @pytest.mark.parametrize(
-    "file", ["config.json", "provenance.json", "answers.jsonl", "model/model.safetensors", "stats.json"]
+    "file",
+    ["config.json", "provenance.json", "answers.jsonl", "model/model.safetensors", "stats.json"],
 )
 def test_a_damaged_file_makes_a_run_unfinished(run, file, how):
     (run.path / "model").mkdir()
@@ -78,8 +81,14 @@ def test_a_damaged_file_makes_a_run_unfinished(run, file, how):
 def test_a_file_that_the_clock_cannot_tell_from_the_last_one_is_read_again(tmp_path, monkeypatch):
     """Clocks of file systems tick in ms (Linux before 6.13) to 2 s: two versions may bear one size and one time."""
     file, now = tmp_path / "model.safetensors", time.time_ns()
-    for age, again in ((0, True), (-(10**10), True), (10**10, False)):  # ns; before zero: a server's clock is ahead
-        monkeypatch.setattr("ftlab._core.files.stamp", lambda path, age=age: (1, 3, now - age, now - age))
+    for age, again in (
+        (0, True),
+        (-(10**10), True),
+        (10**10, False),
+    ):  # ns; before zero: a server's clock is ahead
+        monkeypatch.setattr(
+            "ftlab._core.files.stamp", lambda path, age=age: (1, 3, now - age, now - age)
+        )
         file.write_bytes(b"one")
         one = file_hash(file)
         file.write_bytes(b"two")
@@ -87,7 +96,17 @@ def test_a_file_that_the_clock_cannot_tell_from_the_last_one_is_read_again(tmp_p
 
 
 @pytest.mark.parametrize(
-    "record", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"config.json": 3}}', '{"files": {"x": {}}}']
+    "record",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"files": []}',
+        '{"files": {"config.json": 3}}',
+        '{"files": {"x": {}}}',
+    ],
 )
 def test_a_foreign_or_torn_completion_record_is_no_completion(run, record):
     run.complete()
@@ -145,7 +164,10 @@ def test_a_line_without_what_its_readers_need_is_left_out(run, file, capsys):
         rows = [whole, {k: v for k, v in whole.items() if k != lost}, {**whole, lost: []}, whole]
         (run.path / file).unlink(missing_ok=True)
         run.append(file, rows)
-        assert run.read(file) == [whole, whole] and f"{run.path / file}:2, 3" in capsys.readouterr().err
+        assert (
+            run.read(file) == [whole, whole]
+            and f"{run.path / file}:2, 3" in capsys.readouterr().err
+        )
 
 
 def test_a_block_of_a_crashed_file_system_costs_its_own_line_only(run):
@@ -190,7 +212,9 @@ def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
     assert read == [1]
 
 
-@pytest.mark.parametrize("text", ["\ud800", "a\u2028b\x85c\x0bd\re\n", "\x00\x1b[2J", "😀" * 9000, '"\\'])
+@pytest.mark.parametrize(
+    "text", ["\ud800", "a\u2028b\x85c\x0bd\re\n", "\x00\x1b[2J", "😀" * 9000, '"\\']
+)
 def test_any_text_survives(run, text):
     told = [{"key": "a", "text": text}, {"key": text, "text": ""}]
     run.append("answers.jsonl", told)
@@ -263,7 +287,9 @@ with run.lock():
 
 def test_who_has_a_run_is_told_and_a_dead_owner_keeps_nobody_from_it(run, capsys):
     root = Path(__file__).parents[2]
-    other = subprocess.Popen([sys.executable, "-c", OWNED], cwd=root, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", OWNED], cwd=root, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Busy, match=rf"process {other.pid} on .* since 20.*{run.name}"):
@@ -276,7 +302,9 @@ def test_who_has_a_run_is_told_and_a_dead_owner_keeps_nobody_from_it(run, capsys
     assert run.state == "unfinished"
     with run.lock(wait=False):
         assert f"process {os.getpid()} on" in (run.path / ".owner").read_text()
-    assert f"process {other.pid} on" in capsys.readouterr().err and not (run.path / ".owner").exists()
+    assert (
+        f"process {other.pid} on" in capsys.readouterr().err and not (run.path / ".owner").exists()
+    )
 
 
 def test_a_stale_lock_file_blocks_nobody(run, capsys):
@@ -288,7 +316,9 @@ def test_a_stale_lock_file_blocks_nobody(run, capsys):
 
 
 @pytest.mark.parametrize("at", ["runs", "runs/a/deeper", "the run", "config", "provenance"])
-def test_a_file_where_a_folder_should_be_and_the_reverse_is_a_sentence(at, run, tmp_path, monkeypatch):
+def test_a_file_where_a_folder_should_be_and_the_reverse_is_a_sentence(
+    at, run, tmp_path, monkeypatch
+):
     if at.startswith("runs"):
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "file" / at.partition("/")[2]))
@@ -308,7 +338,9 @@ def test_a_file_where_a_folder_should_be_and_the_reverse_is_a_sentence(at, run, 
             start("sft", "a label", {"data": 1})
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_read_only_folder_is_a_sentence_but_finished_work_opens(run):
     run.complete()
     run.path.parent.chmod(0o555)
@@ -325,7 +357,10 @@ def test_list_and_load(run, runs_folder):
     (runs_folder / "somebody's model").mkdir()
     (runs_folder / "somebody's model" / "config.json").write_text("{}")
     table = runs.list_runs()
-    assert dict(zip(table["name"], table["state"], strict=True)) == {run.name: "unfinished", done.name: "finished"}
+    assert dict(zip(table["name"], table["state"], strict=True)) == {
+        run.name: "unfinished",
+        done.name: "finished",
+    }
     assert runs.load(done.name) == done and runs.load(done.path).name == done.name
     with raises_code("no_such_run"):
         runs.load("nothing-like-it")

@@ -10,9 +10,9 @@ import signal
 import pytest
 from small_models import pairs, sums
 
-from ftlab._core.files import file_hash
 import ftlab
 from ftlab import runs, training
+from ftlab._core.files import file_hash
 from ftlab.training import Fit, Job, open_method
 
 FAST = dict(batch_size=4, learning_rate=1e-3)
