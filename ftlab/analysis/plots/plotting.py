@@ -55,8 +55,8 @@ def plot(  # noqa: PLR0913
         source: A run, or a table.
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
-        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default what the
-            table's columns fit.
+        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default
+            what the table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
