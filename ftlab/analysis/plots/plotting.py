@@ -55,8 +55,8 @@ def plot(  # noqa: PLR0913
         source: A run, or a table.
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
-        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default what the
-            table's columns fit.
+        kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default what
+            the table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
@@ -253,6 +253,8 @@ def _note(table: DataFrame) -> str:
         if counts:
             ends = {min(counts), max(counts)}
             numbers = " to ".join(map(str, sorted(ends)))
+            if ends == {1}:
+                word = word.removesuffix("s")
             parts.append(f"{numbers} {word}")
     bands = table.get("band", [])
     parts += [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]
