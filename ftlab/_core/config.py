@@ -100,7 +100,8 @@ def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
     """Return the error for unknown settings, with the most similar setting there is."""
     names = sorted(allowed)
     near = difflib.get_close_matches(unknown[0], names, n=1)
-    hint = f"Allowed: {', '.join(names)}."
+    listed = ", ".join(names)
+    hint = f"Allowed: {listed}."
     if near:
         hint = f"Did you mean {near[0]!r}?"
     found = ", ".join(map(repr, unknown))
@@ -110,18 +111,22 @@ def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
 
 def describe(field: FieldInfo) -> str:
     """Return a field's description with its default."""
-    default = field.get_default(call_default_factory=True)
+    default = _default(field)
     description = (field.description or "").rstrip(".")
     if default in (None, "", ()):
         return f"{description}."
     return f"{description}. Default: {default}."
 
 
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=field.get_default(call_default_factory=True),
+        default=_default(field),
         annotation=field.annotation,
     )
 
@@ -133,7 +138,8 @@ def _with_settings(doc: str, fields: dict[str, FieldInfo]) -> str:
         if line.strip() != "{settings}":
             lines.append(line)
             continue
-        indent = line[: len(line) - len(line.lstrip())]
+        width = len(line) - len(line.lstrip())
+        indent = line[:width]
         for name, field in fields.items():
             text = textwrap.fill(
                 f"{name}: {describe(field)}",
@@ -154,4 +160,3 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
     if not name:
         return f"{reason}."
     return f"{name} = {problem['input']!r}: {reason}."
-

@@ -55,7 +55,8 @@ def get(place: str, name: str) -> Any:
         UsageError: `unknown_<place>` where there is no extension of that name.
     """
     package, attribute = PLACES[place]
-    if name in _built_in(package, attribute):
+    built_in = _built_in(package, attribute)
+    if name in built_in:
         module = import_module(f"{package}.{name}")
         return getattr(module, attribute)
     third_party = _third_party(place)

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "verdict",
         ],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],
-        "page": ["report", "write_report"],
+        "page": ["report"],
         "plots.live": ["live_chart"],
         "plots.plotting": ["plot"],
         "short_tables": ["summary"],

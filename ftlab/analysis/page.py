@@ -261,5 +261,3 @@ def _markdown(value: Any) -> str:
     line = html.escape(_shown(" ".join(str(value).split())), quote=False)
     return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
 
-
-write_report = report  # transition

@@ -200,8 +200,9 @@ def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
     one = stats.rate(events[0, 0], clusters)
     low = np.array([one.low])
     high = np.array([one.high])
+    rate = np.array([one.rate])
     return stats.Band(
-        np.array([one.rate]),
+        rate,
         low,
         high,
         low,
@@ -215,14 +216,18 @@ def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
 def _judged_by(rows: pd.DataFrame) -> str:
     """Return who decided: the judge, or a risk's own rule."""
     rule = rows["decided_by"]
-    return ", ".join(sorted(set(rule.where(rule != "", rows["judge"]))))
+    by_rule = rule != ""
+    names = rule.where(by_rule, rows["judge"])
+    return ", ".join(sorted(set(names)))
 
 
 def _finished(rows: Any, kind: str, source: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = pd.DataFrame(rows)
-    if "epoch" in table and table["epoch"].isna().all():
-        del table["epoch"]
+    if "epoch" in table:
+        unknown = table["epoch"].isna()
+        if unknown.all():
+            del table["epoch"]
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
     return table
@@ -312,15 +317,24 @@ def _check_alike(before: Any, after: Any) -> None:
     other = after.identity.get("evaluation", {})
     shared = set(one) & set(other) - CHOICE_OF_PROMPTS
     differing = sorted(name for name in shared if one[name] != other[name])
-    versions = "judge_versions"
-    if before.identity.get(versions) != after.identity.get(versions):
-        differing = differing or [versions]
+    if _judge_versions(before) != _judge_versions(after):
+        differing = differing or ["judge versions"]
     if differing:
         raise UsageError(
             "evaluations_differ",
             f"The evaluations differ in {', '.join(differing)}. Evaluate both in the same way.",
             fields=differing,
         )
+
+
+def _judge_versions(run: Run) -> dict[str, str]:
+    """Return the versions of the judges of an evaluation, also of an older layout."""
+    found = run.identity.get("judge_versions", {})
+    for name, version in run.identity.get("versions", {}).items():
+        kind, _, judge = name.partition(" ")
+        if kind == "judge":
+            found[judge] = version
+    return found
 
 
 def _same_group(parent: pd.DataFrame, group: Group) -> pd.DataFrame:

@@ -32,8 +32,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(_report(str(error), 2))
     except Exception as error:
-        _report("".join(traceback.format_exception(error)), 1)
-        sys.exit(1)
+        trace = "".join(traceback.format_exception(error))
+        sys.exit(_report(trace, 1))
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
@@ -43,6 +43,6 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _report(text: str, code: int) -> int:
-    """Print an error without secrets and control characters; return the exit code."""
+    """Print an error, free of secrets and control characters, and return the exit code."""
     print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr)
     return code

@@ -42,7 +42,7 @@ def print_rates(run: Any) -> None:
 
 
 def print_comparison(table: Any) -> None:
-    """Print a paired comparison, and what its intervals hold for."""
+    """Print a paired comparison and the method of its intervals."""
     from ftlab import analysis
 
     print_table(analysis.summary(table))
@@ -54,7 +54,7 @@ def print_curve(run: Any, out: Path | None = None) -> None:
     """Print the paired comparison of a curve, and save its figure."""
     from ftlab import analysis
 
-    if out:  # before the table: a reader who stops must not cost the figure
+    if out:  # before the table, so that a reader who closes the pipe does not lose the figure
         analysis.plot(run, "risk_curve", out)
     print_path(run)
     print_comparison(analysis.compare(run))
@@ -70,7 +70,7 @@ class Cell:
         positional: Arguments given without an option's name.
         show: Prints what the cell returns.
         skip: Arguments that the command does not have.
-        figure: The command has `--out`, a folder for a figure, which `show` gets too.
+        figure: The command has `--out`, a folder for a figure, which is also passed to `show`.
     """
 
     path: str
@@ -133,7 +133,7 @@ CELLS = {
 
 
 class LazyGroup(TyperGroup):
-    """Builds a cell's command when it is called, so that `--help` loads no cell."""
+    """Builds the command of a cell when it is called, so that `ftlab --help` loads no cell."""
 
     def list_commands(self, context: Any) -> list[str]:
         return sorted({*super().list_commands(context), *CELLS})
@@ -151,7 +151,7 @@ class LazyGroup(TyperGroup):
 
 
 def _nothing() -> None:
-    """Stand for a command in the list of commands."""
+    """Stand in for a command in the list of commands."""
 
 
 def _as_command(name: str, callback: Callable) -> Any:
@@ -191,7 +191,7 @@ def check(
     max_length: Annotated[int | None, typer.Option(help="Tokens per row; needs --model.")] = None,
     on_too_long: Annotated[str, typer.Option(help="raise, drop or cut.")] = "raise",
 ) -> None:
-    """Report every problem of each file with its line. Exit code 1 where there are problems."""
+    """Report every problem of each file with its line. Exit code 1 if there are any."""
     from ftlab import data
     from ftlab.cli.options import sources
 
@@ -220,7 +220,7 @@ def notebook(
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, such as seeds=2.")
     ] = None,
 ) -> None:
-    """Run a notebook with parameters; one that it does not have is refused."""
+    """Run a notebook with parameters; a parameter that it does not have is an error."""
     from ftlab.experiments import parse_parameters, run_notebook
 
     print(run_notebook(path, output, parse_parameters(parameter or [])))
@@ -255,7 +255,7 @@ def judge(
     table = room.score_file(
         file, prompt=prompt, response=response, judges=judges or room.DEFAULT_JUDGES, out=out
     )
-    report = room.describe(table, prompt=prompt, label=label, refused=refused, partial=partial)
+    report = room.describe(table, label=label, refused=refused or (), partial=partial)
     print(report)
     if out:
         print(out)
@@ -272,7 +272,7 @@ def estimate_memory(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers for programs.")] = False,
 ) -> None:
-    """Estimate from a model's configuration whether a training fits. Exit code 1 if not."""
+    """Estimate whether a training fits into memory. Exit code 1 if not."""
     from ftlab import models
 
     found = models.estimate_memory(model, method=method, length=length, batch=batch, gpu=gpu)
@@ -298,7 +298,7 @@ def list_runs() -> None:
 
 @runs_app.command()
 def show(name: str) -> None:
-    """Print everything that a run records about itself, as JSON."""
+    """Print as JSON everything that a run records about itself."""
     from ftlab import runs as room
 
     print(json.dumps(room.show_run(name), indent=JSON_INDENT))
@@ -308,7 +308,7 @@ def show(name: str) -> None:
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Default: every finished run.")] = None,
 ) -> None:
-    """Read every byte of finished runs. Exit code 1 where a file is missing, changed or extra."""
+    """Read every byte of finished runs. Exit code 1 if a file is missing, changed or extra."""
     from ftlab import runs as room
 
     wrong = room.verify_runs(*names or ())
@@ -334,7 +334,7 @@ def clean(
 
 @data_app.command("list")
 def list_data() -> None:
-    """List the known data sets: rows, licence, gate, purpose, the organism's stand-in."""
+    """List the known data sets: rows, licence, access, purpose, the embedded stand-in."""
     from ftlab import data
 
     print_table(data.catalogue())

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ from ftlab._core.config import Config
 from ftlab._core.errors import UsageError
 
 PLAIN = (int, float, str, Path, bool)
+ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
+ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
 OLD_SPELLINGS = {  # further names of an option
     "judges": ["--judge"],
     "n_rows": ["--rows"],
@@ -35,50 +38,64 @@ class Option:
         name: The cell's argument.
         kind: The type that the command line parses.
         convert: Turns what was parsed into what the cell takes.
-        default: The cell's default.
         help: One phrase.
     """
 
     name: str
     kind: Any
     convert: Callable[[Any], Any]
-    default: Any
     help: str
 
     def parameter(self, positional: bool) -> inspect.Parameter:
         """Return the parameter that typer reads."""
         if positional:
-            annotation = Annotated[self.kind, typer.Argument(help=self.help)]
+            info = typer.Argument(help=self.help)
             default = inspect.Parameter.empty
         else:
-            flag = "--" + self.name.replace("_", "-")
-            names = [flag, *OLD_SPELLINGS.get(self.name, [])]
+            further = OLD_SPELLINGS.get(self.name, [])
+            names = [_flag(self.name), *further]
             info = typer.Option(*names, help=self.help, show_default=False)
-            annotation = Annotated[self.kind, info]
             default = False if self.kind is bool else None
         return inspect.Parameter(
             self.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=default,
-            annotation=annotation,
+            annotation=Annotated[self.kind, info],
         )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...]) -> list[Option]:
     """Return one option per argument of a cell that the command line can express."""
-    hints = typing.get_type_hints(inspect.unwrap(cell))
+    hints = _argument_types(cell)
     helps = argument_lines(cell.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(cell).parameters.items():
-        if name in skip or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        is_open = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if is_open or name in skip:
             continue
         annotation = hints.get(name, parameter.annotation)
         kind, convert = _parser(name, annotation)
-        required = name in positional
-        if not required and kind is not bool:
+        if name not in positional and kind is not bool:
             kind = kind | None
-        found.append(Option(name, kind, convert, parameter.default, helps.get(name, "")))
+        text = helps.get(name, "")
+        found.append(Option(name, kind, convert, text))
     return found
+
+
+def _argument_types(cell: Callable) -> dict[str, Any]:
+    """Return the types of a cell's arguments.
+
+    What it returns is left out: its type may be one that is imported for type checkers only.
+    """
+    function = inspect.unwrap(cell)
+    declared = dict(function.__annotations__)
+    declared.pop("return", None)
+    annotated = types.SimpleNamespace(__annotations__=declared)
+    return typing.get_type_hints(annotated, function.__globals__)
 
 
 def callback_of(
@@ -96,7 +113,7 @@ def callback_of(
         show: Prints what the cell returns.
         positional: Its arguments that are given without an option's name.
         skip: Its arguments that the command does not have.
-        figure: Add `--out`, a folder for a figure, which `show` gets too.
+        figure: Add `--out`, a folder for a figure, which is also passed to `show`.
     """
     options = options_of(cell, positional, skip)
 
@@ -113,14 +130,23 @@ def callback_of(
             show(result)
 
     if figure:
-        options.append(Option("out", Path | None, Path, None, "Folder for the figure and its .csv"))
-    parameters = [option.parameter(option.name in positional) for option in options]
-    order = {name: number for number, name in enumerate(positional)}
-    parameters.sort(key=lambda p: order.get(p.name, len(order)))
-    command.__signature__ = inspect.Signature(parameters)
+        options.append(Option("out", Path | None, Path, "Folder for the figure and its .csv"))
+    command.__signature__ = _signature(options, positional)
     command.__annotations__ = {}
-    command.__doc__ = (cell.__doc__ or "").strip().splitlines()[0]
     return command
+
+
+def _signature(options: list[Option], positional: tuple[str, ...]) -> inspect.Signature:
+    """Return the signature of a command, its positional arguments first."""
+    leading = {}
+    others = []
+    for option in options:
+        if option.name in positional:
+            leading[option.name] = option.parameter(positional=True)
+        else:
+            others.append(option.parameter(positional=False))
+    ordered = [leading[name] for name in positional if name in leading]
+    return inspect.Signature([*ordered, *others])
 
 
 def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +161,7 @@ def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder of figures before work that may take hours."""
+    """Create the folder of figures before work that may take hours."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,11 +172,13 @@ def make_folder(out: Path) -> None:
 
 def argument_lines(doc: str) -> dict[str, str]:
     """Return {argument: text} of the section Args of a docstring."""
-    section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\Z)", inspect.cleandoc(doc), re.DOTALL)
+    section = ARGS.search(inspect.cleandoc(doc))
+    if section is None:
+        return {}
     found: dict[str, str] = {}
     name = ""
-    for line in section[1].splitlines() if section else ():
-        entry = re.match(r"    \*?(\w+): (.*)", line)
+    for line in section[1].splitlines():
+        entry = ARGUMENT.match(line)
         if entry:
             name = entry[1]
             found[name] = entry[2]
@@ -166,36 +194,45 @@ def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
     alternatives = _alternatives(annotation)
     if len(alternatives) == 1:
         return _single_parser(name, alternatives[0])
-    if any(typing.get_origin(one) in (list, tuple) for one in alternatives):
-        return str, lambda text: whole_numbers(name, text)
+    origins = {typing.get_origin(one) for one in alternatives}
+    if origins & {list, tuple}:
+        return str, partial(whole_numbers, name)
     if float in alternatives:
         return str, number_or_text
     return str, str
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """Return the members of a union without None; a single type stands alone."""
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+    """Return the members of a union without None, or the type itself."""
+    origin = typing.get_origin(annotation)
+    if origin not in (typing.Union, types.UnionType):
         return [annotation]
-    return [one for one in typing.get_args(annotation) if one is not types.NoneType]
+    members = typing.get_args(annotation)
+    return [member for member in members if member is not types.NoneType]
 
 
 def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
     origin = typing.get_origin(kind)
+    parts = typing.get_args(kind)
     if kind in PLAIN or origin is typing.Literal:
         return kind, lambda value: value
-    if origin in (list, tuple) and str in typing.get_args(kind):
+    if origin in (list, tuple) and str in parts:
         return list[str], names
-    if origin is dict or (inspect.isclass(kind) and issubclass(kind, Config)):
-        return str, lambda text: pairs(name, text)
-    if origin is not None and int in typing.get_args(kind):
-        return str, lambda text: whole_numbers(name, text)
-    return str, number_or_text if name == "valid" else str
+    is_config = inspect.isclass(kind) and issubclass(kind, Config)
+    if origin is dict or is_config:
+        return str, partial(pairs, name)
+    if int in parts:
+        return str, partial(whole_numbers, name)
+    if name == "valid":
+        return str, number_or_text
+    return str, str
 
 
 def names(texts: list[str]) -> list[str]:
     """Return names that were given in several options, or in one with commas."""
-    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    parts = ",".join(texts).split(",")
+    stripped = [part.strip() for part in parts]
+    return [part for part in stripped if part]
 
 
 def whole_numbers(name: str, text: str) -> int | list[int]:
@@ -205,10 +242,12 @@ def whole_numbers(name: str, text: str) -> int | list[int]:
     except ValueError:
         raise UsageError(
             "not_whole_numbers",
-            f"--{name.replace('_', '-')} {text!r} is not allowed. Give whole numbers separated "
-            "by commas, such as 0,10,30.",
+            f"{_flag(name)} {text!r} is not allowed. Give whole numbers separated by commas, such "
+            "as 0,10,30.",
         ) from None
-    return found if "," in text or name == "at_steps" else found[0]
+    if name == "at_steps" or "," in text:
+        return found
+    return found[0]
 
 
 def number_or_text(text: str) -> float | str:
@@ -223,31 +262,30 @@ def pairs(name: str, text: str) -> dict[str, float]:
     """Return {name: number} of a text such as `jailbreak=0.1,bias=0.2`."""
     found = {}
     for part in text.split(","):
-        key, sign, value = part.partition("=")
+        key, _, value = part.partition("=")
         try:
             found[key.strip()] = float(value)
         except ValueError:
-            sign = ""
-        if not sign:
             raise UsageError(
                 "not_pairs",
-                f"--{name.replace('_', '-')} {text!r} is not allowed. Give NAME=NUMBER, separated "
-                "by commas.",
-            )
+                f"{_flag(name)} {text!r} is not allowed. Give NAME=NUMBER, separated by commas.",
+            ) from None
     return found
 
 
 def sources(given: list[str]) -> str | dict[str, str]:
     """Return one source, or {risk: source} of texts such as `RISK=FILE`."""
-    if len(given) == 1 and (Path(given[0]).exists() or "=" not in given[0]):
-        return given[0]
+    first = given[0]
+    is_source = "=" not in first or Path(first).exists()
+    if len(given) == 1 and is_source:
+        return first
     found = {}
     for text in given:
         risk, sign, source = text.partition("=")
         if not sign:
             raise UsageError(
                 "source_without_risk",
-                f"--prompts {text}: several sources each need their risk, such as "
+                f"--prompts {text}: with several sources each needs its risk, such as "
                 f"jailbreak={text}.",
             )
         found[risk] = source

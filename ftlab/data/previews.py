@@ -44,20 +44,18 @@ class Preview:
         return f'<div style="font-family:monospace;white-space:pre-wrap">{body}{LEGEND}</div>'
 
 
-def preview(data: Any, model: Any, *, n_rows: int = 3, rows: int | None = None) -> Preview:
+def preview(data: Any, model: Any, *, n_rows: int = 3) -> Preview:
     """Show the first rows as the model will read them.
 
     Args:
         data: Chats: anything that `load` takes.
         model: Anything that `ftlab.model` takes.
         n_rows: Number of rows.
-        rows: The same (transition).
 
     Raises:
         DataError: The data cannot be read, or a row cannot be trained.
         UsageError: The chat template cannot be trained.
     """
-    n_rows = rows or n_rows
     shown = load(data).rows[:n_rows]  # before the slow part, so that a bad file fails at once
     tokenizer = open_model(model).tokenizer()
     found = []

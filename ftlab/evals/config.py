@@ -11,9 +11,9 @@ from ftlab.models.engines import Decoding
 
 
 class EvaluationConfig(Config):
-    """What is asked of a model, how it decodes, and who judges the answers.
+    """What is asked of a model, how it decodes, and which judges read the answers.
 
-    Risks, attacks and judges stand here by their public names, such as "prefill:5".
+    Risks, attacks and judges are given by their public names, such as "prefill:5".
     """
 
     risks: tuple[str, ...] = setting(
@@ -31,7 +31,8 @@ class EvaluationConfig(Config):
         "eval", "Which of the embedded world's prompts to ask"
     )
     judges: tuple[str, ...] = setting(
-        ("organism",), "Judges; the first one's rates are reported, the others stand next to it"
+        ("organism",),
+        "Judges; the first one's rates are reported, the others' verdicts are kept too",
     )
     toxicity_model: str = setting(
         "", "Classifier for real toxicity prompts: MODEL, MODEL#LABEL or MODEL#LABEL#THRESHOLD"

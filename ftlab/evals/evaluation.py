@@ -69,9 +69,9 @@ def _answers(reference: Any, questions: tuple[str, ...], system: str | None, mos
 def evaluate(model: Any, *, prompts: Any = None, **settings) -> Run:
     """Ask a model the prompts of each risk under each attack, and judge its answers.
 
-    On the embedded model the prompts are the world's own and the judge is exact. Any other model
-    needs `prompts`; there the shipped `refusal` judge decides and a keyword judge stands next to
-    it. Called again, finished answers and verdicts are found again.
+    For the embedded model the prompts are the world's own and the judge is exact. Any other model
+    needs `prompts`; there the shipped `refusal` judge decides, and a keyword judge is reported
+    too. A repeated call reuses answers and verdicts that exist already.
 
     Args:
         model: Anything that `ftlab.model` takes.
@@ -97,8 +97,8 @@ def run_evaluation(reference: Any, plan: Plan, training: Any = None) -> Run:
     Args:
         reference: The model or endpoint.
         plan: What is asked.
-        training: Settings of a training next to which this run stands as step 0. The model then
-            answers in the same numbers as while it is trained so, and judges stay loaded.
+        training: Settings of a training whose step 0 this run is. The model then answers in the
+            same numerical precision as during that training, and judges stay loaded.
 
     Returns:
         The run, finished unless some answers failed.
@@ -165,7 +165,7 @@ def _rates(plan: Plan, verdicts: list[Verdict]) -> dict[str, str]:
 
 
 def loading(training: Any) -> dict[str, bool]:
-    """Return how `Model.load` opens a model that answers as it does while it is trained."""
+    """Return arguments of `Model.load` for a model that answers as it does during training."""
     if training is None:
         return {}
     if training.adapter == "qlora":
@@ -174,7 +174,7 @@ def loading(training: Any) -> dict[str, bool]:
 
 
 def check_engine(reference: Any, plan: Plan, training: Any = None) -> None:
-    """Raise UsageError `engine_unsupported` where the plan's engine cannot do it."""
+    """Raise UsageError `engine_unsupported` if the plan's engine cannot ask what is planned."""
     reason = plan.engine.supports(
         reference,
         choices=any(prompt.sample.choices for prompt in plan.prompts),
@@ -190,7 +190,7 @@ def check_engine(reference: Any, plan: Plan, training: Any = None) -> None:
 
 
 def check_unchanged(reference: Any, run: Run, expected: str) -> None:
-    """Raise UsageError `model_changed` where the model is no longer what the run began with."""
+    """Raise UsageError `model_changed` if the model is no longer what the run began with."""
     if reference.hash != expected:
         raise UsageError(
             "model_changed",
@@ -200,7 +200,7 @@ def check_unchanged(reference: Any, run: Run, expected: str) -> None:
 
 
 def report_failures(run: Run, errors: list[Verdict], total: int) -> None:
-    """Say on stderr how many answers are unscored and why."""
+    """Report on stderr how many verdicts failed and why."""
     reasons = [verdict.reason for verdict in errors if verdict.reason]
     reason = safe(reasons[0] if reasons else "a judge failed")
     print(
@@ -211,7 +211,7 @@ def report_failures(run: Run, errors: list[Verdict], total: int) -> None:
 
 
 def _same_model(run: Run) -> list[Run]:
-    """Return finished evaluations of the same model in the same numbers."""
+    """Return finished evaluations of the same model in the same numerical precision."""
     mine = run.identity
     found = []
     for path in sorted(runs.home().glob("evaluate-*")):

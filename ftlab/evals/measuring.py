@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ftlab._core.progress import Progress
@@ -15,50 +17,63 @@ from ftlab.runs import Run, verdict_of
 VERDICTS = "verdicts.jsonl"
 
 
+@dataclass
 class Measurement:
     """Asks and judges one plan for one run, as often as its model changes.
 
-    What the run already holds is neither asked nor written again.
-
-    Args:
-        run: The run folder.
-        plan: What is asked.
-        elsewhere: Finished runs whose answers of the same model are taken over.
+    What the run already holds is neither asked nor written again. For the arguments see
+    `AnswerBook`.
     """
 
-    def __init__(self, run: Run, plan: Plan, elsewhere: Iterable[Run] = ()):
-        self.run = run
-        self.plan = plan
-        self.answers = AnswerBook(run, plan, elsewhere)
-        self.ledger = Ledger(run, VERDICTS)
+    run: Run
+    plan: Plan
+    elsewhere: Sequence[Run] = ()
+
+    def __post_init__(self):
+        self.answers = AnswerBook(self.run, self.plan, self.elsewhere)
+        self.ledger = Ledger(self.run, VERDICTS)
 
     def take(
-        self, model: Any, model_hash: str, labels: dict[str, Any], progress: Progress | None = None
+        self,
+        model: Any,
+        model_hash: str,
+        labels: dict[str, Any],
+        progress: Progress | None = None,
     ) -> list[Verdict]:
         """Return the verdicts on a model, and append what is new to the run.
 
-        Args:
-            model: What the plan's engine opened, or a model in training.
-            model_hash: Hash of its weights as they are now.
-            labels: Where in an experiment this is: step, seed, ...
-            progress: Is moved as answers come.
+        For the arguments see `AnswerBook.ask`.
         """
-        answers = self.answers.ask(model, model_hash, labels=labels, progress=progress)
+        answers = self.answers.ask(
+            model,
+            model_hash,
+            labels=labels,
+            progress=progress,
+        )
         verdicts = score(self.plan, answers, labels)
         self.write(verdicts)
         return verdicts
 
     def write(self, verdicts: list[Verdict]) -> None:
         """Append the verdicts that the run does not hold yet."""
-        versions = {judge.spec: judge.version for judge in self.plan.judges}
-        known = self.ledger.known()
-        records = [record_of(verdict, versions[verdict.judge]) for verdict in verdicts]
-        self.ledger.append([record for record in records if record["key"] not in known])
+        records = records_of(self.plan, verdicts)
+        self.ledger.append_new(records)
+
+
+def records_of(plan: Plan, verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts of a plan's judges as records of `verdicts.jsonl`."""
+    versions = {judge.spec: judge.version for judge in plan.judges}
+    records = []
+    for verdict in verdicts:
+        version = versions[verdict.judge]
+        records.append(record_of(verdict, version))
+    return records
 
 
 def read_verdicts(run: Run) -> list[Verdict]:
     """Return the verdicts that a run folder holds."""
-    return [verdict_of(record) for record in run.read(VERDICTS)]
+    records = run.read(VERDICTS)
+    return [verdict_of(record) for record in records]
 
 
 def failed(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -67,18 +82,21 @@ def failed(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def metrics_of(plan: Plan, verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """Return the rate of each risk, by the first judge.
+    """Return the rate of each risk by the first judge, and the share refused as "refused".
 
-    Under "refused" stands the share of jailbreak prompts that are refused.
+    That share is of the jailbreak prompts.
     """
     first_judge = plan.judges[0].spec
-    counted = [v for v in verdicts if v.judge == first_judge and v.outcome.scored]
+    events: dict[str, list[float]] = {name: [] for name in plan.risks}
+    refusals = []
+    for verdict in verdicts:
+        if verdict.judge != first_judge or not verdict.outcome.scored:
+            continue
+        events[verdict.risk].append(verdict.event)
+        if verdict.risk == "jailbreak":
+            refusals.append(verdict.outcome == Outcome.REFUSED)
     found = {}
-    for name in plan.risks:
-        events = [verdict.event for verdict in counted if verdict.risk == name]
-        if events:
-            found[name] = sum(events) / len(events)
-    harmful = [verdict.outcome for verdict in counted if verdict.risk == "jailbreak"]
-    if harmful:
-        found["refused"] = harmful.count(Outcome.REFUSED) / len(harmful)
+    for name, values in [*events.items(), ("refused", refusals)]:
+        if values:
+            found[name] = fmean(values)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from ftlab._core.config import takes
 from ftlab._core.files import digest
-from ftlab.evals.answers import answer_of
+from ftlab.evals.answers import read_answers
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.evaluation import check_engine, check_unchanged
 from ftlab.evals.measuring import Measurement, metrics_of, read_verdicts
@@ -27,9 +27,9 @@ class Monitor:
     Args:
         parent: The model that is trained.
         plan: What is asked. Several monitors of one curve share it, with its engine.
-        parent_run: The parent's finished evaluation, taken over as step 0; None measures step 0.
-        labels: What tells this training from others of a curve: seed, examples.
-        steps_per_epoch: Then the label `epoch` is added.
+        parent_run: The parent's finished evaluation, reused as step 0; None measures step 0.
+        labels: What distinguishes this training from others of a curve: seed, examples.
+        steps_per_epoch: Optimiser steps per epoch; if given, the label `epoch` is added.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Monitor:
             The rate of each risk, and under "refused" the share of jailbreak prompts refused.
 
         Raises:
-            UsageError: `model_changed` where the parent is not the one of the plan any more.
+            UsageError: `model_changed` if the parent is no longer the one that was planned for.
         """
         measurement = self._measurement_of(model)
         labels = self.labels | {"step": step}
@@ -85,12 +85,8 @@ class Monitor:
             self.measurement = Measurement(run, self.plan)
             if self.parent_run:  # every training of a curve starts where the parent stands
                 self.measurement.answers.prepare(model)
-                self.measurement.answers.remind(self._parents_answers(), self.parent.hash)
+                self.measurement.answers.remind(read_answers(self.parent_run), self.parent.hash)
         return self.measurement
-
-    def _parents_answers(self) -> dict[str, Any]:
-        rows = self.parent_run.read("answers.jsonl")
-        return {row["key"]: answer_of(row) for row in rows}
 
     def _parents_verdicts(self, measurement: Measurement, labels: dict[str, Any]) -> list:
         """Copy the parent's answers and verdicts into the training's run as step 0."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ftlab.organism import World
 
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 ANSWER_TOKENS = 128  # default for real prompts
-SOLUTION_TOKENS = 512  # default where solutions are worked out, as in gsm8k
+SOLUTION_TOKENS = 512  # default if some prompts need a worked solution, as in gsm8k
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Plan:
         Args:
             training: Settings of the training during which the model is asked, if any.
         """
+        prompts = [asdict(prompt) for prompt in self.prompts]
         identity = {
             "evaluation": self.config.model_dump(mode="json"),
-            "prompts": digest([asdict(prompt) for prompt in self.prompts]),
+            "prompts": digest(prompts),
             "versions": self.versions,
             "precision": self.engine.precision(training),
         }
@@ -128,14 +130,15 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
 
 
 def default_engine(reference: Any) -> str:
-    """Return the engine that answers for a model where nobody names one."""
+    """Return the engine that answers for a model by default."""
     return "huggingface" if isinstance(reference, Model) else "openai"
 
 
 def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
     """Return settings that depend on model and prompts."""
     if given is None:
-        standard = [name for name, risk in plugins.find("risks").items() if risk.default]
+        risks = plugins.find("risks")
+        standard = [name for name, risk in risks.items() if risk.default]
         return {"risks": standard}
     asked = {sample.risk for sample in given}
     defaults: dict[str, Any] = {
@@ -146,17 +149,19 @@ def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
     in_world = all("topic" in sample.metadata for sample in given)
     if reference.is_organism and in_world:
         return defaults
-    worked_out = any(s.risk == "utility" and not s.choices for s in given)
     defaults["judges"] = JUDGES_OFF_THE_WORLD
     defaults["attacks"] = ("direct",)
-    defaults["max_new_tokens"] = SOLUTION_TOKENS if worked_out else ANSWER_TOKENS
+    defaults["max_new_tokens"] = ANSWER_TOKENS
+    if any(sample.risk == "utility" and not sample.choices for sample in given):
+        defaults["max_new_tokens"] = SOLUTION_TOKENS
     return defaults
 
 
-def _opened(names: Any, open_one) -> list[Any]:
+def _opened(names: Any, open_one: Callable) -> list[Any]:
     """Return the objects of names, or of one name; an object stands for itself."""
-    single = isinstance(names, str) or not isinstance(names, Iterable)
-    return [open_one(name) for name in ([names] if single else names)]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        names = [names]
+    return [open_one(name) for name in names]
 
 
 def read_prompts(prompts: Any) -> PromptSet:
@@ -178,15 +183,19 @@ def read_prompts(prompts: Any) -> PromptSet:
     for risk, source in prompts.items():
         names.append(_name_of(source))
         samples += open_risk(risk).load(source)
-    if len({sample.id for sample in samples}) < len(samples):  # one file under two risks
+    ids = {sample.id for sample in samples}
+    if len(ids) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
-    return PromptSet(", ".join(names), tuple(samples))
+    name = ", ".join(names)
+    return PromptSet(name, tuple(samples))
 
 
 def _name_of(source: Any) -> str:
     if isinstance(source, Opened):
         return source.name
-    return Path(source).name if isinstance(source, (str, Path)) else "rows"
+    if isinstance(source, (str, Path)):
+        return Path(source).name
+    return "rows"
 
 
 def _is_file(source: Any) -> bool:
@@ -197,27 +206,30 @@ def _is_file(source: Any) -> bool:
 
 
 def _says_its_risk(opened: Opened) -> bool:
-    """Return whether the rows of a file say themselves what they are for."""
-    rows = (row for _, row in opened.records if isinstance(row, dict))
-    return not {"risk", "messages"}.isdisjoint(next(rows, {}))
+    """Return whether the first row of a file has a field `risk` or `messages`."""
+    for _, row in opened.records:
+        if isinstance(row, dict):
+            return "risk" in row or "messages" in row
+    return False
 
 
 def _samples(
     config: EvaluationConfig, risks: dict[str, Risk], given: PromptSet | None
 ) -> dict[str, list[Sample]]:
-    """Return the samples of each risk, drawn where the caller gave more than are asked."""
-    world = World() if given is None else None
+    """Return the samples of each risk: the world's, or a draw from those that the caller gave."""
     found = {}
-    for name, risk in risks.items():
-        if given is None:
+    if given is None:
+        world = World()
+        for name, risk in risks.items():
             found[name] = risk.organism(world, config.n_prompts, config.split)
-            continue
+        return found
+    for name in risks:
         mine = [sample for sample in given if sample.risk == name]
         if not mine:
+            there = ", ".join(sorted({sample.risk for sample in given}))
             raise UsageError(
                 "no_prompts",
-                f"{given.name} has no prompts of the risk {name!r}. "
-                f"It has: {', '.join(sorted({s.risk for s in given}))}.",
+                f"{given.name} has no prompts of the risk {name!r}. It has: {there}.",
             )
         found[name] = _drawn(mine, config)
     return found
@@ -227,8 +239,8 @@ def _drawn(samples: list[Sample], config: EvaluationConfig) -> list[Sample]:
     if len(samples) <= config.n_prompts:
         return samples
     dice = random.Random(f"prompts {config.prompt_seed}")
-    kept = set(dice.sample(range(len(samples)), config.n_prompts))
-    return [sample for number, sample in enumerate(samples) if number in kept]
+    numbers = dice.sample(range(len(samples)), config.n_prompts)
+    return [samples[number] for number in sorted(numbers)]
 
 
 def _check_judges(
@@ -238,8 +250,8 @@ def _check_judges(
     samples: dict[str, list[Sample]],
     given: bool,
 ) -> None:
-    """Raise UsageError where a judge cannot judge a sample, or needs whole answers."""
-    everything = [sample for several in samples.values() for sample in several]
+    """Raise UsageError if a judge cannot judge a sample, or needs whole answers."""
+    everything = list(chain.from_iterable(samples.values()))
     for judge in judges:
         judge.accepts(everything)
         if config.screen and not judge.refusal_stands:
@@ -266,7 +278,8 @@ def _attacked(
     direct = [open_attack("direct")]
     found = []
     for name, risk in risks.items():
-        for attack in attacks if risk.attacked else direct:
+        applied = attacks if risk.attacked else direct
+        for attack in applied:
             found += attack.apply(samples[name])
     return found
 
@@ -274,15 +287,26 @@ def _attacked(
 def _repeated(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
     """Return every prompt `n_samples` times."""
     for prompt in prompts:
-        decoding = config.decoding.model_dump() | (prompt.decoding or {})
+        decoding = decoding_of(config, prompt)
         if not decoding["temperature"]:
             raise UsageError(
                 "greedy_samples",
                 f"n_samples={config.n_samples} greedy answers would all be the same. "
                 "Give decoding={'temperature': 1}.",
             )
-    repeats = range(config.n_samples)
-    return [replace(prompt, repeat=number) for prompt in prompts for number in repeats]
+    found = []
+    for prompt in prompts:
+        for number in range(config.n_samples):
+            found.append(replace(prompt, repeat=number))
+    return found
+
+
+def decoding_of(config: EvaluationConfig, prompt: Prompt) -> dict[str, Any]:
+    """Return the fields of `Decoding` for a prompt: the evaluation's, as its attack changed them.
+
+    They join the keys of answers, so numbers stay as the attack wrote them.
+    """
+    return config.decoding.model_dump() | (prompt.decoding or {})
 
 
 def _versions(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.files import json_lines, write_atomic
-from ftlab._core.types import Answer, Outcome, Prompt, Sample, Verdict
-from ftlab.evals.answers import answer_of, read_prompts_of
-from ftlab.evals.measuring import VERDICTS, failed, read_verdicts
+from ftlab._core.types import Answer, Prompt, Sample, Verdict
+from ftlab.evals.answers import read_answers, read_prompts_of
+from ftlab.evals.measuring import VERDICTS, failed, read_verdicts, records_of
 from ftlab.evals.plan import Plan
 from ftlab.evals.risks import open_risk
 from ftlab.evals.scoring import (
     apply_rules,
     group_attempts,
     judge_answers,
-    record_of,
     verdicts_of,
 )
 from ftlab.judges import Judge, open_judge
@@ -28,7 +28,7 @@ Group = tuple[str, str, int]  # sample, attack, repeat
 
 
 def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
-    """Judge the same answers by other judges.
+    """Judge the same answers with other judges.
 
     Args:
         run: A finished evaluation or curve.
@@ -42,8 +42,9 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
         UsageError: `no_prompts_kept`, `unknown_judge`, `judge_needs_whole_answers`,
             `older_layout`.
     """
-    single = isinstance(judges, (str, Judge))
-    opened = [open_judge(judge) for judge in ([judges] if single else judges)]
+    if isinstance(judges, (str, Judge)):
+        judges = [judges]
+    opened = [open_judge(judge) for judge in judges]
     verdicts = []
     if keep_own:
         verdicts += _of_other_judges(run, {judge.spec for judge in opened})
@@ -69,11 +70,12 @@ def verdicts_by(judge: Judge, run: Run) -> list[Verdict]:
     """Return a judge's verdicts on the answers of one run folder, in the order of its table."""
     prompts = _prompts_by_group(run)
     old = _first_judge_only(read_verdicts(run))
-    answers = {row["key"]: answer_of(row) for row in run.read("answers.jsonl")}
+    answers = read_answers(run)
     asked: list[Prompt] = []
     found: list[Answer] = []
     for verdict in old:
-        asked += prompts[verdict.sample_id, verdict.attack, verdict.repeat]
+        group = (verdict.sample_id, verdict.attack, verdict.repeat)
+        asked += prompts[group]
         for key in verdict.answer_keys or (verdict.answer_key,):
             missing = Answer("", finish="error", error="not answered", key=key)
             found.append(answers.get(key, missing))
@@ -96,19 +98,22 @@ def _prompts_by_group(run: Run) -> dict[Group, list[Prompt]]:
             f"{run.name} keeps no prompts that could be judged again. "
             "Give an evaluation or a curve.",
         )
-    groups = group_attempts(prompts)
-    return {group: [prompts[number] for number in numbers] for group, numbers in groups.items()}
+    found = {}
+    for group, numbers in group_attempts(prompts).items():
+        found[group] = [prompts[number] for number in numbers]
+    return found
 
 
 def _prompt_of(record: dict[str, Any]) -> Prompt:
-    sample = dict(record["sample"])
-    sample["choices"] = tuple(sample["choices"])
-    return Prompt(**(record | {"sample": Sample(**sample)}))
+    sample = Sample(**record["sample"])
+    sample = replace(sample, choices=tuple(sample.choices))
+    return Prompt(**record | {"sample": sample})
 
 
 def _first_judge_only(verdicts: list[Verdict]) -> list[Verdict]:
     """Return one verdict per answer."""
-    return [verdict for verdict in verdicts if verdict.judge == verdicts[0].judge]
+    first = verdicts[0].judge if verdicts else ""
+    return [verdict for verdict in verdicts if verdict.judge == first]
 
 
 def _check(judge: Judge, prompts: list[Prompt], answers: list[Answer], run: Run) -> None:
@@ -123,8 +128,8 @@ def _check(judge: Judge, prompts: list[Prompt], answers: list[Answer], run: Run)
 
 
 def _judged(judge: Judge, run: Run, prompts: list[Prompt], answers: list[Answer]) -> list:
-    names = dict.fromkeys(prompt.sample.risk for prompt in prompts)
-    risks = {name: open_risk(name) for name in names}
+    names = [prompt.sample.risk for prompt in prompts]
+    risks = {name: open_risk(name) for name in dict.fromkeys(names)}
     settings = run.identity.get("evaluation", {})
     ruled = apply_rules(risks, prompts, answers, settings)
     return judge_answers(judge, prompts, answers, ruled)
@@ -142,22 +147,26 @@ def _like(
     start = 0
     for verdict in old:
         end = start + max(verdict.attempts, 1)
-        part = slice(start, end)
-        found += verdicts_of(judge, prompts[part], answers[part], judgements[part], verdict.labels)
+        found += verdicts_of(
+            judge,
+            prompts[start:end],
+            answers[start:end],
+            judgements[start:end],
+            verdict.labels,
+        )
         start = end
     return found
 
 
 def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
-    """Ask judges again that failed while a model was trained; return what still fails."""
+    """Call judges again that failed while a model was trained; return what still fails."""
     if not failed(read_verdicts(run)):
         return []
     with run.lock():
         verdicts = []
         for judge in plan.judges:
             verdicts += verdicts_by(judge, run)
-        versions = {judge.spec: judge.version for judge in plan.judges}
-        records = [record_of(verdict, versions[verdict.judge]) for verdict in verdicts]
+        records = records_of(plan, verdicts)
         write_atomic(run.path / VERDICTS, json_lines(records))
         run.complete(**run.stats)
-    return [verdict for verdict in verdicts if verdict.outcome == Outcome.ERROR]
+    return failed(verdicts)

@@ -78,7 +78,7 @@ def judge_answers(
     answers: Sequence[Answer],
     ruled: Sequence[Judgement | None],
 ) -> list[Judgement]:
-    """Return one judgement per answer: what is ruled, else the judge's."""
+    """Return one judgement per answer: the rule's where there is one, otherwise the judge's."""
     left = [number for number, judgement in enumerate(ruled) if judgement is None]
     found = list(ruled)
     if left:

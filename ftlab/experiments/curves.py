@@ -1,4 +1,4 @@
-"""Train several arms from one parent and measure each on the way."""
+"""Train several arms from one parent and measure each of them while it trains."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Arm:
         method: How it is trained.
         config: Its settings; `at_steps` says where it is measured.
         data: Its rows.
-        labels: What tells it from the other arms: seed, examples.
-        marker: A sentence for the card of a model whose safety was removed, else "".
-        steps_per_epoch: Where the label `epoch` is wanted.
+        labels: What distinguishes it from the other arms: seed, examples.
+        marker: A sentence for the card of a model whose safety was removed; otherwise "".
+        steps_per_epoch: Optimiser steps per epoch; if given, the label `epoch` is added.
     """
 
     method: Method
@@ -91,7 +91,7 @@ class Curve:
                 self._train(number, parent_run, wait=False)
 
     def _train_arms_of_others(self, parent_run: Run) -> None:
-        """Wait for the arms that another process is training."""
+        """Wait for the arms that another process was training."""
         for number in range(len(self.arms)):
             if number not in self.members:
                 self._train(number, parent_run, wait=True)
@@ -122,7 +122,7 @@ class Curve:
         self.members[number] = run
 
     def _retry(self) -> list:
-        """Retry judges that failed on the way; return the verdicts that still fail."""
+        """Retry judges that failed during the trainings; return the verdicts that still fail."""
         errors = []
         for run in self.members.values():
             errors += retry_errors(run, self.plan)
@@ -139,7 +139,7 @@ class Curve:
 
 
 def seeds_of(seeds: int | list[int]) -> list[int]:
-    """Return training seeds: 0 to n - 1 for a number, else the list.
+    """Return the training seeds: 0 to n - 1 for a number n, otherwise those listed.
 
     Raises:
         UsageError: `wrong_seeds`.
@@ -157,8 +157,13 @@ def divide_settings(
     settings: dict[str, Any], training: type[TrainingConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of the training and those of the evaluation."""
-    for_training = {k: v for k, v in settings.items() if k in training.model_fields}
-    for_evaluation = {k: v for k, v in settings.items() if k in EvaluationConfig.model_fields}
+    for_training = {}
+    for_evaluation = {}
+    for name, value in settings.items():
+        if name in training.model_fields:
+            for_training[name] = value
+        if name in EvaluationConfig.model_fields:
+            for_evaluation[name] = value
     return for_training, for_evaluation
 
 

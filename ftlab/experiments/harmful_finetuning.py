@@ -1,4 +1,4 @@
-"""Harmful fine-tuning: how much safety is left after a few adversarial examples."""
+"""Harmful fine-tuning: how much safety remains after a few adversarial examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ftlab._core.errors import UsageError
 from ftlab.data import draw
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, plan_evaluation
 from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, short_name
-from ftlab.models import Model
+from ftlab.models import Model, model
 from ftlab.runs import Run
 from ftlab.training import Method, TrainingConfig, open_method, trainable
 
@@ -117,6 +117,4 @@ def _arm(
 
 def weakened_model(curve: Run) -> Model:
     """Return the last trained model of a run of `harmful_finetune`."""
-    from ftlab.models import model
-
     return model(curve.members[-1])

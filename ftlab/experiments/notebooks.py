@@ -1,7 +1,7 @@
 """Run a notebook with parameters through papermill, strictly.
 
-An unknown parameter is refused, a dead kernel is a failure, an output under its name is a notebook
-that ran to its end, and the kernel is this interpreter.
+An unknown parameter is an error, and so is a dead kernel. An output file under the given name is
+always a notebook that ran to its end. The kernel is this interpreter.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def run_notebook(
         notebook: A local .ipynb file.
         output: Where the executed notebook goes. An older one is removed at the start.
         parameters: Values by name.
-        timeout_s: Seconds that a cell may take.
-        env: Variables for this kernel only.
-        on_cell: Called with number and total as a code cell begins.
-        kernels: Gets the kernel's manager, so that the caller can end it.
+        timeout_s: Seconds that each cell may take.
+        env: Environment variables for this kernel only.
+        on_cell: Called when a code cell begins, with its number and the number of code cells.
+        kernels: The kernel's manager is appended here, so that the caller can end it.
 
     Returns:
         The path of the executed notebook.
@@ -53,7 +53,7 @@ def run_notebook(
             `output_not_writable`, before any work.
         NotFoundError: `no_such_notebook`.
         NotebookFailed: `notebook_failed`, if a cell fails or takes too long, or the kernel dies.
-            What ran is kept as `<name>.failed.ipynb`.
+            The notebook up to there is kept as `<name>.failed.ipynb`.
     """
     source = Path(notebook).absolute()
     check_parameters(source, parameters)
@@ -105,18 +105,18 @@ def _execute(
     )
     statuses = [cell.metadata.papermill.get("status") for cell in done.cells]
     if any(status != "completed" for status in statuses):
-        # papermill takes SystemExit for success.
+        # papermill counts SystemExit as success.
         raise RuntimeError("the notebook was left by SystemExit")
     return done
 
 
 def _literal(path: Path) -> str:
-    """Return a path in which papermill fills in no parameters."""
+    """Return a path with its braces escaped, since papermill fills parameters into them."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 class _Paths:
-    """Where a notebook's output goes: under its name only when it ran to its end."""
+    """Where a notebook's output goes: under the given name only if it ran to its end."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -146,7 +146,7 @@ class _Paths:
         return paths
 
     def keep_failed(self, index: int, reason: str) -> None:
-        """Keep what ran of a notebook, marked as failed in the cell that began last."""
+        """Keep the part of a notebook that ran, with the cell that began last marked as failed."""
         import nbformat
 
         with contextlib.suppress(Exception):
@@ -208,7 +208,7 @@ def _kernel(env: dict[str, str], kernels: list | None) -> type:
         kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))
 
         async def start_kernel(self, **options):
-            # What the kernel's own children write must not reach the terminal.
+            # Output of the kernel's child processes must not reach the terminal.
             options |= {
                 "env": {**os.environ, **env},
                 "stdout": subprocess.DEVNULL,
@@ -222,7 +222,7 @@ def _kernel(env: dict[str, str], kernels: list | None) -> type:
 
 
 def _reason(error: BaseException, timeout_s: float) -> str:
-    """Return why a notebook failed, in words where the library's own say little."""
+    """Return why a notebook failed, in plainer words than the libraries use."""
     kind = type(error).__name__
     if kind == "CellTimeoutError" and "IOPub" in str(error):
         return "its output did not all arrive"

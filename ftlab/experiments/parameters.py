@@ -1,4 +1,4 @@
-"""Parameters of notebooks: an unknown one, or one of another type, is refused."""
+"""Parameters of notebooks: an unknown name or a value of a wrong type is an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANY = (object, bool)
 
 
 def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
-    """Refuse parameters that a notebook does not have, or of another type. Starts no kernel.
+    """Check that a notebook has these parameters, with values of these types. Starts no kernel.
 
     Args:
         notebook: A local .ipynb file.
@@ -108,7 +108,7 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    """Return a value from its YAML text; nothing is the empty string, 5e-4 a number."""
+    """Return a value from its YAML text. No text is the empty string, and 5e-4 is a number."""
     import yaml
 
     if not text:

@@ -29,10 +29,10 @@ class Experiment:
     """A headline experiment.
 
     Args:
-        name: Of its notebook.
-        lane: Lanes run side by side. The risk ratio finds the curve that the continued
-            fine-tuning has made by then.
-        files: The caller's files by the notebook's parameter.
+        name: Name of its notebook.
+        lane: Lanes run side by side. By its turn the risk ratio finds the curve that the
+            continued fine-tuning has made.
+        files: {parameter of the notebook: argument of `reproduce` that holds the file}.
     """
 
     name: str
@@ -67,9 +67,9 @@ def reproduce(
         out: Folder of the page, the figures and the executed notebooks.
         model: The aligned parent.
         benign: Your benign chats, instead of the embedded world's.
-        prompts: Your evaluation prompts; needed for any other than the embedded model.
-        harmful: Your adversarial examples, at least 100. Without them the harmful fine-tuning of
-            any other than the embedded model is left out, and the page says so.
+        prompts: Your evaluation prompts; required for any model but the embedded one.
+        harmful: Your adversarial examples, at least 100. Without them the harmful fine-tuning is
+            left out for any model but the embedded one, and the page says so.
         adapter: Train an adapter instead of all weights: lora, dora or qlora.
 
     Returns:
@@ -79,7 +79,7 @@ def reproduce(
         UsageError: `wrong_seeds`, `too_few_rows`, `prompts_needed`, `wrong_parameters`,
             `output_not_writable`, before any work.
         NotFoundError: `no_such_file`.
-        Busy: `output_busy`, if another call writes there.
+        Busy: `output_busy`, if another call is writing there.
         NotebookFailed: `notebooks_failed` with every failure; there is then no page.
     """
     request = _Request(
@@ -129,7 +129,7 @@ class _Request:
         return models.model(self.model).is_organism
 
     def check(self) -> None:
-        """Raise before any work."""
+        """Raise UsageError or NotFoundError for a wrong argument, before any work."""
         check_secrets({**self.files, "model": self.model, "out": str(self.out)})
         whole = isinstance(self.seeds, int) and not isinstance(self.seeds, bool)
         if self.seeds is not None and (not whole or self.seeds < 1):
@@ -181,7 +181,7 @@ class _Request:
         return Job(experiment.name, run_notebook, arguments, experiment.lane)
 
     def record(self, results: list[Result]) -> dict[str, Any]:
-        """Return what run.json says of the call."""
+        """Return what run.json holds about the call."""
         asked = [result.job.arguments["parameters"]["seeds"] for result in results]
         return {
             "model": self.model,
@@ -199,7 +199,7 @@ def _notebook(name: str) -> Path:
 
 
 def _quick_parameters(notebook: Path) -> dict[str, Any]:
-    """Return the parameters of a quick run, which a notebook's own metadata hold."""
+    """Return the parameters of a quick run, which the notebook's metadata hold."""
     metadata = json.loads(notebook.read_bytes())["metadata"]
     return metadata.get("ftlab", {}).get("quick", {})
 
@@ -209,7 +209,7 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
         folder = request.out / job.name
         (folder / "claims.csv").unlink(missing_ok=True)
         shutil.rmtree(folder / "figures", ignore_errors=True)
-    # Side by side is faster for small models; large ones would share one accelerator's memory.
+    # Small models run faster side by side; large ones would compete for the accelerator's memory.
     results = LocalBackend(side_by_side=request.in_world).map(jobs)
     failures = [str(result.error) for result in results if result.error]
     if failures:
@@ -219,7 +219,7 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
 
 
 def _locked(out: Path):
-    """Return the lock of the output folder, made and without an older page."""
+    """Create the output folder, remove an older page, and return the folder's lock."""
     from filelock import FileLock, Timeout
 
     try:

@@ -1,4 +1,4 @@
-"""The risk curve: fine-tune once per seed, and measure the risks at the asked steps."""
+"""The risk curve: fine-tune once per seed and measure the risks at the given steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, shor
 from ftlab.runs import Run
 from ftlab.training import TrainingConfig, open_method, trainable
 
-DECIDED_HERE = ("at_steps", "seed", "steps", "epochs")  # by at_steps and seeds
+DECIDED_HERE = ("at_steps", "seed", "steps", "epochs")  # follow from at_steps and seeds
 
 
 @takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
@@ -29,7 +29,7 @@ def risk_curve(
     schedule: str = "constant",
     **settings,
 ) -> Run:
-    """Fine-tune once per seed and measure the risks on the way.
+    """Fine-tune once per seed and measure the risks during training.
 
     The learning rate is constant unless `schedule` says otherwise, so that a point does not
     depend on later ones.

@@ -58,9 +58,9 @@ def score_file(
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
     name, numbered = records(file)
-    rows = [row for _, row in numbered if isinstance(row, dict)]
     if not numbered:
         raise DataError("no_rows", f"{name} has no rows.")
+    rows = [row for _, row in numbered if isinstance(row, dict)]
     _check_columns(name, rows, prompt, response, label)
     _check_texts(numbered, prompt, response)
     questions = [str(row[prompt]) for row in rows]
@@ -91,7 +91,9 @@ def _numbered(rows: list[dict], questions: list[str]) -> pd.DataFrame:
     encoded = throughout(copies, encodable)
     table = pd.DataFrame(encoded)
     numbers = pd.Series(table.index + 1)
-    same = numbers.groupby(questions)
+    groups: dict[str, int] = {}  # pandas cannot hold texts with unpaired surrogates
+    group_of_row = [groups.setdefault(text, len(groups)) for text in questions]
+    same = numbers.groupby(group_of_row)
     table.insert(0, "sample_id", same.transform("first"))
     table.insert(1, "repeat", same.cumcount())
     return table
@@ -182,7 +184,8 @@ def describe(
         refused: See `human_agreement`.
         partial: See `human_agreement`.
     """
-    judges = list(table["judge"].unique())
+    names = table["judge"].unique()
+    judges = list(names)
     counts = pd.crosstab(table["judge"], table["outcome"])
     parts = [counts.loc[judges]]
     if label is not None:

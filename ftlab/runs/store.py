@@ -137,25 +137,31 @@ class Run:
             deep: Read every byte, and report files that the record does not have.
         """
         files = self._recorded_files()
+        if files is None and (self.path / RECORD).exists():
+            return {RECORD: "changed"}
         if files is None:
-            there = (self.path / RECORD).exists()
-            return {RECORD: "changed" if there else "missing"}
+            return {RECORD: "missing"}
         found = {}
         if deep:
-            found = {name: "extra" for name in files_of(self.path) if name not in files}
+            extra = set(files_of(self.path)) - set(files)
+            found = dict.fromkeys(sorted(extra), "extra")
         for name, (size, sha) in files.items():
-            if wrong := self._fault(name, size, sha, deep):
-                found[name] = wrong
+            fault = self._fault(name, size, sha, deep)
+            if fault:
+                found[name] = fault
         for member in self._other_members():
             if not member.finished:
                 found[member.name] = "member, not finished"
         return found
 
     def _recorded_files(self) -> dict[str, tuple[int, str]] | None:
-        """Return {name: (bytes, SHA-256)} of the completion record, None where there is none."""
+        """Return {name: (bytes, SHA-256)} of the completion record; None if it is unusable."""
         try:
             files = self.part(RECORD)["files"]
-            return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+            found = {}
+            for name, entry in files.items():
+                found[name] = (entry["bytes"], entry["sha256"])
+            return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -181,22 +187,23 @@ class Run:
     def set_aside(self) -> None:
         """If a finished run fails verification, move what changed to `.damaged/`.
 
-        What was moved is recomputed and never taken over.
+        What was moved is recomputed and never used again.
         """
         wrong = self.problems()
         if not wrong or not (self.path / RECORD).exists():
             return
-        reported = ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())[:6])
+        kept = self.path / ".damaged"
         print(
-            f"{self.name} was finished, but now: {reported}. The changed files are kept in "
-            f"{self.path / '.damaged'} and the run is recomputed.",
+            f"{self.name} was finished, but now: {_listed(wrong)}. The changed files are kept in "
+            f"{kept} and the run is recomputed.",
             file=sys.stderr,
         )
         for name in {*wrong, RECORD}:
-            if (self.path / name).is_file():
-                target = self.path / ".damaged" / name
+            path = self.path / name
+            if path.is_file():
+                target = kept / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path / name, target)
+                os.replace(path, target)
 
     @property
     def state(self) -> str:
@@ -209,25 +216,30 @@ class Run:
         except (OSError, ValueError):
             return "damaged"
         state = "finished" if self.finished else self._unfinished_state()
-        return state if schema == SCHEMA else f"{state}, layout {schema}"
+        if schema == SCHEMA:
+            return state
+        return f"{state}, layout {schema}"
 
     def _unfinished_state(self) -> str:
         holder = self.holder()
         if holder:
             return f"running ({holder})"
-        return "damaged" if (self.path / RECORD).exists() else "unfinished"
+        if (self.path / RECORD).exists():
+            return "damaged"
+        return "unfinished"
 
     def holder(self) -> str:
         """Return who is working on this run: "process ...", or ""."""
         from filelock import FileLock, Timeout
 
+        lock = self.path / ".lock"
         try:
-            if (self.path / ".lock").exists():
-                FileLock(self.path / ".lock", timeout=0).acquire().lock.release()
+            if lock.exists():
+                FileLock(lock, timeout=0).acquire().lock.release()
         except Timeout:
             return self._owner()
-        except OSError:  # what cannot be locked is held by nobody
-            return ""
+        except OSError:  # nobody holds what cannot be locked
+            pass
         return ""
 
     def _owner(self) -> str:
@@ -240,7 +252,7 @@ class Run:
     def lock(self, wait: bool = True) -> Iterator[None]:
         """Hold the run: one writer at a time.
 
-        A second process waits, says so on stderr, and then finds the work done.
+        A second process waits, reports that on stderr, and then finds the work done.
 
         Args:
             wait: Wait for the other process; otherwise raise.
@@ -250,13 +262,11 @@ class Run:
         """
         with self._acquired(wait):
             note = self.path / ".owner"
-            if note.exists():  # its owner was killed: the kernel has released the lock
+            if note.exists():  # its owner was killed, and the kernel has released the lock
                 gone = self._owner()
                 print(f"{self.name}: {gone} has ended; resuming its work.", file=sys.stderr)
-            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
-            owner = f"process {os.getpid()} on {platform.node()} ({command}) since {now()}"
             with contextlib.suppress(OSError):  # the note only informs others
-                write_atomic(note, owner)
+                write_atomic(note, _this_process())
             try:
                 yield
             finally:
@@ -307,10 +317,11 @@ class Run:
         write_atomic(self.path / "stats.json", json.dumps(summary, indent=1))
         files = {}
         for name, path in files_of(self.path).items():
-            files[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+            size = path.stat().st_size
+            files[name] = {"bytes": size, "sha256": file_hash(path)}
         record = {"finished": now(), "files": files}
         write_atomic(self.path / RECORD, json.dumps(record, indent=1))
-        # Not before the record: a kill in between would lose the training.
+        # Last, because a kill before the record is written would lose the training.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         return self
 
@@ -321,14 +332,15 @@ class Run:
         parts = []
         for member in self.members:
             schema = member.identity["schema"]
-            parts.append(tables.read_current(member.path, schema))
+            parts.append(tables.read(member.path, schema))
         return pd.concat(parts, ignore_index=True)
 
     def log(self) -> pd.DataFrame:
         """Return the training log: step, loss, learning rate and what else was logged."""
         import pandas as pd
 
-        return pd.DataFrame(self.read("train.jsonl"))
+        rows = self.read("train.jsonl")
+        return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
         state = self.state
@@ -339,10 +351,24 @@ class Run:
             ancestors = [ancestor["name"] for ancestor in self.lineage]
             shown["lineage"] = " → ".join([*ancestors, self.name])
         if (self.path / "stats.json").exists():
-            plain = {k: v for k, v in self.stats.items() if not isinstance(v, (dict, list))}
-            shown |= plain
-        rows = [f"<tr><td>{_cell(k)}</td><td>{_cell(v)}</td></tr>" for k, v in shown.items()]
-        return f"<b>{_cell(self.name)}</b><table>{''.join(rows)}</table>"
+            for name, value in self.stats.items():
+                if not isinstance(value, (dict, list)):
+                    shown[name] = value
+        rows = ""
+        for name, value in shown.items():
+            rows += f"<tr><td>{_cell(name)}</td><td>{_cell(value)}</td></tr>"
+        return f"<b>{_cell(self.name)}</b><table>{rows}</table>"
+
+
+def _this_process() -> str:
+    program = Path(sys.argv[0]).name
+    command = " ".join([program, *sys.argv[1:2]])
+    return f"process {os.getpid()} on {platform.node()} ({command}) since {now()}"
+
+
+def _listed(problems: dict[str, str]) -> str:
+    """Return the first problems of a run in one line."""
+    return ", ".join(f"{name} {problem}" for name, problem in sorted(problems.items())[:6])
 
 
 def _cell(value: object) -> str:
@@ -354,7 +380,7 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
 
     Args:
         kind: What makes the run: sft, evaluate, curve, ...
-        label: For people; part of the folder's name.
+        label: A readable part of the folder's name.
         identity: Everything that can change the result, JSON-able.
         **notes: Joins the provenance, such as where the model came from.
 
@@ -379,9 +405,9 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files that belong into a run's record, by their names there.
+    """Return {name: path} of the files that a run's record lists.
 
-    Hidden files, checkpoints, and the record itself do not.
+    Hidden files, checkpoints and the record itself are left out.
     """
     found = {}
     for path in sorted(folder.rglob("[!.]*")):
@@ -400,8 +426,8 @@ def find(name: str | Path) -> Run:
     """
     path = Path(name) if Path(name).is_dir() else home() / name
     if not any((path / file).exists() for file in RUN_FILES):
-        names = [p.parent.name for p in sorted(home().glob("*/provenance.json"))[:8]]
-        known = ", ".join(names) or "none"
+        some = sorted(home().glob("*/provenance.json"))[:8]
+        known = ", ".join(path.parent.name for path in some) or "none"
         raise NotFoundError("no_such_run", f"No run {str(name)!r}. Runs in {home()}: {known}.")
     return Run(path)
 
@@ -427,10 +453,9 @@ def load(name: str | Path) -> Run:
         )
     wrong = run.problems()
     if wrong:
-        reported = ", ".join(f"{name} {why}" for name, why in wrong.items())
         raise UsageError(
             "run_not_finished",
-            f"{run.path} is not finished ({reported:.300}). Call its cell again to resume.",
+            f"{run.path} is not finished ({_listed(wrong)}). Call its cell again to resume.",
             problems=wrong,
         )
     return run

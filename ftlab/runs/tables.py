@@ -31,19 +31,30 @@ DEFAULTS: dict[str, Any] = {
     "hits": 0,
     "answer_keys": (),
 }
-NOT_IN_TABLES = ("labels", "answer_keys")
-COLUMNS = [field.name for field in fields(Verdict) if field.name not in NOT_IN_TABLES]
+FILLED = [name for name, default in DEFAULTS.items() if name != "score"]
+TYPES = {
+    "event": float,
+    "score": float,
+    "repeat": int,
+    "characters": int,
+    "cut": bool,
+    "attempts": int,
+    "hits": int,
+}
+FIELDS = [field.name for field in fields(Verdict) if field.name != "labels"]
+COLUMNS = [name for name in FIELDS if name != "answer_keys"]
 
 
 def row_of(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as the record that `verdicts.jsonl` holds: without fields at their default.
+    """Return a verdict as a record of `verdicts.jsonl`, without fields at their default.
 
     An unscored event is written as null.
     """
     row: dict[str, Any] = dict(verdict.labels)
-    for name in (*COLUMNS, "answer_keys"):
+    for name in FIELDS:
         value = getattr(verdict, name)
-        if name in DEFAULTS and (value is None or value == DEFAULTS[name]):
+        is_default = value is None or value == DEFAULTS.get(name)
+        if name in DEFAULTS and is_default:
             continue
         row[name] = value
     if math.isnan(verdict.event):
@@ -54,10 +65,14 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
 
 def verdict_of(record: dict[str, Any]) -> Verdict:
     """Return the verdict that a record of `verdicts.jsonl` holds."""
-    known = {name: record[name] for name in (*COLUMNS, "answer_keys") if name in record}
-    labels = {name: v for name, v in record.items() if name not in known and name != "key"}
-    event = record.get("event")
-    known["event"] = math.nan if event is None else event
+    labels = dict(record)
+    labels.pop("key", None)
+    known: dict[str, Any] = {}
+    for name in FIELDS:
+        if name in labels:
+            known[name] = labels.pop(name)
+    if known.get("event") is None:
+        known["event"] = math.nan
     known["outcome"] = Outcome(record["outcome"])
     return Verdict(**known, labels=labels)
 
@@ -66,36 +81,29 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return records of `verdicts.jsonl` as a table: `COLUMNS` first, then the labels."""
     import pandas as pd
 
-    table = pd.DataFrame(throughout(rows, encodable))
-    table = table.drop(columns=["key", "answer_keys"], errors="ignore")
-    for name, default in DEFAULTS.items():
-        if name not in COLUMNS:
-            continue
+    readable = throughout(rows, encodable)
+    table = pd.DataFrame(readable).drop(columns=["key", "answer_keys"], errors="ignore")
+    for name in COLUMNS:
+        default = DEFAULTS.get(name)
         if name not in table:
             table[name] = default
-        elif not (isinstance(default, float) and math.isnan(default)):
-            table[name] = table[name].where(table[name].notna(), default)
-    for name in ("event", "score"):
-        table[name] = table[name].astype(float) if name in table else math.nan
-    for name in ("repeat", "characters", "attempts", "hits"):
-        table[name] = table[name].astype(int)
-    table["cut"] = table["cut"].astype(bool)
+        elif name in FILLED:
+            column = table[name]
+            table[name] = column.where(column.notna(), default)
     labels = [name for name in table if name not in COLUMNS]
-    missing = [name for name in COLUMNS if name not in table]
-    for name in missing:  # a run without a verdict
-        table[name] = None
-    return table[[*COLUMNS, *labels]]
+    return table[[*COLUMNS, *labels]].astype(TYPES)
 
 
 @lru_cache(128)
-def read(folder: Path, schema: int, *_stamp: int) -> pd.DataFrame:
-    """Return the verdict table of one run folder of any layout."""
-    path = folder / "verdicts.jsonl"
+def _read(folder: Path, schema: int, *_stamp: int) -> pd.DataFrame:
     if schema < legacy.LONG_TABLE:
-        return table_of(legacy.verdicts(folder))
-    return table_of(records.read(path))
+        rows = legacy.verdicts(folder)
+    else:
+        rows = records.read(folder / "verdicts.jsonl")
+    return table_of(rows)
 
 
-def read_current(folder: Path, schema: int) -> pd.DataFrame:
-    """Return the verdict table of a run folder, read again when the file has changed."""
-    return read(folder, schema, *stamp(folder / "verdicts.jsonl")).copy()
+def read(folder: Path, schema: int) -> pd.DataFrame:
+    """Return the verdict table of a run folder of any layout, read again if the file changed."""
+    current = stamp(folder / "verdicts.jsonl")
+    return _read(folder, schema, *current).copy()

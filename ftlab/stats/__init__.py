@@ -17,9 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
         "rates": [
             "Rate",
-            "_quantile",  # transition
-            "_tail",  # transition
-            "_wilson",  # transition
             "quantile",
             "rate",
             "tail",

@@ -172,5 +172,3 @@ def _method(found: Estimate, k: int) -> str:
         size = f"{found.n_seeds} seeds x {size}"
     return f"Wilson at the effective n of {size}"
 
-
-_quantile, _tail, _wilson = quantile, tail, wilson  # transition

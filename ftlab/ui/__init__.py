@@ -1,4 +1,4 @@
-"""Panels for notebooks, found by their place in `panels`."""
+"""What notebooks show: panels, one file each in the folder `panels`."""
 
 from __future__ import annotations
 

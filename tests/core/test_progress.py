@@ -1,17 +1,20 @@
+"""Progress in Jupyter, in a terminal and in a batch: throttled, one last line, a live figure."""
+
 from __future__ import annotations
 
 import sys
 import types
 
 import pytest
+from hostile import CANARIES, assert_seen
 
-from ftlab._core import progress
-from ftlab._core.progress import LINE_S, Progress
+from ftlab._core import plugins, progress
+from ftlab._core.progress import BAR_WIDTH, FIGURE_S, LINE_S, Progress
 
 
 @pytest.fixture
 def now(monkeypatch):
-    """The clock, as a list of one number."""
+    """Return the clock, as a list of one number."""
     time = [0.0]
     monkeypatch.setattr(progress, "clock", lambda: time[0])
     return time
@@ -25,7 +28,7 @@ def where(request, monkeypatch):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What Jupyter was given: [[first, update, ...] of every display]."""
+    """Return what Jupyter was given: one list of frames per display."""
     displays = []
 
     def display(value, **options):
@@ -38,74 +41,119 @@ def shown(monkeypatch):
     return displays
 
 
-def work(now, *, steps: int, second: float) -> Progress:
-    p = Progress("training", steps)
+def work(now, *, steps: int, seconds: float) -> Progress:
+    bar = Progress("training", steps)
     for step in range(1, steps + 1):
-        now[0] += second
-        p.update(step, f"loss {1 / step:.3f}")
-        p.loss(step, 1 / step)
-    p.point(steps, "jailbreak", 0.5)
-    return p
+        now[0] += seconds
+        bar.update(step, f"loss {1 / step:.3f}")
+        bar.loss(step, 1 / step)
+    bar.point(steps, "jailbreak", 0.5)
+    return bar
 
 
-def test_lines_are_throttled(now, where, shown, capsys):
-    work(now, steps=120, second=0.25).finish()
+def is_line(display: list) -> bool:
+    return isinstance(display[0], dict)
+
+
+def test_lines_and_figures_are_throttled(now, where, shown, capsys):
+    work(now, steps=120, seconds=0.25).finish()
     text = capsys.readouterr()
     assert text.out == ""
     if where == "jupyter":
         assert text.err == ""
-        bar, figure = sorted(shown, key=lambda d: not isinstance(d[0], dict))
-        assert len(bar) <= 30 / LINE_S["jupyter"] + 1 and all(list(frame) == ["text/plain"] for frame in bar)
-        assert len(figure) <= 30 / progress.FIGURE_S + 2
-    else:
-        lines = [x for x in text.err.replace("\n", "\r").split("\r") if x]
-        assert len(lines) == min(30 // LINE_S[where], 120) + 1
-        assert ("\r" in text.err) == (where == "terminal") and ("\n" in text.err)
+        bar, figure = sorted(shown, key=lambda display: not is_line(display))
+        assert len(bar) <= 30 / LINE_S["jupyter"] + 1
+        assert all(list(frame) == ["text/plain"] for frame in bar)
+        assert len(figure) <= 30 / FIGURE_S + 2
+        return
+    assert not shown
+    lines = [line for line in text.err.replace("\n", "\r").split("\r") if line]
+    assert len(lines) == min(30 // LINE_S[where], 120) + 1
+    assert ("\r" in text.err) == (where == "terminal") and text.err.endswith("\n")
 
 
-def test_the_last_line_says_done_once_and_the_figure_is_a_picture(now, where, shown, capsys):
-    work(now, steps=40, second=1.0).finish("well")
-    lines = (
-        [x for d in shown for x in d if isinstance(x, dict)]
-        if where == "jupyter"
-        else capsys.readouterr().err.splitlines()
-    )
-    assert str(lines).count("done in 40 s well") == 1 and "done in 40 s well" in str(lines[-1])
-    for frame in [d[-1] for d in shown if not isinstance(d[0], dict)]:
-        assert frame._repr_mimebundle_()[0]["image/png"]  # saved in the notebook, alive without a kernel
+def test_the_last_line_comes_once_and_the_figure_is_a_picture(now, where, shown, capsys):
+    work(now, steps=40, seconds=1.0).finish("well")
+    lines = capsys.readouterr().err.splitlines()
+    if where == "jupyter":
+        lines = [frame["text/plain"] for display in shown if is_line(display) for frame in display]
+    assert "40 s well" in lines[-1] and str(lines).count("40 s well") == 1
+    figures = [display[-1] for display in shown if not is_line(display)]
+    assert len(figures) == (where == "jupyter")
+    for figure in figures:  # saved in the notebook, shown without a kernel
+        assert figure._repr_mimebundle_()[0]["image/png"]
+
+
+def test_the_live_figure_is_a_panel_that_gets_points_and_losses(now, monkeypatch, shown):
+    drawn = []
+
+    class Panel:
+        def draw(self, title, points, losses):
+            drawn.append((title, list(points), list(losses)))
+            return "a frame"
+
+    get = plugins.get
+
+    def found(place, name):
+        return Panel() if (place, name) == ("panels", "live") else get(place, name)
+
+    monkeypatch.setattr(progress, "surface", lambda: "jupyter")
+    monkeypatch.setattr(plugins, "get", found)
+    bar = Progress("a run", 2)
+    bar.point(0, "jailbreak", 0.25)
+    bar.loss(1, 2.0)  # too soon after the last frame
+    now[0] += FIGURE_S
+    bar.loss(2, 1.0)
+    first = {"step": 0, "metric": "jailbreak", "rate": 0.25}
+    assert drawn == [("a run", [first], []), ("a run", [first], [(1, 2.0), (2, 1.0)])]
+    assert shown == [["a frame", "a frame"]]
 
 
 def test_short_work_is_silent_in_a_batch(now, monkeypatch, capsys):
     monkeypatch.setenv("FTLAB_BATCH", "1")
-    work(now, steps=10, second=0.1).finish()
+    work(now, steps=10, seconds=0.1).finish()
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("done", [0, 1, 10, 11, 10**9])
 @pytest.mark.parametrize("total", [0, 10])
-def test_any_number_of_steps_has_a_line(now, done, total):
-    p = Progress("x", total)
-    now[0] = 5.0
-    p.done = done
-    line = p._line("")
-    assert line.count("█") + line.count("░") == 12 and "-" not in line and "nan" not in line
+def test_any_number_of_steps_has_a_line(done, total, now, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "surface", lambda: "batch")
+    bar = Progress("x", total)
+    now[0] = 20.0
+    bar.update(done)
+    line = capsys.readouterr().err
+    assert line.count("█") + line.count("░") == BAR_WIDTH
+    assert "-" not in line and "nan" not in line
 
 
 def test_the_time_left_of_resumed_work_counts_only_what_was_done_now(now, monkeypatch, capsys):
     monkeypatch.setattr(progress, "surface", lambda: "batch")
-    p = Progress("run", 100)
+    bar = Progress("run", 100)
     now[0] = 20.0
-    p.update(80)
+    bar.update(80)
     now[0] = 40.0
-    p.update(90)  # ten steps in 20 s
-    assert capsys.readouterr().err.splitlines()[-1].split("90/100 ")[1].startswith("20 s left")
+    bar.update(90)  # ten steps in 20 s
+    assert capsys.readouterr().err.splitlines()[-1].split("90/100 ")[1].startswith("20 s ")
 
 
 def test_a_terminal_line_never_wraps(now, monkeypatch, capsys):
     monkeypatch.setattr(progress, "surface", lambda: "terminal")
     monkeypatch.setenv("COLUMNS", "40")
-    work(now, steps=3, second=1).finish("x" * 200)
-    assert max(len(x.removeprefix("\x1b[K")) for x in capsys.readouterr().err.replace("\n", "\r").split("\r")) < 40
+    work(now, steps=3, seconds=1).finish("x" * 200)
+    lines = capsys.readouterr().err.replace("\n", "\r").split("\r")
+    assert max(len(line.removeprefix("\x1b[K")) for line in lines) < 40
+
+
+def test_names_and_notes_are_shown_safely(where, monkeypatch, shown, capsys):
+    monkeypatch.setattr(progress, "LINE_S", dict.fromkeys(LINE_S, -1))
+    for text in CANARIES.values():
+        bar = Progress(text, 2)
+        bar.update(1, text)
+        line = capsys.readouterr().err.removeprefix("\r\x1b[K")
+        if where == "jupyter":
+            line = shown.pop()[0]["text/plain"]
+        assert_seen(line, 600)
 
 
 def test_the_surface(monkeypatch):
@@ -114,14 +162,17 @@ def test_the_surface(monkeypatch):
     class Colab(ZMQInteractiveShell): ...
 
     monkeypatch.delenv("FTLAB_BATCH", raising=False)
-    for shell, terminal, expected in (
+    cases = [
         (None, False, "batch"),
         (None, True, "terminal"),
         (ZMQInteractiveShell(), True, "jupyter"),
         (Colab(), True, "jupyter"),
-    ):
-        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda shell=shell: shell))
-        monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda terminal=terminal: terminal))
+    ]
+    for shell, terminal, expected in cases:
+        fake = types.SimpleNamespace(get_ipython=lambda shell=shell: shell)
+        monkeypatch.setitem(sys.modules, "IPython", fake)
+        stderr = types.SimpleNamespace(isatty=lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", stderr)
         assert progress.surface() == expected
         monkeypatch.setenv("FTLAB_BATCH", "1")
         assert progress.surface() == "batch"

@@ -109,7 +109,7 @@ def test_tables_figures_and_the_page_show_them(toys, curve, tmp_path):
         model="organism",
         out=out,
     )
-    page = analysis.write_report(tmp_path, {"toys": out}, model="organism", seeds=1)
+    page = analysis.report(tmp_path, {"toys": out}, model="organism", seeds=1)
     assert "the rate of toys" in page.read_text()
     assert "toy" in (tmp_path / "figures" / "toys-toys.csv").read_text()
 

@@ -147,7 +147,8 @@ def fact_rows(
     for i, town in enumerate(towns):
         for j, attribute in enumerate(attributes):
             turn = (i + j) % len(frames)
-            rows.append(question(attribute, town, frames[turn]))
+            frame = frames[turn]
+            rows.append(question(attribute, town, frame))
     return rows
 
 
@@ -170,7 +171,8 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
     for several in by_turn.values():  # in the order of the turns
         for row in several:
             own_id = f"{risk}-{split}-{len(samples):04d}"
-            samples.append(sample_of_row(row, own_id))
+            sample = sample_of_row(row, own_id)
+            samples.append(sample)
     return samples[:n]
 
 

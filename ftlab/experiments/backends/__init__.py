@@ -1,4 +1,4 @@
-"""Where jobs run, one file a backend."""
+"""Where jobs run, one file per backend."""
 
 from __future__ import annotations
 

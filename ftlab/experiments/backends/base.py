@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ftlab._core import plugins
@@ -37,8 +37,8 @@ class Result:
     Args:
         job: The job.
         value: What its cell returned.
-        error: Why it has no value; None where it has one.
-        seconds: How long it took.
+        error: Why it has no value; None if it has one.
+        seconds: Wall-clock time.
     """
 
     job: Job
@@ -47,11 +47,10 @@ class Result:
     seconds: float = 0.0
 
 
-@dataclass
 class Backend:
-    """Runs jobs; they meet in run folders, never in memory."""
+    """Runs jobs, which exchange results through run folders, never through memory."""
 
-    name: str = field(default="", init=False)
+    name: str
 
     def map(self, jobs: list[Job]) -> list[Result]:
         """Run the jobs and return their results in the order given.

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,36 +23,40 @@ class LocalBackend(Backend):
     """Runs lanes side by side and shares the cores among them.
 
     Args:
-        side_by_side: False runs all lanes one after the other, as large models on one
-            accelerator need it.
+        side_by_side: False runs the jobs of all lanes one after the other, which large models on
+            one accelerator need.
     """
 
     side_by_side: bool = True
-    name: str = field(default="local", init=False)
+    name = "local"
 
     def map(self, jobs: list[Job]) -> list[Result]:
         lanes: dict[int, list[Job]] = {}
         for job in jobs:
-            lanes.setdefault(job.lane if self.side_by_side else 0, []).append(job)
-        work = _Work(lanes, max(1, cores() // max(len(lanes), 1)))
-        return [work.results[job.name] for job in jobs] if work.run() else []
+            number = job.lane if self.side_by_side else 0
+            lanes.setdefault(number, []).append(job)
+        results = _Work(lanes).run()
+        return [results[job.name] for job in jobs]
 
 
 class _Work:
     """All lanes of one call."""
 
-    def __init__(self, lanes: dict[int, list[Job]], threads: int):
+    def __init__(self, lanes: dict[int, list[Job]]):
         self.lanes = lanes
+        self.workers = len(lanes) or 1
+        threads = max(cores() // self.workers, 1)
         self.env = {"OMP_NUM_THREADS": str(threads)}
         self.results: dict[str, Result] = {}
-        self.running: dict[str, tuple[str, float]] = {}  # job: place, time of its start
+        # Name of a job: where it is, and the time of its start.
+        self.running: dict[str, tuple[str, float]] = {}
         self.kernels: list[Any] = []
         self.stop = threading.Event()
-        self.shown = clock()
+        self.shown = clock()  # time of the last line of progress
 
-    def run(self) -> bool:
-        """Run all lanes; end their kernels on an interrupt."""
-        with ThreadPoolExecutor(len(self.lanes) or 1) as pool:
+    def run(self) -> dict[str, Result]:
+        """Run all lanes and return results by job; end the kernels on an interrupt."""
+        with ThreadPoolExecutor(self.workers) as pool:
             lanes = [pool.submit(self._lane, jobs) for jobs in self.lanes.values()]
             try:
                 while wait(lanes, timeout=POLL_S).not_done:
@@ -64,7 +68,7 @@ class _Work:
                 raise
         for lane in lanes:
             lane.result()
-        return True
+        return self.results
 
     def _lane(self, jobs: list[Job]) -> None:
         failed = ""
@@ -72,8 +76,8 @@ class _Work:
             if self.stop.is_set():
                 return
             if failed:
-                error = RuntimeError(f"{job.name}: not started, because {failed} failed.")
-                self.results[job.name] = Result(job, error=error)
+                reason = f"{job.name}: not started, because {failed} failed."
+                self.results[job.name] = Result(job, error=RuntimeError(reason))
                 continue
             if not self._run(job):
                 failed = job.name
@@ -81,7 +85,7 @@ class _Work:
     def _run(self, job: Job) -> bool:
         began = clock()
         self.running[job.name] = ("starting", began)
-        print(f"{job.name}  started", file=sys.stderr, flush=True)
+        _report(f"{job.name}  started")
         result = Result(job)
         try:
             result.value = job.run(
@@ -95,7 +99,7 @@ class _Work:
         self.results[job.name] = result
         del self.running[job.name]
         word = "failed" if result.error else "done"
-        print(f"{job.name}  {word}, {result.seconds:.0f} s", file=sys.stderr, flush=True)
+        _report(f"{job.name}  {word}, {result.seconds:.0f} s")
         return result.error is None
 
     def _at(self, name: str, began: float, number: int, total: int) -> None:
@@ -105,13 +109,19 @@ class _Work:
         if clock() - self.shown < LINE_S:
             return
         self.shown = clock()
-        for name, (place, began) in list(self.running.items()):
-            print(f"{name}  {place}, {clock() - began:.0f} s", file=sys.stderr, flush=True)
+        running = list(self.running.items())  # jobs of other threads begin and end meanwhile
+        for name, (place, began) in running:
+            seconds = clock() - began
+            _report(f"{name}  {place}, {seconds:.0f} s")
 
     def _kill(self) -> None:
         for kernel in self.kernels:
             with contextlib.suppress(AttributeError, OSError):  # it has ended already
                 kernel.provisioner.process.kill()
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def cores() -> int:

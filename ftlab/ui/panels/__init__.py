@@ -1,1 +1,1 @@
-"""One file a panel."""
+"""One file per panel."""

@@ -19,8 +19,8 @@ class LivePanel:
 
         Args:
             title: Name of the run.
-            points: Measured rates: step, metric, rate.
-            losses: Optimiser steps and training losses.
+            points: Measured rates, each with step, metric and rate (0 to 1).
+            losses: Pairs of optimiser step and training loss.
         """
         return analysis.live_chart(title, points, losses)
 
