@@ -76,11 +76,11 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
         signature = inspect.signature(cell)
         declared = signature.parameters.values()
         parameters = [p for p in declared if p.kind is not p.VAR_KEYWORD]
-        allowed = {p.name for p in parameters}
-        for name, field in fields.items():
-            if name not in allowed:
-                parameters.append(_parameter(name, field))
-        allowed.update(fields)
+        own_names = {p.name for p in parameters}
+        added = {name: field for name, field in fields.items() if name not in own_names}
+        for name, field in added.items():
+            parameters.append(_parameter(name, field))
+        allowed = own_names | set(fields)
 
         @functools.wraps(cell)
         def wrapper(*args, **kwargs):
@@ -90,7 +90,7 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
             return cell(*args, **kwargs)
 
         wrapper.__signature__ = signature.replace(parameters=parameters)
-        wrapper.__doc__ = _with_settings(cell.__doc__ or "", fields)
+        wrapper.__doc__ = _with_settings(cell.__doc__ or "", added)
         return wrapper
 
     return decorate
@@ -115,6 +115,8 @@ def describe(field: FieldInfo) -> str:
     description = (field.description or "").rstrip(".")
     if default in (None, "", ()):
         return f"{description}."
+    if isinstance(default, tuple):
+        default = ", ".join(map(str, default))
     return f"{description}. Default: {default}."
 
 

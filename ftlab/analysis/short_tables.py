@@ -54,6 +54,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     short = table[[name for name in dict.fromkeys([*by, *GROUPS]) if name in table]].copy()
     if "judge" in short and "judge" not in by and short["judge"].nunique() == 1:
         del short["judge"]
+    if table.attrs.get("two_runs"):
+        del short["step"]
     count = len(short.columns)
     for name in (*PERCENTAGES, *PLAIN, *POINTS):
         ends = [f"{name}_low", f"{name}_high"]

@@ -303,6 +303,7 @@ def compare(  # noqa: PLR0913
             rows.append(_comparison_row(same, part, group, step, cluster))
     found = [row.as_dict() for row in rows]
     table = _finished(found, "compare", parent, columns)
+    table.attrs["two_runs"] = after is not None  # then its steps say nothing
     if rows:
         table["mcnemar_holm"] = stats.holm(table["mcnemar_p"].tolist())
     return table

@@ -233,7 +233,7 @@ def judge(
     response: Annotated[str, typer.Option(help="Column of the answers.")],
     judges: Annotated[
         list[str] | None,
-        typer.Option("--judge", help="refusal, keywords[:LIST], zoo:NAME, api:MODEL@URL, ..."),
+        typer.Option("--judge", help="refusal, keywords[:LIST], zoo:NAME, rubric:MODEL@URL, ..."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of human labels.")] = None,
     refused: Annotated[

@@ -154,7 +154,7 @@ def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
     values = {}
     for option in options:
         value = given.get(option.name)
-        if value in (None, [], False):
+        if value is None or value is False or value == []:
             continue
         values[option.name] = option.convert(value)
     return values
@@ -189,7 +189,7 @@ def argument_lines(doc: str) -> dict[str, str]:
 
 def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Return the type that the command line parses, and what turns it into the cell's value."""
-    if name == "prompts":
+    if name == "prompts" and annotation is Any:
         return list[str], sources
     alternatives = _alternatives(annotation)
     if len(alternatives) == 1:

@@ -11,7 +11,7 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.progress import Progress
 from ftlab._core.text import safe
-from ftlab._core.types import Outcome, Verdict
+from ftlab._core.types import Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.measuring import VERDICTS, Measurement, failed
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
@@ -123,7 +123,7 @@ def run_evaluation(reference: Any, plan: Plan, training: Any = None) -> Run:
 
 
 def _measured(run: Run, reference: Any, plan: Plan, training: Any) -> list[Verdict]:
-    run.forget(VERDICTS, lambda row: row["outcome"] == Outcome.ERROR)
+    run.forget(VERDICTS, lambda row: True)  # all are computed again from the answers
     progress = Progress(run.name, len(plan.prompts))
     elsewhere = _same_model(run) if isinstance(reference, Model) else []
     measurement = Measurement(run, plan, elsewhere)
@@ -219,6 +219,13 @@ def _same_model(run: Run) -> list[Run]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             theirs = other.identity
             same = all(theirs[name] == mine[name] for name in ("model", "precision", "schema"))
+            same = same and _engine_of(theirs) == _engine_of(mine)
             if same and path != run.path and other.finished:
                 found.append(other)
     return found
+
+
+def _engine_of(identity: dict[str, Any]) -> dict[str, str]:
+    """Return name and version of an evaluation's engine."""
+    versions = identity["versions"]
+    return {name: versions[name] for name in versions if name.startswith("engine ")}

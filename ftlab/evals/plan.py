@@ -126,7 +126,9 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
     asked = _attacked(risks, attacks, samples)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
-    return Plan(config, tuple(asked), risks, judges, engine, _versions(risks, attacks, judges))
+    return Plan(
+        config, tuple(asked), risks, judges, engine, _versions(risks, attacks, judges, engine)
+    )
 
 
 def default_engine(reference: Any) -> str:
@@ -310,9 +312,24 @@ def decoding_of(config: EvaluationConfig, prompt: Prompt) -> dict[str, Any]:
 
 
 def _versions(
-    risks: dict[str, Risk], attacks: list[Attack], judges: tuple[Judge, ...]
+    risks: dict[str, Risk], attacks: list[Attack], judges: tuple[Judge, ...], engine: Engine
 ) -> dict[str, str]:
-    found = {f"risk {name}": risk.version for name, risk in risks.items()}
-    found |= {f"attack {attack.spec}": attack.version for attack in attacks}
-    found |= {f"judge {judge.spec}": judge.version for judge in judges}
+    found = {}
+    for name, risk in risks.items():
+        found[f"risk {name}"] = _version(risk, "risks", name)
+    for attack in attacks:
+        found[f"attack {attack.spec}"] = _version(attack, "attacks", attack.name)
+    for judge in judges:
+        found[f"judge {judge.spec}"] = _version(judge, "judges", judge.name)
+    found[f"engine {engine.name}"] = engine.version
     return found
+
+
+def _version(extension: Any, place: str, name: str) -> str:
+    """Return an extension's version; an object of a class of its own adds the class's name."""
+    kind = type(extension)
+    if name in plugins.names(place):
+        found = plugins.get(place, name)
+        if kind in (found, type(found)):
+            return extension.version
+    return f"{kind.__module__}.{kind.__qualname__} {extension.version}"

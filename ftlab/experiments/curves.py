@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftlab import runs
+from ftlab._core.config import unknown_setting
 from ftlab._core.errors import Busy, UsageError
 from ftlab.data import Data
 from ftlab.evals import (
@@ -156,14 +157,21 @@ def seeds_of(seeds: int | list[int]) -> list[int]:
 def divide_settings(
     settings: dict[str, Any], training: type[TrainingConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the training and those of the evaluation."""
+    """Return the settings of the training and those of the evaluation.
+
+    Raises:
+        UsageError: `unknown_setting`, such as `beta` for a method that has none.
+    """
     for_training = {}
     for_evaluation = {}
     for name, value in settings.items():
         if name in training.model_fields:
             for_training[name] = value
-        if name in EvaluationConfig.model_fields:
+        elif name in EvaluationConfig.model_fields:
             for_evaluation[name] = value
+        else:
+            allowed = {**training.model_fields, **EvaluationConfig.model_fields}
+            raise unknown_setting([name], allowed)
     return for_training, for_evaluation
 
 

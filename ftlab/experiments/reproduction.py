@@ -178,7 +178,7 @@ class _Request:
             "output": folder / notebook.name,
             "parameters": parameters,
         }
-        return Job(experiment.name, run_notebook, arguments, experiment.lane)
+        return Job(experiment.name, run_notebook, arguments, experiment.lane, kernel=True)
 
     def record(self, results: list[Result]) -> dict[str, Any]:
         """Return what run.json holds about the call."""

@@ -11,12 +11,12 @@ from ftlab.data import draw
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, plan_evaluation
 from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, short_name
 from ftlab.runs import Run
-from ftlab.training import TrainingConfig, open_method, trainable
+from ftlab.training import TrainingConfig, curve_configs, open_method, trainable
 
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs")  # follow from at_steps and seeds
 
 
-@takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
+@takes(TrainingConfig, *curve_configs(), EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
 def risk_curve(
     parent: Any,
     data: Any,

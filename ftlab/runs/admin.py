@@ -134,7 +134,8 @@ def _removable(lock: bool) -> Iterator[tuple[Run, Path]]:
             held = FileLock(run.path / ".lock", timeout=0)
         with contextlib.suppress(Timeout), held:
             paths = [run.path]
-            if run.name in kept:
+            finished_meanwhile = (run.path / RECORD).exists()
+            if run.name in kept or finished_meanwhile:
                 paths = _leftovers(run)
             for path in paths:
                 yield run, path

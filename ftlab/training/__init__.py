@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "config": ["TrainingConfig"],
         "oom": ["Fit"],
-        "methods": ["FirstStep", "Job", "Method", "open_method"],
+        "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
         "trainer": ["train_run", "trainable"],
     },

@@ -77,7 +77,7 @@ def outcomes(steps=(0, 30, 300)) -> pd.DataFrame:
 def lines() -> pd.DataFrame:
     rows = []
     for label, rate in (("utility", 0.97), ("politeness", 0.95)):
-        rows += [{"step": step, "label": label, **interval(rate)} for step in (0, 30, 300)]
+        rows += [{"step": step, "risk": label, **interval(rate)} for step in (0, 30, 300)]
     return pd.DataFrame(rows)
 
 

@@ -20,6 +20,8 @@ def prepare(table: DataFrame) -> DataFrame:
     table = first_judge(table)
     columns = [name for name in table.attrs["by"] if name != "model"]
     names = table[columns].astype(str)
+    if "risk" in columns:
+        names["risk"] = names["risk"].map(_axes.risk_name)
     if "model" in table:
         series = table["model"]
     else:

@@ -253,6 +253,8 @@ def _note(table: DataFrame) -> str:
         if counts:
             ends = {min(counts), max(counts)}
             numbers = " to ".join(map(str, sorted(ends)))
+            if ends == {1}:
+                word = word.removesuffix("s")
             parts.append(f"{numbers} {word}")
     bands = table.get("band", [])
     parts += [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]

@@ -18,12 +18,14 @@ class Job:
         cell: The cell.
         arguments: Its keyword arguments.
         lane: Jobs of one lane run one after the other; lanes may run side by side.
+        kernel: The cell runs a notebook: it also takes `env`, `on_cell` and `kernels`.
     """
 
     name: str
     cell: Callable[..., Any]
     arguments: dict[str, Any]
     lane: int = 0
+    kernel: bool = False
 
     def run(self, **more: Any) -> Any:
         """Call the cell."""

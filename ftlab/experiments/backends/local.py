@@ -88,12 +88,8 @@ class _Work:
         _report(f"{job.name}  started")
         result = Result(job)
         try:
-            result.value = job.run(
-                env=self.env,
-                on_cell=partial(self._at, job.name, began),
-                kernels=self.kernels,
-            )
-        except (RuntimeError, OSError, ValueError) as error:
+            result.value = job.run(**self._kernel_settings(job, began))
+        except Exception as error:
             result.error = error
         result.seconds = round(clock() - began, 1)
         self.results[job.name] = result
@@ -101,6 +97,12 @@ class _Work:
         word = "failed" if result.error else "done"
         _report(f"{job.name}  {word}, {result.seconds:.0f} s")
         return result.error is None
+
+    def _kernel_settings(self, job: Job, began: float) -> dict[str, Any]:
+        if not job.kernel:
+            return {}
+        on_cell = partial(self._at, job.name, began)
+        return {"env": self.env, "on_cell": on_cell, "kernels": self.kernels}
 
     def _at(self, name: str, began: float, number: int, total: int) -> None:
         self.running[name] = (f"cell {number}/{total}", began)

@@ -98,9 +98,12 @@ class Writer:
             work = self._decode
         if drafts is not None and self._can_forget(layers):
             self._find_drafts(drafts)
+        drafted_before = tally.drafted
+        saved_before = tally.saved
         in_batches(self.rows, work, tally, self._limits(), self.most_new)
         if drafts is not None:
-            drafts.weigh(tally.drafted, tally.saved)
+            drafted = tally.drafted - drafted_before
+            drafts.weigh(drafted, tally.saved - saved_before)
             self._remember(drafts)
 
     def _remember(self, drafts: Drafts) -> None:

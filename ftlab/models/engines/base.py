@@ -105,6 +105,7 @@ class Engine:
     """Answers requests. One object may live through a whole curve and keep what helps it there."""
 
     name = ""
+    version = "1"  # raised whenever answers can change; part of an evaluation's identity
 
     def __init__(self) -> None:
         self.tally = Tally()

@@ -8,6 +8,7 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ftlab.models.devices import precision
 from ftlab.models.engines._drafts import Drafts
 from ftlab.models.engines._writing import Row, Writer, context, in_batches, read
 from ftlab.models.engines.base import (
+    NOT_FINITE,
     Collector,
     Engine,
     LoadedModel,
@@ -33,7 +35,8 @@ class HuggingFaceEngine(Engine):
     """Answers by a torch model in this process. Supports everything that a local model can do.
 
     Args:
-        drafts: Verify earlier greedy answers instead of decoding them again. Changes no answer.
+        drafts: Verify earlier greedy answers instead of decoding them again. Answers stay the
+            same up to ties of rounding.
     """
 
     name = "huggingface"
@@ -92,8 +95,11 @@ def _choose(model: LoadedModel, collector: Collector, numbers: list[int]) -> Non
     for number, several in rows.items():
         request = collector.requests[number]
         found = [row.score for row in several]
-        best = request.choices[found.index(max(found))]
-        answer = make_answer(request, best, likelihoods=found)
+        if all(map(math.isfinite, found)):
+            best = request.choices[found.index(max(found))]
+            answer = make_answer(request, best, likelihoods=found)
+        else:
+            answer = Answer("", finish="error", error=NOT_FINITE)
         collector.add([number], [answer])
 
 

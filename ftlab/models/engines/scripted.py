@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftlab._core.errors import UsageError
+from ftlab._core.files import digest
 from ftlab._core.types import Answer, Message
 from ftlab.models.engines.base import Collector, Engine, Request, make_answer
 
@@ -26,6 +27,13 @@ class ScriptedEngine(Engine):
         super().__init__()
         self.replies = replies
         self.asked: list[Request] = []
+
+    @property
+    def version(self) -> str:
+        """Hash of the replies, or the function's name: other replies are another run."""
+        if callable(self.replies):
+            return getattr(self.replies, "__qualname__", type(self.replies).__qualname__)
+        return digest(self.replies)
 
     def precision(self, training: Any = None) -> str:
         return "scripted"

@@ -7,6 +7,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": ["FirstStep", "Job", "Method", "open_method"],
+        "base": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
     },
 )

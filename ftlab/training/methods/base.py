@@ -267,3 +267,9 @@ def _no_tqdm() -> Iterator[None]:
         del os.environ["TQDM_DISABLE"]
         if before is not None:
             os.environ["TQDM_DISABLE"] = before
+
+
+def curve_configs() -> list[type[TrainingConfig]]:
+    """Return the settings of every method that `risk_curve` offers."""
+    methods = plugins.find("methods").values()
+    return [method.config for method in methods if method.has_curve]
