@@ -77,9 +77,11 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
         declared = signature.parameters.values()
         parameters = [p for p in declared if p.kind is not p.VAR_KEYWORD]
         own_names = {p.name for p in parameters}
-        added = {name: field for name, field in fields.items() if name not in own_names}
-        for name, field in added.items():
-            parameters.append(_parameter(name, field))
+        added = {}
+        for name, field in fields.items():
+            if name not in own_names:
+                added[name] = field
+                parameters.append(_parameter(name, field))
         allowed = own_names | set(fields)
 
         @functools.wraps(cell)
@@ -158,7 +160,9 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return str(unknown_setting([name], fields))
-    reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    message = problem["msg"].removeprefix("Value error, ")
+    reason = message.rstrip(".")
     if not name:
         return f"{reason}."
-    return f"{name} = {problem['input']!r}: {reason}."
+    found = problem["input"]
+    return f"{name} = {found!r}: {reason}."

@@ -218,14 +218,16 @@ def _same_model(run: Run) -> list[Run]:
         other = Run(path)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             theirs = other.identity
-            same = all(theirs[name] == mine[name] for name in ("model", "precision", "schema"))
-            same = same and _engine_of(theirs) == _engine_of(mine)
+            same = _answers_alike(theirs) == _answers_alike(mine)
             if same and path != run.path and other.finished:
                 found.append(other)
     return found
 
 
-def _engine_of(identity: dict[str, Any]) -> dict[str, str]:
-    """Return name and version of an evaluation's engine."""
-    versions = identity["versions"]
-    return {name: versions[name] for name in versions if name.startswith("engine ")}
+def _answers_alike(identity: dict[str, Any]) -> list[Any]:
+    """Return what decides an evaluation's answers besides prompts and settings."""
+    alike = [identity[name] for name in ("model", "precision", "schema")]
+    for name, version in identity["versions"].items():
+        if name.startswith("engine "):
+            alike += [name, version]
+    return alike

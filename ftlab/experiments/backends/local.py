@@ -95,7 +95,8 @@ class _Work:
         self.results[job.name] = result
         del self.running[job.name]
         word = "failed" if result.error else "done"
-        _report(f"{job.name}  {word}, {result.seconds:.0f} s")
+        seconds = result.seconds
+        _report(f"{job.name}  {word}, {seconds:.0f} s")
         return result.error is None
 
     def _kernel_settings(self, job: Job, began: float) -> dict[str, Any]:

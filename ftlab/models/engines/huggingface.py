@@ -17,9 +17,8 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
 from ftlab.models.engines._drafts import Drafts
-from ftlab.models.engines._writing import Row, Writer, context, in_batches, read
+from ftlab.models.engines._writing import NOT_FINITE, Row, Writer, context, in_batches, read
 from ftlab.models.engines.base import (
-    NOT_FINITE,
     Collector,
     Engine,
     LoadedModel,
