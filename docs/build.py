@@ -42,6 +42,8 @@ FACES = (
 )
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
+QUICK = """> **A short trial.** This page was executed with {parameters}.
+> The numbers in the text belong to the defaults below."""
 INTRODUCTION = """# Reference
 
 Written by `make docs` from the docstrings. Do not edit it by hand.
@@ -259,33 +261,46 @@ def write_page(notebook: Path, quick: bool) -> Path:
         os.chdir(folder)  # the notebook's own `out` is relative
         try:
             run_notebook(notebook, Path("done.ipynb"), parameters, env={"PYTHONPATH": str(ROOT)})
-            html = page_of(Path("done.ipynb"), {runs: "runs", folder: ".", str(ROOT): "ftlab"})
+            note = ""
+            if parameters:
+                shown = ", ".join(f"`{name} = {value}`" for name, value in parameters.items())
+                note = QUICK.format(parameters=shown)
+            places = {runs: "runs", folder: ".", str(ROOT): "ftlab"}
+            html = page_of(Path("done.ipynb"), notebook.stem, note, places)
         finally:
             os.chdir(before)
-    if len(html) > MOST_BYTES:
-        raise SystemExit(f"{notebook.name}: the page has {len(html):,} characters")
+    size = len(html.encode())
+    if size > MOST_BYTES:
+        raise SystemExit(f"{notebook.name}: the page has {size:,} bytes, over {MOST_BYTES:,}")
     PAGES.mkdir(parents=True, exist_ok=True)
     target = PAGES / f"{notebook.stem}.html"
     target.write_text(html, encoding="utf-8")
     return target
 
 
-def page_of(executed: Path, places: dict[str, str]) -> str:
+def page_of(executed: Path, title: str, note: str, places: dict[str, str]) -> str:
     """Return an executed notebook as a page without machine paths, progress lines and scripts."""
     import nbformat
     from nbconvert import HTMLExporter
 
     book = nbformat.read(executed, 4)
+    book.cells = [cell for cell in book.cells if "injected-parameters" not in tags_of(cell)]
+    if note:
+        book.cells.insert(1, nbformat.v4.new_markdown_cell(note))
     for cell in book.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     book.metadata.pop("papermill", None)
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="")
-    html, _ = exporter.from_notebook_node(book, {"metadata": {"name": executed.stem}})
+    html, _ = exporter.from_notebook_node(book, {"metadata": {"name": title}})
     for place, shown in places.items():
         html = html.replace(place, shown)
     return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+
+
+def tags_of(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
 if __name__ == "__main__":
