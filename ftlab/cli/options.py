@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ftlab._core.config import Config
 from ftlab._core.errors import UsageError
 
 PLAIN = (int, float, str, Path, bool)
+SERIES = (list, tuple, Sequence)
 ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
 OLD_SPELLINGS = {  # further names of an option
@@ -194,9 +195,9 @@ def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
     alternatives = _alternatives(annotation)
     if len(alternatives) == 1:
         return _single_parser(name, alternatives[0])
-    origins = {typing.get_origin(one) for one in alternatives}
-    if origins & {list, tuple}:
-        return str, partial(whole_numbers, name)
+    series = [one for one in alternatives if typing.get_origin(one) in SERIES]
+    if series:
+        return _single_parser(name, series[0])
     if float in alternatives:
         return str, number_or_text
     return str, str
@@ -216,7 +217,7 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
     parts = typing.get_args(kind)
     if kind in PLAIN or origin is typing.Literal:
         return kind, lambda value: value
-    if origin in (list, tuple) and str in parts:
+    if origin in SERIES and str in parts:
         return list[str], names
     is_config = inspect.isclass(kind) and issubclass(kind, Config)
     if origin is dict or is_config:

@@ -75,6 +75,30 @@ def test_whole_numbers(text, value):
     assert options.whole_numbers("seeds", text) == value
 
 
+PARSED = [
+    ("curve", "at_steps", "0,1", [0, 1]),
+    ("curve", "at_steps", "3", [3]),
+    ("curve", "seeds", "2", 2),
+    ("harmful-finetune", "n_examples", "2,3", [2, 3]),
+    ("compare", "by", ["risk,attack"], ["risk", "attack"]),
+    ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
+    ("sft", "steps", 0, 0),
+    ("sft", "valid", "0.1", 0.1),
+    ("sft", "valid", "rows.jsonl", "rows.jsonl"),
+    ("sft", "stop_above", "jailbreak=0.1", {"jailbreak": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "given", "value"), PARSED)
+def test_an_option_becomes_what_its_cell_takes(name, option, given, value):
+    command = commands.CELLS[name]
+    room, cell = command.path.split(":")
+    found = options.options_of(getattr(getattr(ftlab, room), cell), command.positional, ())
+    (own,) = [each for each in found if each.name == option]
+    assert own.convert(given) == value and type(own.convert(given)) is type(value)
+    assert isinstance(given, list) == ("list" in str(own.kind))
+
+
 def test_one_step_is_a_list_too():
     assert options.whole_numbers("at_steps", "3") == [3]
 
