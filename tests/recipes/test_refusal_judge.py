@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from ftlab._core.files import resource  # noqa: E402
 from ftlab.judges import agreement_of_card, refusal  # noqa: E402
 from ftlab.judges.cards import GOLD, agreement_by_model  # noqa: E402
-from ftlab.runs import resource  # noqa: E402
 from recipes.refusal_judge import measure, train  # noqa: E402
 
 BENIGN = (
