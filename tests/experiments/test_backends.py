@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import raises_code
 
-from ftlab.experiments.backends import Backend, Job, LocalBackend, local, open_backend
+from ftlab.experiments.backends import Job, LocalBackend, local, open_backend
 
 WAIT_S = 20
 
@@ -35,7 +35,7 @@ class Work:
         return f"value of {name}"
 
     def job(self, name: str, lane: int = 0, **arguments) -> Job:
-        return Job(name, self, {"name": name, **arguments}, lane)
+        return Job(name, self, {"name": name, **arguments}, lane, kernel=True)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_without_side_by_side_all_lanes_are_one(work):
     assert set(work.threads.values()) == {str(local.cores())}
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, OSError, ValueError])
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, ValueError, KeyError])
 def test_a_failure_stops_its_own_lane_only(work, kind):
     error = kind("it failed")
     jobs = [work.job("a", 0, error=error), work.job("b", 0), work.job("c", 1)]
@@ -112,8 +112,13 @@ def test_an_interrupt_ends_the_kernels_and_is_raised(monkeypatch, work):
 
     monkeypatch.setattr(local._Work, "_show", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        LocalBackend().map([Job("a", waits, {}), work.job("b")])
+        LocalBackend().map([Job("a", waits, {}, kernel=True), work.job("b")])
     assert processes[0].returncode is not None and work.events == []
+
+
+def test_a_job_without_a_kernel_gets_its_own_arguments_only():
+    (result,) = LocalBackend().map([Job("a", lambda **given: given, {"x": 1})])
+    assert result.value == {"x": 1}
 
 
 def test_no_jobs_are_no_results():
@@ -122,7 +127,7 @@ def test_no_jobs_are_no_results():
 
 def test_a_backend_is_opened_by_its_name():
     assert isinstance(open_backend("local"), LocalBackend)
-    own = Backend()
+    own = LocalBackend(side_by_side=False)
     assert open_backend(own) is own
     with raises_code("unknown_backend"):
         open_backend("cloud")

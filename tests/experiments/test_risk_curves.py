@@ -87,8 +87,10 @@ def test_a_point_is_the_training_of_so_many_steps_evaluated(dropping, adapter):
 
 def test_a_curve_of_pairs_by_dpo(llama):
     settings = TINY | {"at_steps": [0, 2]}
-    curve = ft.risk_curve(llama, pairs(8), method="dpo", prompts=goals(2), **KEYWORDS, **settings)
+    asked = dict(prompts=goals(2), **KEYWORDS, **settings)
+    curve = ft.risk_curve(llama, pairs(8), method="dpo", beta=0.2, **asked)
     assert curve.members[0].kind == "dpo"
+    assert curve.members[0].identity["training"]["beta"] == 0.2
     assert curve.table().groupby("step").size().to_dict() == {0: 2, 2: 2}
 
 
@@ -313,6 +315,7 @@ MISTAKES = [
     ({"steps": 3}, "unknown_setting"),
     ({"seed": 3}, "unknown_setting"),
     ({"n_promts": 3}, "unknown_setting"),
+    ({"beta": 0.2}, "unknown_setting"),  # a setting of dpo
     ({"judges": "gpt"}, "unknown_judge"),
     ({"method": "sfft"}, "unknown_method"),
     ({"method": "reward_model"}, "method_without_curve"),
