@@ -201,10 +201,23 @@ class _Position:
 def _kernel(env: dict[str, str], kernels: list | None) -> type:
     """Return a manager that starts this interpreter, whatever the kernelspec `python3` names."""
     from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
+    from jupyter_client import AsyncKernelClient, AsyncKernelManager
+    from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.kernelspec import KernelSpec
+    from traitlets import Type
+
+    class Outputs(AsyncZMQSocketChannel):
+        async def get_msg(self, *args, **options):
+            message = await super().get_msg(*args, **options)
+            # Before anything is written: a killed run must not leave a secret on disk.
+            throughout(message["content"], redacted)
+            return message
+
+    class Client(AsyncKernelClient):
+        iopub_channel_class = Type(Outputs)
 
     class ThisInterpreter(AsyncKernelManager):
+        client_factory = Type(Client)
         kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))
 
         async def start_kernel(self, **options):

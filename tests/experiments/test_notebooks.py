@@ -213,6 +213,8 @@ def test_no_secret_is_left_in_an_executed_notebook(ends, book, tmp_path, monkeyp
         "import os\nfrom IPython.display import HTML, display\n"
         f"t, k = {TOKENS!r}, os.environ['OPENAI_API_KEY']\n"
         "print(t, k)\ndisplay(HTML(f'<b>{t}{k}</b>'))\nt",
+        f"from pathlib import Path\npartial = next(Path({str(tmp_path)!r}).glob('.*partial*'))\n"
+        "print('on disk:', partial.read_text().count(k))",
         "raise ValueError(f'{t} {k}')" if ends == "badly" else "1",
     ]
     reason = ""
@@ -227,6 +229,7 @@ def test_no_secret_is_left_in_an_executed_notebook(ends, book, tmp_path, monkeyp
     for text in (made.read_text(), reason):
         assert not any(token in text for token in (*TOKENS, "local-key"))
     assert "[token removed]" in made.read_text()
+    assert "on disk: 0" in made.read_text()  # the key is not on disk while the notebook runs either
 
 
 # Widgets

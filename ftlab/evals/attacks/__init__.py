@@ -7,7 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": ["Attack", "open_attack"],
+        "base": ["Attack", "open_attack", "reworded"],
         "best_of_n": ["BestOfN"],
         "decoding": ["DecodingSweep"],
         "direct": ["Direct"],
