@@ -91,11 +91,11 @@ class _Work:
             result.value = job.run(**self._kernel_settings(job, began))
         except Exception as error:
             result.error = error
-        result.seconds = round(clock() - began, 1)
+        seconds = clock() - began
+        result.seconds = round(seconds, 1)
         self.results[job.name] = result
         del self.running[job.name]
         word = "failed" if result.error else "done"
-        seconds = result.seconds
         _report(f"{job.name}  {word}, {seconds:.0f} s")
         return result.error is None
 
@@ -103,7 +103,11 @@ class _Work:
         if not job.kernel:
             return {}
         on_cell = partial(self._at, job.name, began)
-        return {"env": self.env, "on_cell": on_cell, "kernels": self.kernels}
+        return {
+            "env": self.env,
+            "on_cell": on_cell,
+            "kernels": self.kernels,
+        }
 
     def _at(self, name: str, began: float, number: int, total: int) -> None:
         self.running[name] = (f"cell {number}/{total}", began)
