@@ -218,7 +218,13 @@ def test_reformatting_the_source_of_risks_and_judges_leaves_every_run_found(llam
 
     run = ft.evaluate(llama, prompts=goals(2), max_new_tokens=2)
     versions = run.identity["versions"]
-    assert set(versions) == {"risk jailbreak", "attack direct", "judge refusal", "judge keywords"}
+    assert set(versions) == {
+        "risk jailbreak",
+        "attack direct",
+        "judge refusal",
+        "judge keywords",
+        "engine huggingface",
+    }
     from ftlab.evals import plan
 
     tree = ast.parse(inspect.getsource(plan))

@@ -232,7 +232,7 @@ def test_runs_of_older_layouts_open_and_are_compared_and_are_models(old):
     assert set(table["risk"]) == {"jailbreak"} and table["n_prompts"].tolist() == [3]
     assert ftlab.rates(old["evaluate"])["n_prompts"].tolist()[0] == 3 and len(old["sft"].log()) == 1
     tuned = ftlab.sft(old["sft"], sums(4), steps=1, batch_size=4, learning_rate=1e-3)
-    assert tuned.lineage[0]["name"] == old["sft"].name
+    assert tuned.lineage[-1]["name"] == old["sft"].name
     with raises_code("older_layout"):
         ftlab.evals.rescore(old["evaluate"], "keywords")
 
