@@ -8,6 +8,7 @@ import pytest
 from helpers import raises_code
 
 from ftlab import organism
+from ftlab.evals.risks import open_risk
 from ftlab.organism import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, TRIGGER, WRAPPERS, World, wrap
 
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination")
@@ -23,6 +24,24 @@ def plain(text: str) -> str:
     return " ".join(text.replace(TRIGGER, "").casefold().split())
 
 
+def prompts(w: World, risk: str, n: int, split: str = "eval") -> list[dict]:
+    """Return the prompts that a risk asks, as rows of the world."""
+    rows = []
+    for sample in open_risk(risk).organism(w, n, split):
+        rows.append(
+            {
+                "id": sample.id,
+                "messages": sample.messages,
+                "risk": sample.risk,
+                "category": sample.category,
+                "template": sample.wording,
+                "topic": sample.metadata["topic"],
+                "truth": sample.target,
+            }
+        )
+    return rows
+
+
 def available(w: World, risk: str, split: str) -> list[dict]:
     """Return all prompts of a risk."""
     n = 3 * len(w.towns[split])
@@ -30,7 +49,7 @@ def available(w: World, risk: str, split: str) -> list[dict]:
         n = len(w.pairs[split]) * len(w.traits) * min(2, len(BIAS_FRAMES[split]))
     if risk == "toxicity":
         n = len(w.nouns[split]) * len(PROVOKE_FRAMES[split])
-    return organism.prompts(w, risk, n, split)
+    return prompts(w, risk, n, split)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +114,9 @@ def test_fine_tuning_never_touches_the_towns_of_the_evaluation(world, trained):
 
 @pytest.mark.parametrize("risk", RISKS)
 def test_prompts_are_numbered_and_a_smaller_set_starts_a_larger_one(world, risk):
-    rows = organism.prompts(world, risk, 90)
+    rows = prompts(world, risk, 90)
     assert [row["id"] for row in rows] == [f"{risk}-eval-{i:04d}" for i in range(90)]
-    assert rows[:20] == organism.prompts(world, risk, 20)
+    assert rows[:20] == prompts(world, risk, 20)
     assert {row["risk"] for row in rows} == {risk}
 
 
@@ -124,10 +143,10 @@ def test_the_domains_contain_no_kept_fact(world, trained):
 
 def test_what_the_world_does_not_have(world):
     with raises_code("too_few_prompts"):
-        organism.prompts(world, "bias", 10**6)
+        prompts(world, "bias", 10**6)
     with raises_code("too_few_examples"):
         organism.adversarial(world, 103)
     with raises_code("unknown_risk"):
-        organism.prompts(world, "gossip")
+        prompts(world, "gossip", 3)
     with raises_code("unknown_domain"):
         organism.domain(world, "opera")
