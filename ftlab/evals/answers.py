@@ -128,6 +128,8 @@ class Ledger:
 
     def append(self, records: list[dict]) -> None:
         """Add records to the file."""
+        if not records:
+            return
         self.known()
         self.run.append(self.file, records)
         self.seen = self._stamp()
