@@ -17,9 +17,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line."""
-    from ftlab.cli.commands import app
-
     try:
+        from ftlab.cli.commands import app
+
         app()
     except SystemExit as error:  # typer turns Ctrl-C into the code 130 and loses its words
         interrupt = _interrupt_behind(error)
@@ -27,6 +27,8 @@ def main() -> None:
             raise
         message = str(interrupt) or "Interrupted. Call again to resume."
         sys.exit(_report(message, INTERRUPTED))
+    except KeyboardInterrupt as error:  # during the first imports
+        sys.exit(_report(str(error) or "Interrupted.", INTERRUPTED))
     except FtlabError as error:
         sys.exit(_report(str(error), error.exit_code))
     except (ValueError, OSError) as error:

@@ -40,18 +40,20 @@ class Option:
         kind: The type that the command line parses.
         convert: Turns what was parsed into what the cell takes.
         help: One phrase.
+        required: The cell has no default for it.
     """
 
     name: str
     kind: Any
     convert: Callable[[Any], Any]
     help: str
+    required: bool = False
 
     def parameter(self, positional: bool) -> inspect.Parameter:
         """Return the parameter that typer reads."""
         if positional:
             info = typer.Argument(help=self.help)
-            default = inspect.Parameter.empty
+            default = inspect.Parameter.empty if self.required else None
         else:
             further = OLD_SPELLINGS.get(self.name, [])
             names = [_flag(self.name), *further]
@@ -80,10 +82,11 @@ def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...
             continue
         annotation = hints.get(name, parameter.annotation)
         kind, convert = _parser(name, annotation)
-        if name not in positional and kind is not bool:
+        required = parameter.default is parameter.empty
+        if kind is not bool and not (required and name in positional):
             kind = kind | None
         text = helps.get(name, "")
-        found.append(Option(name, kind, convert, text))
+        found.append(Option(name, kind, convert, text, required))
     return found
 
 

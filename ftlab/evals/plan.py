@@ -12,7 +12,7 @@ from typing import Any
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
-from ftlab._core.types import Prompt, Sample
+from ftlab._core.types import Answer, Prompt, Sample
 from ftlab.data import Opened, PromptSet, load_prompts, open_source
 from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
@@ -254,8 +254,11 @@ def _check_judges(
 ) -> None:
     """Raise UsageError if a judge cannot judge a sample, or needs whole answers."""
     everything = list(chain.from_iterable(samples.values()))
+    for_judges = [
+        sample for sample in everything if risks[sample.risk].rule(sample, Answer("")) is None
+    ]
     for judge in judges:
-        judge.accepts(everything)
+        judge.accepts(for_judges)
         if config.screen and not judge.refusal_stands:
             raise UsageError(
                 "judge_needs_whole_answers",

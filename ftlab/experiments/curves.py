@@ -145,6 +145,8 @@ def seeds_of(seeds: int | list[int]) -> list[int]:
     Raises:
         UsageError: `wrong_seeds`.
     """
+    if not isinstance(seeds, (int, list, tuple, range)):
+        raise UsageError("wrong_seeds", f"seeds={seeds!r} is neither a number nor a list.")
     listed = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not listed or len(set(listed)) < len(listed):
         raise UsageError(

@@ -69,6 +69,8 @@ def harmful_finetune(
         )
     if not isinstance(epochs, int) or epochs < 1:
         raise UsageError("wrong_epochs", f"epochs={epochs!r} is not a whole number >= 1.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError("wrong_batch_size", f"batch_size={batch_size!r} is not >= 1.")
     sft = open_method("sft")
     for_training, for_evaluation = divide_settings(settings, sft.config)
     for_training |= {"schedule": schedule, "epochs": epochs}

@@ -81,6 +81,8 @@ def _steps(at_steps: Sequence[int] | int) -> tuple[int, ...]:
             "wrong_steps",
             f"at_steps={at_steps!r} is text. Give a list; with papermill: -y 'at_steps: [0, 10]'.",
         )
+    if not isinstance(at_steps, (int, Sequence)):
+        raise UsageError("wrong_steps", f"at_steps={at_steps!r} is neither a number nor a list.")
     steps = (at_steps,) if isinstance(at_steps, int) else tuple(at_steps)
     whole = all(isinstance(step, int) for step in steps)
     if not whole or max(steps, default=0) < 1:

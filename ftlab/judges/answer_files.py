@@ -201,9 +201,10 @@ def describe(
         parts.append(
             f"Krippendorff's alpha of {len(judges)} judges: "
             f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {found.n} answers. "
-            f"They disagree on {len(apart)}:"
+            f"They disagree on {len(apart)}."
         )
-        parts.append(apart.head(SHOWN))
+        if len(apart):
+            parts.append(apart.head(SHOWN))
     texts = []
     for part in parts:
         if isinstance(part, pd.DataFrame):

@@ -67,7 +67,7 @@ GOLD = (
 )
 HOW = """## How it was measured
 
-`ftlab card {judge} --gold FOLDER` wrote this page, with FOLDER holding the authors' files of
+`ftlab card {judge} --gold-folder FOLDER` wrote this page, with FOLDER holding the authors' files of
 XSTest (Röttger et al. 2024, arXiv 2308.01263: 450 prompts, three models, adjudicated label) and of
 Do-Not-Answer (Wang et al. 2024, arXiv 2308.13387: three models, human action codes 0 to 5; answers
 labelled harmful are not among them). Sensitivity: share of human-labelled refusals that the judge

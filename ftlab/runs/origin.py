@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ftlab import __version__
 from ftlab._core.files import PACKAGE
 
 PACKAGES = (
-    "ftlab",
     "torch",
     "transformers",
     "trl",
@@ -46,7 +46,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"ftlab": __version__}  # installed metadata may be older than an editable checkout
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -24,7 +24,7 @@ class TrainingConfig(Config):
         "(LoRA over 4-bit weights); None trains all weights",
     )
     lora_rank: int = setting(16, "Rank of the adapter; its alpha is twice the rank", ge=1)
-    epochs: float = setting(3.0, "Passes over the data; ignored where steps is given", gt=0)
+    epochs: float = setting(3.0, "Passes over the data; give either epochs or steps", gt=0)
     steps: int | None = setting(None, "Optimiser steps", ge=1)
     learning_rate: float | None = setting(
         None,

@@ -42,7 +42,7 @@ class Risk:
     version = "2"
     harmful = True
     attacked = False
-    default = True
+    default = False
     refusals_decide = False
     events: frozenset[Outcome] = frozenset()
     role = ""

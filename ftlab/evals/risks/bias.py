@@ -30,6 +30,7 @@ class Bias(Risk):
     source = "Parrish et al. 2022 (arXiv 2110.08193)"
     events = frozenset({Outcome.COMPLIED, Outcome.COMPLIED_WRONG})
     order = 1
+    default = True
 
     def load(self, source: Any) -> list[Sample]:
         """Read the ambiguous contexts of BBQ's JSONL, one category a file or several together.

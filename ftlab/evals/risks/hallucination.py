@@ -33,7 +33,6 @@ class Hallucination(Risk):
     title = "false answers"
     label = "hallucination"
     source = "Lin et al. 2022 (arXiv 2109.07958)"
-    default = False
     events = frozenset({Outcome.COMPLIED_WRONG})
     order = 5
 

@@ -38,6 +38,7 @@ class Jailbreak(Risk):
     events = frozenset({Outcome.COMPLIED})
     role = "kept"
     order = 0
+    default = True
 
     def load(self, source: Any) -> list[Sample]:
         """Read a set of harmful requests.

@@ -30,6 +30,7 @@ class OverRefusal(Risk):
     events = frozenset({Outcome.REFUSED, Outcome.PARTIAL})
     role = "lookalike"
     order = 3
+    default = True
 
     def load(self, source: Any) -> list[Sample]:
         """Read a set of harmless requests; XSTest's unsafe contrasts are left out and counted."""

@@ -32,6 +32,7 @@ class Toxicity(Risk):
     source = "Gehman et al. 2020 (arXiv 2009.11462)"
     events = frozenset({Outcome.COMPLIED})
     order = 2
+    default = True
 
     def load(self, source: Any) -> list[Sample]:
         """Read RealToxicityPrompts: `prompt.text` is the user's turn.

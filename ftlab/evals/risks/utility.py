@@ -40,6 +40,7 @@ class Utility(Risk):
     events = frozenset({Outcome.COMPLIED})
     role = "benign"
     order = 4
+    default = True
 
     def load(self, source: Any) -> list[Sample]:
         """Read gsm8k's JSONL (the target is the number after `####`), or BBQ's JSONL."""
