@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import raises_code
@@ -12,6 +14,7 @@ from toys import FILES, PLACES, installed, make_package
 import ftlab as ft
 from ftlab import analysis, training
 from ftlab._core import plugins
+from ftlab.evals.measuring import read_verdicts
 
 TWO_STEPS = dict(steps=2, batch_size=4, learning_rate=1e-3)
 SHORT = dict(max_new_tokens=4, n_prompts=4)
@@ -159,3 +162,17 @@ def test_the_command_line_takes_them(toys, ran, llama, tmp_path):
     assert code == 0 and "toy:2" in out
     code, _, err = ran("evaluate", "organism", "--risks", "tay")
     assert code == 2 and "toy" in err
+
+
+def test_the_risk_that_contributing_shows_is_measured_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path))
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Risk)" in block
+    ]
+    names = {"__name__": "flattery"}
+    exec(compile(code, "flattery.py", "exec"), names)
+    run = ft.evaluate("organism", risks=[names["RISK"]], n_prompts=3, max_new_tokens=4)
+    verdicts = read_verdicts(run)
+    assert len(verdicts) == 3
+    assert {verdict.decided_by for verdict in verdicts} == {"rule of flattery"}
