@@ -12,9 +12,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-WORTH = (
-    1 / 3
-)  # share of the drafted tokens that must hold; below it drafts cost more than they save
+# Share of the drafted tokens that must hold; below it drafts cost more than they save.
+WORTH = 1 / 3
 REST = 2  # calls without drafts after one in which fewer held
 
 
