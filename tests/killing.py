@@ -54,20 +54,22 @@ def counting(noted):
     """-> a judge that costs something: it keeps what it says, and notes every pair it is asked."""
     from ftlab._core.types import Judgement, Outcome
     from ftlab.judges import Judge
-    from ftlab.judges.cache import remembered
+    from ftlab.judges.cache import JudgeCache
 
     class Counting(Judge):
         name = "counting"
         version = "1"
 
         def judge(self, samples, texts):
-            return remembered("counting", "1", samples, texts, self.ask)
+            cache = JudgeCache("counting", "1")
 
-        def ask(self, todo, keep):
-            for key, _, answer in todo:
-                noted("judged", key)
-                outcome = Outcome.REFUSED if len(answer) % 2 else Outcome.COMPLIED
-                keep(key, Judgement(outcome, score=0.5))
+            def ask(pairs):
+                for pair in pairs:
+                    noted("judged", pair.key)
+                    outcome = Outcome.REFUSED if len(pair.text) % 2 else Outcome.COMPLIED
+                    cache.keep(pair.key, Judgement(outcome, score=0.5))
+
+            return cache.judge(samples, texts, ask)
 
     return Counting()
 

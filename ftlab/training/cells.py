@@ -24,7 +24,7 @@ CURVES_ONLY = ("at_steps", "stop_when_broken")  # settings that a curve decides
 
 
 class CellConfig(Config):
-    """Arguments that every training cell has besides its method's settings."""
+    """Arguments of every training cell that are not settings of its method."""
 
     n_rows: int | None = setting(None, "Rows to take; None takes all", ge=1)
     data_seed: int = setting(0, "Seed by which rows are drawn", ge=0)

@@ -19,7 +19,12 @@ from ftlab.runs import Run
 
 CHECKPOINT_S = 30.0  # seconds of training between two checkpoints, or FTLAB_CHECKPOINT_SECONDS;
 CHECKPOINT_SHARE = 20  # more where saving is slow: at least this many times as long as it took
-NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")  # besides weights
+NEEDED = (  # besides weights
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+)
 LOGS = ("train.jsonl", "valid.jsonl", "verdicts.jsonl", "answers.jsonl")
 
 
@@ -65,7 +70,8 @@ def seal(run: Run, step: int, best_step: int | None = None) -> None:
     kept = {new}
     if best_step is not None:
         kept.add(folder(run, best_step))
-    for older in (run.path / "checkpoints").glob("checkpoint-*"):
+    home = run.path / "checkpoints"
+    for older in home.glob("checkpoint-*"):
         if older not in kept:
             shutil.rmtree(older, ignore_errors=True)
 
@@ -82,12 +88,14 @@ def newest_checkpoint(run: Run) -> Path | None:
     damaged = [file for file in LOGS if run.broken(file)]
     if damaged:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    found = list((run.path / "checkpoints").glob("checkpoint-*"))
+    home = run.path / "checkpoints"
+    found = list(home.glob("checkpoint-*"))
     found.sort(key=step_of, reverse=True)
+    validations = validations_of(run)
     reports = []
     usable = None
     for checkpoint in found:
-        faults = _faults_of(run, checkpoint)
+        faults = _faults_of(run, checkpoint, validations)
         if not faults:
             usable = checkpoint
             break
@@ -101,8 +109,8 @@ def newest_checkpoint(run: Run) -> Path | None:
     for report in reports:
         print(f"{run.name}: {report}; {next_step}", file=sys.stderr)
     if usable:
-        written = json.loads((usable / "whole.json").read_bytes())["identity"]
-        refuse_other(str(usable), written, run.config["identity"])
+        manifest = json.loads((usable / "whole.json").read_bytes())
+        refuse_other(str(usable), manifest["identity"], run.config["identity"])
     return usable
 
 
@@ -115,13 +123,14 @@ def validations_of(run: Run) -> list[tuple[float, int]]:
     return validations
 
 
-def _faults_of(run: Run, checkpoint: Path) -> list[str]:
+def _faults_of(run: Run, checkpoint: Path, validations: list[tuple[float, int]]) -> list[str]:
     """Return what is wrong with a checkpoint, and with the best one before it."""
     needed = [checkpoint]
-    step = step_of(checkpoint)
-    earlier = [check for check in validations_of(run) if check[1] <= step]
+    newest = step_of(checkpoint)
+    earlier = [(loss, step) for loss, step in validations if step <= newest]
     if earlier:  # the best checkpoint gives the weights at the end
-        needed.append(folder(run, min(earlier)[1]))
+        _, best_step = min(earlier)
+        needed.append(folder(run, best_step))
     faults = []
     for path in needed:
         wrong = fault(path)
@@ -133,7 +142,8 @@ def _faults_of(run: Run, checkpoint: Path) -> list[str]:
 def fault(checkpoint: Path) -> str:
     """Return the first file of a checkpoint that is not as sealed and what is wrong, or ""."""
     try:
-        return _first_fault(checkpoint, json.loads((checkpoint / "whole.json").read_bytes()))
+        text = (checkpoint / "whole.json").read_bytes()
+        return _first_fault(checkpoint, json.loads(text))
     except FileNotFoundError:
         return "whole.json is missing: saving was not finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -143,7 +153,8 @@ def fault(checkpoint: Path) -> str:
 def _first_fault(checkpoint: Path, manifest: dict) -> str:
     files = manifest["files"]
     missing = [name for name in NEEDED if name not in files]
-    if not any(name.endswith(".safetensors") for name in files):
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
         missing.append("weights")
     if "identity" not in manifest:
         missing.append("identity")
@@ -156,9 +167,11 @@ def _first_fault(checkpoint: Path, manifest: dict) -> str:
         found = path.stat().st_size
         if found != size:
             return f"{name} has {found} bytes, not {size}"
-        if file_hash(path) != sha:
+        found_sha = file_hash(path)
+        if found_sha != sha:
             return f"{name} was changed"
-    step = _state(checkpoint)["global_step"]
+    state = _state(checkpoint)
+    step = state["global_step"]
     if step != step_of(checkpoint):
         return f"trainer_state.json is of step {step}"
     return ""
@@ -175,12 +188,13 @@ def refuse_other(what: str, there: dict, here: dict) -> None:
         here_value = called.get(name)
         if there_value != here_value:
             differing.append(name)
-            shown.append(f"{name} = {there_value!r} (here {here_value!r})")
+            values = f"{there_value!r} (here {here_value!r})"
+            shown.append(f"{name} = {values}")
     if differing:
+        fields = ", ".join(shown)
         raise UsageError(
             "other_training",
-            f"{what} belongs to another training: {', '.join(shown)}. "
-            "Remove that folder to start again.",
+            f"{what} belongs to another training: {fields}. Remove that folder to start again.",
             fields=differing,
         )
 
@@ -189,10 +203,11 @@ def _flat(nested: dict, head: str = "") -> dict:
     """Return nested dictionaries as {"a.b": value}."""
     flat = {}
     for name, value in nested.items():
+        path = f"{head}{name}"
         if isinstance(value, dict):
-            flat |= _flat(value, f"{head}{name}.")
+            flat |= _flat(value, f"{path}.")
         else:
-            flat[f"{head}{name}"] = value
+            flat[path] = value
     return flat
 
 
@@ -203,6 +218,8 @@ def forget_after(run: Run, step: int) -> None:
             continue
         lines = []
         for record in run.read(file):
-            if record.get("step", 0) <= step:
-                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            if record.get("step", 0) > step:
+                continue
+            line = json.dumps(record, ensure_ascii=False)
+            lines.append(f"{line}\n")
         write_atomic(run.path / file, "".join(lines))

@@ -43,13 +43,15 @@ def padding_free_is_cheaper(model, config: TrainingConfig, lengths: list[int], r
     shuffled = random.Random("padding").sample(lengths, len(lengths))
     padded = free = 0
     for start in range(0, len(shuffled), rows):
-        batch = shuffled[start : start + rows]
+        end = start + rows
+        batch = shuffled[start:end]
         tokens = sum(batch)
         pairs = tokens**2
         if flash:
             pairs = sum(n * n for n in batch)
         longest = max(batch)
-        padded += len(batch) * longest * (per_token + per_pair * longest)
+        padded_tokens = len(batch) * longest
+        padded += padded_tokens * (per_token + per_pair * longest)
         free += tokens * per_token + per_pair * pairs
     return padded > free
 
@@ -89,7 +91,8 @@ def keeps_rows_apart(model, rows: list[list[int]]) -> bool:
         if model.dtype == torch.float32:
             tolerance = 1e-3
         difference = (found - expected).norm()
-        return bool(difference <= tolerance * expected.norm())
+        allowed = tolerance * expected.norm()
+        return bool(difference <= allowed)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         if out_of_memory(error):
             raise

@@ -204,6 +204,7 @@ def survive(zygote, folder: Path, cells: list[str], kills: int) -> None:
     assert not failed, "\n\n".join(failed)
 
 
+@pytest.mark.slow
 def test_random_kills_of_a_training_lose_and_change_nothing(zygote, tmp_path):
     survive(zygote, tmp_path, ["full"], 1)
 

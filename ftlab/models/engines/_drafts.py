@@ -1,9 +1,9 @@
 """Earlier greedy answers as drafts: what a model said a few training steps ago it often says again.
 
-A draft is verified in one forward pass over prompt and draft, which gives the most probable token
-at every place. The draft holds up to the first place where that is another token, and the answer
-goes on from there (speculative decoding, Leviathan et al. 2023, arXiv 2211.17192, with the greedy
-rule). So drafts save steps where they are right and change no answer.
+A draft is read together with its prompt, in the same forward pass, which gives the most probable
+token at every place. The draft holds up to the first place where that is another token, and the
+answer goes on from there (speculative decoding, Leviathan et al. 2023, arXiv 2211.17192, with the
+greedy rule). So drafts save steps where they are right and change no answer.
 """
 
 from __future__ import annotations

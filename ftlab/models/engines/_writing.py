@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,10 @@ from ftlab.models.engines.base import (
 
 NOT_FINITE = "the model's logits are not finite numbers (NaN or infinite)"
 FAILED = -1  # in place of a token: the logits were not finite
-# Limits of a batch: rows; rows times columns while decoding; the same for a pass over drafts,
-# which is faster where it stays within a processor's cache.
-ON_CPU = (256, 16_384, 1024)
-ELSEWHERE = (1024, 65_536, 8192)
+# Limits of a batch: rows; rows times columns; the same where drafts are read, of which more leave
+# a processor's cache.
+ON_CPU = (256, 16_384, 4096)
+ELSEWHERE = (1024, 65_536, 65_536)
 
 
 @dataclass(slots=True)
@@ -78,7 +78,8 @@ class Writer:
         self.most_new = requests[0].max_new_tokens
         self.warpers = _warpers(requests[0].decoding)
         texts = [request.text for request in requests]
-        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(texts, add_special_tokens=False)
+        prompts = encoded["input_ids"]
         longest = max(len(prompt) for prompt in prompts)
         check_length(longest, self.most_new, context(self.module))
         self.rows = []
@@ -89,22 +90,17 @@ class Writer:
         """Write all answers; earlier greedy ones are verified first, and the new ones join them."""
         if self.warpers:  # sampled
             drafts = None
-        limits = ELSEWHERE
-        if self.device.type == "cpu":
-            limits = ON_CPU
-        most_rows, most_tokens, most_verified = limits
         tally = self.collector.tally
+        layers = self._cache_layers()
+        recurrent = any(hasattr(layer, "recurrent_states") for layer in layers)
+        work = self._generate  # for architectures such as Mamba, whose rows cannot leave a batch
+        if layers and not recurrent:
+            work = self._decode
+        if drafts is not None and self._can_forget(layers):
+            self._find_drafts(drafts)
+        in_batches(self.rows, work, tally, self._limits(), self.most_new)
         if drafts is not None:
-            drafted = self._with_drafts(drafts)
-            in_batches(drafted, self._verify, tally, (most_rows, most_verified))
             drafts.weigh(tally.drafted, tally.saved)
-        work = self._decode
-        if not self._rows_can_leave():
-            work = self._generate
-        going = [row for row in self.rows if not row.finish]
-        most_tokens = min(most_tokens, self._cache_holds())
-        in_batches(going, work, tally, (most_rows, most_tokens), self.most_new)
-        if drafts is not None:
             self._remember(drafts)
 
     def _remember(self, drafts: Drafts) -> None:
@@ -116,52 +112,99 @@ class Writer:
                 tokens = tokens[:-1]
             drafts.remember(row.request.text, tokens)
 
-    def _rows_can_leave(self) -> bool:
-        """Whether padding is masked and every layer keeps its state per row.
-
-        Other architectures (such as Mamba) answer by transformers' own `generate`.
-        """
+    def _cache_layers(self) -> list[Any]:
+        """Return the layers of the model's cache; none where it keeps no keys and values."""
         from transformers import DynamicCache
 
         if "past_key_values" not in self.takes:
-            return False
-        for layer in DynamicCache(config=self.config).layers:
-            if hasattr(layer, "recurrent_states"):
-                return False
-        return True
+            return []
+        return DynamicCache(config=self.config).layers
 
-    def _cache_holds(self) -> int:
-        """Return how many tokens' keys and values fit into half of the free memory."""
+    def _can_forget(self, layers: list[Any]) -> bool:
+        """Whether tokens that were read can be masked again, as rejected drafts must be.
+
+        Every layer must keep every token, and positions must be given, not counted.
+        """
+        from transformers.cache_utils import DynamicLayer
+
+        if "position_ids" not in self.takes:
+            return False
+        if hasattr(self.config, "attention_types"):
+            return False
+        kinds = {type(layer) for layer in layers}
+        return kinds == {DynamicLayer}
+
+    def _limits(self) -> tuple[int, int]:
+        """Return the most rows of a batch, and rows times columns."""
+        most_rows, most_tokens, most_read = ELSEWHERE
+        if self.device.type == "cpu":
+            most_rows, most_tokens, most_read = ON_CPU
+        drafted = any(row.guess for row in self.rows)
+        if drafted:
+            most_tokens = most_read
+        return most_rows, min(most_tokens, self._memory_holds(drafted))
+
+    def _memory_holds(self, drafted: bool) -> int:
+        """Return how many tokens fit into half of the free memory: keys, values and logits."""
         config = self.config
         heads = getattr(config, "num_attention_heads", 0)
         if not heads:
             return ELSEWHERE[1]
         kept = getattr(config, "num_key_value_heads", None) or heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        width = getattr(config, "head_dim", None)
+        if width is None:
+            width = config.hidden_size // heads
         numbers = 2 * config.num_hidden_layers * kept * width
         growing = 2  # while it grows by a token, a cache is there twice
         size = growing * numbers * self.module.dtype.itemsize
+        if drafted:
+            size += 4 * config.vocab_size
         return free_memory(self.device) // 2 // size
 
     def _decode(self, rows: list[Row]) -> None:
         """Decode a batch to its end; rows that have ended leave it."""
         batch = _Batch(self, rows)
         while batch.rows:
-            tokens = batch.next_tokens()
-            self._extend(batch.rows, tokens[:, None].tolist())
-            batch.keep_unfinished(tokens)
+            found = batch.read().tolist()
+            made = []
+            for row, tokens in zip(batch.rows, found, strict=True):
+                made.append(self._held(row, tokens))
+            batch.forget_rejected(made)
+            self._extend(batch.rows, made)
+            batch.keep_unfinished()
+
+    def _held(self, row: Row, tokens: list[int]) -> list[int]:
+        """Return what holds of the row's draft, and the token after it.
+
+        Args:
+            row: The row.
+            tokens: The most probable tokens after each of the last places.
+        """
+        start = len(tokens) - 1 - len(row.guess)
+        own = tokens[start:]
+        held = 0
+        for drafted, token in zip(row.guess, own, strict=False):
+            if drafted != token:
+                break
+            held += 1
+        self.collector.tally.drafted += len(row.guess)
+        self.collector.tally.saved += held
+        return own[: held + 1]
 
     def _generate(self, rows: list[Row]) -> list[Row]:
         """Answer the rows as long as the first by the model's own `generate`; return the others."""
         import torch
         from transformers import GenerationConfig
 
-        alike = [row for row in rows if row.size == rows[0].size]
-        ids = torch.tensor([row.unread for row in alike], device=self.device)
+        length = rows[0].size
+        alike = [row for row in rows if row.size == length]
+        unread = [row.unread for row in alike]
+        ids = torch.tensor(unread, device=self.device)
+        fewest = min(len(row.new) for row in alike)
         chooser = _Chooser(self, alike)
         own_config = self.inner.generation_config
         self.inner.generation_config = GenerationConfig(  # without the model's own defaults
-            max_new_tokens=max(self.most_new - len(row.new) for row in alike),
+            max_new_tokens=self.most_new - fewest,
             eos_token_id=sorted(self.stops) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -174,49 +217,32 @@ class Writer:
             )
         finally:
             self.inner.generation_config = own_config
-        tokens = torch.stack(chooser.made, 1)
+        tokens = torch.cat(chooser.made, 1)
         self._extend(alike, tokens.tolist())
         return [row for row in rows if not row.finish]
 
-    def _with_drafts(self, drafts: Drafts) -> list[Row]:
-        """Give rows their drafts; return the rows that have one."""
+    def _find_drafts(self, drafts: Drafts) -> None:
+        """Give rows their drafts."""
         texts = [row.request.text for row in self.rows]
         found = drafts.find(texts, self.tokenizer)
         known = self.inner.get_input_embeddings().num_embeddings
+        longest = self.most_new - 1
         for row, draft in zip(self.rows, found, strict=True):
             if max(draft, default=0) < known:
-                row.guess = draft[: self.most_new - 1]
-        return [row for row in self.rows if row.guess]
-
-    def _verify(self, rows: list[Row]) -> None:
-        """Take over what holds of each draft, and the token after it."""
-        tally = self.collector.tally
-        logits, starts = read(self.module, rows, self.tokenizer.pad_token_id)
-        best = self.choose(logits).tolist()
-        made = []
-        for row, tokens, start in zip(rows, best, starts, strict=True):
-            own = tokens[start:]
-            held = 0
-            for drafted, token in zip(row.guess, own, strict=False):
-                if drafted != token:
-                    break
-                held += 1
-            made.append(own[: held + 1])
-            tally.drafted += len(row.guess)
-            tally.saved += held
-            row.guess = []
-        self._extend(rows, made)
+                row.guess = draft[:longest]
 
     def _extend(self, rows: list[Row], tokens: list[list[int]]) -> None:
         """Append tokens to rows up to their ends, and report the answers that end."""
         for row, new in zip(rows, tokens, strict=True):
+            row.guess = []
             for token in new:
                 if not row.finish:
                     self._append(row, token)
         ended = [row for row in rows if row.finish]
         if ended:
             numbers = [row.number for row in ended]
-            self.collector.add(numbers, [self._answer(row) for row in ended])
+            answers = [self._answer(row) for row in ended]
+            self.collector.add(numbers, answers)
 
     def _append(self, row: Row, token: int) -> None:
         row.new.append(token)
@@ -246,27 +272,28 @@ class Writer:
     def choose(
         self,
         logits: Any,
-        rows: Sequence[Row] = (),
+        rows: list[Row],
         ahead: int = 0,
     ) -> Any:
-        """Return the next token for logits [..., vocabulary]; `FAILED` where they are not finite.
+        """Return the next tokens [rows, places]; `FAILED` where logits are not finite.
 
         Args:
-            logits: Of the next token of each row.
-            rows: The rows, where tokens are sampled.
+            logits: [rows, places, vocabulary].
+            rows: The rows.
             ahead: Number of tokens that the rows have and do not hold yet.
         """
         import torch
 
         value, token = logits.max(-1)
         if self.warpers:
-            token = self._draw(logits, rows, ahead)
+            drawn = self._draw(logits[:, -1], rows, ahead)
+            token = drawn[:, None]
         return torch.where(value.isfinite(), token, FAILED)
 
     def _draw(
         self,
         logits: Any,
-        rows: Sequence[Row],
+        rows: list[Row],
         ahead: int,
     ) -> Any:
         """Sample by inversion.
@@ -279,14 +306,16 @@ class Writer:
         scores = self.warpers(None, logits.float())
         if scores.device.type == "mps":  # has no double precision
             scores = scores.cpu()
-        cumulated = scores.double().softmax(-1).cumsum(-1)
+        shares = scores.double().softmax(-1)
+        cumulated = shares.cumsum(-1)
         uniform = []
         for row in rows:
             place = len(row.new) + ahead
             generator = random.Random(f"{row.request.seed}/{place}")
             uniform.append(generator.random())
         points = torch.tensor(uniform, dtype=torch.double, device=scores.device)
-        points = points[:, None] * cumulated[:, -1:]
+        total = cumulated[:, -1:]
+        points = points[:, None] * total
         drawn = torch.searchsorted(cumulated, points, right=True)[:, 0]
         last = logits.shape[-1] - 1
         return drawn.clamp(max=last).to(logits.device)
@@ -306,15 +335,17 @@ class _Batch:
         self.unread = ids
         self.mask = mask
 
-    def next_tokens(self) -> Any:
-        """Return the next token of each row."""
+    def read(self) -> Any:
+        """Return the next tokens [rows, places]: after the last token, and after drafted ones."""
+        places = 1 + max(len(row.guess) for row in self.rows)
         more = {}
         if "position_ids" in self.writer.takes:
             positions = self.mask.cumsum(1) - 1
+            positions = positions.clamp(min=0)
             width = self.unread.shape[1]
-            more["position_ids"] = positions.clamp(min=0)[:, -width:]
+            more["position_ids"] = positions[:, -width:]
         if "logits_to_keep" in self.writer.takes:
-            more["logits_to_keep"] = 1
+            more["logits_to_keep"] = places
         out = self.writer.module(
             input_ids=self.unread,
             attention_mask=self.mask,
@@ -322,10 +353,20 @@ class _Batch:
             use_cache=True,
             **more,
         )
-        return self.writer.choose(out.logits[:, -1], self.rows)
+        logits = out.logits[:, -places:]
+        return self.writer.choose(logits, self.rows)
 
-    def keep_unfinished(self, tokens: Any) -> None:
-        """Let the rows that have ended leave; the others read their token next."""
+    def forget_rejected(self, made: list[list[int]]) -> None:
+        """Mask the drafted tokens that did not hold; all but the last one of `made` did."""
+        width = self.mask.shape[1]
+        for place, row in enumerate(self.rows):
+            kept = len(made[place]) - 1
+            rejected = len(row.guess) - kept
+            if rejected:
+                self.mask[place, width - rejected :] = 0
+
+    def keep_unfinished(self) -> None:
+        """Let the rows that have ended leave; the others read their last token next."""
         import torch
 
         places = []
@@ -337,9 +378,9 @@ class _Batch:
             self.rows = [row for row in self.rows if not row.finish]
             self.mask = self.mask[index]
             self.cache.batch_select_indices(index)
-            tokens = tokens[index]
-        self.unread = tokens[:, None]
-        column = torch.ones_like(self.unread)
+        last = [row.new[-1:] for row in self.rows]
+        self.unread = torch.tensor(last, dtype=torch.long, device=self.mask.device)
+        column = self.mask.new_ones(len(self.rows), 1)
         self.mask = torch.cat([self.mask, column], 1)
 
 
@@ -354,9 +395,9 @@ class _Chooser:
     def __call__(self, _: Any, logits: Any) -> Any:
         import torch
 
-        token = self.writer.choose(logits, self.rows, len(self.made))
+        token = self.writer.choose(logits[:, None], self.rows, len(self.made))
         self.made.append(token)
-        place = token.clamp(min=0)[:, None]
+        place = token.clamp(min=0)
         only = torch.full_like(logits, -torch.inf)
         return only.scatter(1, place, 0.0)
 
@@ -385,7 +426,8 @@ def in_batches(
     while waiting:
         count = 1
         for row in waiting[1:most_rows]:
-            if (count + 1) * (row.size + growth) > most_tokens:
+            columns = row.size + growth
+            if columns * (count + 1) > most_tokens:
                 break
             count += 1
         batch = waiting[:count]
@@ -433,7 +475,8 @@ def read(
     if "logits_to_keep" not in takes:
         logits = module(**given).logits
         return logits[:, first:], starts
-    given["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
+    width = ids.shape[1]
+    given["logits_to_keep"] = torch.arange(first, width, device=ids.device)
     return module(**given).logits, starts
 
 
@@ -450,9 +493,10 @@ def _padded(
     ids = []
     mask = []
     for row in rows:
-        filling = [pad] * (widest - row.size)
+        missing = widest - row.size
+        filling = [pad] * missing
         real = [1] * row.size
-        empty = [0] * len(filling)
+        empty = [0] * missing
         if side == "left":
             ids.append(filling + row.unread)
             mask.append(empty + real)
@@ -483,7 +527,9 @@ def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
         own = []
     elif isinstance(own, int):
         own = [own]
-    return {*stop_ids(tokenizer), *own}
+    stops = set(stop_ids(tokenizer))
+    stops.update(own)
+    return stops
 
 
 def _warpers(decoding: Decoding) -> Any:

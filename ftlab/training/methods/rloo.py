@@ -88,7 +88,7 @@ class RLOO(Method):
         name = None
         if isinstance(source, Data):
             name = source.name
-            source = [{"messages": row.get("prompt") or row["messages"]} for row in source.rows]
+            source = [_without_answers(row) for row in source.rows]
         asked = load_prompts(source, n_rows=n_rows)
         rows = tuple({"prompt": sample.messages} for sample in asked.samples)
         return Data(name or asked.name, rows)
@@ -144,6 +144,14 @@ class RLOO(Method):
             inner.save_pretrained(inner.config._name_or_path)
         function, tokenizer = job.reward.load()
         return {"reward_funcs": function, "reward_processing_classes": tokenizer}
+
+
+def _without_answers(row: dict) -> dict:
+    """Return the prompt of a row: its messages, or a text."""
+    prompt = row.get("prompt") or row["messages"]
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"messages": prompt}
 
 
 METHOD = RLOO()
