@@ -70,8 +70,7 @@ def paired(
     after = np.where(unscored, nan, child)
     table = np.stack([after, before])
     found = estimate(table, cluster)
-    shown = before * after
-    both = int(np.nansum(shown))
+    both = int(np.nansum(before * after))
     new_events, old_events = found.events.astype(int).tolist()
     gained = new_events - both
     lost = old_events - both
@@ -80,8 +79,7 @@ def paired(
         once = parent[0, prompts]
         found.events[1] = once.sum()
         found.n[1] = once.size
-    conditional = found.conditional
-    new, old = rates_of(found, confidence, conditional)
+    new, old = rates_of(found, confidence, found.conditional)
     correlation = _correlation(found)
     with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 0: see below
         difference, ratio = _mover(new, old, correlation)
