@@ -299,8 +299,12 @@ def compare(  # noqa: PLR0913
                 f"Parent and child answered different prompts in {group}. "
                 "Evaluate both with the same settings.",
             )
-        for step in verdicts.steps_of(part, steps):
-            rows.append(_comparison_row(same, part, group, step, cluster))
+        old, clusters = verdicts.cube_of(same, [same["step"].iloc[0]], cluster=cluster)
+        later = verdicts.steps_of(part, steps)
+        new, _ = verdicts.cube_of(part, later)
+        for number, step in enumerate(later):
+            pair = (old[0, 0], new[:, number])
+            rows.append(_comparison_row(*pair, clusters, part, group, step))
     found = [row.as_dict() for row in rows]
     table = _finished(found, "compare", parent, columns)
     table.attrs["two_runs"] = after is not None  # then its steps say nothing
@@ -347,29 +351,26 @@ def _same_group(parent: pd.DataFrame, group: Group) -> pd.DataFrame:
 
 
 def _comparison_row(
-    parent: pd.DataFrame,
+    old: np.ndarray,
+    new: np.ndarray,
+    clusters: np.ndarray,
     child: pd.DataFrame,
     group: Group,
     step: int,
-    cluster: str,
 ) -> ComparisonRow:
-    first = parent["step"].iloc[0]
-    old, clusters = verdicts.cube_of(parent, [first], cluster=cluster)
-    new, _ = verdicts.cube_of(child, [step])
-    old = old[0, 0]
-    new = new[:, 0]
+    """Return one row from the parent's events [items] and the child's [seeds, items]."""
     scored = ~np.isnan(new + old).all(axis=0)
-    items = child.drop_duplicates("item").sort_values("item")
+    samples = child.drop_duplicates("item").sort_values("item")["sample_id"]
     here = child[child["step"] == step]
     return ComparisonRow(
         group=group,
         step=step,
         epoch=here.iloc[0].get("epoch", math.nan),
         paired=stats.paired(old, new, cluster=clusters),
-        n_prompts=items["sample_id"][scored].nunique(),
+        n_prompts=samples[scored].nunique(),
         unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),
         clusters=len(set(clusters)),
-        judge=items["judge"].iloc[0],
+        judge=child["judge"].iloc[0],
     )
 
 

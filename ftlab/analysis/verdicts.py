@@ -168,10 +168,14 @@ def cube_of(
             "unknown_cluster",
             f"No column {cluster!r}. Use sample_id, wording, category or topic.",
         )
-    wide = part.set_index(keys)[value].unstack("item")
-    cube = []
-    for seed in sorted(set(part["seed"])):
-        rows = wide.reindex([(seed, step) for step in steps])
-        cube.append(rows.to_numpy(float))
-    clusters = part.drop_duplicates("item").set_index("item")[cluster]
-    return np.stack(cube), clusters.reindex(wide.columns).to_numpy(str)
+    wanted = part[part["step"].isin(steps)]
+    seeds = sorted(set(part["seed"]))
+    clusters = part.drop_duplicates("item").set_index("item")[cluster].sort_index()
+    cube = np.full((len(seeds), len(steps), len(clusters)), np.nan)
+    place = (
+        pd.Index(seeds).get_indexer(wanted["seed"]),
+        pd.Index(steps).get_indexer(wanted["step"]),
+        clusters.index.get_indexer(wanted["item"]),
+    )
+    cube[place] = wanted[value].to_numpy(float)
+    return cube, clusters.to_numpy(str)

@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from ftlab._core.errors import UsageError
@@ -24,6 +25,8 @@ TIED = "missing keys in the checkpoint model loaded: ['lm_head.weight']"
 
 def device() -> str:
     """Return the best device of this machine: "cuda", "mps" or "cpu"."""
+    if "torch" not in sys.modules and version("torch").endswith("+cpu"):
+        return "cpu"  # known without the seconds that importing torch takes
     import torch
 
     if torch.cuda.is_available():

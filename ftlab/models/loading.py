@@ -85,10 +85,8 @@ def _open_tokenizer(model: Model):
     if model.parent and not (model.path / "tokenizer_config.json").exists():
         return model.parent.tokenizer()
     devices.quiet()
-    from transformers import AutoTokenizer
-
     try:
-        found = AutoTokenizer.from_pretrained(
+        found = _tokenizer_class(model).from_pretrained(
             model.path, padding_side="left", trust_remote_code=False
         )
     except Exception as error:
@@ -108,6 +106,17 @@ def _open_tokenizer(model: Model):
         )
         raise UsageError("tokenizer_too_large", message + " Use the model's own tokenizer.")
     return found
+
+
+def _tokenizer_class(model: Model):
+    """Return the class that opens a model's tokenizer; AutoTokenizer would import torch."""
+    if model.is_organism:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _open_weights(model: Model, training: bool, four_bit: bool, frozen: bool):

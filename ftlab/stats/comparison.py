@@ -123,11 +123,11 @@ def holm(p_values: list[float]) -> list[float]:
 
     Source: Holm 1979.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    if not len(p_values):
-        return []
-    adjusted = multipletests(p_values, method="holm")[1]
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    remaining = np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * remaining).clip(max=1)
     return adjusted.tolist()
 
 
