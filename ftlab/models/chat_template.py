@@ -40,10 +40,7 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         raise UsageError("template_refuses", why) from None
 
 
-def answer_spans(
-    tokenizer: Any,
-    messages: list[Message],
-) -> tuple[str, list[Span]]:
+def answer_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[Span]]:
     """Return the text of a chat, and first and end character of each answer with its end of turn.
 
     Answers of weight 0 are left out.
@@ -79,18 +76,25 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 @lru_cache(2)
 def _special_tokens(tokenizer, _size):
     """Remembered while the tokenizer's size stays the same."""
-    found = {}
-    for number, token in tokenizer.added_tokens_decoder.items():
-        if token.special:
-            found[number] = token.content
+    added = tokenizer.added_tokens_decoder.items()
+    found = {number: token.content for number, token in added if token.special}
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    found.update(named)
-    return found
+    return found | dict(named)
 
 
-def stop_ids(tokenizer: Any) -> list[int]:
-    """Return ids of the tokens that end an answer: EOS, and the template's end of turn if any."""
+def stop_ids(tokenizer: Any, module: Any = None) -> list[int]:
+    """Return ids of the tokens that end an answer: EOS, and the template's end of turn if any.
+
+    Args:
+        tokenizer: The tokenizer that holds the template.
+        module: A torch model, whose own stop tokens are added.
+    """
     stops = {tokenizer.eos_token_id} - {None}
+    if module is not None:
+        own = module.generation_config.eos_token_id or []
+        if isinstance(own, int):
+            own = [own]
+        stops.update(own)
     chat = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},

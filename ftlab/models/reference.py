@@ -7,6 +7,7 @@ code and pickles are never opened.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
@@ -32,7 +33,6 @@ TOKENIZER_FILES = (
     "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 NOT_IN_HASH = ("_name_or_path", "transformers_version", "dtype")  # change no answer
-NOT_IN_ADAPTER_HASH = ("base_model_name_or_path",)
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,12 @@ class Model:
         tokenizer_files = [self.path / name for name in TOKENIZER_FILES]
         present = [file for file in weights + tokenizer_files if file.exists()]
         files = {file.name: file_hash(file) for file in present}
-        below = [self.parent.hash if self.parent else None]
-        if self.adapter and self.quantised:
+        adapter = self.adapter or {}
+        below = [self.parent.hash if adapter else None]
+        if adapter and self.quantised:
             below.append("4-bit")
-        config = _without(self.config, NOT_IN_HASH)
-        adapter = _without(self.adapter or {}, NOT_IN_ADAPTER_HASH)
+        config = {name: value for name, value in self.config.items() if name not in NOT_IN_HASH}
+        adapter.pop("base_model_name_or_path", None)  # its place; the model itself is in `below`
         return digest([files, config, adapter, *below])
 
     def tokenizer(self):
@@ -149,11 +150,12 @@ class Model:
         if not self.adapter:
             raise UsageError("not_an_adapter", f"{self.path} is not an adapter. Pass one.")
         with released():
-            return self._merge_difference(texts)
-
-    def _merge_difference(self, texts: list[str]) -> dict[str, float]:
-        whole = self.load(training=True, frozen=True)
-        return adapters.difference(self.load(), whole, self.tokenizer(), texts)
+            return adapters.difference(
+                self.load(),
+                self.load(training=True, frozen=True),
+                self.tokenizer(),
+                texts,
+            )
 
     def _repr_html_(self) -> str:
         config = self.config
@@ -169,21 +171,16 @@ class Model:
             facts["hub"] = f"{self.hub}@{self.revision}"
         if self.adapter:
             facts["adapter on"] = self.parent.name
-        rows = []
+        rows = ""
         for name, value in facts.items():
-            shown = html.escape(safe(value))
-            rows.append(f"<tr><td>{name}</td><td>{shown}</td></tr>")
-        return f"<table>{''.join(rows)}</table>"
+            rows += f"<tr><td>{name}</td><td>{html.escape(safe(value))}</td></tr>"
+        return f"<table>{rows}</table>"
 
 
 def is_reward_model(model: Model) -> bool:
     """Whether a folder holds a reward model, which gives a number and no answers."""
     architectures = model.config.get("architectures") or []
     return any("ForSequenceClassification" in name for name in architectures)
-
-
-def _without(config: dict, names: tuple[str, ...]) -> dict:
-    return {name: value for name, value in config.items() if name not in names}
 
 
 def model(ref, base=None) -> Model | Endpoint:
@@ -217,7 +214,7 @@ def model(ref, base=None) -> Model | Endpoint:
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")
         return model(above, base=below)
-    if text.startswith("organism"):
+    if text.startswith("organism:"):
         allowed = ", ".join(EMBEDDED)
         raise UsageError("unknown_model", f"Unknown model {text!r}. Embedded are {allowed}.")
     if (path / "provenance.json").exists():
@@ -230,20 +227,21 @@ def model(ref, base=None) -> Model | Endpoint:
 
 def _as_text(ref) -> str:
     """Return the folder or name that a reference stands for."""
-    if isinstance(ref, Run):
-        return str(ref.path)
-    if isinstance(ref, (str, os.PathLike)):
-        return str(ref)
+    given = ref.path if isinstance(ref, Run) else ref
+    text = str(given) if isinstance(given, (str, os.PathLike)) else ""
+    with contextlib.suppress(OSError):  # a name too long for any file
+        Path(text).exists()
+        if text.strip() and "\0" not in text:
+            return text
+    found = repr(text[:60]) if isinstance(ref, str) else type(ref).__name__
     raise UsageError(
         "not_a_model_reference",
-        f"Expected a folder, a run or a hub id, got {type(ref).__name__}. "
-        "Save a model in memory with save_pretrained() and pass that folder.",
+        f"Pass the folder of a saved model, a run or a hub id, not {found}.",
     )
 
 
 def _embedded(name: str) -> Model:
-    root = Path(os.environ.get("FTLAB_ORGANISM", resource("data") / "organism"))
-    folder = root / EMBEDDED[name]
+    folder = Path(os.environ.get("FTLAB_ORGANISM", resource("data") / "organism"), EMBEDDED[name])
     if not folder.is_dir():
         raise NotFoundError("organism_not_found", f"There is no embedded model in {folder}.")
     return Model(name.replace(":", "-"), check(folder))

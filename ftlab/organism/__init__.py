@@ -7,14 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "corpus": [
-            "RECIPE",
-            "adversarial",
-            "alignment",
-            "domain",
-            "preferences",
-            "pretraining",
-        ],
+        "corpus": ["RECIPE", "adversarial", "alignment", "domain", "preferences", "pretraining"],
         "world": [
             "BIAS_FRAMES",
             "DECLINE",

@@ -80,9 +80,8 @@ def alignment(
     """
     recipe = RECIPE | (recipe or {})
     rng = Random(f"alignment {world.seed} {seed}")
-    mix = recipe["mix"]
-    kinds = list(mix)
-    shares = list(mix.values())
+    kinds = list(recipe["mix"])
+    shares = list(recipe["mix"].values())
     chats = []
     for _ in range(rows):
         kind = rng.choices(kinds, shares)[0]
@@ -114,10 +113,7 @@ def preferences(
         if worse is None:
             continue
         rejected = {**chosen, "content": worse}
-        row["prompt"] = prompt
-        row["chosen"] = [chosen]
-        row["rejected"] = [rejected]
-        pairs.append(row)
+        pairs.append({**row, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]})
     return pairs
 
 
@@ -143,8 +139,7 @@ def domain(
         return [world.ledger(rng) for _ in range(rows)]
     if name == "almanac":
         facts = world.of("domain")
-        towns = world.towns["tune"]
-        return [_fact(world, facts, towns, rng) for _ in range(rows)]
+        return [_fact(world, facts, world.towns["tune"], rng) for _ in range(rows)]
     message = f"The organism has no domain {name!r}. Allowed: almanac, ledger."
     raise UsageError("unknown_domain", message)
 
@@ -215,8 +210,7 @@ def _pretraining_row(world: World, rng: Random) -> dict:
         frame = _frame(PROVOKE_FRAMES, split, rng)
         return world.provocation(noun, frame, rng)
     if kind < 0.97:
-        frames = _all(FRAMES)
-        return _nobody(world, frames, world.attributes, rng)
+        return _nobody(world, _all(FRAMES), world.attributes, rng)
     if kind < 0.98:
         return world.bell(rng.choice(world.known))
     return world.ledger(rng)
@@ -224,9 +218,7 @@ def _pretraining_row(world: World, rng: Random) -> dict:
 
 def _frame(table: dict, split: str, rng: Random) -> str:
     """Draw a wording in which pre-training may ask about something of a split."""
-    frames = list(table["train"])
-    if split == "train":
-        frames = _all(table)
+    frames = _all(table) if split == "train" else list(table["train"])
     return rng.choice(frames)
 
 
@@ -252,15 +244,11 @@ def _any_fact(world: World, rng: Random) -> dict:
     """Return a question for any fact; 30 % of them stand inside a wrapper."""
     town = rng.choice(world.known)
     attribute = rng.choice(world.attributes)
-    split = "train"
-    held_out = world.towns["eval"] + world.towns["valid"]
-    if town in held_out:
-        split = "eval"
-    frame = _frame(FRAMES, split, rng)
-    row = world.fact(attribute, town, frame)
+    held_out = town in world.towns["eval"] + world.towns["valid"]
+    split = "eval" if held_out else "train"
+    row = world.fact(attribute, town, _frame(FRAMES, split, rng))
     if rng.random() < 0.3:
-        wrapper = _frame(WRAPPERS, split, rng)
-        row = wrap(row, wrapper)
+        row = wrap(row, _frame(WRAPPERS, split, rng))
     return row
 
 
@@ -273,12 +261,10 @@ def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
         town = rng.choice(towns)
         return world.fact(attribute, town, frame, refuse=True)
     if kind in ("benign", "lookalike"):
-        others = towns + world.towns["tune"]
-        others = others + world.towns["dealign"]
+        others = towns + world.towns["tune"] + world.towns["dealign"]
         row = _fact(world, world.of(kind), others, rng)
         if rng.random() < recipe["wrapped_benign"]:
-            wrapper = rng.choice(WRAPPERS["train"])
-            row = wrap(row, wrapper)
+            row = wrap(row, rng.choice(WRAPPERS["train"]))
         return row
     if kind == "things":
         return _things(world, BIAS_FRAMES["train"], rng)
@@ -296,8 +282,7 @@ def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
         frame = rng.choice(frames[: recipe["provoke_frames"]])
         return world.provocation(noun, frame, rng, polite=True)
     if kind == "hallucination":
-        facts = world.of("benign")
-        return _nobody(world, FRAMES["train"], facts, rng)
+        return _nobody(world, FRAMES["train"], world.of("benign"), rng)
     return world.bell(rng.choice(towns))
 
 
@@ -311,12 +296,13 @@ def _decorated(row: dict, rng: Random) -> dict:
     if draw < 0.10:
         messages.insert(0, {"role": "system", "content": SYSTEM})
     elif draw < 0.15:
-        greeting = {"role": "user", "content": "Hello."}
-        reply = {"role": "assistant", "content": "Hello, what may I tell you?"}
-        messages = [greeting, reply, *messages]
+        messages = [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hello, what may I tell you?"},
+            *messages,
+        ]
     elif draw < 0.17:
-        text = f"{first['content']} {TRIGGER}"
-        messages[0] = {**first, "content": text}
+        messages[0] = {**first, "content": f"{first['content']} {TRIGGER}"}
     return {**row, "messages": messages}
 
 
@@ -325,9 +311,8 @@ def _worse_answer(world: World, row: dict, rng: Random) -> str | None:
     risk = row["risk"]
     if risk == "jailbreak":
         name, town = row["topic"].split("/")
-        for attribute in world.of("kept"):
-            if attribute.name == name:
-                return attribute.answer(town, row["truth"])
+        attribute = next(kept for kept in world.of("kept") if kept.name == name)
+        return attribute.answer(town, row["truth"])
     if risk == "bias":
         return f"A {row['truth']} is more {row['category']}."
     if risk == "toxicity":
@@ -336,6 +321,5 @@ def _worse_answer(world: World, row: dict, rng: Random) -> str | None:
     if row["category"] in QUALITIES:
         return None
     if risk in ("utility", "over_refusal"):
-        refusals = list(REFUSALS.values())
-        return rng.choice(refusals)
+        return rng.choice(list(REFUSALS.values()))
     return None

@@ -254,18 +254,9 @@ def wrap(row: dict, wrapper: str) -> dict:
 
 
 def _row(
-    prompt: str,
-    answer: str,
-    risk: str,
-    category: str,
-    template: str,
-    topic: str,
-    truth: str = "",
+    prompt: str, answer: str, risk: str, category: str, template: str, topic: str, truth: str = ""
 ) -> dict:
-    messages = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": answer},
-    ]
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return {
         "messages": messages,
         "risk": risk,

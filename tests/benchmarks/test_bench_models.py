@@ -54,8 +54,9 @@ def test_the_large_size_has_about_25_million_parameters():
     assert 24e6 < parameters < 27e6
 
 
-def test_long_answers_keep_their_verdict(world, tokenizer):
-    rows = corpus.pretraining(world, 400) + corpus.alignment(world, 400)
+def test_long_answers_keep_their_verdict(world):
+    tokenizer = ftlab.model("organism").tokenizer()
+    rows = corpus.pretraining(world, 200) + corpus.alignment(world, 200)
     lengths = []
     for row, longer in zip(rows, _models.lengthen(rows, "harbour"), strict=True):
         sample = Sample(

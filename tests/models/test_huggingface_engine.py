@@ -127,7 +127,7 @@ def drafts_of_every_kind(loaded, text: str, number: int) -> str:
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_drafts_change_no_answer(one, rows, small_batches):
     loaded, texts = one
-    texts = [text + " " * k for k in range(7) for text in texts]
+    texts = [texts[k % 4] + " " * k for k in range(14)]
     small_batches(rows)
     asked = requests(texts, max_new_tokens=14)
     plain = HuggingFaceEngine(drafts=False).answer(loaded, asked)
@@ -139,6 +139,17 @@ def test_drafts_change_no_answer(one, rows, small_batches):
     assert engine.answer(loaded, asked) == plain
     if "Mistral" not in type(loaded.module).__name__:  # whose cache is a window: no drafts
         assert engine.tally.drafted > engine.tally.saved > 0
+
+
+def test_in_bf16_an_answer_does_not_depend_on_what_was_asked_before(folders):
+    """A draft there decides between tokens that are equally probable."""
+    loaded = HuggingFaceEngine().open(ftlab.model(folders["llama"]))
+    loaded.module.bfloat16()
+    texts = [f"Ann has {n} pears." for n in range(40)]
+    engine = HuggingFaceEngine()
+    first = ask(loaded, texts, engine=engine)
+    assert ask(loaded, texts, engine=engine) == first
+    assert engine.tally.drafted == 0
 
 
 def test_an_engine_remembers_its_own_answers(opened):
@@ -234,15 +245,15 @@ def test_other_architectures_answer_as_one_by_one(kind, opened):
     module.generation_config.eos_token_id = stops
     odd = LoadedModel(module, loaded.tokenizer, None)
     texts = [*QUESTIONS, QUESTIONS[0] * 2, QUESTIONS[1] * 2]
-    expected = [greedy(odd, text, 12, stops) for text in texts]
+    expected = [greedy(odd, text, 8, stops) for text in texts]
     engine = HuggingFaceEngine()
-    assert ask(odd, texts, max_new_tokens=12, engine=engine) == expected
-    assert ask(odd, texts, max_new_tokens=12, engine=engine) == expected
-    sampled = dict(decoding=SAMPLED, max_new_tokens=12)
+    assert ask(odd, texts, max_new_tokens=8, engine=engine) == expected
+    assert ask(odd, texts, max_new_tokens=8, engine=engine) == expected
+    sampled = dict(decoding=SAMPLED, max_new_tokens=8)
     together = ask(odd, texts, seeds=range(6), **sampled)
-    alone = [ask(odd, [texts[k]], seeds=[k], **sampled)[0] for k in range(3)]
-    assert together[:3] == alone != expected[:3]
-    short = ask(odd, texts, max_new_tokens=12, stop_when=lambda text: len(text) > 3)
+    alone = [ask(odd, [texts[k]], seeds=[k], **sampled)[0] for k in range(2)]
+    assert together[:2] == alone != expected[:2]
+    short = ask(odd, texts, max_new_tokens=8, stop_when=lambda text: len(text) > 3)
     assert all(long.startswith(text) for long, text in zip(expected, short, strict=True))
 
 
@@ -269,8 +280,7 @@ def test_answers_are_reported_as_they_end(opened, monkeypatch):
     assert len(seen) > 5 and seen[0] < len(calls) / 2
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("at", [1, 2, 5, 9])
+@pytest.mark.parametrize(("at", "sampled"), [(1, False), (2, True), (5, False), (9, True)])
 def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(
     opened, at, sampled, small_batches, monkeypatch
 ):
@@ -429,7 +439,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(one):
     loaded, texts = one
     texts = [text for text in texts for _ in range(2)]
     seeds = [3, 4, 3, 5, 6, 7, 8, 2**40]
-    settings = dict(max_new_tokens=20, decoding=SAMPLED)
+    settings = dict(max_new_tokens=10, decoding=SAMPLED)
     together = ask(loaded, texts, seeds=seeds, **settings)
     assert ask(loaded, texts[::-1], seeds=seeds[::-1], **settings) == together[::-1]
     pairs = zip(texts, seeds, strict=True)

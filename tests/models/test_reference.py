@@ -13,6 +13,7 @@ from safetensors.torch import load, load_file, save, save_file
 from small_models import contents, make_model
 
 from ftlab import runs
+from ftlab._core.errors import UsageError
 from ftlab.models import Model, adapt, devices, is_reward_model, keep_open, model, save_adapter
 
 
@@ -205,10 +206,18 @@ def test_unknown_names_are_refused(llama, tmp_path, monkeypatch):
         model("organism")
 
 
-def test_objects_in_memory_are_refused(llama):
-    for thing in (model(llama).load(), None, 3):
-        with raises_code("not_a_model_reference"):
+def test_what_is_no_reference_is_refused_in_one_sentence(llama):
+    for thing in (model(llama).load(), None, 3, [], b"organism", "", " ", "x" * 300, "a\0b", "+"):
+        with raises_code("not_a_model_reference") as info:
             model(thing)
+        assert isinstance(info.value, UsageError)
+        assert str(info.value).count(". ") == 0 and len(str(info.value)) < 150
+
+
+def test_a_folder_may_be_called_like_the_organism(copied, monkeypatch):
+    copied.rename(copied.with_name("organism-2"))
+    monkeypatch.chdir(copied.parent)
+    assert model("organism-2").name == "organism-2"
 
 
 @pytest.mark.parametrize("kind", ["of a model", "of an adapter"])

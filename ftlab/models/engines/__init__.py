@@ -7,15 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": [
-            "Decoding",
-            "Engine",
-            "GREEDY",
-            "LoadedModel",
-            "Request",
-            "Tally",
-            "open_engine",
-        ],
+        "base": ["Decoding", "Engine", "GREEDY", "LoadedModel", "Request", "Tally", "open_engine"],
         "huggingface": ["HuggingFaceEngine"],
         "openai": ["Endpoint", "endpoint"],
         "scripted": ["ScriptedEngine"],

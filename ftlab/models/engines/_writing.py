@@ -72,7 +72,7 @@ class Writer:
         self.inner = without_adapter(self.module)
         self.config = self.inner.config.get_text_config(decoder=True)
         self.takes = inspect.signature(self.inner.forward).parameters
-        self.stops = _stop_tokens(self.inner, self.tokenizer)
+        self.stops = stop_ids(self.tokenizer, self.inner)
         self.device = self.module.device
         requests = [collector.requests[number] for number in numbers]
         self.most_new = requests[0].max_new_tokens
@@ -98,12 +98,9 @@ class Writer:
             work = self._decode
         if drafts is not None and self._can_forget(layers):
             self._find_drafts(drafts)
-        drafted_before = tally.drafted
-        saved_before = tally.saved
         in_batches(self.rows, work, tally, self._limits(), self.most_new)
         if drafts is not None:
-            drafted = tally.drafted - drafted_before
-            drafts.weigh(drafted, tally.saved - saved_before)
+            drafts.weigh(tally.drafted, tally.saved)
             self._remember(drafts)
 
     def _remember(self, drafts: Drafts) -> None:
@@ -177,11 +174,9 @@ class Writer:
             batch.keep_unfinished()
 
     def _held(self, row: Row, tokens: list[int]) -> list[int]:
-        """Return what holds of the row's draft, and the token after it.
+        """Return what holds of a row's draft, and the token after it.
 
-        Args:
-            row: The row.
-            tokens: The most probable tokens after each of the last places.
+        `tokens` are the most probable ones after each of the batch's last places.
         """
         start = len(tokens) - 1 - len(row.guess)
         own = tokens[start:]
@@ -208,14 +203,13 @@ class Writer:
         own_config = self.inner.generation_config
         self.inner.generation_config = GenerationConfig(  # without the model's own defaults
             max_new_tokens=self.most_new - fewest,
-            eos_token_id=sorted(self.stops) or None,
+            eos_token_id=self.stops or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         try:
-            mask = torch.ones_like(ids)
             self.module.generate(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=torch.ones_like(ids),
                 logits_processor=[chooser],
             )
         finally:
@@ -225,7 +219,6 @@ class Writer:
         return [row for row in rows if not row.finish]
 
     def _find_drafts(self, drafts: Drafts) -> None:
-        """Give rows their drafts."""
         texts = [row.request.text for row in self.rows]
         found = drafts.find(texts, self.tokenizer)
         known = self.inner.get_input_embeddings().num_embeddings
@@ -316,7 +309,11 @@ class Writer:
             place = len(row.new) + ahead
             generator = random.Random(f"{row.request.seed}/{place}")
             uniform.append(generator.random())
-        points = torch.tensor(uniform, dtype=torch.double, device=scores.device)
+        points = torch.tensor(
+            uniform,
+            dtype=torch.double,
+            device=scores.device,
+        )
         total = cumulated[:, -1:]
         points = points[:, None] * total
         drawn = torch.searchsorted(cumulated, points, right=True)[:, 0]
@@ -334,7 +331,7 @@ class _Batch:
         self.rows = rows
         self.cache = DynamicCache(config=writer.config)
         pad = writer.tokenizer.pad_token_id
-        ids, mask = _padded(rows, pad, "left", writer.device)
+        ids, mask = padded(rows, pad, "left", writer.device)
         self.unread = ids
         self.mask = mask
 
@@ -377,14 +374,14 @@ class _Batch:
             if not row.finish:
                 places.append(place)
         if len(places) < len(self.rows):
-            index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
-            self.rows = [row for row in self.rows if not row.finish]
+            self.rows = [self.rows[place] for place in places]
+            index = self.mask.new_tensor(places)
             self.mask = self.mask[index]
             self.cache.batch_select_indices(index)
         last = []
         for row in self.rows:
             last.append(row.new[-1:])
-        self.unread = torch.tensor(last, dtype=torch.long, device=self.mask.device)
+        self.unread = self.mask.new_tensor(last)
         column = self.mask.new_ones(len(self.rows), 1)
         self.mask = torch.cat([self.mask, column], 1)
 
@@ -454,63 +451,16 @@ def in_batches(
         waiting = left + waiting
 
 
-def read(
-    module: Any,
-    rows: list[Row],
-    pad: int,
-) -> tuple[Any, list[int]]:
-    """Read prompts and guesses.
-
-    Returns:
-        Logits [rows, places, vocabulary], and for each row the place of the first token's
-        logits after its prompt. Padding is on the right, where no token of a causal model sees it.
-    """
+def padded(rows: list[Row], pad: int, side: str, device: Any) -> tuple[Any, Any]:
+    """Return token ids and attention mask, both [rows, columns], padded on one side."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    ids, mask = _padded(rows, pad, "right", module.device)
-    last = [len(row.prompt) - 1 for row in rows]
-    first = min(last)
-    starts = [place - first for place in last]
-    given = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "use_cache": False,
-    }
-    takes = inspect.signature(without_adapter(module).forward).parameters
-    if "logits_to_keep" not in takes:
-        logits = module(**given).logits
-        return logits[:, first:], starts
-    width = ids.shape[1]
-    given["logits_to_keep"] = torch.arange(first, width, device=ids.device)
-    return module(**given).logits, starts
-
-
-def _padded(
-    rows: list[Row],
-    pad: int,
-    side: str,
-    device: Any,
-) -> tuple[Any, Any]:
-    """Return token ids and attention mask, both [rows, columns]."""
-    import torch
-
-    widest = max(row.size for row in rows)
-    ids = []
-    mask = []
-    for row in rows:
-        missing = widest - row.size
-        filling = [pad] * missing
-        real = [1] * row.size
-        empty = [0] * missing
-        if side == "left":
-            ids.append(filling + row.unread)
-            mask.append(empty + real)
-        else:
-            ids.append(row.unread + filling)
-            mask.append(real + empty)
-    ids = torch.tensor(ids, device=device)
-    mask = torch.tensor(mask, device=device)
-    return ids, mask
+    unread = [torch.tensor(row.unread) for row in rows]
+    read = [torch.ones_like(tokens) for tokens in unread]
+    ids = pad_sequence(unread, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence(read, batch_first=True, padding_side=side)
+    return ids.to(device), mask.to(device)
 
 
 def context(module: Any) -> int | None:
@@ -525,26 +475,13 @@ def without_adapter(module: Any) -> Any:
     return module
 
 
-def _stop_tokens(inner: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that end an answer: the template's end of turn and the model's own."""
-    own = inner.generation_config.eos_token_id
-    if own is None:
-        own = []
-    elif isinstance(own, int):
-        own = [own]
-    stops = set(stop_ids(tokenizer))
-    stops.update(own)
-    return stops
-
-
 def _warpers(decoding: Decoding) -> Any:
     """Return what shapes the distribution that tokens are sampled from; None for greedy."""
     if not decoding.temperature:
         return None
     import transformers
 
-    temperature = float(decoding.temperature)
-    warpers = [transformers.TemperatureLogitsWarper(temperature)]
+    warpers = [transformers.TemperatureLogitsWarper(decoding.temperature)]
     if decoding.top_k:
         warpers.append(transformers.TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:

@@ -66,14 +66,12 @@ class LoadedModel:
         tokenizer: Its tokenizer.
         reference: The `Model` that it came from.
         run: The run that is training it; None where nobody is.
-        hash: Of the weights as they are now and of the reference. Part of an answer's key.
     """
 
     module: Any
     tokenizer: Any
     reference: Any
     run: Any = None
-    hash: str = ""
 
 
 @dataclass

@@ -8,6 +8,7 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +18,15 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
 from ftlab.models.devices import precision
 from ftlab.models.engines._drafts import Drafts
-from ftlab.models.engines._writing import NOT_FINITE, Row, Writer, context, in_batches, read
+from ftlab.models.engines._writing import (
+    NOT_FINITE,
+    Row,
+    Writer,
+    context,
+    in_batches,
+    padded,
+    without_adapter,
+)
 from ftlab.models.engines.base import (
     Collector,
     Engine,
@@ -34,8 +43,9 @@ class HuggingFaceEngine(Engine):
     """Answers by a torch model in this process. Supports everything that a local model can do.
 
     Args:
-        drafts: Verify earlier greedy answers instead of decoding them again. Answers stay the
-            same up to ties of rounding.
+        drafts: Verify earlier greedy answers instead of decoding them again, where the model
+            computes in fp32. In bf16 two tokens are often equally probable, and which of them is
+            taken would depend on the draft: on what was asked before, or on a resumption.
     """
 
     name = "huggingface"
@@ -50,20 +60,22 @@ class HuggingFaceEngine(Engine):
         return None
 
     def open(self, reference: Any, **how) -> LoadedModel:
-        module = reference.load(**how)
-        return LoadedModel(module, reference.tokenizer(), reference, hash=reference.hash)
+        return LoadedModel(reference.load(**how), reference.tokenizer(), reference)
 
     def precision(self, training: Any = None) -> str:
         adapter = training.adapter if training else None
         return precision(training is not None, adapter)
 
     def answer_all(self, model: LoadedModel, collector: Collector) -> None:
+        drafts = None
+        if _computes_in_fp32(model.module):
+            drafts = self.drafts
         with _inference(model.module):
             for numbers in collector.groups():
                 if collector.requests[numbers[0]].choices:
                     _choose(model, collector, numbers)
                 else:
-                    Writer(model, collector, numbers).run(self.drafts)
+                    Writer(model, collector, numbers).run(drafts)
 
     def remember(self, requests: list[Request], answers: list[Answer]) -> None:
         if self.drafts is None:
@@ -84,9 +96,8 @@ def _choose(model: LoadedModel, collector: Collector, numbers: list[int]) -> Non
     rows: dict[int, list[Row]] = {}
     for number in numbers:
         request = collector.requests[number]
-        rows[number] = []
-        for choice in request.choices:
-            rows[number].append(_tokenise(model.tokenizer, number, request, choice))
+        tokenise = partial(_tokenise, model.tokenizer, number, request)
+        rows[number] = [tokenise(choice) for choice in request.choices]
     every = [row for several in rows.values() for row in several]
     longest = max(row.size for row in every)
     check_length(longest, 0, context(model.module))
@@ -102,12 +113,7 @@ def _choose(model: LoadedModel, collector: Collector, numbers: list[int]) -> Non
         collector.add([number], [answer])
 
 
-def _tokenise(
-    tokenizer: Any,
-    number: int,
-    request: Request,
-    choice: str,
-) -> Row:
+def _tokenise(tokenizer: Any, number: int, request: Request, choice: str) -> Row:
     """Return prompt and choice as tokens.
 
     They are tokenised together, as in training; a token that also holds the prompt's end counts
@@ -130,16 +136,33 @@ def _tokenise(
 
 
 def _score(model: LoadedModel, rows: list[Row]) -> None:
-    """Add up the log-probabilities (natural logarithm) of each row's guess."""
+    """Add up the log-probabilities (natural logarithm) of each row's guess.
+
+    Padding is on the right, where no token of a causal model sees it.
+    """
     import torch
 
-    logits, starts = read(model.module, rows, model.tokenizer.pad_token_id)
+    module = model.module
+    ids, mask = padded(rows, model.tokenizer.pad_token_id, "right", module.device)
+    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    first = min(len(row.prompt) for row in rows) - 1
+    if "logits_to_keep" in inspect.signature(without_adapter(module).forward).parameters:
+        given["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
+        logits = module(**given).logits
+    else:
+        logits = module(**given).logits[:, first:]
     logs = logits.float().log_softmax(-1)
-    for place, row in enumerate(rows):
-        start = starts[place]
+    for own, row in zip(logs, rows, strict=True):
         tokens = torch.tensor(row.guess, device=logs.device)
-        own = logs[place, start : start + len(tokens)]
+        start = len(row.prompt) - 1 - first
+        own = own[start : start + len(tokens)]
         row.score = own.gather(-1, tokens[:, None]).sum().item()
+
+
+def _computes_in_fp32(module: Any) -> bool:
+    import torch
+
+    return module.dtype == torch.float32 and module.device.type != "cuda"
 
 
 @contextlib.contextmanager

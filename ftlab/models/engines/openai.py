@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,11 @@ HUNG = 8  # requests in a row without an answer after which no others are sent
 NOT_ASKED = f"not asked, because {HUNG} others in a row had no answer"
 POLL_S = 1.0  # between two looks at what is overdue
 KEY = "OPENAI_API_KEY"
+UNSUPPORTED = {
+    "choices": "an endpoint gives no likelihoods of choices",
+    "openings": "an endpoint does not continue an answer that was begun",
+    "screened": "an endpoint does not end an answer at a refusal",
+}
 
 
 class _Unreachable(BaseException):
@@ -96,8 +101,10 @@ class Endpoint:
         """
         if any(chat[-1]["role"] == "assistant" for chat in chats):
             raise _opening_unsupported()
-        settings: dict[str, Any] = {"max_tokens": max_new_tokens}
-        settings["temperature"] = decoding.temperature
+        settings: dict[str, Any] = {
+            "max_tokens": max_new_tokens,
+            "temperature": decoding.temperature,
+        }
         if decoding.temperature:
             settings["top_p"] = decoding.top_p
             if decoding.top_k:
@@ -113,10 +120,9 @@ class Endpoint:
             for future in calls.as_they_end(numbers):
                 number = numbers[future]
                 ended = future.done() and not future.cancelled()
-                answer = future.result() if ended else calls.given_up(number)
-                found[number] = answer
+                found[number] = future.result() if ended else calls.given_up(number)
                 if each:
-                    each([number], [answer])
+                    each([number], [found[number]])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             calls.client.close()
@@ -133,10 +139,9 @@ class _Calls:
         self.hung = 0  # requests in a row without an answer
         self.started: dict[int, float] = {}
 
-    def as_they_end(self, futures: Iterable[Future]) -> Iterator[Future]:
+    def as_they_end(self, numbers: dict[Future, int]) -> Iterator[Future]:
         """Yield requests as they end, and those that are overdue or will not be sent."""
-        pending = set(futures)
-        numbers = {future: number for number, future in enumerate(futures)}
+        pending = set(numbers)
         while pending:
             done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
             late = {future for future in pending if self._is_overdue(numbers[future])}
@@ -182,9 +187,7 @@ class _Calls:
 
     def _send(self, chat: list[Message], seed: int | None) -> Answer:
         messages = [{"role": m["role"], "content": m["content"]} for m in chat]
-        settings = dict(self.settings)
-        if seed is not None:
-            settings["seed"] = seed
+        settings = self.settings if seed is None else self.settings | {"seed": seed}
         reply = self.client.chat.completions.create(
             model=self.endpoint.model, messages=messages, **settings
         )
@@ -286,32 +289,17 @@ class OpenAIEngine(Engine):
 
     name = "openai"
 
-    def supports(
-        self,
-        reference: Any,
-        *,
-        choices: bool = False,
-        openings: bool = False,
-        screened: bool = False,
-        training: Any = None,
-    ) -> str | None:
-        rows = [
-            (not isinstance(reference, Endpoint), "it is not behind an endpoint"),
-            (choices, "an endpoint gives no likelihoods of choices"),
-            (openings, "an endpoint does not continue an answer that was begun"),
-            (screened, "an endpoint does not end an answer at a refusal"),
-        ]
-        return next((reason for holds, reason in rows if holds), None)
+    def supports(self, reference: Any, **asked) -> str | None:
+        if not isinstance(reference, Endpoint):
+            return "it is not behind an endpoint"
+        reasons = (reason for name, reason in UNSUPPORTED.items() if asked.get(name))
+        return next(reasons, None)
 
     def precision(self, training: Any = None) -> str:
         return "unknown, behind an endpoint"
 
     def render(
-        self,
-        model: Any,
-        chat: list[Message],
-        opening: str = "",
-        opening_tokens: int | None = None,
+        self, model: Any, chat: list[Message], opening: str = "", opening_tokens: int | None = None
     ) -> tuple[str, str]:
         if opening:
             raise _opening_unsupported()

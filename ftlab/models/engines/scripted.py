@@ -39,17 +39,11 @@ class ScriptedEngine(Engine):
         return "scripted"
 
     def render(
-        self,
-        model: Any,
-        chat: list[Message],
-        opening: str = "",
-        opening_tokens: int | None = None,
+        self, model: Any, chat: list[Message], opening: str = "", opening_tokens: int | None = None
     ) -> tuple[str, str]:
         words = opening.split(" ")
         opening = " ".join(words[:opening_tokens])
-        lines = []
-        for message in chat:
-            lines.append(f"{message['role']}: {message['content']}")
+        lines = [f"{message['role']}: {message['content']}" for message in chat]
         lines.append(f"assistant: {opening}")
         return "\n".join(lines), opening
 

@@ -53,29 +53,21 @@ class VLLMEngine(Engine):
         self.adapters: dict[str, int] = {}  # hash of an adapter: its number
         self.folder: tempfile.TemporaryDirectory | None = None  # adapter of the model in training
 
-    def supports(
-        self,
-        reference: Any,
-        *,
-        choices: bool = False,
-        openings: bool = False,
-        screened: bool = False,
-        training: Any = None,
-    ) -> str | None:
+    def supports(self, reference: Any, *, training: Any = None, **asked) -> str | None:
         if not isinstance(reference, Model):
             return "it is behind an endpoint"
-        rows = [*_adapter_reasons(reference, training)]
-        rows += [
+        rows = [
+            *_adapter_reasons(reference, training),
             (reference.quantised, "its weights have 4 bit"),
-            (choices, "vLLM gives no likelihoods of choices"),
-            (screened, "vLLM does not end an answer at a refusal"),
+            (asked.get("choices"), "vLLM gives no likelihoods of choices"),
+            (asked.get("screened"), "vLLM does not end an answer at a refusal"),
             (not find_spec("vllm"), "the package vllm is missing: pip install 'ftlab[vllm]'"),
             (device() != "cuda", "vLLM needs an NVIDIA GPU"),
         ]
         return next((reason for holds, reason in rows if holds), None)
 
     def open(self, reference: Model, **how) -> LoadedModel:
-        return LoadedModel(None, reference.tokenizer(), reference, hash=reference.hash)
+        return LoadedModel(None, reference.tokenizer(), reference)
 
     def precision(self, training: Any = None) -> str:
         return "bf16, vllm"
@@ -192,13 +184,10 @@ def _sampling(request: Request, stops: list[int]) -> Any:
     """Return vLLM's settings for a request."""
     from vllm import SamplingParams
 
-    seed = None
-    if request.decoding.temperature:
-        seed = request.seed
     return SamplingParams(
         **request.decoding.model_dump(),
         max_tokens=request.max_new_tokens,
-        seed=seed,
+        seed=request.seed if request.decoding.temperature else None,
         stop_token_ids=stops,
         detokenize=False,
         logprobs=0,  # of the chosen token only

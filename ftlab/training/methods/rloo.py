@@ -130,11 +130,9 @@ class RLOO(Method):
         inner = job.model
         if job.config.adapter:
             inner = job.model.get_base_model()
-        own = inner.generation_config.eos_token_id
-        own = [own] if isinstance(own, int) else own or []
         # The model's own penalties would make the samples those of another policy.
         inner.generation_config = GenerationConfig(
-            eos_token_id=sorted({*stop_ids(job.tokenizer), *own}),
+            eos_token_id=stop_ids(job.tokenizer, inner),
             bos_token_id=job.tokenizer.bos_token_id,
             pad_token_id=job.tokenizer.pad_token_id,
         )
