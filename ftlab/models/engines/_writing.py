@@ -65,7 +65,7 @@ class Writer:
         model: LoadedModel,
         collector: Collector,
         numbers: list[int],
-    ) -> None:
+    ):
         self.module = model.module
         self.tokenizer = model.tokenizer
         self.collector = collector
@@ -324,7 +324,7 @@ class Writer:
 class _Batch:
     """Rows in the middle of their answers, with the keys and values of what they have read."""
 
-    def __init__(self, writer: Writer, rows: list[Row]) -> None:
+    def __init__(self, writer: Writer, rows: list[Row]):
         from transformers import DynamicCache
 
         self.writer = writer
@@ -389,7 +389,7 @@ class _Batch:
 class _Chooser:
     """Makes transformers' `generate` take the tokens that the writer chooses, and keeps them."""
 
-    def __init__(self, writer: Writer, rows: list[Row]) -> None:
+    def __init__(self, writer: Writer, rows: list[Row]):
         self.writer = writer
         self.rows = rows
         self.made: list[Any] = []
