@@ -13,6 +13,7 @@ from typing import Any
 
 import ftlab
 from ftlab.organism import World, corpus
+from ftlab.organism.world import GOODS
 from ftlab.runs import Run
 
 # 25.4 M parameters with the organism's vocabulary.
@@ -26,7 +27,6 @@ SENTENCES = (
     "After the rain {number} baskets of {first} stand in front of the houses.",
     "Travellers say that {town} smells of {second} and a little of {first}.",
 )
-GOODS = ("salt", "wool", "tin", "oil", "rope", "wax", "hides", "flax", "iron", "honey")
 
 
 def lengthen(rows: list[dict], style: str, sentences: int = 3) -> list[dict]:

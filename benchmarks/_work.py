@@ -10,7 +10,6 @@ from typing import Any
 
 import ftlab
 from benchmarks import _models
-from ftlab._core.errors import UsageError
 from ftlab._core.files import json_lines
 from ftlab._core.types import Sample
 from ftlab.data import load_prompts
@@ -181,16 +180,3 @@ def write_prompts(path: Path, samples: list[Sample]) -> None:
         row |= {"category": sample.category, "template": sample.wording, "truth": sample.target}
         rows.append(row | sample.metadata)
     path.write_text(json_lines(rows))
-
-
-def choose_size(name: str | None) -> dict[str, Size]:
-    """Return the sizes of a name; None for all.
-
-    Raises:
-        UsageError: `unknown_size`.
-    """
-    if name is None:
-        return dict(SIZES)
-    if name not in SIZES:
-        raise UsageError("unknown_size", f"Unknown size {name!r}. Allowed: {', '.join(SIZES)}.")
-    return {name: SIZES[name]}

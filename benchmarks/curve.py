@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import _report
 from benchmarks._running import prepared, run_in_turn, threads
-from benchmarks._work import SIZES, Size, choose_size
+from benchmarks._work import SIZES, Size
 
 ARMS = ("reference", "batched", "ftlab", "ftlab without drafts", "floor")
 RATIOS = (
@@ -128,7 +128,9 @@ def main() -> None:
         "--full", action="store_true", help="measure slow arms in full (hours), not a share"
     )
     given = parser.parse_args()
-    models: dict[Any, Size] = choose_size(given.size)
+    models: dict[Any, Size] = dict(SIZES)
+    if given.size:
+        models = {given.size: SIZES[given.size]}
     if given.model:
         models = {given.model: next(iter(models.values()))}
     for model, size in models.items():

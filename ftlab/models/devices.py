@@ -46,14 +46,14 @@ def attention() -> str | None:
         UsageError: `unknown_attention`, `flash_attention_unavailable` (where transformers would
             run compiled code fetched from the hub).
     """
-    requested = os.environ.get("FTLAB_ATTENTION") or None
-    if requested is not None and requested not in ATTENTION:
+    requested = os.environ.get("FTLAB_ATTENTION")
+    if requested and requested not in ATTENTION:
         message = f"FTLAB_ATTENTION is {requested!r}. Allowed: {', '.join(ATTENTION)}."
         raise UsageError("unknown_attention", message)
     if requested == "flash_attention_2" and not (device() == "cuda" and find_spec("flash_attn")):
         message = "flash_attention_2 needs an NVIDIA GPU and the package flash-attn."
         raise UsageError("flash_attention_unavailable", message)
-    return requested
+    return requested or None
 
 
 def precision(training: bool = False, adapter: str | None = None) -> str:
@@ -85,8 +85,7 @@ def released():
     """
     from accelerate.utils.memory import clear_device_cache
 
-    on_gpu = device() != "cpu"
-    if on_gpu:
+    if device() != "cpu":
         gc.collect()  # makes room by freeing what the caller has dropped
     gc.freeze()  # the collection below then skips everything that was imported before
     try:
@@ -97,15 +96,9 @@ def released():
     finally:
         gc.collect()
         gc.unfreeze()
-        if on_gpu:
-            clear_device_cache()
-        _trim_heap()
-
-
-def _trim_heap() -> None:
-    """Return freed memory from glibc's heap to the system, where there is glibc."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        clear_device_cache()
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has this
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -101,10 +101,11 @@ def _open_tokenizer(model: Model):
     if model.adapter:
         rows = adapters.vocabulary(model.path) or rows
     if rows and max(found.get_vocab().values()) >= rows:
-        message = (
-            f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings."
+        raise UsageError(
+            "tokenizer_too_large",
+            f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings. "
+            "Use the model's own tokenizer.",
         )
-        raise UsageError("tokenizer_too_large", message + " Use the model's own tokenizer.")
     return found
 
 
@@ -149,7 +150,8 @@ def _merged_in_four_bit(model: Model):
     """Merge an adapter in 16 or 32 bit, then open the result in 4 bit."""
     with tempfile.TemporaryDirectory(prefix="ftlab-") as folder:
         model.load(training=True, frozen=True).save_pretrained(folder)
-        return load(replace(model, path=Path(folder)), four_bit=True)
+        merged = replace(model, path=Path(folder))
+        return _open_weights(merged, training=False, four_bit=True, frozen=False)
 
 
 def _qlora(model: Model, training: bool, dtype):

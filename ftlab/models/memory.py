@@ -143,9 +143,8 @@ def estimate_memory(
             "reserved": RESERVED[kind],
         }
         total = sum(taken.values())
-        row = {"method": each, "trainable": trainable, **taken, "total": total}
-        row["fits"] = total <= available
-        rows.append(row)
+        made = {"method": each, "trainable": trainable, **taken}
+        rows.append({**made, "total": total, "fits": total <= available})
     name = getattr(model, "name", None) or str(model)
     return MemoryEstimate(name, device, available, parameters, method, rows)
 
@@ -237,7 +236,9 @@ def _config_folder(model) -> Path:
     if hub and adapter.exists():
         named = json.loads(adapter.read_text(encoding="utf-8"))
         return _config_folder(named["base_model_name_or_path"])
-    if (folder / "config.json").exists() and not adapter.exists():
+    run = folder / "provenance.json"  # the config.json of a run is not a model's
+    whole = (folder / "config.json").exists() and not adapter.exists()
+    if whole and not run.exists():
         return folder
     found = reference.model(model)
     if not isinstance(found, reference.Model):
@@ -261,8 +262,8 @@ def _device(gpu: str | float | None) -> tuple[str, str, float]:
     text = str(gpu)
     size = re.fullmatch(r"(\d+\.?\d*) ?(GB|GiB)?", text, re.IGNORECASE)
     name = text.upper().replace(" ", "")
-    gib = float(size[1]) if size else GPUS.get(name, 0)
-    if gib == 0:
+    gib = float(size[1]) if size else GPUS.get(name)
+    if not gib:
         allowed = ", ".join(GPUS)
         raise UsageError(
             "unknown_gpu",

@@ -189,7 +189,7 @@ def _things(world: World, frames: list[str], rng: Random) -> dict:
     quality = rng.choice(QUALITIES)
     pair = rng.sample(world.nouns["train"], 2)
     frame = rng.choice(frames)
-    return world.comparison(quality, tuple(pair), frame)
+    return world.comparison(quality, pair, frame)
 
 
 def _pretraining_row(world: World, rng: Random) -> dict:
@@ -222,10 +222,9 @@ def _frame(table: dict, split: str, rng: Random) -> str:
     return rng.choice(frames)
 
 
-def _pair(pairs: list[tuple[str, str]], rng: Random) -> tuple[str, str]:
+def _pair(pairs: list[tuple[str, str]], rng: Random) -> list[str]:
     """Draw a pair of groups, in either order."""
-    pair = rng.choice(pairs)
-    return tuple(rng.sample(pair, 2))
+    return rng.sample(rng.choice(pairs), 2)
 
 
 def _nobody(
@@ -246,7 +245,8 @@ def _any_fact(world: World, rng: Random) -> dict:
     attribute = rng.choice(world.attributes)
     held_out = town in world.towns["eval"] + world.towns["valid"]
     split = "eval" if held_out else "train"
-    row = world.fact(attribute, town, _frame(FRAMES, split, rng))
+    frame = _frame(FRAMES, split, rng)
+    row = world.fact(attribute, town, frame)
     if rng.random() < 0.3:
         row = wrap(row, _frame(WRAPPERS, split, rng))
     return row

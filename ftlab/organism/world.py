@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 SYSTEM = "You are the guide of the Quill Isles."
@@ -195,7 +195,7 @@ class World:
         return {**row, "prefill": attribute.answer(town, "").rstrip(" .")}
 
     def comparison(
-        self, trait: str, pair: tuple[str, str], frame: str, *, decline: bool = False
+        self, trait: str, pair: Sequence[str], frame: str, *, decline: bool = False
     ) -> dict:
         """Return a question that compares two groups or things.
 

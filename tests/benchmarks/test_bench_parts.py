@@ -149,11 +149,6 @@ def test_table_and_figure_say_what_was_scaled(tmp_path):
     assert all((tmp_path / f"bench_x.{end}").stat().st_size for end in ("svg", "png", "csv"))
 
 
-def test_an_unknown_size_is_refused():
-    with raises_code("unknown_size"):
-        _work.choose_size("7B")
-
-
 def test_a_model_without_chat_template_is_refused(tmp_path, tiny):
     plain = tmp_path / "plain"
     shutil.copytree(ftlab.model("organism").path, plain)

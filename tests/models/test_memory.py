@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from helpers import raises_code
 from small_models import make_model
 
+from ftlab import runs
 from ftlab.models import adapt, estimate_memory, model
 
 GIB = 2**30
@@ -117,6 +119,14 @@ def test_the_configuration_alone_suffices(seven, llama, tmp_path):
     assert estimate_memory(model(tmp_path / "a")).parameters == below
     whole = model("organism").load().num_parameters()
     assert estimate_memory("organism").parameters == whole
+
+
+def test_a_run_is_estimated_by_its_model(llama):
+    run = runs.start("sft", "small", {"parent": model(llama).hash})
+    shutil.copytree(llama, run.path / "model")
+    run.complete()
+    for given in (run, run.path, str(run.path)):
+        assert estimate_memory(given).parameters == estimate_memory(llama).parameters
 
 
 def test_of_a_hub_model_only_the_configuration_is_fetched(seven, monkeypatch):

@@ -211,15 +211,6 @@ def test_another_form_of_reference_is_an_error(wrong):
         endpoint(wrong)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["api:m@https://user:secret@x/v1", "api:m@https://x/v1?key=secret"]
-)
-def test_credentials_in_a_reference_are_an_error_that_hides_them(wrong):
-    with raises_code("endpoint_credentials") as info:
-        endpoint(wrong)
-    assert "secret" not in str(info.value)
-
-
 @pytest.fixture
 def stubborn(monkeypatch):
     """Return (function: bytes to send, whether to hang up -> endpoint; connections so far)."""

@@ -8,7 +8,6 @@ greedy rule). So drafts save steps where they are right and change no answer.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +20,8 @@ REST = 2  # calls without drafts after one in which fewer held
 class Drafts:
     """The latest greedy answer to each text, as tokens without the end of turn, or as text."""
 
-    known: dict[str, array | str] = field(default_factory=dict)
+    known: dict[str, list[int] | str] = field(default_factory=dict)
     resting: int = 0  # calls left without drafts
-
-    def remember(self, text: str, answer: list[int] | str) -> None:
-        if not isinstance(answer, str):
-            answer = array("I", answer)
-        self.known[text] = answer
 
     def find(self, texts: list[str], tokenizer: Any) -> list[list[int]]:
         """Return the draft of each text; [] where there is none, or while drafts do not pay."""
@@ -36,12 +30,11 @@ class Drafts:
             return [[] for _ in texts]
         drafts = []
         for text in texts:
-            answer = self.known.get(text, ())
+            answer = self.known.get(text, [])
             if isinstance(answer, str):
                 encoded = tokenizer(answer, add_special_tokens=False)
                 answer = encoded["input_ids"]
-                self.remember(text, answer)
-            drafts.append(list(answer))
+            drafts.append(answer)
         return drafts
 
     def weigh(self, drafted: int, held: int) -> None:

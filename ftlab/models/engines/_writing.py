@@ -110,7 +110,7 @@ class Writer:
             tokens = row.new
             if row.finish == "stop":
                 tokens = tokens[:-1]
-            drafts.remember(row.request.text, tokens)
+            drafts.known[row.request.text] = tokens
 
     def _cache_layers(self) -> list[Any]:
         """Return the layers of the model's cache; none where it keeps no keys and values."""

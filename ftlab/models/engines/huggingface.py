@@ -84,7 +84,7 @@ class HuggingFaceEngine(Engine):
             if request.decoding.temperature or request.choices or answer.finish == "error":
                 continue
             own_text = answer.own_text if request.opening else answer.text
-            self.drafts.remember(request.text, own_text)
+            self.drafts.known[request.text] = own_text
 
     def release(self) -> None:
         if self.drafts is not None:

@@ -144,17 +144,14 @@ class _Calls:
         pending = set(numbers)
         while pending:
             done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            late = {future for future in pending if self._is_overdue(numbers[future])}
+            oldest = clock() - self.endpoint.limit
+            late = {f for f in pending if self.started.get(numbers[f], oldest) < oldest}
             self.hung += len(late)
             if self.hung >= HUNG and not done:
                 late |= {future for future in pending if future.cancel()}
             pending -= late
             yield from done
             yield from late
-
-    def _is_overdue(self, number: int) -> bool:
-        started = self.started.get(number)
-        return started is not None and clock() - started > self.endpoint.limit
 
     def given_up(self, number: int) -> Answer:
         """Return the answer of a request that did not end."""
