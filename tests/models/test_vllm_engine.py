@@ -188,6 +188,17 @@ def test_other_weights_start_another_server_and_the_old_one_ends(engine, servers
     assert all(server.ended for server in servers)
 
 
+def test_after_a_server_that_did_not_start_there_is_another(
+    engine, servers, base, tmp_path, monkeypatch
+):
+    ask(engine, base)
+    other = ftlab.model(make_model(tmp_path / "model", "llama", seed=1))
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(sys.modules["vllm"], "LLM", None)
+        ask(engine, other)
+    assert ask(engine, base)[0].text and len(servers) == 2
+
+
 def test_a_model_in_training_answers_as_it_is_now(engine, servers, base, tmp_path):
     import torch
 

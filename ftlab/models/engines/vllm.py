@@ -137,6 +137,7 @@ class VLLMEngine(Engine):
         if self.llm is None or self.weights != weights or self.rank < needed:
             if self.llm is not None:
                 self.llm.llm_engine.engine_core.shutdown()
+                self.llm = None  # should the next one not start
             free, total = torch.cuda.mem_get_info()
             self.rank = next(rank for rank in RANKS if rank >= needed)
             self.llm = LLM(
