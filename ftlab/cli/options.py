@@ -1,6 +1,7 @@
 """Turn a cell's signature into the options of a command.
 
-The help of an option is the description of its setting, or its line in the cell's docstring.
+The help of an option is the description of its setting, or its line in the cell's docstring, in
+the words of the command line.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ OLD_SPELLINGS = {  # further names of an option
     "judges": ["--judge"],
     "n_rows": ["--rows"],
     "n_examples": ["--examples"],
+}
+IN_WORDS = {  # what is written otherwise than in Python
+    "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other risks.",
+    "decoding": "How tokens are chosen, such as temperature=0.7,top_k=20; greedy by default.",
+    "stop_above": "Ends training where a metric passes its limit, such as jailbreak=0.1.",
 }
 
 
@@ -74,20 +80,34 @@ def _flag(name: str) -> str:
 def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...]) -> list[Option]:
     """Return one option per argument of a cell that the command line can express."""
     hints = _argument_types(cell)
-    helps = argument_lines(cell.__doc__ or "")
+    texts = argument_lines(cell.__doc__ or "")
     found = []
     for name, parameter in inspect.signature(cell).parameters.items():
         is_open = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if is_open or name in skip:
             continue
-        annotation = hints.get(name, parameter.annotation)
-        kind, convert = _parser(name, annotation)
         required = parameter.default is parameter.empty
-        if kind is not bool and not (required and name in positional):
+        annotation = hints.get(name, parameter.annotation)
+        if name == "prompts" and annotation is Any and not required:
+            kind, convert = list[str], sources
+        else:
+            kind, convert = _parser(name, annotation)
+        text = texts.get(name, "")
+        if convert is not str:
+            text = IN_WORDS.get(name, text)
+        if kind is not bool and not required:
             kind = kind | None
-        text = helps.get(name, "")
-        found.append(Option(name, kind, convert, text, required))
+        found.append(Option(name, kind, convert, _help(text, parameter.default), required))
     return found
+
+
+def _help(text: str, default: Any) -> str:
+    """Return what an option means, and its default as it would be typed."""
+    text = text.partition(" Default: ")[0].replace("; None ", "; if not given, it ")
+    if isinstance(default, (tuple, list)):
+        default = ",".join(map(str, default))
+    is_shown = isinstance(default, (int, float, str)) and default is not False
+    return f"{text} Default: {default}." if is_shown and default != "" else text
 
 
 def _argument_types(cell: Callable) -> dict[str, Any]:
@@ -193,8 +213,6 @@ def argument_lines(doc: str) -> dict[str, str]:
 
 def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Return the type that the command line parses, and what turns it into the cell's value."""
-    if name == "prompts" and annotation is Any:
-        return list[str], sources
     alternatives = _alternatives(annotation)
     if len(alternatives) == 1:
         return _single_parser(name, alternatives[0])
@@ -227,8 +245,6 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
         return str, partial(pairs, name)
     if int in parts:
         return str, partial(whole_numbers, name)
-    if name == "valid":
-        return str, number_or_text
     return str, str
 
 

@@ -29,6 +29,7 @@ def test_help_lists_every_command(ran):
 def test_every_cells_command_shows_the_description_of_its_settings(name, ran):
     code, out, _ = ran(name, "--help")
     assert code == 0 and "Options" in out
+    assert not re.search(r"None |\{[\"']|temperature=0\.0", out)  # words, no values of Python
 
 
 def test_an_option_has_the_description_of_its_setting():
@@ -36,6 +37,17 @@ def test_an_option_has_the_description_of_its_setting():
     found = {option.name: option for option in options.options_of(cell, ("parent", "data"), ())}
     field = training.open_method("sft").config.model_fields["learning_rate"]
     assert field.description.split(";")[0].rstrip(".") in found["learning_rate"].help
+
+
+def test_an_option_shows_its_default_as_it_is_typed():
+    command = commands.CELLS["curve"]
+    found = options.options_of(ftlab.risk_curve, command.positional, command.skip)
+    helps = {option.name: option.help for option in found}
+    ends = {"at_steps": "0,10,30,100", "seeds": "5", "attacks": "direct,templates"}
+    ends |= {"prompt_seed": "0", "method": "sft"}
+    for name, default in ends.items():
+        assert helps[name].endswith(f". Default: {default}."), name
+    assert "Default" not in helps["screen"] + helps["system"] + helps["decoding"]
 
 
 def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):

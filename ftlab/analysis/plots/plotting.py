@@ -163,7 +163,7 @@ def _kind_of(table: Any, kind: str | Kind | None) -> Kind:
     if not hasattr(table, "columns"):
         raise UsageError(
             "not_a_table",
-            f"plot() takes a run or a DataFrame, not a {type(table).__name__}.",
+            f"plot() draws a run or a DataFrame; the source has the type {type(table).__name__}.",
         )
     if isinstance(kind, Kind):
         return kind
