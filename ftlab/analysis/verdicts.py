@@ -28,7 +28,10 @@ NEEDED = {
 }
 
 
-def prepare(source: Source, outcome: str | None = None) -> pd.DataFrame:
+def prepare(
+    source: Source,
+    outcome: str | None = None,
+) -> pd.DataFrame:
     """Return a verdict table with `item`, `wording`, `seed` and `step` in every row.
 
     An item is what parent and child are paired by: a sample, an attack, a repeat. `outcome` counts
@@ -47,12 +50,11 @@ def prepare(source: Source, outcome: str | None = None) -> pd.DataFrame:
     if missing:
         raise UsageError(
             "not_a_verdict_table",
-            f"This {type(table).__name__} has no columns {missing}. "
-            "Pass a run of an evaluation or curve, or its table().",
+            f"No columns {missing}. Pass a run of an evaluation or curve, or its table().",
         )
-    table = table.assign(item=table["sample_id"] + "|" + table["attack"])
-    table["item"] += "|" + table["repeat"].astype(str)
-    own = table["wording"].str.rpartition(" > ")[2]  # without the attack's template
+    more = [table["attack"], table["repeat"].astype(str)]
+    table = table.assign(item=table["sample_id"].str.cat(more, sep="|"))
+    own = table["wording"].str.split(" > ").str[-1]  # without the attack's template
     table["wording"] = own.where(own != "", table["sample_id"])
     for label in ("seed", "step"):
         if label not in table:
@@ -150,7 +152,7 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
                 f"Step {step} was not measured. Allowed: {common}.",
             )
         wanted.add(step)
-    return [step for step in common if step in wanted]
+    return sorted(wanted.intersection(common))
 
 
 def cube_of(
