@@ -77,7 +77,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...]) -> list[Option]:
+def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
     """Return one option per argument of a cell that the command line can express."""
     hints = _argument_types(cell)
     texts = argument_lines(cell.__doc__ or "")
@@ -139,38 +139,22 @@ def callback_of(
         skip: Its arguments that the command does not have.
         figure: Add `--out`, a folder for a figure, which is also passed to `show`.
     """
-    options = options_of(cell, positional, skip)
+    options = options_of(cell, skip)
 
     def command(**given):
-        out = given.pop("out") if figure else None
-        if out:
-            make_folder(out)
-        values = _converted(options, given)
-        leading = [values.pop(name) for name in positional if name in values]
-        result = cell(*leading, **values)
+        shown = {}
         if figure:
-            show(result, out)
-        else:
-            show(result)
+            shown["out"] = given.pop("out")
+            make_folder(shown["out"])
+        show(cell(**_converted(options, given)), **shown)
 
+    parameters = [option.parameter(option.name in positional) for option in options]
     if figure:
-        options.append(Option("out", Path | None, Path, "Folder for the figure and its .csv"))
-    command.__signature__ = _signature(options, positional)
+        out = Option("out", Path | None, Path, "Folder for the figure and its .csv.")
+        parameters.append(out.parameter(positional=False))
+    command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {}
     return command
-
-
-def _signature(options: list[Option], positional: tuple[str, ...]) -> inspect.Signature:
-    """Return the signature of a command, its positional arguments first."""
-    leading = {}
-    others = []
-    for option in options:
-        if option.name in positional:
-            leading[option.name] = option.parameter(positional=True)
-        else:
-            others.append(option.parameter(positional=False))
-    ordered = [leading[name] for name in positional if name in leading]
-    return inspect.Signature([*ordered, *others])
 
 
 def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +168,11 @@ def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def make_folder(out: Path) -> None:
-    """Create the folder of figures before work that may take hours."""
+def make_folder(out: Path | None) -> None:
+    """Create the folder of figures, if one is asked for, before work that may take hours."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             "folder_not_writable", f"--out {out} cannot be written ({error.strerror})."

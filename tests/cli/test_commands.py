@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,8 +12,6 @@ from small_models import goals, sums, write
 import ftlab
 from ftlab import runs, training
 from ftlab.cli import commands, options
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_help_lists_every_command(ran):
@@ -34,14 +30,14 @@ def test_every_cells_command_shows_the_description_of_its_settings(name, ran):
 
 def test_an_option_has_the_description_of_its_setting():
     cell = training.sft
-    found = {option.name: option for option in options.options_of(cell, ("parent", "data"), ())}
+    found = {option.name: option for option in options.options_of(cell, ())}
     field = training.open_method("sft").config.model_fields["learning_rate"]
     assert field.description.split(";")[0].rstrip(".") in found["learning_rate"].help
 
 
 def test_an_option_shows_its_default_as_it_is_typed():
     command = commands.CELLS["curve"]
-    found = options.options_of(ftlab.risk_curve, command.positional, command.skip)
+    found = options.options_of(ftlab.risk_curve, command.skip)
     helps = {option.name: option.help for option in found}
     ends = {"at_steps": "0,10,30,100", "seeds": "5", "attacks": "direct,templates"}
     ends |= {"prompt_seed": "0", "method": "sft"}
@@ -79,25 +75,18 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("0,10,30", [0, 10, 30]), ("3", 3)],
-)
-def test_whole_numbers(text, value):
-    assert options.whole_numbers("seeds", text) == value
-
-
 PARSED = [
     ("curve", "at_steps", "0,1", [0, 1]),
     ("curve", "at_steps", "3", [3]),
     ("curve", "seeds", "2", 2),
+    ("curve", "seeds", "2,7", [2, 7]),
     ("harmful-finetune", "n_examples", "2,3", [2, 3]),
     ("compare", "by", ["risk,attack"], ["risk", "attack"]),
     ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
     ("sft", "steps", 0, 0),
     ("sft", "valid", "0.1", 0.1),
     ("sft", "valid", "rows.jsonl", "rows.jsonl"),
-    ("sft", "stop_above", "jailbreak=0.1", {"jailbreak": 0.1}),
+    ("sft", "stop_above", "jailbreak=0.1, bias=0.2", {"jailbreak": 0.1, "bias": 0.2}),
 ]
 
 
@@ -105,14 +94,10 @@ PARSED = [
 def test_an_option_becomes_what_its_cell_takes(name, option, given, value):
     command = commands.CELLS[name]
     room, cell = command.path.split(":")
-    found = options.options_of(getattr(getattr(ftlab, room), cell), command.positional, ())
+    found = options.options_of(getattr(getattr(ftlab, room), cell), ())
     (own,) = [each for each in found if each.name == option]
     assert own.convert(given) == value and type(own.convert(given)) is type(value)
     assert isinstance(given, list) == ("list" in str(own.kind))
-
-
-def test_one_step_is_a_list_too():
-    assert options.whole_numbers("at_steps", "3") == [3]
 
 
 def test_sources_of_prompts(tmp_path):
@@ -127,15 +112,11 @@ def test_sources_of_prompts(tmp_path):
         options.sources(["bias=a.csv", "b.csv"])
 
 
-@pytest.mark.parametrize("call", [("whole_numbers", "0,x"), ("pairs", "jailbreak")])
-def test_values_that_cannot_be_parsed(call):
-    name, text = call
-    with raises_code("not_whole_numbers" if name == "whole_numbers" else "not_pairs"):
-        getattr(options, name)("at_steps", text)
-
-
-def test_pairs():
-    assert options.pairs("stop_above", "jailbreak=0.1, bias=0.2") == {"jailbreak": 0.1, "bias": 0.2}
+def test_values_that_cannot_be_parsed():
+    with raises_code("not_whole_numbers"):
+        options.whole_numbers("at_steps", "0,x")
+    with raises_code("not_pairs"):
+        options.pairs("stop_above", "jailbreak")
 
 
 MISTAKES = [
@@ -214,7 +195,3 @@ def test_old_names_at_the_top_still_work_and_warn():
     for name in ftlab._MOVED:
         with pytest.warns(FutureWarning, match=name):
             assert getattr(ftlab, name) is not None
-
-
-def test_the_console_script_is_the_command_line():
-    assert "ftlab" in sys.modules and callable(ftlab.cli.main)
