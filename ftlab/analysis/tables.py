@@ -300,7 +300,10 @@ def _judge_versions(run: Run) -> dict[str, str]:
     return found
 
 
-def _same_group(parent: pd.DataFrame, group: Group) -> pd.DataFrame:
+def _same_group(
+    parent: pd.DataFrame,
+    group: Group,
+) -> pd.DataFrame:
     """Return the parent's rows of a group, by the columns that the parent has, of one seed."""
     rows = parent
     for column, value in group.items():
