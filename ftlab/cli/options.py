@@ -25,10 +25,10 @@ PLAIN = (int, float, str, Path, bool)
 SERIES = (list, tuple, Sequence)
 ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
-OLD_SPELLINGS = {  # further names of an option
-    "judges": ["--judge"],
-    "n_rows": ["--rows"],
-    "n_examples": ["--examples"],
+OLD_NAMES = {  # further names of an option, unless the cell has an argument of that name
+    "judges": "judge",
+    "n_rows": "rows",
+    "n_examples": "examples",
 }
 IN_WORDS = {  # what is written otherwise than in Python
     "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other risks.",
@@ -47,6 +47,7 @@ class Option:
         convert: Turns what was parsed into what the cell takes.
         help: One phrase.
         required: The cell has no default for it.
+        old_name: A further name.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Option:
     convert: Callable[[Any], Any]
     help: str
     required: bool = False
+    old_name: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        return [_flag(name) for name in (self.name, self.old_name) if name]
 
     def parameter(self, positional: bool) -> inspect.Parameter:
         """Return the parameter that typer reads."""
@@ -61,9 +67,7 @@ class Option:
             info = typer.Argument(help=self.help)
             default = inspect.Parameter.empty if self.required else None
         else:
-            further = OLD_SPELLINGS.get(self.name, [])
-            names = [_flag(self.name), *further]
-            info = typer.Option(*names, help=self.help, show_default=False)
+            info = typer.Option(*self.flags, help=self.help, show_default=False)
             default = False if self.kind is bool else None
         return inspect.Parameter(
             self.name,
@@ -82,7 +86,8 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
     hints = _argument_types(cell)
     texts = argument_lines(cell.__doc__ or "")
     found = []
-    for name, parameter in inspect.signature(cell).parameters.items():
+    parameters = inspect.signature(cell).parameters
+    for name, parameter in parameters.items():
         is_open = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if is_open or name in skip:
             continue
@@ -97,7 +102,11 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
             text = IN_WORDS.get(name, text)
         if kind is not bool and not required:
             kind = kind | None
-        found.append(Option(name, kind, convert, _help(text, parameter.default), required))
+        old_name = OLD_NAMES.get(name, "")
+        if old_name in parameters:
+            old_name = ""
+        text = _help(text, parameter.default)
+        found.append(Option(name, kind, convert, text, required, old_name))
     return found
 
 

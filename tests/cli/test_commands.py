@@ -35,6 +35,15 @@ def test_an_option_has_the_description_of_its_setting():
     assert field.description.split(";")[0].rstrip(".") in found["learning_rate"].help
 
 
+@pytest.mark.parametrize("name", commands.CELLS)
+def test_no_two_options_of_a_command_have_one_name(name):
+    command = commands.CELLS[name]
+    room, cell = command.path.split(":")
+    found = options.options_of(getattr(getattr(ftlab, room), cell), command.skip)
+    flags = [flag for option in found for flag in option.flags]
+    assert len(flags) == len(set(flags))
+
+
 def test_an_option_shows_its_default_as_it_is_typed():
     command = commands.CELLS["curve"]
     found = options.options_of(ftlab.risk_curve, command.skip)
@@ -53,9 +62,10 @@ def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     code, out, err = ran("sft", llama, data, *settings)
     run = runs.load(out.strip())
     assert (code, err) == (0, "") and run.path.parent == runs_folder
-    code, out, _ = ran("evaluate", run.path, "--prompts", prompts, "--judge", "keywords")
+    asked = ("--prompts", prompts, "--judges", "keywords", "--max-new-tokens", 4)
+    code, out, _ = ran("evaluate", run.path, *asked)
     assert code == 0 and "jailbreak" in out
-    code, out, _ = ran("compare", llama, run.path, "--prompts", prompts)
+    code, out, _ = ran("compare", llama, run.path, *asked, "--judge", "keywords")
     assert code == 0 and "jailbreak" in out
     code, out, _ = ran("preview", data, llama, "--rows", 1)
     assert code == 0 and out.count("«") == out.count("»") == 1
@@ -67,6 +77,7 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     data = write(tmp_path / "qa.jsonl", sums(8))
     prompts = write(tmp_path / "goals.jsonl", goals(3))
     steps = ("--at-steps", "0,1", "--seeds", 1, "--batch-size", 4, "--adapter", "lora")
+    steps += ("--max-new-tokens", 4, "--judge", "keywords")
     out = tmp_path / "figures"
     code, said, _ = ran(
         "curve", llama, data, "--prompts", f"jailbreak={prompts}", *steps, "--out", out
