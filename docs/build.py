@@ -21,27 +21,37 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
 PAGES = ROOT / "docs" / "notebooks"
-MOST_BYTES = 2_000_000  # of a page
-FACES = (
-    "data",
-    "models",
-    "models.engines",
-    "training",
-    "training.methods",
-    "evals",
-    "evals.risks",
-    "evals.attacks",
-    "judges",
-    "analysis",
-    "analysis.plots",
-    "experiments",
-    "experiments.backends",
-    "stats",
-    "runs",
-    "organism",
-)
+MOST_BYTES = 1_000_000  # of a page
+# What users call, and what they write an extension with; a face also exports what rooms share.
+PUBLIC = {
+    "data": "catalogue check Data deduplicate download load load_prompts mix Preview preview "
+    "PromptSet read_samples Report split",
+    "models": "estimate_memory MemoryEstimate Model model",
+    "models.engines": "Decoding Endpoint Engine LoadedModel Request",
+    "training": "dpo kto rloo sft train train_reward_model",
+    "training.methods": "FirstStep Job Method",
+    "evals": "ask evaluate lm_eval Monitor monitor red_team refusal_direction rescore",
+    "evals.risks": "bias_score expected_maximum_toxicity Risk",
+    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
+    "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
+    "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
+    "analysis": "Claims compare first_step outcome_shares plot rates record record_claim report "
+    "summary Target targets verdict",
+    "analysis.plots": "Drawing Kind",
+    "experiments": "compare harmful_finetune reproduce risk_curve run_notebook",
+    "experiments.backends": "Backend Job LocalBackend Result",
+    "stats": "Agreement alpha Band bands Crossing crossing first_all holm judge_errors "
+    "JudgeErrors kappa Paired paired Rate rate upper_bound_when_none",
+    "runs": "clean_runs list_runs load Run show_run verify_runs",
+    "organism": "World",
+}
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
+# What nbconvert writes for JupyterLab's own look, 250 KB a page, and pandas above every table.
+NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>\s*|<!--.*?-->\s*", re.DOTALL)
+# The look without `page.css`, for a page that was copied alone.
+STYLE = """<style>body { max-width: 60rem; margin: auto } img { max-width: 100% }</style>
+<link rel="stylesheet" href="page.css"/>"""
 QUICK = """> **A short trial.** This page was executed with {parameters}.
 > The numbers in the text belong to the defaults below."""
 INTRODUCTION = """# Reference
@@ -86,12 +96,16 @@ def main() -> None:
 
 
 def reference() -> str:
-    """Return the reference of every public name of every face, as Markdown."""
+    """Return the reference of every public name, as Markdown."""
     settings = Settings()
-    parts = [verbs()]
-    for face in FACES:
-        parts.append(room(face, settings))
-    return "\n\n".join([INTRODUCTION.rstrip(), *parts, str(settings)]) + "\n"
+    parts = [INTRODUCTION.rstrip(), verbs()]
+    for face, names in PUBLIC.items():
+        module = import_module(f"ftlab.{face}")
+        parts += [f"## {face}", first_sentence(module)]
+        parts += [
+            entry(f"{face}.{name}", getattr(module, name), settings) for name in names.split()
+        ]
+    return "\n\n".join([*parts, str(settings)]) + "\n"
 
 
 def verbs() -> str:
@@ -108,28 +122,11 @@ def verbs() -> str:
     return "\n".join(lines)
 
 
-def room(face: str, settings: Settings) -> str:
-    """Return the section of one face."""
-    module = import_module(f"ftlab.{face}")
-    parts = [f"## {face}", first_sentence(module)]
-    for name in sorted(module.__all__, key=str.lower):
-        found = getattr(module, name)
-        if inspect.ismodule(found) or name.startswith("_"):
-            continue
-        parts.append(entry(f"{face}.{name}", found, settings))
-    return "\n\n".join(parts)
-
-
 def entry(title: str, found: Any, settings: Settings) -> str:
     """Return what the reference says about one public name."""
     head = f"### {title}"
     if inspect.isclass(found):
         return "\n\n".join([head, signature(title, found), *sections(found), *members(found)])
-    if not callable(found):
-        value = re.sub(r"\s+", " ", repr(found))
-        if len(value) > 200 or " at 0x" in value or "/" in value:
-            value = f"a {type(found).__name__}"
-        return f"{head}\n\nConstant: `{value}`"
     plain = inspect.unwrap(found)
     if plain is not found:
         collect_settings(title, found, plain, settings)
@@ -147,26 +144,12 @@ def collect_settings(title: str, cell: Any, plain: Any, settings: Settings) -> N
 
 def signature(title: str, found: Any) -> str:
     """Return a name with its parameters and defaults, without types."""
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):
-        parameters = []
     shown = []
-    for parameter in parameters:
-        plain = parameter.replace(annotation=parameter.empty)
-        if inspect.isclass(found) and "object at" in str(plain):
-            plain = plain.replace(default=...)
-        shown.append(plain)
-    if found_in_enum(found):
-        return ""
+    for parameter in inspect.signature(found).parameters.values():
+        if not parameter.name.startswith("_"):
+            shown.append(parameter.replace(annotation=parameter.empty))
     text = str(inspect.Signature(shown)).replace("<factory>", "...")
-    text = re.sub(r"PosixPath\('[^']*'\)", "...", text)
     return f"```python\nft.{title}{text}\n```"
-
-
-def found_in_enum(found: Any) -> bool:
-    """Whether a class lists its values, so that its signature says nothing."""
-    return hasattr(found, "__members__")
 
 
 def sections(found: Any) -> list[str]:
@@ -296,7 +279,13 @@ def page_of(executed: Path, title: str, note: str, places: dict[str, str]) -> st
     html, _ = exporter.from_notebook_node(book, {"metadata": {"name": title}})
     for place, shown in places.items():
         html = html.replace(place, shown)
-    return re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+    return with_shared_style(html)
+
+
+def with_shared_style(html: str) -> str:
+    """Return a page without scripts, which takes its style from `page.css` beside it."""
+    html = NOT_SHOWN.sub("", html)
+    return html.replace("</head>", f"{STYLE}\n</head>", 1)
 
 
 def tags_of(cell: Any) -> list[str]:

@@ -12,18 +12,17 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import for_csv, safe
+from ftlab.analysis import tables, verdicts
 from ftlab.runs import Run
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 NUMBERS = ("measured", "low", "high", "null")
 COUNTS = ("n_prompts", "n_seeds")
@@ -193,8 +192,6 @@ class Claims(list):
     """Rows of claims.csv, with the keys in `RECORD`; they show themselves as a table."""
 
     def _repr_html_(self) -> str:
-        import pandas as pd
-
         return pd.DataFrame(self.shown()).to_html(index=False, escape=True)
 
     def __repr__(self) -> str:
@@ -292,7 +289,7 @@ def _check(row: dict[str, Any], most: float) -> None:
 
 
 def record(
-    source: Run | DataFrame,
+    source: Run | pd.DataFrame,
     experiment: str,
     claim: str,
     *,
@@ -322,10 +319,8 @@ def record(
     Raises:
         UsageError: `no_model_name`; as `record_claim`.
     """
-    from ftlab.analysis.tables import compare
-
-    table = compare(source) if isinstance(source, Run) else source
-    table = table[table["judge"] == table["judge"].iloc[0]]
+    table = tables.compare(source) if isinstance(source, Run) else source
+    table = verdicts.of_judge(table)
     model = model or table.attrs.get("model")
     if not model:
         raise UsageError("no_model_name", "The table does not name its model. Pass model=.")
@@ -352,7 +347,9 @@ def record(
     return claims
 
 
-def _claimed(table: DataFrame, published: str | dict[Any, str]) -> Iterator[tuple[str, DataFrame]]:
+def _claimed(
+    table: pd.DataFrame, published: str | dict[Any, str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the published figure of each claimed group, and the group's rows."""
     groups = list(table.groupby(table.attrs["by"], sort=False))
     if isinstance(published, str):
@@ -364,7 +361,7 @@ def _claimed(table: DataFrame, published: str | dict[Any, str]) -> Iterator[tupl
                 yield target, part
 
 
-def _last_row(part: DataFrame) -> dict[str, Any]:
+def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     """Return a group's row at its last step, with the numbers that claims and notes need."""
     part = part.sort_values("step", kind="stable")
     row = part.iloc[-1].to_dict()
@@ -402,21 +399,17 @@ def rows_of(path: Path) -> list[dict]:
     Raises:
         DataError: `not_a_table_of_claims`.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, int)
     try:
-        for row in rows:
-            row |= {key: float(row[key]) for key in NUMBERS}
-            row |= {key: int(row[key]) for key in COUNTS}
-    except (KeyError, TypeError, ValueError):
-        rows = []
-    if not rows or tuple(reader.fieldnames) != RECORD:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(types)
+    except (KeyError, ValueError):
+        table = pd.DataFrame()
+    if table.empty or tuple(table) != RECORD:
         raise DataError(
             "not_a_table_of_claims",
             f"{path} is not a table of claims. Delete it and run its notebook again.",
         )
-    return rows
+    return table.to_dict("records")
 
 
 def csv_of(columns: tuple[str, ...], rows: list[dict]) -> str:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 import os
 import re
 import shutil
 from collections import Counter
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
 
 from ftlab._core.errors import DataError, NotFoundError
 from ftlab._core.files import write_atomic
@@ -235,10 +235,7 @@ def _caption(path: Path) -> str:
 
 def significant(value: float) -> str:
     """Return four significant digits, never as a power of ten: 0.01235, 12350."""
-    if not math.isfinite(value):
-        return str(value)
-    text = f"{Decimal(f'{value + 0:.4g}'):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return np.format_float_positional(value + 0, 4, unique=False, fractional=False, trim="-")
 
 
 def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False) -> str:

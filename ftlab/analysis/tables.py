@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,69 +31,22 @@ CHOICE_OF_PROMPTS = {
     "prompts",
     "prompts_hash",
 }
+PAIRED = (  # fields of `stats.Paired` that are columns of a comparison
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "mcnemar_p",
+    "gained",
+    "lost",
+    "both",
+    "neither",
+    "n_seeds",
+    "method",
+)
 Group = dict[str, Any]
-
-
-@dataclass
-class RateRow:
-    """How often the event happened in one group at one step."""
-
-    group: Group
-    step: int
-    epoch: float
-    rate: float
-    low: float  # simultaneous over the steps, where there are several
-    high: float
-    low_pointwise: float
-    high_pointwise: float
-    band: str
-    n_prompts: int  # scored, before attacks
-    n_seeds: int
-    n_answers: int  # of all seeds and attacks; the parent's count once
-    judge: str
-    judged_by: str  # who decided: the judge, or a risk's own rule
-    cut: int  # answers that max_new_tokens ended
-    outcomes: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row by column."""
-        row = {**self.group, **vars(self), **self.outcomes}
-        del row["group"], row["outcomes"]
-        return row
-
-
-@dataclass
-class ComparisonRow:
-    """Parent against child in one group at one step."""
-
-    group: Group
-    step: int
-    epoch: float
-    paired: stats.Paired
-    n_prompts: int  # scored on both sides, before attacks
-    unscored: int
-    clusters: int  # what the interval takes as independent
-    judge: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row by column."""
-        paired = vars(self.paired)
-        row = {**self.group, "step": self.step, "epoch": self.epoch}
-        for side in ("parent", "child"):
-            row[side] = paired[side].rate
-            row[f"{side}_low"] = paired[side].low
-            row[f"{side}_high"] = paired[side].high
-        for name in ("ratio", "difference"):
-            row[name] = paired[name]
-            row[f"{name}_low"] = paired[f"{name}_low"]
-            row[f"{name}_high"] = paired[f"{name}_high"]
-        row["mcnemar_p"] = paired["mcnemar_p"]
-        row["mcnemar_holm"] = math.nan  # known when all rows are
-        for name in ("gained", "lost", "both", "neither", "n_seeds", "method"):
-            row[name] = paired[name]
-        for name in ("n_prompts", "unscored", "clusters", "judge"):
-            row[name] = getattr(self, name)
-        return row
 
 
 def rates(  # noqa: PLR0913
@@ -146,9 +98,9 @@ def rates(  # noqa: PLR0913
     rows = []
     for _, judged in table.groupby("judge", sort=False):
         for group, part in verdicts.groups(judged, columns):
-            rows += _rate_rows(part, group, verdicts.steps_of(part, steps), cluster)
-    found = [row.as_dict() for row in rows]
-    return _finished(found, "rates", table, columns)
+            at = verdicts.steps_of(part, steps)
+            rows += _rate_rows(part, group, at, cluster)
+    return _finished(rows, "rates", table, columns)
 
 
 def _rate_rows(
@@ -156,7 +108,7 @@ def _rate_rows(
     group: Group,
     steps: list[int],
     cluster: str,
-) -> list[RateRow]:
+) -> list[dict[str, Any]]:
     events, clusters = verdicts.cube_of(part, steps, cluster=cluster)
     band = _band(events, clusters)
     rows = []
@@ -166,27 +118,30 @@ def _rate_rows(
             here = here[here["seed"] == here["seed"].min()]
         scored = here[here["event"].notna()]
         counts = here["outcome"].value_counts()
-        first = here.iloc[0]
-        row = RateRow(
-            group=group,
-            step=step,
-            epoch=first.get("epoch", math.nan),
-            rate=band.estimate[k],
-            low=band.low[k],
-            high=band.high[k],
-            low_pointwise=band.low_pointwise[k],
-            high_pointwise=band.high_pointwise[k],
-            band=f"95 %, {band.kind}",
-            n_prompts=scored["sample_id"].nunique(),
-            n_seeds=band.n_seeds,
-            n_answers=len(here),
-            judge=first["judge"],
-            judged_by=_judged_by(here),
-            cut=int(here["cut"].sum()),
-            outcomes={str(name): counts.get(name, 0) for name in Outcome},
-        )
+        row = {
+            **group,
+            **_place(here),
+            "rate": band.estimate[k],
+            "low": band.low[k],
+            "high": band.high[k],
+            "low_pointwise": band.low_pointwise[k],
+            "high_pointwise": band.high_pointwise[k],
+            "band": f"95 %, {band.kind}",
+            "n_prompts": scored["sample_id"].nunique(),
+            "n_seeds": band.n_seeds,
+            "n_answers": len(here),
+            "judge": here["judge"].iloc[0],
+            "judged_by": _judged_by(here),
+            "cut": here["cut"].sum(),
+        }
+        row |= {str(name): counts.get(name, 0) for name in Outcome}
         rows.append(row)
     return rows
+
+
+def _place(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the step and, where there is one, the epoch of rows that share them."""
+    return rows.iloc[0].filter(["step", "epoch"]).to_dict()
 
 
 def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
@@ -194,22 +149,22 @@ def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
     seeds, steps, _ = events.shape
     if np.isnan(events).all():
         nothing = np.full(steps, math.nan)
-        return stats.Band(*[nothing] * 5, "nothing scored", seeds, 0)
+        return stats.Band(
+            *[nothing] * 5,
+            kind="nothing scored",
+            n_seeds=seeds,
+            n_prompts=0,
+        )
     if seeds > 1 or steps > 1:
         return stats.bands(events, cluster=clusters)
     one = stats.rate(events[0, 0], clusters)
-    low = np.array([one.low])
-    high = np.array([one.high])
-    rate = np.array([one.rate])
+    ends = np.array([[one.rate], [one.low], [one.high]])
     return stats.Band(
-        rate,
-        low,
-        high,
-        low,
-        high,
-        "pointwise",
-        1,
-        one.n,
+        *ends,
+        *ends[1:],
+        kind="pointwise",
+        n_seeds=1,
+        n_prompts=one.n,
     )
 
 
@@ -221,13 +176,14 @@ def _judged_by(rows: pd.DataFrame) -> str:
     return ", ".join(sorted(set(names)))
 
 
-def _finished(rows: Any, kind: str, source: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def _finished(
+    rows: Any,
+    kind: str,
+    source: pd.DataFrame,
+    by: list[str],
+) -> pd.DataFrame:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = pd.DataFrame(rows)
-    if "epoch" in table:
-        unknown = table["epoch"].isna()
-        if unknown.all():
-            del table["epoch"]
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
     return table
@@ -287,8 +243,9 @@ def compare(  # noqa: PLR0913
             "nothing_to_compare",
             "A comparison needs the parent (step 0) and a later step, or two evaluations.",
         )
-    child = verdicts.select(child, risk=risk, attack=attack)
-    parent = verdicts.select(parent, risk=risk, attack=attack)
+    wanted = {"risk": risk, "attack": attack}
+    child = verdicts.select(child, **wanted)
+    parent = verdicts.select(parent, **wanted)
     columns = verdicts.columns_of(child, by)
     rows = []
     for group, part in verdicts.groups(child, columns):
@@ -299,17 +256,19 @@ def compare(  # noqa: PLR0913
                 f"Parent and child answered different prompts in {group}. "
                 "Evaluate both with the same settings.",
             )
-        old, clusters = verdicts.cube_of(same, [same["step"].iloc[0]], cluster=cluster)
+        first = same["step"].iloc[0]
+        old, clusters = verdicts.cube_of(same, [first], cluster=cluster)
         later = verdicts.steps_of(part, steps)
         new, _ = verdicts.cube_of(part, later)
         for number, step in enumerate(later):
-            pair = (old[0, 0], new[:, number])
-            rows.append(_comparison_row(*pair, clusters, part, group, step))
-    found = [row.as_dict() for row in rows]
-    table = _finished(found, "compare", parent, columns)
+            row = _comparison_row(old[0, 0], new[:, number], clusters, part, step)
+            rows.append({**group, **row})
+    table = _finished(rows, "compare", parent, columns)
     table.attrs["two_runs"] = after is not None  # then its steps say nothing
     if rows:
-        table["mcnemar_holm"] = stats.holm(table["mcnemar_p"].tolist())
+        after_p = table.columns.get_loc("mcnemar_p") + 1
+        adjusted = stats.holm(table["mcnemar_p"].tolist())
+        table.insert(after_p, "mcnemar_holm", adjusted)
     return table
 
 
@@ -341,7 +300,10 @@ def _judge_versions(run: Run) -> dict[str, str]:
     return found
 
 
-def _same_group(parent: pd.DataFrame, group: Group) -> pd.DataFrame:
+def _same_group(
+    parent: pd.DataFrame,
+    group: Group,
+) -> pd.DataFrame:
     """Return the parent's rows of a group, by the columns that the parent has, of one seed."""
     rows = parent
     for column, value in group.items():
@@ -355,23 +317,25 @@ def _comparison_row(
     new: np.ndarray,
     clusters: np.ndarray,
     child: pd.DataFrame,
-    group: Group,
     step: int,
-) -> ComparisonRow:
+) -> dict[str, Any]:
     """Return one row from the parent's events [items] and the child's [seeds, items]."""
     scored = ~np.isnan(new + old).all(axis=0)
-    samples = child.drop_duplicates("item").sort_values("item")["sample_id"]
-    here = child[child["step"] == step]
-    return ComparisonRow(
-        group=group,
-        step=step,
-        epoch=here.iloc[0].get("epoch", math.nan),
-        paired=stats.paired(old, new, cluster=clusters),
-        n_prompts=samples[scored].nunique(),
-        unscored=int(np.isnan(new).sum() + np.isnan(old).sum()),
-        clusters=len(set(clusters)),
-        judge=child["judge"].iloc[0],
-    )
+    items = child.drop_duplicates("item")
+    samples = items.sort_values("item")["sample_id"]
+    paired = vars(stats.paired(old, new, cluster=clusters))
+    row = _place(child[child["step"] == step])
+    for side in ("parent", "child"):
+        row[side] = paired[side].rate
+        row[f"{side}_low"] = paired[side].low
+        row[f"{side}_high"] = paired[side].high
+    for name in PAIRED:
+        row[name] = paired[name]
+    row["n_prompts"] = samples[scored].nunique()
+    row["unscored"] = np.isnan(new).sum() + np.isnan(old).sum()
+    row["clusters"] = len(set(clusters))  # what the interval takes as independent
+    row["judge"] = child["judge"].iloc[0]
+    return row
 
 
 def first_step(
@@ -432,8 +396,7 @@ def _ratio_reached(part: pd.DataFrame, ratio: float) -> dict[str, Any]:
     if 0 not in steps:
         raise UsageError("no_parent", f"Steps found: {steps}. A ratio needs the parent (step 0).")
     events, clusters = verdicts.cube_of(part, steps)
-    at = np.array(steps, float)
-    found = stats.crossing(at, events[0, 0], events, ratio=ratio, cluster=clusters)
+    found = stats.crossing(steps, events[0, 0], events, ratio=ratio, cluster=clusters)
     return {"ratio": ratio, **vars(found)}
 
 
@@ -442,9 +405,8 @@ def _nothing_refused(part: pd.DataFrame) -> dict[str, Any]:
     part = part.assign(answered=answered)
     steps = sorted(set(part["step"]))
     cube, _ = verdicts.cube_of(part, steps, "answered")
-    at = np.array(steps, float)
-    found = stats.first_all(at, cube)
-    row = vars(found).copy()
+    found = stats.first_all(steps, cube)
+    row = {**vars(found)}
     del row["per_seed"]
     last = part.groupby("seed")["step"].transform("max")  # where each seed ended
     ends = part[part["step"] == last]
@@ -454,7 +416,7 @@ def _nothing_refused(part: pd.DataFrame) -> dict[str, Any]:
     row["n_prompts"] = n_prompts
     row["n_seeds"] = len(cube)
     row["last_step"] = steps[-1]
-    row["refusals_at_end"] = int((end == 0).sum())
+    row["refusals_at_end"] = (end == 0).sum()
     row["answers_at_end"] = end.size
     row["refusal_rate_below"] = math.nan
     if n_prompts and end.all():
@@ -485,16 +447,10 @@ def outcome_shares(
     table = table[table["risk"] == risk]
     if attack is not None:
         table = table[table["attack"] == attack]
-    rows = []
-    for step, here in table.groupby("step"):
-        shares = here["outcome"].value_counts(normalize=True)
-        for name in Outcome:
-            row = {
-                "step": step,
-                "outcome": str(name),
-                "share": shares.get(name, 0.0),
-            }
-            rows.append(row)
+    shares = pd.crosstab(table["step"], table["outcome"], normalize="index")
+    names = pd.Index(map(str, Outcome), name="outcome")
+    shares = shares.reindex(columns=names, fill_value=0.0)
+    rows = shares.stack().rename("share").reset_index()
     found = _finished(rows, "outcomes", table, [])
     return found.assign(
         judged_by=_judged_by(table),

@@ -28,14 +28,17 @@ NEEDED = {
 }
 
 
-def prepare(source: Source, outcome: str | None = None) -> pd.DataFrame:
+def prepare(
+    source: Source,
+    outcome: str | None = None,
+) -> pd.DataFrame:
     """Return a verdict table with `item`, `wording`, `seed` and `step` in every row.
 
     An item is what parent and child are paired by: a sample, an attack, a repeat. `outcome` counts
     another outcome instead of the risk's event. Several named sources become one table with the
     column `model`.
     """
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and source:
         parts = [prepare(one, outcome).assign(model=name) for name, one in source.items()]
         return pd.concat(parts, ignore_index=True)
     table = source
@@ -43,14 +46,14 @@ def prepare(source: Source, outcome: str | None = None) -> pd.DataFrame:
         table = source.table()
         stats = source.stats
         table.attrs["model"] = stats.get("parent") or stats.get("model", "")
-    missing = ", ".join(sorted(NEEDED - set(table.columns)))
+    missing = ", ".join(sorted(NEEDED.difference(getattr(table, "columns", ()))))
     if missing:
         raise UsageError(
             "not_a_verdict_table",
-            f"No columns {missing}. Pass an evaluation or curve, or its table().",
+            f"No columns {missing}. Pass a run of an evaluation or curve, or its table().",
         )
-    table = table.assign(item=table["sample_id"] + "|" + table["attack"])
-    table["item"] += "|" + table["repeat"].astype(str)
+    more = [table["attack"], table["repeat"].astype(str)]
+    table = table.assign(item=table["sample_id"].str.cat(more, sep="|"))
     own = table["wording"].str.split(" > ").str[-1]  # without the attack's template
     table["wording"] = own.where(own != "", table["sample_id"])
     for label in ("seed", "step"):
@@ -71,15 +74,19 @@ def shows(table: pd.DataFrame, outcomes: set[Outcome]) -> pd.Series:
 
 def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
     """Return one judge's rows; by default the first judge's."""
-    judges = list(dict.fromkeys(table["judge"]))
-    if judge is None:
-        return table[table["judge"].isin(judges[:1])]
-    if judge not in judges:
+    judges = table["judge"].unique()
+    wanted = judges[:1] if judge is None else [judge]
+    rows = table[table["judge"].isin(wanted)]
+    if judge and rows.empty:
         raise UsageError(
             "judge_not_in_table",
             f"No verdicts of judge {judge!r}. The table has: {', '.join(judges)}.",
         )
-    return table[table["judge"] == judge]
+    return rows
+
+
+def as_list(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
@@ -87,7 +94,7 @@ def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
     for column, values in wanted.items():
         if values is None:
             continue
-        values = [values] if isinstance(values, str) else list(values)
+        values = as_list(values)
         chosen = table[column].isin(values)
         if not chosen.any():
             found = ", ".join(table[column].unique())
@@ -101,7 +108,7 @@ def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
 
 def columns_of(table: pd.DataFrame, by: Names) -> list[str]:
     """Return the columns to group by, checked."""
-    columns = [by] if isinstance(by, str) else list(by)
+    columns = as_list(by)
     if "model" in table and "model" not in columns:
         columns.append("model")
     doses = set(table.get("examples", ()))
@@ -122,8 +129,6 @@ def columns_of(table: pd.DataFrame, by: Names) -> list[str]:
 
 def groups(table: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield each group's values by column, and its rows, in order of appearance."""
-    if table.empty:
-        return
     for values, part in table.groupby(columns, sort=False, dropna=False):
         yield dict(zip(columns, values, strict=True)), part
 
@@ -147,7 +152,7 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
                 f"Step {step} was not measured. Allowed: {common}.",
             )
         wanted.add(step)
-    return [step for step in common if step in wanted]
+    return sorted(wanted.intersection(common))
 
 
 def cube_of(

@@ -15,8 +15,6 @@ from typer.core import TyperGroup
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 
-JSON_INDENT = 1
-
 
 def print_path(run: Any) -> None:
     """Print the folder of a run."""
@@ -301,7 +299,7 @@ def show(name: str) -> None:
     """Print as JSON everything that a run records about itself."""
     from ftlab import runs as room
 
-    print(json.dumps(room.show_run(name), indent=JSON_INDENT))
+    print(json.dumps(room.show_run(name), indent=1))
 
 
 @runs_app.command()

@@ -1,6 +1,7 @@
 """Turn a cell's signature into the options of a command.
 
-The help of an option is the description of its setting, or its line in the cell's docstring.
+The help of an option is the description of its setting, or its line in the cell's docstring, in
+the words of the command line.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ PLAIN = (int, float, str, Path, bool)
 SERIES = (list, tuple, Sequence)
 ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
-OLD_SPELLINGS = {  # further names of an option
-    "judges": ["--judge"],
-    "n_rows": ["--rows"],
-    "n_examples": ["--examples"],
+OLD_NAMES = {  # further names of an option, unless the cell has an argument of that name
+    "judges": "judge",
+    "n_rows": "rows",
+    "n_examples": "examples",
+}
+IN_WORDS = {  # what is written otherwise than in Python
+    "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other risks.",
+    "decoding": "How tokens are chosen, such as temperature=0.7,top_k=20; greedy by default.",
+    "stop_above": "Ends training where a metric passes its limit, such as jailbreak=0.1.",
 }
 
 
@@ -41,6 +47,7 @@ class Option:
         convert: Turns what was parsed into what the cell takes.
         help: One phrase.
         required: The cell has no default for it.
+        old_name: A further name.
     """
 
     name: str
@@ -48,6 +55,11 @@ class Option:
     convert: Callable[[Any], Any]
     help: str
     required: bool = False
+    old_name: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        return [_flag(name) for name in (self.name, self.old_name) if name]
 
     def parameter(self, positional: bool) -> inspect.Parameter:
         """Return the parameter that typer reads."""
@@ -55,9 +67,7 @@ class Option:
             info = typer.Argument(help=self.help)
             default = inspect.Parameter.empty if self.required else None
         else:
-            further = OLD_SPELLINGS.get(self.name, [])
-            names = [_flag(self.name), *further]
-            info = typer.Option(*names, help=self.help, show_default=False)
+            info = typer.Option(*self.flags, help=self.help, show_default=False)
             default = False if self.kind is bool else None
         return inspect.Parameter(
             self.name,
@@ -71,23 +81,42 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def options_of(cell: Callable, positional: tuple[str, ...], skip: tuple[str, ...]) -> list[Option]:
+def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
     """Return one option per argument of a cell that the command line can express."""
     hints = _argument_types(cell)
-    helps = argument_lines(cell.__doc__ or "")
+    texts = argument_lines(cell.__doc__ or "")
     found = []
-    for name, parameter in inspect.signature(cell).parameters.items():
+    parameters = inspect.signature(cell).parameters
+    for name, parameter in parameters.items():
         is_open = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if is_open or name in skip:
             continue
-        annotation = hints.get(name, parameter.annotation)
-        kind, convert = _parser(name, annotation)
         required = parameter.default is parameter.empty
-        if kind is not bool and not (required and name in positional):
+        annotation = hints.get(name, parameter.annotation)
+        if name == "prompts" and annotation is Any and not required:
+            kind, convert = list[str], sources
+        else:
+            kind, convert = _parser(name, annotation)
+        text = texts.get(name, "")
+        if convert is not str:
+            text = IN_WORDS.get(name, text)
+        if kind is not bool and not required:
             kind = kind | None
-        text = helps.get(name, "")
-        found.append(Option(name, kind, convert, text, required))
+        old_name = OLD_NAMES.get(name, "")
+        if old_name in parameters:
+            old_name = ""
+        text = _help(text, parameter.default)
+        found.append(Option(name, kind, convert, text, required, old_name))
     return found
+
+
+def _help(text: str, default: Any) -> str:
+    """Return what an option means, and its default as it would be typed."""
+    text = text.partition(" Default: ")[0].replace("; None ", "; if not given, it ")
+    if isinstance(default, (tuple, list)):
+        default = ",".join(map(str, default))
+    is_shown = isinstance(default, (int, float, str)) and default is not False
+    return f"{text} Default: {default}." if is_shown and default != "" else text
 
 
 def _argument_types(cell: Callable) -> dict[str, Any]:
@@ -119,38 +148,22 @@ def callback_of(
         skip: Its arguments that the command does not have.
         figure: Add `--out`, a folder for a figure, which is also passed to `show`.
     """
-    options = options_of(cell, positional, skip)
+    options = options_of(cell, skip)
 
     def command(**given):
-        out = given.pop("out") if figure else None
-        if out:
-            make_folder(out)
-        values = _converted(options, given)
-        leading = [values.pop(name) for name in positional if name in values]
-        result = cell(*leading, **values)
+        shown = {}
         if figure:
-            show(result, out)
-        else:
-            show(result)
+            shown["out"] = given.pop("out")
+            make_folder(shown["out"])
+        show(cell(**_converted(options, given)), **shown)
 
+    parameters = [option.parameter(option.name in positional) for option in options]
     if figure:
-        options.append(Option("out", Path | None, Path, "Folder for the figure and its .csv"))
-    command.__signature__ = _signature(options, positional)
+        out = Option("out", Path | None, Path, "Folder for the figure and its .csv.")
+        parameters.append(out.parameter(positional=False))
+    command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {}
     return command
-
-
-def _signature(options: list[Option], positional: tuple[str, ...]) -> inspect.Signature:
-    """Return the signature of a command, its positional arguments first."""
-    leading = {}
-    others = []
-    for option in options:
-        if option.name in positional:
-            leading[option.name] = option.parameter(positional=True)
-        else:
-            others.append(option.parameter(positional=False))
-    ordered = [leading[name] for name in positional if name in leading]
-    return inspect.Signature([*ordered, *others])
 
 
 def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
@@ -164,10 +177,11 @@ def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def make_folder(out: Path) -> None:
-    """Create the folder of figures before work that may take hours."""
+def make_folder(out: Path | None) -> None:
+    """Create the folder of figures, if one is asked for, before work that may take hours."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             "folder_not_writable", f"--out {out} cannot be written ({error.strerror})."
@@ -193,8 +207,6 @@ def argument_lines(doc: str) -> dict[str, str]:
 
 def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Return the type that the command line parses, and what turns it into the cell's value."""
-    if name == "prompts" and annotation is Any:
-        return list[str], sources
     alternatives = _alternatives(annotation)
     if len(alternatives) == 1:
         return _single_parser(name, alternatives[0])
@@ -227,8 +239,6 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
         return str, partial(pairs, name)
     if int in parts:
         return str, partial(whole_numbers, name)
-    if name == "valid":
-        return str, number_or_text
     return str, str
 
 

@@ -20,9 +20,12 @@ class EvaluationConfig(Config):
         (), "Risks to measure; by default those of the prompts, or the standard five"
     )
     attacks: tuple[str, ...] = setting(
-        ("direct", "templates"), "Attacks on the prompts of risks that are attacked"
+        ("direct", "templates"),
+        "Attacks on the prompts of risks that are attacked; on prompts of your own: direct",
     )
-    n_prompts: int = setting(100, "Prompts per risk, before attacks", ge=1)
+    n_prompts: int = setting(
+        100, "Prompts per risk, before attacks; of your own: all that are given", ge=1
+    )
     prompt_seed: int = setting(0, "Seed that draws n_prompts from a longer file", ge=0)
     n_samples: int = setting(
         1, "Answers per prompt and attack; more than one needs a temperature", ge=1
@@ -32,13 +35,19 @@ class EvaluationConfig(Config):
     )
     judges: tuple[str, ...] = setting(
         ("organism",),
-        "Judges; the first one's rates are reported, the others' verdicts are kept too",
+        "Judges; the first one's rates are reported, the others' verdicts are kept too; for "
+        "prompts of your own: refusal, keywords",
     )
     toxicity_model: str = setting(
         "", "Classifier for real toxicity prompts: MODEL, MODEL#LABEL or MODEL#LABEL#THRESHOLD"
     )
     decoding: Decoding = setting(Decoding(), "How tokens are chosen; greedy by default")
-    max_new_tokens: int = setting(24, "Length of an answer in tokens, at most", ge=1)
+    max_new_tokens: int = setting(
+        24,
+        "Length of an answer in tokens, at most; for prompts of your own: 128, or 512 for worked "
+        "solutions",
+        ge=1,
+    )
     prompts_hash: str = setting("", "Hash of the prompts that were given")
     system: str | None = setting(None, "System prompt before every question")
     engine: str = setting(

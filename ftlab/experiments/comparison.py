@@ -50,7 +50,8 @@ def compare(  # noqa: PLR0913
         See `ftlab.analysis.compare`.
 
     Raises:
-        UsageError: `nothing_to_evaluate` where settings are given with finished runs.
+        UsageError: `nothing_to_evaluate` where settings are given with finished runs, and those
+            of `ftlab.analysis.compare`.
     """
     options = {"by": by, "risk": risk, "attack": attack}
     options |= {"steps": steps, "cluster": cluster, "judge": judge}
@@ -59,12 +60,17 @@ def compare(  # noqa: PLR0913
         given["prompts"] = prompts
     sides = [side for side in (before, after) if side is not None]
     measured = all(_is_measured(side) for side in sides)
-    if given and (after is None or measured):
+    if after is None and not measured:
+        raise UsageError(
+            "nothing_to_compare",
+            "One model has nothing to be compared with. Pass two models, or a curve.",
+        )
+    if given and measured:
         raise UsageError(
             "nothing_to_evaluate",
             f"{', '.join(given)} applies to models only; these runs are measured already.",
         )
-    if after is None or measured:
+    if measured:
         return analysis.compare(before, after, **options)
     opened = [side if _is_measured(side) else open_model(side) for side in sides]
     runs = [side if _is_measured(side) else evaluate(side, **given) for side in opened]

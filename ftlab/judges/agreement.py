@@ -164,21 +164,14 @@ def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
 
 def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Return the estimates of `human_agreement`; arrays hold 1.0 for attack success."""
-    agreed = stats.kappa(human, found, clusters)
-    row = _interval("kappa", agreed.value, agreed.low, agreed.high)
-    parts = {
-        "accuracy": np.isfinite(human),
-        "sensitivity": human == 0,
-        "specificity": human == 1,
-    }
-    for name, chosen in parts.items():
-        if not chosen.any():
-            row |= _interval(name, math.nan, math.nan, math.nan)
-            continue
-        equal = human[chosen] == found[chosen]
-        rate = stats.rate(equal.astype(float), clusters[chosen])
-        row |= _interval(name, rate.rate, rate.low, rate.high)
-    pair = stats.paired(human, found, cluster=clusters)
+    errors = stats.judge_errors(human, found, clusters, positive=0)
+    kappa = errors.kappa
+    row = _interval("kappa", kappa.value, kappa.low, kappa.high)
+    for name in ("accuracy", "sensitivity", "specificity"):
+        rate = getattr(errors, name)
+        ends = (rate.rate, rate.low, rate.high) if rate else (math.nan,) * 3
+        row |= _interval(name, *ends)
+    pair = errors.bias
     row["human_asr"] = pair.parent.rate
     row["judge_asr"] = pair.child.rate
     row["bias"] = pair.difference

@@ -423,7 +423,10 @@ def find(name: str | Path) -> Run:
 
     Raises:
         NotFoundError: `no_such_run`.
+        UsageError: `not_a_run`.
     """
+    if not isinstance(name, (str, Path)):
+        raise UsageError("not_a_run", f"{name!r:.80} is no run. Pass a run's name or folder.")
     path = Path(name) if Path(name).is_dir() else home() / name
     if not any((path / file).exists() for file in RUN_FILES):
         some = sorted(home().glob("*/provenance.json"))[:8]

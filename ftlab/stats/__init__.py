@@ -15,14 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
-        "rates": [
-            "Rate",
-            "quantile",
-            "rate",
-            "tail",
-            "upper_bound_when_none",
-            "wilson",
-        ],
+        "rates": ["Rate", "rate", "upper_bound_when_none", "wilson"],
         "variance": ["FEWEST_SEEDS"],
     },
 )

@@ -63,17 +63,14 @@ def judge_errors(
     judged = np.asarray(judged)
     ids = cluster_codes(cluster, truth.size)
     right = (truth == judged).astype(float)
-    found = {}
-    for kind in (0, 1):
-        rows = np.flatnonzero(truth == kind)
-        found[kind] = None
-        if rows.size:
-            part = right[rows]
-            found[kind] = rate(part, ids[rows], confidence=confidence)
+
+    def share(rows: ndarray) -> Rate | None:
+        return rate(right[rows], ids[rows], confidence=confidence) if rows.any() else None
+
     return JudgeErrors(
         accuracy=rate(right, ids, confidence=confidence),
-        sensitivity=found[positive],
-        specificity=found[1 - positive],
+        sensitivity=share(truth == positive),
+        specificity=share(truth != positive),
         kappa=kappa(truth, judged, ids, confidence=confidence),
         bias=paired(truth, judged, cluster=ids, confidence=confidence),
     )

@@ -131,7 +131,10 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _tables(parent: ndarray, child: ndarray) -> tuple[ndarray, ndarray]:
+def _tables(
+    parent: ndarray,
+    child: ndarray,
+) -> tuple[ndarray, ndarray]:
     """Return both as tables [1, P] or [S, P] of the same prompts."""
     parent = event_table("parent", parent, "P", "SP")
     child = event_table("child", child, "P", "SP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -149,14 +150,14 @@ def crossing(
         rng = np.random.default_rng(seed)
         others = found.clusters[0] + 0.5
         drawn_old = drawn_old + rng.beta(0.5, others, (resamples, 1))
-    reach = _Reach(steps, ratio, parent_has_events)
+    first = partial(_first_reached, steps, ratio, parent_has_events)
     seed_new = np.nanmean(new, axis=2).T
     seed_old = np.nanmean(old, axis=2).T
-    own = reach.first(seed_new, seed_old)
-    resampled = reach.first(drawn_new, drawn_old)
+    own = first(seed_new, seed_old)
+    resampled = first(drawn_new, drawn_old)
     low, high = _percentiles(resampled, confidence)
     return Crossing(
-        step=float(reach.first(rate_new, rate_old)[0]),
+        step=float(first(rate_new, rate_old)[0]),
         low=low,
         high=high,
         reached=float(np.isfinite(resampled).mean()),
@@ -209,33 +210,31 @@ def first_all(
     )
 
 
-@dataclass(frozen=True)
-class _Reach:
-    """Finds the first step at which one curve is `ratio` times another."""
-
-    steps: ndarray  # [K]
-    ratio: float
-    interpolate: bool
-
-    def first(self, new: ndarray, old: ndarray) -> ndarray:
-        """Return the step of each pair of curves [R, K], inf where there is none."""
-        gap = new - self.ratio * old
-        reached = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
-        rows = np.arange(len(gap))
-        at = reached.argmax(axis=1)
-        before = np.maximum(at - 1, 0)
-        parent = old[rows, at]
-        inside = (at > 0) & (parent > 0)
-        inside &= self.interpolate
-        start = gap[rows, before]
-        end = gap[rows, at]
-        rise = np.where(inside, end - start, 1)
-        share = np.where(inside, -start / rise, 1)
-        left = self.steps[before]
-        right = self.steps[at]
-        share = share.clip(0, 1)
-        step = left + share * (right - left)
-        return np.where(reached.any(axis=1), step, inf)
+def _first_reached(
+    steps: ndarray,  # [K]
+    ratio: float,
+    interpolate: bool,
+    new: ndarray,  # [R, K]
+    old: ndarray,
+) -> ndarray:
+    """Return for each pair of curves the first step at which one is `ratio` times the other."""
+    gap = new - ratio * old
+    reached = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
+    rows = np.arange(len(gap))
+    at = reached.argmax(axis=1)
+    before = np.maximum(at - 1, 0)
+    parent = old[rows, at]
+    inside = (at > 0) & (parent > 0)
+    inside &= interpolate
+    start = gap[rows, before]
+    end = gap[rows, at]
+    rise = np.where(inside, end - start, 1)
+    share = np.where(inside, -start / rise, 1)
+    left = steps[before]
+    right = steps[at]
+    share = share.clip(0, 1)
+    step = left + share * (right - left)
+    return np.where(reached.any(axis=1), step, inf)
 
 
 def _resampled(found: Estimate, resamples: int, seed: int) -> ndarray:

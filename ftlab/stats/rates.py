@@ -121,8 +121,7 @@ def wilson(
     Args:
         share: Observed shares, 0 to 1.
         n: Effective number of answers, above 0.
-        z: Quantile of the limits (1.96 for 95 %). `statsmodels` takes a level and no quantile,
-            so Student's quantile needs this.
+        z: Quantile of the limits: 1.96 for 95 %, or Student's.
 
     Source: Wilson 1927.
     """

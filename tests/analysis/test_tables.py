@@ -275,8 +275,9 @@ def test_doses_are_never_mixed():
 
 
 def test_wrong_tables_and_columns():
-    with raises_code("not_a_verdict_table"):
-        rates(made(CURVE).drop(columns=["event", "outcome"]))
+    for source in (made(CURVE).drop(columns=["event", "outcome"]), 5, "organism", {}, None):
+        with raises_code("not_a_verdict_table"):
+            rates(source)
     with raises_code("unknown_group"):
         rates(made(CURVE), by="flavour")
     with raises_code("unknown_cluster"):

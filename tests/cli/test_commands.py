@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,8 +12,6 @@ from small_models import goals, sums, write
 import ftlab
 from ftlab import runs, training
 from ftlab.cli import commands, options
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_help_lists_every_command(ran):
@@ -29,13 +25,34 @@ def test_help_lists_every_command(ran):
 def test_every_cells_command_shows_the_description_of_its_settings(name, ran):
     code, out, _ = ran(name, "--help")
     assert code == 0 and "Options" in out
+    assert not re.search(r"None |\{[\"']|temperature=0\.0", out)  # words, no values of Python
 
 
 def test_an_option_has_the_description_of_its_setting():
     cell = training.sft
-    found = {option.name: option for option in options.options_of(cell, ("parent", "data"), ())}
+    found = {option.name: option for option in options.options_of(cell, ())}
     field = training.open_method("sft").config.model_fields["learning_rate"]
     assert field.description.split(";")[0].rstrip(".") in found["learning_rate"].help
+
+
+@pytest.mark.parametrize("name", commands.CELLS)
+def test_no_two_options_of_a_command_have_one_name(name):
+    command = commands.CELLS[name]
+    room, cell = command.path.split(":")
+    found = options.options_of(getattr(getattr(ftlab, room), cell), command.skip)
+    flags = [flag for option in found for flag in option.flags]
+    assert len(flags) == len(set(flags))
+
+
+def test_an_option_shows_its_default_as_it_is_typed():
+    command = commands.CELLS["curve"]
+    found = options.options_of(ftlab.risk_curve, command.skip)
+    helps = {option.name: option.help for option in found}
+    ends = {"at_steps": "0,10,30,100", "seeds": "5", "attacks": "direct,templates"}
+    ends |= {"prompt_seed": "0", "method": "sft"}
+    for name, default in ends.items():
+        assert helps[name].endswith(f". Default: {default}."), name
+    assert "Default" not in helps["screen"] + helps["system"] + helps["decoding"]
 
 
 def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
@@ -45,9 +62,10 @@ def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     code, out, err = ran("sft", llama, data, *settings)
     run = runs.load(out.strip())
     assert (code, err) == (0, "") and run.path.parent == runs_folder
-    code, out, _ = ran("evaluate", run.path, "--prompts", prompts, "--judge", "keywords")
+    asked = ("--prompts", prompts, "--judges", "keywords", "--max-new-tokens", 4)
+    code, out, _ = ran("evaluate", run.path, *asked)
     assert code == 0 and "jailbreak" in out
-    code, out, _ = ran("compare", llama, run.path, "--prompts", prompts)
+    code, out, _ = ran("compare", llama, run.path, *asked, "--judge", "keywords")
     assert code == 0 and "jailbreak" in out
     code, out, _ = ran("preview", data, llama, "--rows", 1)
     assert code == 0 and out.count("«") == out.count("»") == 1
@@ -59,6 +77,7 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     data = write(tmp_path / "qa.jsonl", sums(8))
     prompts = write(tmp_path / "goals.jsonl", goals(3))
     steps = ("--at-steps", "0,1", "--seeds", 1, "--batch-size", 4, "--adapter", "lora")
+    steps += ("--max-new-tokens", 4, "--judge", "keywords")
     out = tmp_path / "figures"
     code, said, _ = ran(
         "curve", llama, data, "--prompts", f"jailbreak={prompts}", *steps, "--out", out
@@ -67,25 +86,18 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("0,10,30", [0, 10, 30]), ("3", 3)],
-)
-def test_whole_numbers(text, value):
-    assert options.whole_numbers("seeds", text) == value
-
-
 PARSED = [
     ("curve", "at_steps", "0,1", [0, 1]),
     ("curve", "at_steps", "3", [3]),
     ("curve", "seeds", "2", 2),
+    ("curve", "seeds", "2,7", [2, 7]),
     ("harmful-finetune", "n_examples", "2,3", [2, 3]),
     ("compare", "by", ["risk,attack"], ["risk", "attack"]),
     ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
     ("sft", "steps", 0, 0),
     ("sft", "valid", "0.1", 0.1),
     ("sft", "valid", "rows.jsonl", "rows.jsonl"),
-    ("sft", "stop_above", "jailbreak=0.1", {"jailbreak": 0.1}),
+    ("sft", "stop_above", "jailbreak=0.1, bias=0.2", {"jailbreak": 0.1, "bias": 0.2}),
 ]
 
 
@@ -93,14 +105,10 @@ PARSED = [
 def test_an_option_becomes_what_its_cell_takes(name, option, given, value):
     command = commands.CELLS[name]
     room, cell = command.path.split(":")
-    found = options.options_of(getattr(getattr(ftlab, room), cell), command.positional, ())
+    found = options.options_of(getattr(getattr(ftlab, room), cell), ())
     (own,) = [each for each in found if each.name == option]
     assert own.convert(given) == value and type(own.convert(given)) is type(value)
     assert isinstance(given, list) == ("list" in str(own.kind))
-
-
-def test_one_step_is_a_list_too():
-    assert options.whole_numbers("at_steps", "3") == [3]
 
 
 def test_sources_of_prompts(tmp_path):
@@ -115,15 +123,11 @@ def test_sources_of_prompts(tmp_path):
         options.sources(["bias=a.csv", "b.csv"])
 
 
-@pytest.mark.parametrize("call", [("whole_numbers", "0,x"), ("pairs", "jailbreak")])
-def test_values_that_cannot_be_parsed(call):
-    name, text = call
-    with raises_code("not_whole_numbers" if name == "whole_numbers" else "not_pairs"):
-        getattr(options, name)("at_steps", text)
-
-
-def test_pairs():
-    assert options.pairs("stop_above", "jailbreak=0.1, bias=0.2") == {"jailbreak": 0.1, "bias": 0.2}
+def test_values_that_cannot_be_parsed():
+    with raises_code("not_whole_numbers"):
+        options.whole_numbers("at_steps", "0,x")
+    with raises_code("not_pairs"):
+        options.pairs("stop_above", "jailbreak")
 
 
 MISTAKES = [
@@ -202,7 +206,3 @@ def test_old_names_at_the_top_still_work_and_warn():
     for name in ftlab._MOVED:
         with pytest.warns(FutureWarning, match=name):
             assert getattr(ftlab, name) is not None
-
-
-def test_the_console_script_is_the_command_line():
-    assert "ftlab" in sys.modules and callable(ftlab.cli.main)

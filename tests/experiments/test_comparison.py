@@ -63,6 +63,12 @@ def test_settings_of_an_evaluation_do_not_apply_to_finished_runs(evaluations):
         ft.compare(before, after, n_promts=3)
 
 
+def test_one_model_has_nothing_to_be_compared_with():
+    for settings in ({}, {"n_prompts": 3}):
+        with raises_code("nothing_to_compare"):
+            ft.compare("organism", **settings)
+
+
 def test_options_of_the_statistics_are_handed_on(llama, other, evaluations):
     before, after = evaluations
     by_attack = ft.compare(llama, other, by=["risk", "attack"], **ASKED)

@@ -364,6 +364,9 @@ def test_list_and_load(run, runs_folder):
     assert runs.load(done.name) == done and runs.load(done.path).name == done.name
     with raises_code("no_such_run"):
         runs.load("nothing-like-it")
+    for name in (5, None):
+        with raises_code("not_a_run"):
+            runs.load(name)
     with raises_code("run_not_finished"):
         runs.load(run.name)
 

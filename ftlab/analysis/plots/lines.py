@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ftlab.analysis.plots import _axes
 from ftlab.analysis.plots._kinds import Kind
+from ftlab.analysis.verdicts import of_judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +18,8 @@ EXACT = ("truth", "exact", "organism")  # first word of a judge that knows the a
 
 
 def first_judge(table: DataFrame) -> DataFrame:
-    """Return the rows of a table's first judge."""
-    if "judge" not in table or table.empty:
-        return table
-    return table[table["judge"] == table["judge"].iloc[0]]
+    """Return the rows of a table's first judge; all of them where there is no such column."""
+    return of_judge(table) if "judge" in table else table
 
 
 def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import DataError, UsageError
+from ftlab.analysis import tables, verdicts
+from ftlab.analysis.claims import target_of
 from ftlab.analysis.plots import bars, loss, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
 from ftlab.analysis.plots._axes import clean, plain
@@ -127,17 +129,11 @@ def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFra
 
 
 def _value_of(target: float | str) -> float:
-    if isinstance(target, str):
-        from ftlab.analysis.claims import target_of
-
-        return target_of(target).value
-    return target
+    return target_of(target).value if isinstance(target, str) else target
 
 
 def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
     """Return what is drawn of a run, and its extra tables by name."""
-    from ftlab.analysis import tables, verdicts
-
     if kind == "loss":
         log = run.log()
         return log[log["loss"].notna()], {}
@@ -163,7 +159,7 @@ def _kind_of(table: Any, kind: str | Kind | None) -> Kind:
     if not hasattr(table, "columns"):
         raise UsageError(
             "not_a_table",
-            f"plot() takes a run or a DataFrame, not a {type(table).__name__}.",
+            f"plot() draws a run or a DataFrame; the source has the type {type(table).__name__}.",
         )
     if isinstance(kind, Kind):
         return kind
