@@ -26,8 +26,6 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "judges": ("ftlab.judges", "JUDGE"),
     "engines": ("ftlab.models.engines", "ENGINE"),
     "methods": ("ftlab.training.methods", "METHOD"),
-    "defences": ("ftlab.training.defences", "DEFENCE"),
-    "transforms": ("ftlab.training.transforms", "TRANSFORM"),
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
 }
@@ -55,6 +53,7 @@ def get(place: str, name: str) -> Any:
         UsageError: `unknown_<place>` where there is no extension of that name.
     """
     package, attribute = PLACES[place]
+    name = str(name)
     built_in = _built_in(package, attribute)
     if name in built_in:
         module = import_module(f"{package}.{name}")
@@ -63,9 +62,10 @@ def get(place: str, name: str) -> Any:
     if name in third_party:
         return third_party[name].load()
     kind = place.removesuffix("s")
-    allowed = ", ".join(names(place)) or "none is installed"
+    allowed = ", ".join(names(place))
     code = f"unknown_{kind}"
-    raise UsageError(code, f"Unknown {kind} {name!r}. Allowed: {allowed}.")
+    message = f"Unknown {kind} {name!r}. Allowed: {allowed}."
+    raise UsageError(code, message)
 
 
 def find(place: str) -> dict[str, Any]:

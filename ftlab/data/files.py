@@ -15,11 +15,12 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftlab._core.errors import DataError, NotFoundError
+from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.text import safe
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
@@ -92,7 +93,10 @@ def open_source(source: Any) -> Opened:
         return source
     if not isinstance(source, (str, Path)):
         name = getattr(source, "name", "rows")
-        return _numbered(name, name, getattr(source, "rows", source), "rows")
+        rows = getattr(source, "rows", source)
+        if not isinstance(rows, Iterable):
+            raise UsageError("wrong_source", f"{rows!r} holds no rows. {GIVE}.")
+        return _numbered(name, name, rows, "rows")
     path = Path(source)
     entries = _dataset_info(path.parent)
     if path.is_file():

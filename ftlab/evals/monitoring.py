@@ -53,6 +53,11 @@ class Monitor:
         """What joins the identity of the training's run."""
         return {"parent": self.parent.hash, **self.plan.identity()}
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that it returns."""
+        return (*self.plan.risks, "refused")
+
     def __call__(self, model: LoadedModel, step: int) -> dict[str, float]:
         """Measure the model as it is now.
 

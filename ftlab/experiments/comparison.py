@@ -58,7 +58,7 @@ def compare(  # noqa: PLR0913
     given = {name: value for name, value in settings.items() if value is not None}
     if prompts is not None:
         given["prompts"] = prompts
-    sides = [side for side in (before, after) if side is not None]
+    sides = [before] if after is None else [before, after]
     measured = all(_is_measured(side) for side in sides)
     if after is None and not measured:
         raise UsageError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftlab import runs
 from ftlab._core.config import unknown_setting
 from ftlab._core.errors import Busy, UsageError
+from ftlab._core.text import safe
 from ftlab.data import Data
 from ftlab.evals import (
     EvaluationConfig,
@@ -23,6 +25,8 @@ from ftlab.evals import (
 from ftlab.models import Model, keep_open
 from ftlab.runs import Run
 from ftlab.training import Method, TrainingConfig, train_run
+
+MOST = 1000  # seeds, doses, epochs or points of one curve
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,11 @@ class Curve:
 
     def run(self) -> Run:
         """Return the finished run over all arms."""
+        self.arms[0].config.check_limits(Monitor(self.parent, self.plan).metrics)
         with keep_open(self.parent):
             try:
                 parent_run = run_evaluation(self.parent, self.plan, self.arms[0].config)
-                self._train_free_arms(parent_run)
-                self._train_arms_of_others(parent_run)
+                self._train_all(parent_run)
                 errors = self._retry()
             finally:
                 self.plan.release()
@@ -86,16 +90,13 @@ class Curve:
                 self._complete(run)
         return run
 
-    def _train_free_arms(self, parent_run: Run) -> None:
-        for number in range(len(self.arms)):
-            with contextlib.suppress(Busy):
-                self._train(number, parent_run, wait=False)
-
-    def _train_arms_of_others(self, parent_run: Run) -> None:
-        """Wait for the arms that another process was training."""
-        for number in range(len(self.arms)):
-            if number not in self.members:
-                self._train(number, parent_run, wait=True)
+    def _train_all(self, parent_run: Run) -> None:
+        """Train the free arms; then wait for those that another process was training."""
+        for wait in (False, True):
+            for number in range(len(self.arms)):
+                if number not in self.members:
+                    with contextlib.suppress(Busy):
+                        self._train(number, parent_run, wait)
 
     def _train(self, number: int, parent_run: Run, wait: bool) -> None:
         arm = self.arms[number]
@@ -145,15 +146,37 @@ def seeds_of(seeds: int | list[int]) -> list[int]:
     Raises:
         UsageError: `wrong_seeds`.
     """
-    if not isinstance(seeds, (int, list, tuple, range)):
-        raise UsageError("wrong_seeds", f"seeds={seeds!r} is neither a number nor a list.")
-    listed = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not listed or len(set(listed)) < len(listed):
-        raise UsageError(
-            "wrong_seeds",
-            f"seeds={seeds!r} is not allowed. Give a number >= 1 or a list of different seeds.",
-        )
-    return listed
+    if is_whole(seeds) and 0 < seeds <= MOST:
+        return list(range(seeds))
+    allowed = f"a number from 1 to {MOST}, or a list of different seeds"
+    return whole_numbers("wrong_seeds", "seeds", seeds, allowed, _all_differ)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, which True is not."""
+    return type(value) is int
+
+
+def whole_numbers(
+    code: str, name: str, given: Any, allowed: str, holds: Callable[[list[int]], bool]
+) -> list[int]:
+    """Return a list of at most `MOST` whole numbers for which `holds(list)` is true.
+
+    Raises:
+        UsageError: `code`.
+    """
+    numbers = []
+    if isinstance(given, Sequence):
+        numbers = list(given[: MOST + 1])
+    whole = 0 < len(numbers) <= MOST and all(map(is_whole, numbers))
+    if not whole or not holds(numbers):
+        found = safe(repr(given), 80)
+        raise UsageError(code, f"{name}={found} is not allowed. Give {allowed}.")
+    return numbers
+
+
+def _all_differ(numbers: list[int]) -> bool:
+    return len(set(numbers)) == len(numbers)
 
 
 def divide_settings(

@@ -9,7 +9,16 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab.data import draw
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, plan_evaluation
-from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, short_name
+from ftlab.experiments.curves import (
+    MOST,
+    Arm,
+    Curve,
+    divide_settings,
+    is_whole,
+    seeds_of,
+    short_name,
+    whole_numbers,
+)
 from ftlab.models import Model, model
 from ftlab.runs import Run
 from ftlab.training import Method, TrainingConfig, open_method, trainable
@@ -54,8 +63,8 @@ def harmful_finetune(
         `members` are the trained models.
 
     Raises:
-        UsageError: `data_needed`, `wrong_doses`, `wrong_epochs`, `wrong_seeds`, and those of
-            `sft` and `evaluate`.
+        UsageError: `data_needed`, `wrong_doses`, `wrong_epochs`, `wrong_batch_size`,
+            `wrong_seeds`, and those of `sft` and `evaluate`.
 
     Source:
         Qi et al. 2023 (arXiv 2310.03693, section 4.1): batch size 10, 5 epochs.
@@ -67,9 +76,9 @@ def harmful_finetune(
             f"Harmful fine-tuning of {reference.name} needs data=FILE: ftlab ships no harmful "
             "demonstrations. Bring your own chat file.",
         )
-    if not isinstance(epochs, int) or epochs < 1:
-        raise UsageError("wrong_epochs", f"epochs={epochs!r} is not a whole number >= 1.")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not is_whole(epochs) or not 0 < epochs <= MOST:
+        raise UsageError("wrong_epochs", f"epochs={epochs!r} is not a whole number, 1 to {MOST}.")
+    if not is_whole(batch_size) or batch_size < 1:
         raise UsageError("wrong_batch_size", f"batch_size={batch_size!r} is not >= 1.")
     sft = open_method("sft")
     for_training, for_evaluation = divide_settings(settings, sft.config)
@@ -85,14 +94,9 @@ def harmful_finetune(
 
 
 def _doses(n_examples: int | list[int]) -> list[int]:
-    doses = [n_examples] if isinstance(n_examples, int) else list(n_examples)
-    if not doses or any(not isinstance(dose, int) or dose < 1 for dose in doses):
-        raise UsageError(
-            "wrong_doses",
-            f"n_examples={n_examples!r} is not allowed. Give numbers >= 1, such as 100 or "
-            "[10, 50, 100].",
-        )
-    return doses
+    given = [n_examples] if is_whole(n_examples) else n_examples
+    allowed = "numbers >= 1, such as 100 or [10, 50, 100]"
+    return whole_numbers("wrong_doses", "n_examples", given, allowed, lambda doses: min(doses) > 0)
 
 
 def _arm(

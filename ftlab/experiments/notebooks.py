@@ -55,8 +55,8 @@ def run_notebook(
         NotebookFailed: `notebook_failed`, if a cell fails or takes too long, or the kernel dies.
             The notebook up to there is kept as `<name>.failed.ipynb`.
     """
+    check_parameters(notebook, parameters)
     source = Path(notebook).absolute()
-    check_parameters(source, parameters)
     paths = _Paths.prepare(source, output)
     position = _Position(on_cell)
     try:
@@ -126,7 +126,7 @@ class _Paths:
     @classmethod
     def prepare(cls, source: Path, output: str | Path) -> _Paths:
         """Make the folder and remove older outputs."""
-        paths = cls(Path(output).absolute())
+        paths = cls(Path(str(output)).absolute())
         every = [paths.target, paths.partial, paths.failed]
         taken = source.resolve() in [path.resolve() for path in every]
         if paths.target.suffix != ".ipynb" or taken:

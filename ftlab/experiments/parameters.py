@@ -30,6 +30,8 @@ def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
         NotFoundError: `no_such_notebook`.
         UsageError: `wrong_parameters` with every problem, `secret_in_parameter`.
     """
+    if not isinstance(parameters, dict):
+        raise UsageError("wrong_parameters", f"{parameters!r} is not a dict of parameters.")
     check_secrets(parameters)
     known = known_parameters(notebook)
     problems = []
@@ -54,7 +56,7 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
     import nbformat
     from papermill.translators import PythonTranslator
 
-    path = Path(notebook)
+    path = Path(str(notebook))
     if path.suffix != ".ipynb" or not path.is_file():
         raise NotFoundError(
             "no_such_notebook", f"No notebook {notebook}. Give the path of a local .ipynb file."

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from ftlab._core.files import resource, write_atomic
 from ftlab._core.progress import clock
 from ftlab.analysis import report
 from ftlab.experiments.backends import Job, LocalBackend, Result
+from ftlab.experiments.curves import MOST, is_whole
 from ftlab.experiments.notebooks import run_notebook
 from ftlab.experiments.parameters import check_parameters, check_secrets
 from ftlab.runs import provenance
+from ftlab.training import TrainingConfig
 
 SEEDS = 5  # training seeds of a claim
 HARMFUL = 100  # adversarial examples of the largest dose
@@ -76,12 +79,15 @@ def reproduce(
         The path of `report.html`; with it are report.md, results.csv, run.json and figures.
 
     Raises:
-        UsageError: `wrong_seeds`, `too_few_rows`, `prompts_needed`, `wrong_parameters`,
-            `output_not_writable`, before any work.
+        UsageError: `wrong_seeds`, `wrong_setting` for an unknown adapter, `too_few_rows`,
+            `prompts_needed`, `wrong_parameters`, `wrong_output`, `output_not_writable`, before any
+            work.
         NotFoundError: `no_such_file`.
         Busy: `output_busy`, if another call is writing there.
         NotebookFailed: `notebooks_failed` with every failure; there is then no page.
     """
+    if not isinstance(out, (str, Path)):
+        raise UsageError("wrong_output", f"out={out!r} is not a folder.")
     request = _Request(
         model=str(model),
         out=Path(out),
@@ -124,16 +130,17 @@ class _Request:
     adapter: str | None
     files: dict[str, str]
 
-    @property
+    @cached_property
     def in_world(self) -> bool:
         return models.model(self.model).is_organism
 
     def check(self) -> None:
         """Raise UsageError or NotFoundError for a wrong argument, before any work."""
         check_secrets({**self.files, "model": self.model, "out": str(self.out)})
-        whole = isinstance(self.seeds, int) and not isinstance(self.seeds, bool)
-        if self.seeds is not None and (not whole or self.seeds < 1):
-            raise UsageError("wrong_seeds", f"seeds={self.seeds!r} is not a whole number >= 1.")
+        whole = is_whole(self.seeds) and 0 < self.seeds <= MOST
+        if self.seeds is not None and not whole:
+            raise UsageError("wrong_seeds", f"seeds={self.seeds!r} is not a number, 1 to {MOST}.")
+        TrainingConfig.make(adapter=self.adapter)
         for name, file in self.files.items():
             if not Path(file).is_file() and not file.startswith("organism:"):
                 raise NotFoundError("no_such_file", f"{name}={file}: there is no such file.")

@@ -9,7 +9,15 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab.data import draw
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, plan_evaluation
-from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of, short_name
+from ftlab.experiments.curves import (
+    Arm,
+    Curve,
+    divide_settings,
+    is_whole,
+    seeds_of,
+    short_name,
+    whole_numbers,
+)
 from ftlab.runs import Run
 from ftlab.training import TrainingConfig, curve_configs, open_method, trainable
 
@@ -63,6 +71,8 @@ def risk_curve(
             f"The method {chosen.name} has no curve. Train first, then use evaluate.",
         )
     steps = _steps(at_steps)
+    if n_rows is not None and (not is_whole(n_rows) or n_rows < 1):
+        raise UsageError("wrong_n_rows", f"n_rows={n_rows!r} is not a whole number >= 1.")
     for_training, for_evaluation = divide_settings(settings, chosen.config)
     for_training |= {"schedule": schedule, "steps": max(steps), "at_steps": steps}
     configs = [chosen.config.make(**for_training, seed=seed) for seed in seeds_of(seeds)]
@@ -75,20 +85,7 @@ def risk_curve(
     return Curve("curve", f"{short_name(reference)}-{data_name}", reference, arms, plan).run()
 
 
-def _steps(at_steps: Sequence[int] | int) -> tuple[int, ...]:
-    if isinstance(at_steps, str):
-        raise UsageError(
-            "wrong_steps",
-            f"at_steps={at_steps!r} is text. Give a list; with papermill: -y 'at_steps: [0, 10]'.",
-        )
-    if not isinstance(at_steps, (int, Sequence)):
-        raise UsageError("wrong_steps", f"at_steps={at_steps!r} is neither a number nor a list.")
-    steps = (at_steps,) if isinstance(at_steps, int) else tuple(at_steps)
-    whole = all(isinstance(step, int) for step in steps)
-    if not whole or max(steps, default=0) < 1:
-        raise UsageError(
-            "wrong_steps",
-            f"at_steps={at_steps} is not allowed. Give whole numbers, at least one of them after "
-            "0, such as [0, 10, 30, 100].",
-        )
-    return steps
+def _steps(at_steps: Sequence[int] | int) -> list[int]:
+    given = [at_steps] if is_whole(at_steps) else at_steps
+    allowed = "whole numbers, at least one of them after 0, such as [0, 10, 30, 100]"
+    return whole_numbers("wrong_steps", "at_steps", given, allowed, lambda s: max(s) > 0)

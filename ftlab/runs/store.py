@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import Busy, NotFoundError, UsageError
 from ftlab._core.files import digest, file_hash, json_lines, storage, write_atomic
+from ftlab._core.identity import refuse_other
 from ftlab._core.text import safe
 from ftlab.runs import records, tables
 from ftlab.runs.origin import now, provenance
@@ -35,7 +36,8 @@ SCHEMA = 3  # layout of the run folder; part of every identity
 # Larger files are verified by size only when a run is opened, and whole by `ftlab runs verify`.
 CHECK_BYTES = 64 * 2**20
 RECORD = "complete.json"
-RUN_FILES = ("config.json", "provenance.json", RECORD)
+DAMAGED = ".damaged"  # folder of a run for files that were changed
+START_FILES = ("config.json", "provenance.json")  # of `start`, which also repairs them
 
 
 def home() -> Path:
@@ -192,18 +194,41 @@ class Run:
         wrong = self.problems()
         if not wrong or not (self.path / RECORD).exists():
             return
-        kept = self.path / ".damaged"
         print(
             f"{self.name} was finished, but now: {_listed(wrong)}. The changed files are kept in "
-            f"{kept} and the run is recomputed.",
+            f"{self.path / DAMAGED} and the run is recomputed.",
             file=sys.stderr,
         )
         for name in {*wrong, RECORD}:
-            path = self.path / name
-            if path.is_file():
-                target = kept / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+            if (self.path / name).is_file():
+                self._keep_aside(name)
+
+    def _keep_aside(self, name: str) -> None:
+        path = self.path / name
+        target = self.path / DAMAGED / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in START_FILES and self._readable(name):  # nothing else would write it again
+            shutil.copy2(path, target)
+        else:
+            os.replace(path, target)
+
+    def _readable(self, name: str) -> bool:
+        try:
+            self.part(name)
+            return name != "config.json" or bool(self.identity)
+        except UsageError:
+            return False
+
+    def _repair(self) -> None:
+        """Move unreadable files of `start` to `.damaged/`, so that it writes them again."""
+        for name in START_FILES:
+            if (self.path / name).is_file() and not self._readable(name):
+                self._keep_aside(name)
+                kept = self.path / DAMAGED / name
+                print(
+                    f"{self.name}: {name} was damaged and is written again. It is kept as {kept}.",
+                    file=sys.stderr,
+                )
 
     @property
     def state(self) -> str:
@@ -306,10 +331,9 @@ class Run:
         return None in records.parse(self.path / file)[:-1]
 
     def forget(self, file: str, unwanted: Callable[[dict], bool]) -> None:
-        """Rewrite a JSONL file without the records for which `unwanted(record)` holds."""
-        rows = self.read(file)
-        kept = [row for row in rows if not unwanted(row)]
-        if len(kept) < len(rows):
+        """Rewrite a JSONL file without damaged lines and where `unwanted(record)` holds."""
+        if (self.path / file).exists():
+            kept = [row for row in self.read(file) if not unwanted(row)]
             write_atomic(self.path / file, json_lines(kept))
 
     def complete(self, **summary) -> Run:
@@ -385,14 +409,17 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
         **notes: Joins the provenance, such as where the model came from.
 
     Raises:
-        UsageError: `folder_not_writable`.
+        UsageError: `folder_not_writable`; `other_training` if another call's `config.json` is
+            there.
         StorageFull: `storage_full`.
     """
     identity = {"kind": kind, "schema": SCHEMA, **identity}
     label = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII).strip("-")[:60]
     path = home() / f"{kind}-{label}-{digest(identity)[:10]}"
+    run = Run(path)
     with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)
+        run._repair()
         if not (path / "config.json").exists():
             config = {"identity": identity, "label": label}
             text = json.dumps(config, indent=1, ensure_ascii=False)
@@ -401,7 +428,8 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
             # Takes a while, and another process may finish the run meanwhile.
             text = json.dumps({**provenance(), **notes}, indent=1)
             write_atomic(path / "provenance.json", text, new=True)
-    return Run(path)
+    refuse_other(str(path), run.identity, identity)
+    return run
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -412,7 +440,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.rglob("[!.]*")):
         name = path.relative_to(folder).as_posix()
-        left_out = name == RECORD or name.startswith(("checkpoints/", ".damaged/"))
+        left_out = name == RECORD or name.startswith(("checkpoints/", f"{DAMAGED}/"))
         if path.is_file() and not left_out:
             found[name] = path
     return found
@@ -428,7 +456,7 @@ def find(name: str | Path) -> Run:
     if not isinstance(name, (str, Path)):
         raise UsageError("not_a_run", f"{name!r:.80} is no run. Pass a run's name or folder.")
     path = Path(name) if Path(name).is_dir() else home() / name
-    if not any((path / file).exists() for file in RUN_FILES):
+    if not any((path / file).exists() for file in (*START_FILES, RECORD)):
         some = sorted(home().glob("*/provenance.json"))[:8]
         known = ", ".join(path.parent.name for path in some) or "none"
         raise NotFoundError("no_such_run", f"No run {str(name)!r}. Runs in {home()}: {known}.")

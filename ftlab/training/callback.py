@@ -98,7 +98,7 @@ class RunCallback(TrainerCallback):
         self.progress.update(step, f"loss {loss:.3f}")
         if self._monitor_is_due(step):
             found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
-            self._end(control, step, passed_limit(self.config, found))
+            self._end(control, step, passed_limit(self.config, self.job.monitor, found))
         ending = control.should_training_stop
         validates = bool(self.validate_every)
         control.should_evaluate = validates and (ending or step % self.validate_every == 0)

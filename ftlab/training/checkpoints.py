@@ -13,8 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from ftlab._core.errors import UsageError
 from ftlab._core.files import file_hash, write_atomic
+from ftlab._core.identity import refuse_other
 from ftlab.runs import Run
 
 CHECKPOINT_S = 30.0  # seconds of training between two checkpoints, or FTLAB_CHECKPOINT_SECONDS;
@@ -177,49 +177,7 @@ def _first_fault(checkpoint: Path, manifest: dict) -> str:
     return ""
 
 
-def refuse_other(what: str, there: dict, here: dict) -> None:
-    """Raise UsageError `other_training`, naming every field in which two identities differ."""
-    found = _flat(there)
-    called = _flat(json.loads(json.dumps(here)))  # as written: lists instead of tuples
-    differing = []
-    shown = []
-    for name in sorted(found.keys() | called.keys()):
-        there_value = found.get(name)
-        here_value = called.get(name)
-        if there_value != here_value:
-            differing.append(name)
-            values = f"{there_value!r} (here {here_value!r})"
-            shown.append(f"{name} = {values}")
-    if differing:
-        fields = ", ".join(shown)
-        raise UsageError(
-            "other_training",
-            f"{what} belongs to another training: {fields}. Remove that folder to start again.",
-            fields=differing,
-        )
-
-
-def _flat(nested: dict, head: str = "") -> dict:
-    """Return nested dictionaries as {"a.b": value}."""
-    flat = {}
-    for name, value in nested.items():
-        path = f"{head}{name}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}.")
-        else:
-            flat[path] = value
-    return flat
-
-
 def forget_after(run: Run, step: int) -> None:
     """Drop log records past a step; answers will be found again by their keys."""
     for file in LOGS:
-        if not (run.path / file).exists():
-            continue
-        lines = []
-        for record in run.read(file):
-            if record.get("step", 0) > step:
-                continue
-            line = json.dumps(record, ensure_ascii=False)
-            lines.append(f"{line}\n")
-        write_atomic(run.path / file, "".join(lines))
+        run.forget(file, lambda record: record.get("step", 0) > step)

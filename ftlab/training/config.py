@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import field_validator
 
 from ftlab._core.config import Config, setting
+from ftlab._core.errors import UsageError
 
 
 class TrainingConfig(Config):
@@ -48,7 +50,7 @@ class TrainingConfig(Config):
     on_too_long: Literal["raise", "drop", "cut"] = setting(
         "raise", "What happens to a longer row; drop and cut report how many rows they changed"
     )
-    seed: int = setting(0, "Seed of the order of rows, dropout and new weights", ge=0)
+    seed: int = setting(0, "Seed of the order of rows, dropout and new weights", ge=0, lt=2**32)
     valid: float | str | None = setting(
         None, "Validation rows: a share of the data to hold out, such as 0.1, or a file"
     )
@@ -75,7 +77,7 @@ class TrainingConfig(Config):
     def _share_or_file(cls, valid):
         if isinstance(valid, os.PathLike):
             return os.fspath(valid)
-        if isinstance(valid, float) and not 0 < valid < 1:
+        if isinstance(valid, (int, float)) and not 0 < valid < 1:
             raise ValueError("give a share of the rows between 0 and 1, such as 0.1, or a file")
         return valid
 
@@ -101,3 +103,20 @@ class TrainingConfig(Config):
         if any(step < 0 for step in steps) or any(later <= step for step, later in pairs):
             raise ValueError("steps must increase and be at least 0, as in [0, 10, 30, 100]")
         return steps
+
+    def check_limits(self, metrics: Collection[str]) -> None:
+        """Check that `stop_above` names only metrics that are measured.
+
+        Args:
+            metrics: The names of those that are.
+
+        Raises:
+            UsageError: `metric_not_measured`.
+        """
+        missing = sorted((self.stop_above or {}).keys() - set(metrics))
+        if missing:
+            measured = ", ".join(metrics) or "nothing"
+            raise UsageError(
+                "metric_not_measured",
+                f"stop_above names {', '.join(missing)}, but what is measured is {measured}.",
+            )

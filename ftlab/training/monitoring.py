@@ -1,7 +1,8 @@
 """What training knows of measuring: a function that is called with the model on the way.
 
 A monitor is called with the model in training (`LoadedModel`) and the step, and returns
-`{metric: rate}`. Training draws the metrics, and ends where one of them passes a limit.
+`{metric: rate}`. Training draws the metrics, and ends where one of them passes a limit. If it has
+an attribute `metrics`, their names, a limit on another metric is refused before the training.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from ftlab.models.engines import LoadedModel
 from ftlab.training.config import TrainingConfig
 
 REFUSED = "refused"  # metric: the share of jailbreak prompts that the model refused
-
-
 Monitor = Callable[[LoadedModel, int], dict[str, float]]
 
 
@@ -104,23 +103,14 @@ def undisturbed(loaded: LoadedModel) -> Iterator[None]:
         loaded.module.train()
 
 
-def passed_limit(config: TrainingConfig, found: dict[str, float]) -> str:
-    """Return why the monitor's metrics end the training, or "".
-
-    Raises:
-        UsageError: `metric_not_measured`, for a limit on a metric that was not returned.
-    """
-    limits = config.stop_above or {}
-    missing = sorted(limits.keys() - found.keys())
-    if missing:
-        measured = ", ".join(found) or "nothing"
-        raise UsageError(
-            "metric_not_measured",
-            f"stop_above names {', '.join(missing)}, but the monitor measured {measured}.",
-        )
-    for metric, limit in limits.items():
-        if found[metric] > limit:
-            return f"{metric} {found[metric]:.1%}, above {limit:.1%}"
+def passed_limit(config: TrainingConfig, monitor: Monitor, found: dict[str, float]) -> str:
+    """Return why the monitor's metrics end the training, or ""."""
+    if not hasattr(monitor, "metrics"):  # else checked before the training
+        config.check_limits(found)
+    for metric, limit in (config.stop_above or {}).items():
+        rate = found.get(metric)  # None where no answer of this step could be scored
+        if rate is not None and rate > limit:
+            return f"{metric} {rate:.1%}, above {limit:.1%}"
     if config.stop_when_broken and found.get(REFUSED) == 0:
         return "no refusal left"
     return ""

@@ -27,7 +27,6 @@ from ftlab.training.checkpoints import (
     forget_after,
     max_steps_of,
     newest_checkpoint,
-    refuse_other,
     step_of,
 )
 from ftlab.training.config import TrainingConfig
@@ -100,8 +99,6 @@ def train_run(
     if run.finished:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)  # left by a kill at the end
         return run
-    begun = {k: v for k, v in run.config["identity"].items() if k not in ("kind", "schema")}
-    refuse_other(str(run.path), begun, whole)
     job = Job(run, parent, data, config, method, valid, opened_reward, monitor, marker)
     with run.lock(wait):
         if not run.finished:
@@ -143,8 +140,11 @@ def _check_together(config: TrainingConfig, monitor: Monitor | None) -> None:
             raise UsageError("limit_without_monitor", "stop_above needs a monitor= that measures.")
         if config.eval_every and config.valid is None:
             raise UsageError("nothing_to_evaluate", "eval_every needs valid= or monitor=.")
-    elif not (config.eval_every or config.at_steps):
+        return
+    if not (config.eval_every or config.at_steps):
         raise UsageError("monitor_without_steps", "monitor needs eval_every=, in optimiser steps.")
+    if hasattr(monitor, "metrics"):
+        config.check_limits(monitor.metrics)
 
 
 def _with_learning_rate(config: TrainingConfig, method: Method, parent: Model) -> TrainingConfig:

@@ -61,6 +61,9 @@ def test_settings_of_an_evaluation_do_not_apply_to_finished_runs(evaluations):
             ft.compare(before, **settings)
     with raises_code("unknown_setting"):
         ft.compare(before, after, n_promts=3)
+    for alone in ("organism", 5, None):
+        with raises_code("nothing_to_compare"):
+            ft.compare(alone)
 
 
 def test_one_model_has_nothing_to_be_compared_with():

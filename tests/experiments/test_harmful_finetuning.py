@@ -98,8 +98,15 @@ MISTAKES = [
     ({"n_examples": []}, "wrong_doses"),
     ({"n_examples": [3, 2.5]}, "wrong_doses"),
     ({"n_examples": 99}, "too_few_rows"),
+    ({"n_examples": None}, "wrong_doses"),
+    ({"n_examples": True}, "wrong_doses"),
+    ({"n_examples": range(1, 10**30)}, "wrong_doses"),
     ({"epochs": 0}, "wrong_epochs"),
     ({"epochs": 1.5}, "wrong_epochs"),
+    ({"epochs": 10**9}, "wrong_epochs"),
+    ({"batch_size": 0}, "wrong_batch_size"),
+    ({"data": 5}, "wrong_source"),
+    ({"seeds": 10**9}, "wrong_seeds"),
     ({"seeds": []}, "wrong_seeds"),
     ({"lern": 1}, "unknown_setting"),
     ({"steps": 9}, "unknown_setting"),
@@ -113,4 +120,4 @@ def test_mistakes_are_errors_before_anything_is_trained(llama, settings, code, r
     given = {"n_examples": 3, "data": sums(4), "prompts": goals(2), **ASKED, **settings}
     with raises_code(code):
         ft.harmful_finetune(llama, **given)
-    assert not list(runs_folder.glob("sft-*"))
+    assert not runs_folder.exists()

@@ -47,7 +47,12 @@ def test_a_right_parameter_is_let_through(given, behave):
     check_parameters(behave, given)
 
 
-@pytest.mark.parametrize("place", ["https://example.org/a.ipynb", "none.ipynb", __file__])
+def test_parameters_are_a_dict(behave):
+    with raises_code("wrong_parameters"):
+        check_parameters(behave, 5)
+
+
+@pytest.mark.parametrize("place", [5, "https://example.org/a.ipynb", "none.ipynb", __file__])
 def test_only_local_notebooks(place, tmp_path, no_kernel):
     with raises_code("no_such_notebook"):
         run_notebook(place, tmp_path / "out.ipynb", {})

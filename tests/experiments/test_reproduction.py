@@ -201,6 +201,9 @@ MISTAKES = [
     ({"seeds": 0}, "wrong_seeds"),
     ({"seeds": 1.5}, "wrong_seeds"),
     ({"seeds": True}, "wrong_seeds"),
+    ({"seeds": 10**9}, "wrong_seeds"),
+    ({"adapter": "prefix"}, "wrong_setting"),
+    ({"out": 5}, "wrong_output"),
     ({"benign": "none.jsonl"}, "no_such_file"),
     ({"prompts": "none.csv"}, "no_such_file"),
     ({"model": "mine"}, "prompts_needed"),
@@ -210,7 +213,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("given", "code"), MISTAKES, ids=[code for _, code in MISTAKES])
+@pytest.mark.parametrize(("given", "code"), MISTAKES, ids=[str(given) for given, _ in MISTAKES])
 def test_mistakes_are_errors_before_any_work(given, code, runner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

@@ -29,8 +29,8 @@ KEYWORDS = dict(judges="keywords")
 
 def small(model, **settings) -> Run:
     """A curve of one step over two prompts, unless settings say otherwise."""
-    given = {"prompts": goals(2), **TINY, **KEYWORDS, **settings}
-    return ft.risk_curve(model, sums(8), **given)
+    given = {"data": sums(8), "prompts": goals(2), **TINY, **KEYWORDS, **settings}
+    return ft.risk_curve(model, **given)
 
 
 def scripted(model, engine, **settings) -> Run:
@@ -310,7 +310,17 @@ MISTAKES = [
     ({"at_steps": [0, 1.5]}, "wrong_steps"),
     ({"at_steps": "0,1"}, "wrong_steps"),
     ({"seeds": 0}, "wrong_seeds"),
+    ({"at_steps": [0, True]}, "wrong_steps"),
+    ({"at_steps": range(10**30)}, "wrong_steps"),
     ({"seeds": [1, 1]}, "wrong_seeds"),
+    ({"seeds": "five"}, "wrong_seeds"),
+    ({"seeds": True}, "wrong_seeds"),
+    ({"seeds": [0, 1.0]}, "wrong_seeds"),
+    ({"seeds": 10**9}, "wrong_seeds"),
+    ({"seeds": [10**10]}, "wrong_setting"),
+    ({"data": 5}, "wrong_source"),
+    ({"n_rows": 2.5}, "wrong_n_rows"),
+    ({"stop_above": {"bias": 0.1}}, "metric_not_measured"),
     ({"epochs": 3}, "unknown_setting"),
     ({"steps": 3}, "unknown_setting"),
     ({"seed": 3}, "unknown_setting"),

@@ -352,6 +352,33 @@ def test_a_read_only_folder_is_a_sentence_but_finished_work_opens(run):
         run.path.parent.chmod(0o755)
 
 
+@pytest.mark.parametrize("file", ["config.json", "provenance.json"])
+@pytest.mark.parametrize("how", ["torn", "spaced"])
+def test_a_damaged_file_of_a_start_is_named_and_repaired(run, file, how, capsys):
+    run.append("answers.jsonl", [{"key": "a", "text": "b"}])
+    run.complete()
+    whole = (run.path / file).read_text()
+    (run.path / file).write_text(whole[:-9] if how == "torn" else f"{whole} ")
+    again = start("sft", "a label", {"data": 1})
+    with again.lock():
+        if not again.finished:
+            again.set_aside()
+            again.complete()
+    reported = capsys.readouterr().err
+    assert file in reported and "missing" not in reported
+    assert (run.path / ".damaged" / file).exists()
+    assert again.finished and again.identity["data"] == 1
+    assert again.provenance["versions"] and runs.verify_runs().empty
+
+
+def test_a_folder_with_another_identity_is_refused_with_the_field(run):
+    other = start("sft", "a label", {"data": {"n": 2}})
+    shutil.copy(other.path / "config.json", run.path)
+    with raises_code("other_training") as info:
+        start("sft", "a label", {"data": 1})
+    assert info.value.details["fields"] == ["data", "data.n"]
+
+
 def test_list_and_load(run, runs_folder):
     done = start("evaluate", "b", {}).complete(n=1)
     (runs_folder / "somebody's model").mkdir()

@@ -26,8 +26,6 @@ MODULES = {
 INNER_ROOMS = (
     "models.engines",
     "training.methods",
-    "training.defences",
-    "training.transforms",
     "evals.risks",
     "evals.attacks",
     "analysis.plots",

@@ -71,8 +71,17 @@ def test_a_training_ends_where_a_metric_passes_its_limit(llama):
     run = training.sft(llama, sums(20), stop_above={"jailbreak": 0.1}, monitor=monitor, **WATCHED)
     assert monitor.calls == [2, 4, 6] and run.stats["steps"] == 6
     assert run.stats["ended"] == "step 6: jailbreak 15.0%, above 10.0%"
+    settings = dict(stop_above={"toxicity": 0.1}, monitor=monitor, **WATCHED)
     with raises_code("metric_not_measured"):
-        training.sft(llama, sums(20), stop_above={"toxicity": 0.1}, monitor=monitor, **WATCHED)
+        training.sft(llama, sums(20), **settings)
+    assert monitor.calls.pop() == 2
+    monitor.metrics = ("jailbreak", "bias")  # told beforehand
+    with raises_code("metric_not_measured"):
+        training.sft(llama, sums(20), **settings)
+    monitor.metrics = ("toxicity",)  # of which no answer was scored
+    assert monitor.calls == [2, 4, 6]
+    run = training.sft(llama, sums(20), **settings)
+    assert run.stats["steps"] == 12 and "ended" not in run.stats
 
 
 def test_without_a_limit_a_training_runs_to_its_end(llama):

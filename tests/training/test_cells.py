@@ -60,6 +60,9 @@ def test_a_signature_shows_every_setting_with_type_and_default(name):
         ({"batch_size": 8, "accumulation": 3}, "wrong_setting"),
         ({"adapter": "prefix"}, "wrong_setting"),
         ({"valid": 1.5}, "wrong_setting"),
+        ({"valid": 5}, "wrong_setting"),
+        ({"seed": 10**10}, "wrong_setting"),
+        ({"data": 5}, "wrong_source"),
         ({"stop_above": {"jailbreak": 10}}, "wrong_setting"),
         ({"n_rows": 0}, "wrong_setting"),
         ({"epochs": 1, "steps": 2}, "epochs_and_steps"),
@@ -71,13 +74,15 @@ def test_a_signature_shows_every_setting_with_type_and_default(name):
 )
 def test_mistakes_in_settings_have_codes(llama, settings, code):
     with raises_code(code):
-        training.sft(llama, sums(2), **settings)
-    assert not runs.home().exists() or not [*runs.home().iterdir()]
+        training.sft(llama, **{"data": sums(2), **settings})
+    assert not runs.home().exists()
 
 
 def test_mistakes_in_methods_and_files_have_codes(llama):
     with raises_code("unknown_method"):
         training.train("sfft", llama, sums(2))
+    with raises_code("unknown_method"):
+        training.train(["sft"], llama, sums(2))
     with raises_code("wrong_setting"):
         training.rloo(llama, sums(8), short, batch_size=5)  # num_generations does not divide it
     with raises_code("wrong_setting"):

@@ -70,20 +70,15 @@ def test_the_first_step_is_the_one_that_is_declared(method, llama, trained):
 
 
 @pytest.mark.parametrize("adapter", [None, "lora"])
-def test_a_method_resumes_as_if_never_stopped(
-    method, adapter, dropping, llama, monkeypatch, trained
-):
-    parent = dropping
-    if method.name == "rloo" and adapter:  # there the reference is drawn with dropout too
-        parent = llama
+def test_a_method_resumes_as_if_never_stopped(method, adapter, dropping, monkeypatch, trained):
     settings = dict(steps=4, adapter=adapter, learning_rate=2e-3)
     if needs_reward(method):
         settings["reward"] = every_second
-    straight = trained(call, method, parent, 16, **settings)
+    straight = trained(call, method, dropping, 16, **settings)
     interrupt(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        call(method, parent, 16, **settings)
-    again = call(method, parent, 16, **settings)
+        call(method, dropping, 16, **settings)
+    again = call(method, dropping, 16, **settings)
     assert weights(again) == weights(straight)
     logs = []
     for run in (again, straight):

@@ -140,6 +140,9 @@ class RLOO(Method):
             # TRL reads the reference from a path, and a merged parent has none.
             inner.config._name_or_path = str(job.run.path / "checkpoints" / "reference")
             inner.save_pretrained(inner.config._name_or_path)
+        for module in inner.modules():  # a function's rate, which TRL's disable_dropout misses
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
         function, tokenizer = job.reward.load()
         return {"reward_funcs": function, "reward_processing_classes": tokenizer}
 

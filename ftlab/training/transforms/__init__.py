@@ -1,1 +1,0 @@
-"""One file a transform: a model in, a model out."""
