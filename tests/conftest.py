@@ -14,6 +14,7 @@ from small_models import (  # noqa: F401  fixtures: other people's models
     killed,
     killed_curves,
     llama,
+    zygote,
 )
 
 # Workers share the cores: one thread each, and no busy waiting between them.

@@ -2,8 +2,8 @@
 
     python killing.py MODEL    reads one request a line (JSON) and answers with one line
 
-A request: `cell` (of `CELLS`), `root` (an empty or half-filled folder: runs, counters), `kill`: null, {"after": s} or
-{"at": EVENT, "n": N} (the N-th time that EVENT happens), and `signal`. The answer: `ended` (exit status, or minus the
+A request: `cell` (of `CELLS`, or a call as text), `root` (an empty or half-filled folder: runs, counters), `kill`: null, {"after": s} or
+{"at": EVENT, "n": N} (the N-th time that EVENT happens), `signal`, and `checkpoint_s`. The answer: `ended` (exit status, or minus the
 signal), `seconds`, `events`: how often each happened, `error`: the last words of a child that failed.
 
 An event is what the child does to its own files, as Python's audit hooks report it before it happens (open, rename,
@@ -18,13 +18,14 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-SETTINGS = dict(steps=7, batch_size=4, learning_rate=2e-3)
-CURVE = dict(at_steps=[0, 2, 5], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
+SETTINGS = dict(steps=5, batch_size=4, learning_rate=2e-3)
+CURVE = dict(at_steps=[0, 2, 4], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
 CELLS = {
     "full": "ftlab.sft(PATH, sums(16), **SETTINGS)",
     "lora": "ftlab.sft(PATH, sums(16), adapter='lora', **SETTINGS)",
@@ -34,6 +35,7 @@ CELLS = {
     "lora curve": "ftlab.risk_curve(PATH, sums(16), prompts=goals(6), adapter='lora', **CURVE)",
     "evaluate": "ftlab.evaluate(PATH, prompts=goals(16), judges=[JUDGE, 'refusal'], max_new_tokens=6)",
 }
+MEASURED = [cell for cell in CELLS if "prompts=" in CELLS[cell]]  # these ask a model and a judge
 WRITING = {
     "os.rename",
     "os.remove",
@@ -43,6 +45,38 @@ WRITING = {
     "os.truncate",
     "shutil.rmtree",
 }
+
+
+class Zygote:
+    """The process that forks a child a call."""
+
+    def __init__(self, model: Path):
+        here = Path(__file__).parent
+        path = os.pathsep.join(map(str, (here, here.parent)))
+        environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        called = [sys.executable, __file__, str(model)]
+        self.process = subprocess.Popen(
+            called, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def call(
+        self, cell: str, root: Path, attempt: int, kill=None, by=signal.SIGKILL, checkpoint_s=0
+    ) -> dict:
+        """-> what the child left; one that failed by itself fails the test."""
+        request = {"cell": cell, "root": str(root), "try": attempt, "kill": kill}
+        request |= {"signal": int(by), "checkpoint_s": str(checkpoint_s)}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        said = (root / f"said-{attempt}").read_text()[-2000:]
+        assert answer["ended"] in (0, 130, -signal.SIGKILL), (
+            f"{cell}: attempt {attempt} ended with {answer['ended']}, {kill}\n{said}"
+        )
+        return answer
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
 
 
 def plain(path) -> str:
@@ -99,8 +133,8 @@ def note_answers(noted) -> None:
 def child(request: dict, model: Path) -> None:
     """Calls the cell; sends itself the signal at the asked event; leaves the counts of all events in `root`/events."""
     import safetensors.torch
+    import small_models
     import torch
-    from small_models import goals, pairs, sums
 
     import ftlab
     from ftlab.runs import Run
@@ -109,7 +143,7 @@ def child(request: dict, model: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["FTLAB_RUNS"] = home = str(root / "runs")
     kill, seen = request["kill"] or {}, Counter()
-    os.environ["FTLAB_CHECKPOINT_SECONDS"] = "0"  # a checkpoint every step
+    os.environ["FTLAB_CHECKPOINT_SECONDS"] = request["checkpoint_s"]
     out = [
         os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for name in ("asked", "judged", "events")
@@ -175,14 +209,17 @@ def child(request: dict, model: Path) -> None:
             for name, value in list(getattr(module, "__dict__", {}).items()):
                 if value is function:
                     setattr(module, name, wrapped)
-    names = dict(ftlab=ftlab, goals=goals, pairs=pairs, sums=sums, PATH=model)
-    if "prompts=" in CELLS[request["cell"]]:
+    call = CELLS.get(request["cell"], request["cell"])
+    names = {**vars(small_models), "ftlab": ftlab, "PATH": model}
+    if request["cell"] in CELLS:
+        names |= {"SETTINGS": SETTINGS, "CURVE": CURVE}
+    if request["cell"] in MEASURED:
         names["JUDGE"] = counting(noted)
         note_answers(noted)
     sys.addaudithook(hook)
     status = 0
     try:
-        eval(CELLS[request["cell"]], globals() | names)
+        eval(call, names)
     except KeyboardInterrupt:
         status = 130
     os.write(out[2], json.dumps({"events": seen, "modules": list(sys.modules)}).encode())

@@ -9,11 +9,8 @@ sample and penalise, as published ones do.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -234,69 +231,46 @@ def dropping(tmp_path_factory) -> Path:
 
 SFT = dict(epochs=2, batch_size=4, learning_rate=2e-3)  # 20 rows: 10 steps
 CURVE = dict(at_steps=[0, 2, 4, 6], seeds=2, batch_size=4, learning_rate=2e-3, max_new_tokens=6)
-KILLS = {  # what was running: (the call, the log line that killed it, seconds between checkpoints)
-    "full": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 7), 0),
-    "lora": ("ftlab.sft(PATH, sums(20), adapter='lora', **SFT)", ("-s0-", 7), 0),
-    "dpo": ("ftlab.dpo(PATH, pairs(20), **SFT)", ("-s0-", 7), 0),
-    "no checkpoint": ("ftlab.sft(PATH, sums(20), **SFT)", ("-s0-", 3), 1000),
+# What was running: the call, how many lines of train.jsonl there were when it was killed, and the
+# seconds between checkpoints.
+KILLS = {
+    "full": ("ftlab.sft(PATH, sums(20), **SFT)", 7, 0),
+    "lora": ("ftlab.sft(PATH, sums(20), adapter='lora', **SFT)", 7, 0),
+    "dpo": ("ftlab.dpo(PATH, pairs(20), **SFT)", 7, 0),
+    "no checkpoint": ("ftlab.sft(PATH, sums(20), **SFT)", 3, 1000),
 }
 A_CURVE = "ftlab.risk_curve(PATH, sums(20), prompts=goals(6), **CURVE)"
-CURVE_KILLS = {
-    "curve": (A_CURVE, ("-s1-", 5), 0),
-    "curve without checkpoint": (A_CURVE, ("-s1-", 5), 1000),
-}
-DYING = """
-import os, signal, sys
-import datasets, peft, trl, ftlab
-from transformers import AutoModelForCausalLM
-from trl import DPOTrainer, SFTTrainer
-from pathlib import Path
-from ftlab.runs import Run
-import small_models
-from small_models import CURVE, SFT, goals, pairs, sums
-
-PATH, append = Path(sys.argv[1]), Run.append
-
-def and_die(self, file, records):
-    append(self, file, records)
-    if file == "train.jsonl" and part in self.name and records[-1]["step"] == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-children = {}
-for name, (call, (part, step), seconds) in getattr(small_models, sys.argv[3]).items():
-    if not (child := os.fork()):  # the imports are paid for once
-        os.environ["FTLAB_RUNS"] = str(Path(sys.argv[2]) / name)
-        os.environ["FTLAB_CHECKPOINT_SECONDS"] = str(seconds)
-        Run.append = and_die
-        eval(call)
-        os._exit(1)
-    children[name] = child
-for name, child in children.items():
-    print(name, os.waitpid(child, 0)[1], flush=True)
-"""
+CURVE_KILLS = {"curve": (A_CURVE, 11, 0), "curve without checkpoint": (A_CURVE, 11, 1000)}
 
 
-def left_by_killed(kills: str, model: Path, root: Path) -> Path:
-    """-> the folder of runs that processes left behind which killed themselves (SIGKILL).
+@pytest.fixture(scope="session")
+def zygote(dropping):
+    """The process that kills its children, which train or measure `dropping`."""
+    from killing import Zygote
 
-    One folder a name of `kills`, which is "KILLS" or "CURVE_KILLS".
-    """
-    path = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parent.parent))
-    called = [sys.executable, "-c", DYING, str(model), str(root), kills]
-    environ = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=300)
-    expected = "".join(f"{name} {int(signal.SIGKILL)}\n" for name in globals()[kills])
-    assert done.stdout == expected, done.stderr[-2000:]
+    made = Zygote(dropping)
+    yield made
+    made.close()
+
+
+def left_by_killed(kills: dict, zygote, root: Path) -> Path:
+    """-> the folder of runs that killed processes left behind: one folder a name of `kills`."""
+    for name, (call, lines, seconds) in kills.items():
+        kill = {"at": "after train.jsonl", "n": lines}
+        work = root / f"{name} at work"
+        ended = zygote.call(call, work, 0, kill, checkpoint_s=seconds)["ended"]
+        assert ended == -signal.SIGKILL, name
+        (work / "runs").rename(root / name)
     return root
 
 
 @pytest.fixture(scope="session")
-def killed(dropping, tmp_path_factory) -> Path:
-    """What killed trainings left: one folder a name of `KILLS`."""
-    return left_by_killed("KILLS", dropping, tmp_path_factory.mktemp("killed"))
+def killed(zygote, tmp_path_factory) -> Path:
+    """What killed trainings left: one folder a name of `KILLS`. Only to be read."""
+    return left_by_killed(KILLS, zygote, tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="session")
-def killed_curves(dropping, tmp_path_factory) -> Path:
-    """What killed curves left: one folder a name of `CURVE_KILLS`."""
-    return left_by_killed("CURVE_KILLS", dropping, tmp_path_factory.mktemp("killed"))
+def killed_curves(zygote, tmp_path_factory) -> Path:
+    """What killed curves left: one folder a name of `CURVE_KILLS`. Only to be read."""
+    return left_by_killed(CURVE_KILLS, zygote, tmp_path_factory.mktemp("killed"))

@@ -249,7 +249,7 @@ def entered_outputs(source: str) -> list[int]:
             return is_output(node.value)
         called = node.func if isinstance(node, ast.Call) else None
         name = getattr(called, "id", getattr(called, "attr", None))
-        return name in names or ast.unparse(node) in held
+        return name in names or bool(held) and ast.unparse(node) in held
 
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and is_output(node.value):

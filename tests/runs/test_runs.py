@@ -186,8 +186,8 @@ def test_a_torn_last_line_is_no_hole_before_a_checkpoint_but_one_in_the_middle_i
 
 
 def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
-    run.append("t.jsonl", [{"n": i, "text": "x" * 20} for i in range(300_000)])
-    assert len(run.read("t.jsonl")) == 300_000
+    run.append("t.jsonl", [{"n": i, "text": "x" * 20} for i in range(3000)])
+    assert len(run.read("t.jsonl")) == 3000
     read = []
 
     class Counting:

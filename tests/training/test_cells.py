@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import raises_code
-from small_models import FAMILIES, contents, make_model, pairs, sums, write
+from small_models import contents, make_model, pairs, sums, write
 from trainings import FAST, call, distance, make_trainer, short, weights
 
 import ftlab
@@ -142,7 +142,7 @@ def test_sft_on_gsm8k(folder, shared):
     assert run.log()["loss"].notna().all() and run.stats["rows"] == 6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])  # llama: see test_methods
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_dpo_starts_at_ln_2_also_after_sft_in_the_same_session(family, adapter, folders, trained):
     """The reference is the parent as it is now, not what an older path in its settings holds."""

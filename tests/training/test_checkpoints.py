@@ -169,12 +169,13 @@ def test_the_result_after_damage_is_the_undisturbed_one(
     )
 
 
-def test_a_damaged_best_checkpoint_is_never_what_a_run_keeps(dropping, often, monkeypatch, capsys):
+def test_a_damaged_best_checkpoint_is_never_what_a_run_keeps(
+    dropping, often, monkeypatch, capsys, trained
+):
     """The newest one may be whole: at the end the weights of the best one would be loaded."""
-    whole = training.sft(dropping, sums(16), **STOPPING)
+    whole = trained(training.sft, dropping, sums(16), **STOPPING)
     best = whole.stats["best_step"]
     expected, log = weights(whole), whole.read("valid.jsonl")
-    shutil.rmtree(whole.path)
     run = stopped_at(best + 1, monkeypatch, lambda: training.sft(dropping, sums(16), **STOPPING))
     folder = run.path / "checkpoints"
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == [
@@ -200,12 +201,11 @@ def test_a_damaged_best_checkpoint_is_never_what_a_run_keeps(dropping, often, mo
 # The end of a training
 
 
-def test_no_step_is_taken_after_the_last_one(dropping, monkeypatch, often):
+def test_no_step_is_taken_after_the_last_one(dropping, monkeypatch, often, trained):
     """Killed between the checkpoint of the last step (the best one) and the record."""
     settings = dict(steps=7, batch_size=4, valid=0.2, eval_every=7, learning_rate=2e-3)
-    straight = training.sft(dropping, sums(20), **settings)
+    straight = trained(training.sft, dropping, sums(20), **settings)
     expected, stats = made(straight), straight.stats
-    shutil.rmtree(straight.path)
     with monkeypatch.context() as patch:
         dies_while_saving(patch, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):

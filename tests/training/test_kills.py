@@ -11,73 +11,38 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from killing import CELLS
+from killing import CELLS, MEASURED, Zygote
 
 from ftlab import runs
 
 KILLS = int(os.environ.get("FTLAB_SOAK", "0"))
-MEASURED = [cell for cell in CELLS if "prompts=" in CELLS[cell]]  # these ask a model and a judge
 TRAININGS = [cell for cell in CELLS if cell not in MEASURED]
 AMID = {
     "evaluate": ["after counting", "after answers"],
     "curve": ["after answers", ""],
 }  # the first kill, in turn
+KNOWN: dict[str, tuple] = {}
 RECORDS = ("train.jsonl", "valid.jsonl", "prompts.jsonl", "answers.jsonl", "verdicts.jsonl")
 
 
-class Zygote:
-    """The process that forks a child a call."""
-
-    def __init__(self, model: Path):
-        path = os.pathsep.join(
-            str(p) for p in (Path(__file__).parents[1], Path(__file__).parents[2])
+def undisturbed(zygote: Zygote, cell: str, folder: Path) -> tuple:
+    """-> what the cell makes when nobody kills it, its seconds, its events, and those of a call that goes on."""
+    if cell not in KNOWN:
+        root = folder / f"{cell} undisturbed"
+        whole, made = zygote.call(cell, root, 0), state(root)
+        middle = "half answers.jsonl" if cell == "evaluate" else "half train.jsonl"
+        zygote.call(cell, folder / f"{cell} resumed", 0, {"at": middle, "n": 3})
+        again = zygote.call(cell, folder / f"{cell} resumed", 1)
+        KNOWN[cell] = (
+            made,
+            whole["seconds"],
+            whole["events"],
+            whole["events"] | again["events"],
         )
-        environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        called = [sys.executable, str(Path(__file__).parents[1] / "killing.py"), str(model)]
-        self.process = subprocess.Popen(
-            called, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.known: dict[str, tuple] = {}
-
-    def call(self, cell: str, root: Path, attempt: int, kill=None, by=signal.SIGKILL) -> dict:
-        """-> what the child left; one that failed by itself fails the test."""
-        request = {"cell": cell, "root": str(root), "try": attempt, "kill": kill, "signal": int(by)}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert answer["ended"] in (0, 130, -signal.SIGKILL), (
-            f"{cell}: attempt {attempt} ended with {answer['ended']}, {kill}\n{(root / f'said-{attempt}').read_text()[-2000:]}"
-        )
-        return answer
-
-    def undisturbed(self, cell: str, folder: Path) -> tuple:
-        """-> what the cell makes when nobody kills it, its seconds, its events, and those of a call that goes on."""
-        if cell not in self.known:
-            root = folder / f"{cell} undisturbed"
-            whole, made = self.call(cell, root, 0), state(root)
-            middle = "half answers.jsonl" if cell == "evaluate" else "half train.jsonl"
-            self.call(cell, folder / f"{cell} resumed", 0, {"at": middle, "n": 3})
-            again = self.call(cell, folder / f"{cell} resumed", 1)
-            self.known[cell] = (
-                made,
-                whole["seconds"],
-                whole["events"],
-                whole["events"] | again["events"],
-            )
-        return self.known[cell]
-
-
-@pytest.fixture(scope="module")
-def zygote(dropping):
-    made = Zygote(dropping)
-    yield made
-    made.process.stdin.close()
-    made.process.wait(timeout=60)
+    return KNOWN[cell]
 
 
 def state(root: Path) -> dict:
@@ -143,7 +108,7 @@ def drawn(rng: random.Random, seconds: float, events: dict[str, int], event: str
 def disturbed(zygote: Zygote, cell: str, root: Path, rng: random.Random, event: str) -> list[str]:
     """Kills a cell up to four times (first at `event`, if any), lets it through, and holds that nothing is lost and nothing
     differs -> where it was killed."""
-    expected, seconds, first, events = zygote.undisturbed(cell, root.parent)
+    expected, seconds, first, events = undisturbed(zygote, cell, root.parent)
     killed, before = [], []
     for attempt in range(99):
         through = len(killed) == 4 or (killed and rng.random() < 0.5)
@@ -202,11 +167,6 @@ def survive(zygote, folder: Path, cells: list[str], kills: int) -> None:
             print(f"{k + 1:3} {cell}: {', then '.join(killed)}", flush=True)
     print(f"{kills - len(failed)} of {kills} survived ({dead} kills)")
     assert not failed, "\n\n".join(failed)
-
-
-@pytest.mark.slow
-def test_random_kills_of_a_training_lose_and_change_nothing(zygote, tmp_path):
-    survive(zygote, tmp_path, ["full"], 1)
 
 
 @pytest.mark.slow
