@@ -157,9 +157,14 @@ def child(request: dict, model: Path) -> None:
         seen[event] += 1
         return event == kill.get("at") and seen[event] == kill["n"]
 
+    def leave() -> None:
+        found = {"events": seen, "modules": list(sys.modules)}
+        os.write(out[2], f"{json.dumps(found)}\n".encode())
+
     def die(torn: Path | str = "", size: int = 0) -> None:
         if request["signal"] == signal.SIGKILL and torn:
             os.truncate(torn, size)
+        leave()
         os.kill(os.getpid(), request["signal"])
 
     def hook(name: str, args: tuple) -> None:
@@ -222,7 +227,7 @@ def child(request: dict, model: Path) -> None:
         eval(call, names)
     except KeyboardInterrupt:
         status = 130
-    os.write(out[2], json.dumps({"events": seen, "modules": list(sys.modules)}).encode())
+    leave()
     os._exit(status)
 
 
@@ -265,7 +270,7 @@ def main(model: Path) -> None:
             "events": {},
         }
         if text := (root / "events").read_text() if (root / "events").exists() else "":
-            told = json.loads(text)
+            told = json.loads(text.splitlines()[-1])
             answer["events"] = told["events"]
             for name in told["modules"]:  # so that the next child does not pay for it
                 with contextlib.suppress(Exception):

@@ -113,7 +113,7 @@ def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
 
 def describe(field: FieldInfo) -> str:
     """Return a field's description with its default."""
-    default = _default(field)
+    default = field.default
     description = (field.description or "").rstrip(".")
     if default in (None, "", ()):
         return f"{description}."
@@ -122,15 +122,11 @@ def describe(field: FieldInfo) -> str:
     return f"{description}. Default: {default}."
 
 
-def _default(field: FieldInfo) -> Any:
-    return field.get_default(call_default_factory=True)
-
-
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=_default(field),
+        default=field.default,
         annotation=field.annotation,
     )
 

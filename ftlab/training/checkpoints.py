@@ -85,24 +85,22 @@ def newest_checkpoint(run: Run) -> Path | None:
     Raises:
         UsageError: `other_training`, naming each field, where another training wrote it.
     """
-    damaged = [file for file in LOGS if run.broken(file)]
-    if damaged:
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     home = run.path / "checkpoints"
-    found = list(home.glob("checkpoint-*"))
-    found.sort(key=step_of, reverse=True)
+    if any(run.broken(file) for file in LOGS):
+        shutil.rmtree(home, ignore_errors=True)
+    found = sorted(home.glob("checkpoint-*"), key=step_of, reverse=True)
     validations = validations_of(run)
     reports = []
     usable = None
     for checkpoint in found:
-        faults = _faults_of(run, checkpoint, validations)
-        if not faults:
+        wrong = _fault_of_needed(run, checkpoint, validations)
+        if not wrong:
             usable = checkpoint
             break
         aside = checkpoint.with_name(f"torn-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        reports.append(f"{faults[0]}; set aside as {aside.name}")
+        reports.append(f"{wrong}; set aside as {aside.name}")
     next_step = "training starts again"
     if usable:
         next_step = f"continuing from {usable.name}"
@@ -123,20 +121,19 @@ def validations_of(run: Run) -> list[tuple[float, int]]:
     return validations
 
 
-def _faults_of(run: Run, checkpoint: Path, validations: list[tuple[float, int]]) -> list[str]:
-    """Return what is wrong with a checkpoint, and with the best one before it."""
+def _fault_of_needed(run: Run, checkpoint: Path, validations: list[tuple[float, int]]) -> str:
+    """Return what is wrong with a checkpoint, or with the best one before it, or ""."""
     needed = [checkpoint]
     newest = step_of(checkpoint)
     earlier = [(loss, step) for loss, step in validations if step <= newest]
     if earlier:  # the best checkpoint gives the weights at the end
         _, best_step = min(earlier)
         needed.append(folder(run, best_step))
-    faults = []
     for path in needed:
         wrong = fault(path)
         if wrong:
-            faults.append(f"{path.name}/{wrong}")
-    return faults
+            return f"{path.name}/{wrong}"
+    return ""
 
 
 def fault(checkpoint: Path) -> str:

@@ -113,7 +113,7 @@ def test_what_the_kernels_children_write_does_not_reach_the_terminal(book, tmp_p
 
 # Failures
 
-ACTIONS = ["die", "raise", "hang", "leave"]
+ACTIONS = ["die", "raise", "leave"]  # one that hangs: see FAULTS
 
 
 @pytest.mark.slow
@@ -121,9 +121,8 @@ ACTIONS = ["die", "raise", "hang", "leave"]
 def test_a_failure_leaves_nothing_under_the_outputs_name(action, behave, tmp_path, capfd):
     out = tmp_path / "out.ipynb"
     out.write_text("older")
-    timeout_s = 3 if action == "hang" else 60
     with raises_code("notebook_failed") as info:
-        run_notebook(behave, out, {"action": action}, timeout_s=timeout_s)
+        run_notebook(behave, out, {"action": action}, timeout_s=60)
     failed = tmp_path / "out.failed.ipynb"
     assert "behave.ipynb" in str(info.value) and str(failed) in str(info.value)
     if action != "leave":
@@ -147,7 +146,8 @@ FAULTS = {
     ],
     "is stopped": ["import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"],
     "hangs and blocks signals": [
-        "import signal\nfor s in (2, 15, 1): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
+        "import signal\nfor s in (2, 15, 1): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+        "1",
     ],
 }
 
@@ -161,7 +161,10 @@ def test_a_kernel_that_dies_or_hangs_never_counts_as_done(fault, book, tmp_path)
     with raises_code("notebook_failed"):
         run_notebook(book(note + first, *others), tmp_path / "out.ipynb", {}, timeout_s=3)
     kept = nbformat.read(tmp_path / "out.failed.ipynb", 4)
-    assert "failed" in [cell.metadata.papermill.status for cell in kept.cells]
+    states = [cell.metadata.papermill.status for cell in kept.cells]
+    assert "failed" in states
+    if "hangs" in fault:
+        assert states == ["failed", "pending"]
     assert not (tmp_path / "out.ipynb").exists()
     assert_dead(int((tmp_path / "pid").read_text()))
 

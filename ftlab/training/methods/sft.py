@@ -35,11 +35,7 @@ class SFT(Method):
         return settings
 
     def rows(self, data: Data, job: Job) -> list[dict]:
-        encoded = encode_rows(
-            data,
-            job.tokenizer,
-            max_length=job.longest_row,
-        )
+        encoded = encode_rows(data, job.tokenizer, max_length=job.longest_row)
         rows = []
         for number, row in enumerate(encoded, 1):
             rows.append(row | {"row": number})
