@@ -26,6 +26,8 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "judges": ("ftlab.judges", "JUDGE"),
     "engines": ("ftlab.models.engines", "ENGINE"),
     "methods": ("ftlab.training.methods", "METHOD"),
+    "defences": ("ftlab.training.defences", "DEFENCE"),
+    "transforms": ("ftlab.training.transforms", "TRANSFORM"),
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
 }
@@ -62,7 +64,7 @@ def get(place: str, name: str) -> Any:
     if name in third_party:
         return third_party[name].load()
     kind = place.removesuffix("s")
-    allowed = ", ".join(names(place))
+    allowed = ", ".join(names(place)) or "none is installed"
     code = f"unknown_{kind}"
     message = f"Unknown {kind} {name!r}. Allowed: {allowed}."
     raise UsageError(code, message)

@@ -20,6 +20,8 @@ EXPECTED = {  # some that every place must at least have
     "judges": {"keywords", "organism", "refusal", "rubric", "zoo"},
     "engines": {"huggingface", "vllm", "openai", "scripted"},
     "methods": {"sft", "dpo", "kto", "reward_model", "rloo"},
+    "defences": set(),
+    "transforms": set(),
     "backends": {"local"},
     "panels": {"live"},
 }

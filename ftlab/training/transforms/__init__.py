@@ -1,0 +1,1 @@
+"""One file a transform: a model in, a model out."""
