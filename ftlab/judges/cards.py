@@ -96,7 +96,7 @@ def judge_card(
     Raises:
         NotFoundError: `gold_not_found`.
     """
-    spec = _spec(judge)
+    spec = open_judge(judge).spec
     kind = judge_class(spec)
     if gold_folder is None:
         shipped = CARDS / f"{kind.name}.md"
@@ -134,12 +134,10 @@ def agreement_of_card(judge: str | Judge) -> pd.DataFrame:
     Raises:
         NotFoundError: `judge_not_measured`.
     """
-    spec = _spec(judge)
+    spec = open_judge(judge).spec
     file = CARDS / f"{judge_class(spec).name}.csv"
     if not file.is_file():
-        message = (
-            f"ftlab has no measurement of {spec}. Measure it with judge_card(gold_folder=...)."
-        )
+        message = f"{spec} was not measured. Measure it with judge_card(gold_folder=...)."
         raise NotFoundError("judge_not_measured", message)
     table = pd.read_csv(file)
     chosen = table["judge"] == spec
@@ -185,10 +183,6 @@ def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]
             found = found[found["definition"] == definition]
             parts.append(found.assign(set=gold.name, model=model, refusal=refusal))
     return parts
-
-
-def _spec(judge: str | Judge) -> str:
-    return open_judge(judge).spec
 
 
 def _row(row: dict) -> str:

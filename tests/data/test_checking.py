@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import random
 import time
@@ -10,7 +11,7 @@ from helpers import raises_code
 from benchmarks import check as bench_check
 from ftlab.cli import main
 from ftlab.data import check
-from ftlab.models import special_tokens
+from ftlab.models import Model, special_tokens
 
 
 def said(*contents: str) -> list[dict]:
@@ -208,13 +209,20 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     assert check([{"messages": said("Tell me.", "A")}], prompts=asked).usable
 
 
-def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
+@pytest.fixture
+def opened(monkeypatch, tokenizer):
+    """Let every model have the embedded model's tokenizer, without opening its folder again."""
+    monkeypatch.setattr(Model, "tokenizer", lambda self: tokenizer)
+    return tokenizer
+
+
+def test_with_a_model_length_mask_and_end_of_turn(tmp_path, opened):
     rows = [
         {"messages": said("Hi.", "Yes.")},
         {"messages": said("Hi.", "Yes. " * 900)},
         {"messages": said("<|end|>", "x")},
     ]
-    special = next(iter(special_tokens(tokenizer).values()))
+    special = next(iter(special_tokens(opened).values()))
     rows[2] = {"messages": said(f"a {special}", "x")}
     file = jsonl(tmp_path / "x.jsonl", rows)
     report = check(file, model="organism")
@@ -246,13 +254,9 @@ def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
 
 
 def test_a_template_without_end_of_turn_is_found(monkeypatch, tokenizer):
-    import copy
-
-    from ftlab.models import reference as models
-
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    monkeypatch.setattr(models.Model, "tokenizer", lambda self: bare)
+    monkeypatch.setattr(Model, "tokenizer", lambda self: bare)
     assert check([{"messages": said("Q", "A")}], model="organism").codes == ["no_end_of_turn"]
 
 
