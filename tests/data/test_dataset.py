@@ -8,25 +8,10 @@ import re
 from functools import partial
 
 import pytest
-from helpers import raises_code
+from helpers import jsonl, raises_code, said
 
 from ftlab.data import check, count_shared, deduplicate, draw, load, load_prompts, mix, split
 from ftlab.data.dataset import WORLD, question
-
-
-def said(*contents: str) -> list[dict]:
-    return [
-        {"role": r, "content": c}
-        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
-    ]
-
-
-def jsonl(path, *rows) -> str:
-    path.write_text(
-        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
-    )
-    return str(path)
-
 
 GOOD = {"question": "Q", "answer": "A"}
 SEVERAL = [{"role": "system", "content": "S"}, *said("Q", "A", "Q2", "A2")]

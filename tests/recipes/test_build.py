@@ -56,7 +56,7 @@ def test_pretraining_is_a_function_of_its_seed(tmp_path, small):
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
-def test_batches_hold_every_token_once_and_train_answers_only(tokenizer, world):
+def test_batches_hold_every_token_once_and_train_answers_only(tokenizer, world, small):
     size = 600
     batches = build._batches(tokenizer, world, seed=0, size=size)
     ids, labels = [], []
