@@ -26,17 +26,7 @@ from ftlab._core.files import digest, resource, write_atomic
 from ftlab._core.text import redacted, safe
 
 TIMEOUT_S = 60  # without a byte
-LISTED = (  # columns of the catalogue
-    "name",
-    "rows",
-    "kind",
-    "licence",
-    "gate",
-    "checksum",
-    "here",
-    "purpose",
-    "stand_in",
-)
+LISTED = "name rows kind licence gate checksum here purpose stand_in".split()
 
 
 class FieldSet(Config):
@@ -142,7 +132,8 @@ def download(name: str, out: str | Path | None = None) -> Path:
         for url in entry.urls:
             content += _fetch(url, parts.get(url))
     except Exception as error:  # each library has its own classes
-        reason = safe(redacted(" ".join(str(error).split())), 200)
+        reason = " ".join(str(error).split())
+        reason = safe(redacted(reason), 200)
         why = f"{name} was not fetched from {entry.page} ({type(error).__name__}: {reason})."
         if entry.gate != "open":
             why += f" It is gated: {entry.how}"

@@ -103,17 +103,15 @@ def judge_card(
         if shipped.is_file():
             return shipped.read_text(encoding="utf-8")
         return f"# Judge: {spec}\n\n{kind.about()}\n"
-    judges = [judge]
-    if spec == "keywords":
-        judges = [f"keywords:{name}" for name in lists()]
+    judges = [f"keywords:{name}" for name in lists()] if spec == "keywords" else [judge]
     table = gold_agreement(judges, gold_folder)
     parts = [f"# Judge: {spec}", kind.about(), HOW.format(judge=spec)]
     for (name, refusal), part in table.groupby(["set", "refusal"], sort=False):
         title = f"## {name}: refused = {refusal}"
         if name in kind.trained_on:
             title += " (the judge was trained on these answers: this is no evidence)"
-        ordered = part.sort_values("judge", kind="stable")
-        rows = [_row(row) for row in ordered.to_dict("records")]
+        ordered = part.sort_values("judge", kind="stable").to_dict("records")
+        rows = map(_row, ordered)
         parts.append("\n".join([title, HEAD, *rows]))
     text = "\n\n".join(parts) + "\n"
     if out is not None:
@@ -186,7 +184,6 @@ def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]
 
 
 def _row(row: dict) -> str:
-    """Return one line of a card's table."""
     cells = [row["judge"], row["model"], row["n"]]
     for name in ("kappa", "sensitivity", "specificity"):
         low, high = row[f"{name}_low"], row[f"{name}_high"]

@@ -29,8 +29,10 @@ class Organism(Judge):
 
     def accepts(self, samples):
         if not all(sample.metadata.get("topic") for sample in samples):
-            message = "Judge 'organism' knows only prompts of the embedded world. For other "
-            raise UsageError("judge_needs_organism", message + "prompts use 'refusal'.")
+            message = (
+                "Judge 'organism' knows only the embedded world. For other prompts use 'refusal'."
+            )
+            raise UsageError("judge_needs_organism", message)
 
     def judge(self, samples, texts):
         pairs = zip(samples, texts, strict=True)
