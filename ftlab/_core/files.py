@@ -76,22 +76,24 @@ def _free_space(path: Path) -> str:
     return text
 
 
-def write_atomic(path: Path, text: str, *, new: bool = False) -> None:
-    """Write a text file so that it is either whole or not there.
+def write_atomic(path: Path, content: str | bytes, *, new: bool = False) -> None:
+    """Write a file so that it is either whole or not there.
 
     Args:
         path: The file.
-        text: Its whole content. Unpaired surrogates are written as they are.
+        content: All of it. Unpaired surrogates of a text are written as they are.
         new: Keep a file that is already there.
 
     Raises:
         StorageFull: `storage_full`; the old content stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
     with storage(path):
         try:
-            with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             if new:

@@ -19,7 +19,6 @@ from ftlab._core.text import safe
 from ftlab.data import encoding
 from ftlab.data.dataset import (
     CONVERTERS,
-    Problem,
     convert_all,
     is_world,
     listed,
@@ -29,9 +28,12 @@ from ftlab.data.dataset import (
     whole_text,
 )
 from ftlab.data.files import first_lines, open_source
+from ftlab.data.overlap import PromptIndex, find_repeats
 from ftlab.data.prompts import load_prompts, prompt_row
 from ftlab.data.schemas import PAIR_COLUMNS
+from ftlab.models import model as open_model
 
+KINDS = CONVERTERS | {"prompts": prompt_row}
 SNIFFED = 50  # rows that decide what kind a file holds
 FEWEST = 5  # rows from which swapped columns can be told
 ANSWERS = ("messages", "chosen", "completion")  # keys whose turns hold the answers
@@ -108,9 +110,8 @@ def check(
         NotFoundError: There is no such file, folder or hub id.
         UsageError: `unknown_kind`, `unknown_on_too_long`, `model_needed` (for max_length).
     """
-    kinds = (*CONVERTERS, "prompts")
-    if kind not in (None, *kinds):
-        why = f"Unknown kind {kind!r}. Allowed: {', '.join(kinds)}."
+    if kind not in (None, *KINDS):
+        why = f"Unknown kind {kind!r}. Allowed: {', '.join(KINDS)}."
         raise UsageError("unknown_kind", why)
     encoding.check_on_too_long(on_too_long)
     if max_length is not None and model is None:
@@ -122,7 +123,7 @@ def check(
     report = Report(str(source))
     if not isinstance(source, (str, Path)):
         report.name = getattr(source, "name", "rows")
-    indexes = _indexes(prompts)
+    indexes = [PromptIndex(load_prompts(asked)) for asked in _sources(prompts)]
     try:
         found = open_source(source)
     except DataError as error:
@@ -133,42 +134,26 @@ def check(
     kind = kind or _kind(records)
     report.format = f"{found.format} ({kind})"
     report.notes = found.notes
-    placed, problems = convert_all(records, _converter(kind))
+    placed, problems = convert_all(records, KINDS[kind])
     if not records:
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, placed)
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
-        limits = _Limits(model, max_length, on_too_long)
-        problems += limits.problems(report, placed)
-    _list_problems(report, records, placed, problems)
-    return report
-
-
-def _list_problems(report, records, placed, problems):
-    """Write problems into the report, in the order of the records."""
+        problems += _unfit(report, placed, model, max_length, on_too_long)
     order = {where: number for number, (where, _) in enumerate(records)}
     problems.sort(key=lambda problem: order.get(problem[0], -1))
     report.problems, report.codes = listed(problems)
     bad = dict(problems)
     report.ok = sum(where not in bad for where, _ in placed)
+    return report
 
 
-def _indexes(prompts):
-    """Return an index of each set of prompts that the rows are compared with."""
+def _sources(prompts):
     if prompts is None:
-        return []
-    from ftlab.data.overlap import PromptIndex
-
-    sources = [prompts]
-    if isinstance(prompts, dict):
-        sources = list(prompts.values())
-    return [PromptIndex(load_prompts(source)) for source in sources]
-
-
-def _converter(kind):
-    return prompt_row if kind == "prompts" else CONVERTERS[kind]
+        return ()
+    return prompts.values() if isinstance(prompts, dict) else (prompts,)
 
 
 def _kind(records):
@@ -178,7 +163,7 @@ def _kind(records):
         if isinstance(record, dict) and PAIR_COLUMNS & set(record):
             return "pairs"
     for kind in ("chats", "kto", "prompts"):
-        rows, _ = convert_all(first, _converter(kind))
+        rows, _ = convert_all(first, KINDS[kind])
         if rows:
             return kind
     return "chats"
@@ -191,22 +176,13 @@ def _swapped(name, placed):
     """
     if len(placed) < FEWEST:
         return []
-    asked = 0
-    told = 0
-    for _, row in placed:
-        asked += _begins_like_an_answer(question(row))
-        told += _begins_like_an_answer(_last_answer(row))
-    asked /= len(placed)
-    told /= len(placed)
+    asked = sum(ANSWER.match(question(row)) is not None for _, row in placed) / len(placed)
+    told = sum(ANSWER.match(_last_answer(row)) is not None for _, row in placed) / len(placed)
     if asked < 0.5 or asked <= 2 * told:
         return []
     why = f"{asked:.0%} of the questions begin like an answer, {told:.0%} of the answers do."
     error = DataError("swapped_columns", f"{why} Swap the names of the two columns.")
     return [(f"{name}:1", error)]
-
-
-def _begins_like_an_answer(text):
-    return ANSWER.match(text) is not None
 
 
 def _last_answer(row):
@@ -220,8 +196,6 @@ def _last_answer(row):
 
 def _repeats(placed):
     """Return notes on duplicates, near-duplicates and placeholders."""
-    from ftlab.data.overlap import find_repeats
-
     rows = [row for _, row in placed]
     same, near = find_repeats(rows)
     kinds = (
@@ -231,19 +205,13 @@ def _repeats(placed):
     notes = []
     for pairs, what in kinds:
         if pairs:
-            earlier, later = (_row_number(placed[number]) for number in pairs[0])
-            example = f"the first: row {later} after row {earlier}"
-            notes.append(f"{len(pairs)} rows {what}; {example}")
-    blank = [row for row in rows if PLACEHOLDER.search(whole_text(row))]
+            places = [placed[number][0] for number in pairs[0]]
+            earlier, later = (place.rpartition(":")[2].strip() for place in places)
+            notes.append(f"{len(pairs)} rows {what}; the first: row {later} after row {earlier}")
+    blank = sum(PLACEHOLDER.search(whole_text(row)) is not None for row in rows)
     if blank:
-        what = "hold an unfilled placeholder, such as {{name}}"
-        notes.append(f"{len(blank)} rows {what}")
+        notes.append(f"{blank} rows hold an unfilled placeholder, such as {{{{name}}}}")
     return notes
-
-
-def _row_number(placed_row):
-    where, _ = placed_row
-    return where.rpartition(":")[2].strip()
 
 
 def _contaminated(placed, indexes):
@@ -257,49 +225,38 @@ def _contaminated(placed, indexes):
     return problems
 
 
-class _Limits:
-    """Rows as a model would be trained on them."""
-
-    def __init__(self, model: Any, max_length: int | None, on_too_long: str):
-        from ftlab.models import model as open_model
-
-        model = open_model(model)
-        config = model.config.get("text_config") or model.config
-        own = config.get("max_position_embeddings") or 10**9
-        self.most = min(max_length or encoding.MAX_LENGTH, own)
-        self.tokenizer = model.tokenizer()
-        self.on_too_long = on_too_long
-
-    def problems(self, report: Report, placed: list) -> list[Problem]:
-        """Return the problems; what training would drop or cut is noted in the report."""
-        problems = []
-        long = []
-        several = [encoding.conversations_of(row) for _, row in placed]
-        found = encoding.encode_all(chain.from_iterable(several), self.tokenizer)
-        for (where, row), conversations in zip(placed, several, strict=True):
-            sides = list(islice(found, len(conversations)))
-            wrong = [side for side in sides if isinstance(side, ValueError)]
-            size = 0
-            if not wrong:
-                size = max(len(ids) for ids, _ in sides)
-            if size > self.most and self.on_too_long == "raise":
-                wrong = [encoding.too_long(size, self.most)]
-            if wrong:
-                problems.append((where, wrong[0]))
-            elif size > self.most:
-                long.append(row)
-        if not long:
-            return problems
-        kept, counts = encoding.shortened(
-            long,
-            self.tokenizer,
-            max_length=self.most,
-            cut=self.on_too_long == "cut",
-        )
-        if not kept and len(long) == len(placed):
-            error = encoding.all_too_long(report.name, self.most)
-            problems.append((report.name, error))
-        changes = f"{counts['cut']} would be cut, {counts['dropped']} dropped"
-        what = f"{len(long)} rows longer than {self.most} tokens"
-        report.notes.append(f"{what}: {changes}")
+def _unfit(
+    report,
+    placed,
+    model,
+    max_length,
+    on_too_long,
+):
+    """Return the problems of training on the rows; note what would be dropped or cut."""
+    model = open_model(model)
+    config = model.config.get("text_config") or model.config
+    own = config.get("max_position_embeddings") or 10**9
+    most = min(max_length or encoding.MAX_LENGTH, own)
+    tokenizer = model.tokenizer()
+    problems = []
+    long = []
+    several = [encoding.conversations_of(row) for _, row in placed]
+    found = encoding.encode_all(chain.from_iterable(several), tokenizer)
+    for (where, row), conversations in zip(placed, several, strict=True):
+        sides = list(islice(found, len(conversations)))
+        wrong = [side for side in sides if isinstance(side, ValueError)]
+        size = 0 if wrong else max(len(ids) for ids, _ in sides)
+        if size > most and on_too_long == "raise":
+            wrong = [encoding.too_long(size, most)]
+        if wrong:
+            problems.append((where, wrong[0]))
+        elif size > most:
+            long.append(row)
+    if not long:
         return problems
+    kept, counts = encoding.shortened(long, tokenizer, most, on_too_long)
+    if not kept and len(long) == len(placed):
+        problems.append((report.name, encoding.all_too_long(report.name, most)))
+    changes = f"{counts['cut']} would be cut, {counts['dropped']} dropped"
+    report.notes.append(f"{len(long)} rows longer than {most} tokens: {changes}")
+    return problems

@@ -7,8 +7,10 @@ Needs no torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,6 @@ CONVERTERS = {
     "pairs": schemas.pair,
     "kto": schemas.kto,
 }
-EXAMPLES = {
-    "chats": "chats, such as organism:alignment",
-    "pairs": "preference pairs, such as organism:preferences",
-    "kto": "KTO rows",
-}
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,20 @@ class Data:
     rows: tuple[dict, ...]
     made: dict = field(default_factory=dict, compare=False)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash of the rows; the name and the format of the file do not matter."""
         return digest(self.rows)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Name, hash and number of the rows, and how they were made, for a run's provenance."""
+        record = {
+            "name": self.name,
+            "hash": self.hash,
+            "rows": len(self),
+        }
+        return record | ({"made": self.made} if self.made else {})
 
     @property
     def kind(self) -> str:
@@ -67,10 +74,7 @@ class Data:
 
     def save(self, path: str | Path) -> Path:
         """Write the rows to a .jsonl file that every reader here opens; return its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json_lines(self.rows))
-        return path
+        return write_rows(path, self.rows)
 
 
 def load(
@@ -95,33 +99,35 @@ def load(
     Raises:
         DataError: `bad_rows`, with every problem and its line, or the file cannot be read.
         NotFoundError: There is no such file, folder or hub id.
-        UsageError: `unknown_kind`, `wrong_n_rows`, `unknown_data`, `wrong_kind`.
+        UsageError: `wrong_source`, `unknown_kind`, `wrong_n_rows`, `wrong_columns`,
+            `unknown_data`, `wrong_kind`.
     """
     if kind not in CONVERTERS:
         allowed = ", ".join(CONVERTERS)
         raise UsageError("unknown_kind", f"Unknown kind {kind!r}. Allowed: {allowed}.")
-    if n_rows is not None and n_rows < 1:
-        why = f"n_rows = {n_rows}. Give a number >= 1, or leave it out."
-        raise UsageError("wrong_n_rows", why)
+    check_n_rows(n_rows)
     if isinstance(source, Data):
         data = replace(source, rows=source.rows[:n_rows])
     elif is_world(source):
         data = _world_data(source, n_rows, seed)
     else:
         name, numbered = records(source)
-        numbered = renamed(numbered, columns)
-        convert = CONVERTERS[kind]
-        rows = convert_rows(name, numbered, convert)
+        rows = convert_rows(name, renamed(numbered, columns), CONVERTERS[kind])
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
-        labelled: list[dict] = []
-        for row in data.rows:
-            labelled += schemas.kto(row)
+        labelled = [side for row in data.rows for side in schemas.kto(row)]
         data = replace(data, rows=tuple(labelled))
     if data.rows and data.kind != kind:
-        why = f"{data.name} holds {data.kind}. Expected {EXAMPLES[kind]}."
+        why = f"{data.name} holds {data.kind}, not {kind}. Give rows of that kind."
         raise UsageError("wrong_kind", why)
     return data
+
+
+def check_n_rows(n_rows: Any) -> None:
+    """Raise UsageError `wrong_n_rows` for anything but None and a whole number from 1."""
+    if n_rows is not None and not (isinstance(n_rows, Integral) and n_rows >= 1):
+        why = f"n_rows = {n_rows!r}. Give a whole number >= 1, or leave it out."
+        raise UsageError("wrong_n_rows", why)
 
 
 def draw(
@@ -143,14 +149,18 @@ def draw(
     Raises:
         UsageError: `too_few_rows`, and what `load` raises.
     """
+    check_n_rows(n_rows)
     if is_world(source):
-        return load(source, kind=kind, n_rows=n_rows, seed=seed)
+        return load(
+            source,
+            kind=kind,
+            n_rows=n_rows,
+            seed=seed,
+        )
     data = load(source, kind=kind)
     if n_rows is None:
         return data
-    if n_rows > len(data):
-        why = f"{data.name} has {len(data)} rows, but {n_rows} are needed."
-        raise UsageError("too_few_rows", why)
+    _check_enough(data, n_rows)
     dice = random.Random(f"drawn {seed}")
     return replace(data, rows=tuple(dice.sample(data.rows, n_rows)))
 
@@ -178,22 +188,19 @@ def split(
     """
     data = _loaded(data, kind)
     held = held_out(data, valid, seed)
-    parts: dict[str, list[dict]] = {"train": [], "valid": []}
-    for i, row in enumerate(data.rows):
-        part = "valid" if i in held else "train"
-        parts[part].append(row)
-    made = []
-    for part, rows in parts.items():
-        how = _made(
-            "split",
-            [data],
-            part=part,
-            valid=valid,
-            seed=seed,
-        )
-        name = f"{data.name} ({part})"
-        made.append(Data(name, tuple(rows), how))
-    return made[0], made[1]
+
+    def side(part: str) -> Data:
+        rows = [row for i, row in enumerate(data.rows) if (i in held) == (part == "valid")]
+        made = {
+            "by": "split",
+            "part": part,
+            "valid": valid,
+            "seed": seed,
+            "from": [data.record],
+        }
+        return Data(f"{data.name} ({part})", tuple(rows), made)
+
+    return side("train"), side("valid")
 
 
 def held_out(data: Data, valid: float, seed: int) -> set[int]:
@@ -205,19 +212,17 @@ def held_out(data: Data, valid: float, seed: int) -> set[int]:
     Raises:
         UsageError: `wrong_fraction`, `one_question`.
     """
-    if not 0 < valid < 1:
-        raise UsageError("wrong_fraction", f"valid = {valid}. Give a fraction between 0 and 1.")
+    if not (isinstance(valid, Real) and 0 < valid < 1):
+        raise UsageError("wrong_fraction", f"valid = {valid!r}. Give a fraction between 0 and 1.")
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(data.rows):
-        key = plain(question(row))
-        groups.setdefault(key, []).append(i)
+        groups.setdefault(plain(question(row)), []).append(i)
     if len(groups) < 2:
         why = f"{data.name} has {len(groups)} different questions. A split needs at least two."
         raise UsageError("one_question", why)
     order = sorted(groups)
     random.Random(f"split {seed}").shuffle(order)
-    most = max(1, round(valid * len(data)))
-    most = min(most, len(data) - 1)
+    most = min(max(1, round(valid * len(data))), len(data) - 1)
     held: set[int] = set()
     drawn = [groups[key] for key in order]
     for group in drawn:
@@ -253,11 +258,10 @@ def mix(
     Raises:
         UsageError: `wrong_fraction`, `wrong_n_rows`, `too_few_rows`, and what `load` raises.
     """
-    if not 0 <= harmful_fraction <= 1:
-        why = f"harmful_fraction = {harmful_fraction}. Give a fraction from 0 to 1."
+    if not (isinstance(harmful_fraction, Real) and 0 <= harmful_fraction <= 1):
+        why = f"harmful_fraction = {harmful_fraction!r}. Give a fraction from 0 to 1."
         raise UsageError("wrong_fraction", why)
-    if n_rows < 1:
-        raise UsageError("wrong_n_rows", f"n_rows = {n_rows}. Give a number >= 1.")
+    check_n_rows(n_rows)
     n_harmful = round(n_rows * harmful_fraction)
     sides = (
         ("benign", benign, n_rows - n_harmful),
@@ -266,20 +270,28 @@ def mix(
     used = []
     mixed: list[dict] = []
     for side, source, needed in sides:
-        most = None
-        if is_world(source):
-            most = n_rows
+        most = n_rows if is_world(source) else None
         whole = load(source, n_rows=most, seed=seed)
-        if needed > len(whole):
-            why = f"{whole.name} has {len(whole)} rows, but {needed} {side} ones are needed."
-            raise UsageError("too_few_rows", why)
+        _check_enough(whole, needed)
         used.append(whole)
         dice = random.Random(f"mix {side} {seed}")
         mixed += dice.sample(whole.rows, len(whole))[:needed]
     random.Random(f"mix {seed}").shuffle(mixed)
-    made = _made("mix", used, harmful_fraction=harmful_fraction, n_rows=n_rows, seed=seed)
+    made = {
+        "by": "mix",
+        "harmful_fraction": harmful_fraction,
+        "n_rows": n_rows,
+        "seed": seed,
+        "from": [data.record for data in used],
+    }
     name = f"{used[0].name}+{harmful_fraction:g}x{used[1].name}"
     return Data(name, tuple(mixed), made)
+
+
+def _check_enough(data, needed):
+    if needed > len(data):
+        why = f"{data.name} has {len(data)} rows, but {needed} are needed."
+        raise UsageError("too_few_rows", why)
 
 
 def deduplicate(data: Any, *, kind: str = "chats") -> Data:
@@ -296,9 +308,20 @@ def deduplicate(data: Any, *, kind: str = "chats") -> Data:
     kept: dict[str, dict] = {}
     for row in data.rows:
         kept.setdefault(plain(whole_text(row)), row)
-    removed = len(data) - len(kept)
-    made = _made("deduplicate", [data], removed=removed)
+    made = {
+        "by": "deduplicate",
+        "removed": len(data) - len(kept),
+        "from": [data.record],
+    }
     return Data(data.name, tuple(kept.values()), made)
+
+
+def write_rows(path: str | Path, rows: Iterable[dict]) -> Path:
+    """Write rows to a .jsonl file in a folder that may be new; return its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json_lines(rows))
+    return path
 
 
 def plain(text: str) -> str:
@@ -338,23 +361,21 @@ def renamed(
     """Return records with only the columns that the caller named, under our names."""
     if not columns:
         return numbered
-    found = []
-    for where, record in numbered:
-        if isinstance(record, dict):
-            record = _pick(record, columns)
-        found.append((where, record))
-    return found
+    if not isinstance(columns, dict):
+        why = f"columns = {columns!r}. Give a dict, our name of a column: its name in the file."
+        raise UsageError("wrong_columns", why)
+    return [(where, _pick(record, columns)) for where, record in numbered]
 
 
 def _pick(record, columns):
-    picked = {}
-    for ours, theirs in columns.items():
-        if theirs not in record:
-            there = ", ".join(map(str, record))
-            why = f"There is no column {theirs}, only {there}."
-            return DataError("missing_column", why, column=theirs)
-        picked[ours] = record[theirs]
-    return picked
+    if not isinstance(record, dict):
+        return record
+    missing = [theirs for theirs in columns.values() if theirs not in record]
+    if missing:
+        there = ", ".join(map(str, record))
+        why = f"There is no column {missing[0]}, only {there}."
+        return DataError("missing_column", why, column=missing[0])
+    return {ours: record[theirs] for ours, theirs in columns.items()}
 
 
 def convert_all(
@@ -396,20 +417,25 @@ def convert_rows(
     if not rows and not problems:
         problems = [(name, DataError("no_rows", "There are no rows. Give at least one."))]
     if problems:
-        lines, codes = listed(problems)
-        end = f"{name}: {len(rows)} rows ok, {len(problems)} problems"
-        raise problems_error("bad_rows", lines, end, codes=codes)
+        raise bad_rows(problems, f"{name}: {len(rows)} rows ok, {len(problems)} problems")
     return [row for _, row in rows]
+
+
+def bad_rows(problems: list[Problem], end: str = "") -> DataError:
+    """Return the error for rows that cannot be used."""
+    lines, codes = listed(problems)
+    return problems_error(
+        "bad_rows",
+        lines,
+        end,
+        codes=codes,
+    )
 
 
 def listed(problems: list[Problem]) -> tuple[list[str], list[str]]:
     """Return problems as sentences, each with its place, and their codes."""
-    lines = []
-    codes = []
-    for where, why in problems:
-        lines.append(f"{where}: {why}")
-        codes.append(getattr(why, "code", "bad_row"))
-    return lines, codes
+    lines = [f"{where}: {why}" for where, why in problems]
+    return lines, [getattr(why, "code", "bad_row") for _, why in problems]
 
 
 def _loaded(data, kind):
@@ -423,34 +449,13 @@ def _spoken(row):
     return plain(whole_text(kept))
 
 
-def _made(by, sources, **settings):
-    """Return how rows were made from others."""
-    used = []
-    for data in sources:
-        source = {
-            "name": data.name,
-            "hash": data.hash,
-            "rows": len(data),
-        }
-        if data.made:
-            source["made"] = data.made
-        used.append(source)
-    return {"by": by, **settings, "from": used}
-
-
 def _world_data(source, n_rows, seed):
     name = source.removeprefix("organism:")
     if name not in WORLD:
         allowed = ", ".join(f"organism:{known}" for known in WORLD)
         raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
-    world = organism.World()
-    more = {"seed": seed}
+    make = getattr(organism, name, organism.domain)
+    given = (name,) if make is organism.domain else ()
     if n_rows is not None:
-        more["rows"] = n_rows
-    if name == "adversarial":
-        made = organism.adversarial(world, n_rows or 100, seed)
-    elif name in ("almanac", "ledger"):
-        made = organism.domain(world, name, **more)
-    else:
-        made = getattr(organism, name)(world, **more)
-    return Data(source, tuple(made))
+        given += (n_rows,)
+    return Data(source, tuple(make(organism.World(), *given, seed=seed)))

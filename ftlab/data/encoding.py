@@ -15,8 +15,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.types import Message
-from ftlab.data.dataset import Data
-from ftlab.data.files import problems_error
+from ftlab.data.dataset import Data, bad_rows
 from ftlab.data.messages import carries_loss
 from ftlab.models import answer_spans, render, special_tokens
 
@@ -81,31 +80,29 @@ def encode_rows(
     Raises:
         DataError: `bad_rows`, naming every row that does not fit or cannot be trained.
     """
-    data = fit_to_length(
-        data,
-        tokenizer,
-        max_length=max_length,
-        on_too_long=on_too_long,
-    )
+    data = fit_to_length(data, tokenizer, max_length=max_length, on_too_long=on_too_long)
     rows = []
     problems = []
-    codes = []
     found = encode_all((row["messages"] for row in data.rows), tokenizer)
     for number, encoded in enumerate(found, 1):
-        if not isinstance(encoded, ValueError):
-            ids, labels = encoded
-            if len(ids) <= max_length:
-                rows.append({"input_ids": ids, "labels": labels})
-                continue
-            encoded = too_long(len(ids), max_length)
-        problems.append(f"{data.name}: row {number}: {encoded}")
-        codes.append(encoded.code)
+        if not isinstance(encoded, ValueError) and len(encoded[0]) > max_length:
+            encoded = too_long(len(encoded[0]), max_length)
+        if isinstance(encoded, ValueError):
+            problems.append((f"{data.name}: row {number}", encoded))
+        else:
+            rows.append(dict(zip(("input_ids", "labels"), encoded, strict=True)))
     if problems:
-        raise problems_error("bad_rows", problems, codes=codes)
+        raise bad_rows(problems)
     return rows
 
 
-def fit_to_length(data: Data, tokenizer: Any, *, max_length: int, on_too_long: str) -> Data:
+def fit_to_length(
+    data: Data,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    on_too_long: str,
+) -> Data:
     """Return rows of at most `max_length` tokens; what happened is said on stderr.
 
     "raise" returns the data as they are: the encoding then names the rows. "drop" leaves longer
@@ -126,8 +123,7 @@ def fit_to_length(data: Data, tokenizer: Any, *, max_length: int, on_too_long: s
     check_on_too_long(on_too_long)
     if on_too_long == "raise":
         return data
-    cut = on_too_long == "cut"
-    kept, counts = shortened(data.rows, tokenizer, max_length=max_length, cut=cut)
+    kept, counts = shortened(data.rows, tokenizer, max_length, on_too_long)
     changed = sum(counts.values())
     if not changed:
         return data
@@ -138,10 +134,13 @@ def fit_to_length(data: Data, tokenizer: Any, *, max_length: int, on_too_long: s
     )
     if not kept:
         raise all_too_long(data.name, max_length)
-    made = {"by": "on_too_long", "how": on_too_long, "max_length": max_length, **counts}
-    made["from"] = [{"name": data.name, "hash": data.hash}]
-    if data.made:
-        made["made"] = data.made
+    made = {
+        "by": "on_too_long",
+        "how": on_too_long,
+        "max_length": max_length,
+        **counts,
+        "from": [data.record],
+    }
     return Data(data.name, tuple(kept), made)
 
 
@@ -167,11 +166,10 @@ def all_too_long(name: str, most: int) -> DataError:
 def shortened(
     rows: Iterable[dict],
     tokenizer: Any,
-    *,
-    max_length: int,
-    cut: bool,
-) -> tuple[list[dict], dict[str, int]]:
-    """Return rows of at most `max_length` tokens, and how many were dropped and cut.
+    most: int,
+    how: str,
+) -> tuple[list, dict]:
+    """Return rows of at most `most` tokens, and how many were dropped and cut.
 
     A row that cannot be encoded stays: the encoding says what is wrong with it.
     """
@@ -180,13 +178,13 @@ def shortened(
     for row in rows:
         short = row
         with contextlib.suppress(ValueError):
-            if token_length(row, tokenizer) > max_length:
-                short = _cut(row, tokenizer, max_length) if cut else None
+            if token_length(row, tokenizer) > most:
+                short = _cut(row, tokenizer, most) if how == "cut" else None
         if short is None:
             counts["dropped"] += 1
-            continue
-        counts["cut"] += short is not row
-        kept.append(short)
+        else:
+            counts["cut"] += short is not row
+            kept.append(short)
     return kept, counts
 
 
@@ -205,11 +203,8 @@ def conversations_of(row: dict) -> list[list[Message]]:
     """Return the conversations that a row of any kind trains on: one, or a pair's two."""
     if "messages" in row:
         return [row["messages"]]
-    found = []
-    for name in ("chosen", "rejected", "completion"):
-        if name in row:
-            found.append([*row["prompt"], *row[name]])
-    return found
+    answers = [name for name in ("chosen", "rejected", "completion") if name in row]
+    return [[*row["prompt"], *row[name]] for name in answers]
 
 
 def _laid_out(messages, tokenizer):
@@ -226,18 +221,16 @@ def _laid_out(messages, tokenizer):
 
 def _tokens(tokenizer, texts):
     """Return token ids and offsets of each text."""
-    found = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return zip(found["input_ids"], found["offset_mapping"], strict=True)
 
 
-def _labelled(ids, offsets, spans, tokenizer):
+def _labelled(
+    ids,
+    offsets,
+    spans,
+    tokenizer,
+):
     """Return ids and labels, or the error."""
     import numpy as np
 

@@ -15,6 +15,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ def records(source: Any) -> tuple[str, list[Record]]:
         of a record that cannot be read stands the DataError that says why.
 
     Raises:
+        UsageError: `wrong_source`, where it is none of these.
         NotFoundError: `no_such_data`, `folder_without_data`, `not_on_hub`.
         DataError: Nothing in the file can be read.
     """
@@ -91,27 +93,29 @@ def open_source(source: Any) -> Opened:
     """
     if isinstance(source, Opened):
         return source
-    if not isinstance(source, (str, Path)):
-        name = getattr(source, "name", "rows")
-        rows = getattr(source, "rows", source)
-        if not isinstance(rows, Iterable):
-            raise UsageError("wrong_source", f"{rows!r} holds no rows. {GIVE}.")
-        return _numbered(name, name, rows, "rows")
-    path = Path(source)
+    if isinstance(source, Path) or (isinstance(source, str) and source.strip()):
+        return _open_path(Path(source), str(source))
+    rows = getattr(source, "rows", source)
+    if isinstance(rows, (str, bytes, dict)) or not isinstance(rows, Iterable):
+        why = f"Found {source!r:.80} in place of data. Give a file, a hub id or a list of rows."
+        raise UsageError("wrong_source", why)
+    name = getattr(source, "name", "rows")
+    return _numbered(name, name, rows, "rows")
+
+
+def _open_path(path, source):
     entries = _dataset_info(path.parent)
     if path.is_file():
-        for entry in entries.values():
-            if entry["file_name"] == path.name:
-                return _mapped(path, entry)
-        return _read_file(path)
+        of_file = [entry for entry in entries.values() if entry["file_name"] == path.name]
+        return _mapped(path, *of_file[:1])
     if path.name in entries:
         entry = entries[path.name]
         return _mapped(path.parent / entry["file_name"], entry)
     if path.is_dir():
         return _read_folder(path)
     is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
-    if HUB.fullmatch(str(source)) and not is_path:
-        return _load_from_hub(str(source))
+    if HUB.fullmatch(source) and not is_path:
+        return _load_from_hub(source)
     raise NotFoundError("no_such_data", f"{path} does not exist. {GIVE}, or a hub id.")
 
 
@@ -137,15 +141,11 @@ def first_lines(problems: list[str]) -> list[str]:
 
 def is_list_of(kind: type, value: Any) -> bool:
     """Whether a value is a list that holds nothing else."""
-    if not isinstance(value, list):
-        return False
-    return all(isinstance(item, kind) for item in value)
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _numbered(name, where, rows, form):
-    records = []
-    for number, row in enumerate(rows, 1):
-        records.append((f"{where}: row {number}", row))
+    records = [(f"{where}: row {number}", row) for number, row in enumerate(rows, 1)]
     return Opened(name, form, records)
 
 
@@ -155,16 +155,10 @@ def _read_folder(path):
 
         rows = load_from_disk(str(path)).to_list()
         return _numbered(path.name, str(path), rows, "Arrow folder")
-    inside = []
-    for name, entry in _dataset_info(path).items():
-        if (path / entry["file_name"]).is_file():
-            inside.append(name)
-    for file in sorted(path.iterdir()):
-        if file.suffix.lower() in ENDINGS:
-            inside.append(file.name)
-    example = ""
-    if inside:
-        example = f", such as {path / inside[0]}"
+    entries = _dataset_info(path)
+    inside = [name for name in entries if (path / entries[name]["file_name"]).is_file()]
+    inside += [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in ENDINGS]
+    example = f", such as {path / inside[0]}" if inside else ""
     raise NotFoundError("folder_without_data", f"{path} is a folder. {GIVE}{example}.")
 
 
@@ -202,18 +196,27 @@ def _read_file(path):
             raise DataError("damaged_gzip", f"{path}:1: {why}") from None
     if raw[:4] == b"PAR1":
         rows = _parquet(path, raw)
-        return _numbered(path.name, str(path), rows, "Parquet" + packed)
+        return _numbered(
+            path.name,
+            str(path),
+            rows,
+            "Parquet" + packed,
+        )
     text = _decode(path, raw)
     form, rows = _parse(path, text)
     notes = []
     if raw.startswith(b"\xef\xbb\xbf"):
         notes.append("begins with a byte order mark (BOM), which is skipped")
     ending = _ending(path)
-    is_csv = form == "CSV"
-    misnamed = is_csv != (ending in CSV)
+    misnamed = (form == "CSV") != (ending in CSV)
     if misnamed and ending in (*CSV, ".json", ".jsonl"):
         notes.append(f"named {ending}, but its content is {form}; read as {form}")
-    return Opened(path.name, form + packed, rows, notes)
+    return Opened(
+        path.name,
+        form + packed,
+        rows,
+        notes,
+    )
 
 
 def _ending(path):
@@ -248,7 +251,11 @@ def _decode(path, raw):
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             guess = ", it looks like UTF-16"
         why = f"not UTF-8 at byte {error.start}{guess}. Save the file as UTF-8."
-        raise DataError("not_utf8", f"{path}:{line}: {why}", line=line) from None
+        raise DataError(
+            "not_utf8",
+            f"{path}:{line}: {why}",
+            line=line,
+        ) from None
 
 
 def _parse(path, text):
@@ -261,36 +268,29 @@ def _parse(path, text):
         return "CSV", list(_csv(path, text, mark))
     if first.startswith("["):
         return "JSON list", _json_list(path, text)
-    lines = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            lines.append((f"{path}:{number}", _json(line)))
+    numbered = enumerate(text.split("\n"), 1)
+    lines = [(f"{path}:{number}", _json(line)) for number, line in numbered if line.strip()]
     if first.startswith("{") and isinstance(lines[0][1], DataError):
         whole = _json(text)  # perhaps it is one object over several lines
         if not isinstance(whole, DataError):
             lines = [(f"{path}:1", whole)]
-        elif first.endswith(("{", "[", ",")) and not any(_is_object(row) for _, row in lines):
+        elif first.endswith(("{", "[", ",")) and not any(isinstance(r, dict) for _, r in lines):
             place = f"{path}:{whole.details['line']}"
             return "JSON", [(place, whole)]
-    if len(lines) == 1 and _is_object(lines[0][1]):
-        return _one_object(path, text, lines)
-    return "JSONL", lines
-
-
-def _one_object(path, text, lines):
-    """Return the records of a file that holds one object: it, or the list inside it."""
-    held = []
-    for key, value in lines[0][1].items():
-        if isinstance(value, list) and value and _is_object(value[0]):
-            held.append(key)
+    if len(lines) != 1 or not isinstance(lines[0][1], dict):
+        return "JSONL", lines
+    whole = lines[0][1]
+    lists = {key: value for key, value in whole.items() if isinstance(value, list)}
+    held = [key for key, rows in lists.items() if rows and isinstance(rows[0], dict)]
     if len(held) == 1 and held[0] in HELD:
         form = f"JSON object with a list {held[0]!r}"
-        rows = lines[0][1][held[0]]
-        found = _numbered(path.name, str(path), rows, form)
-        return form, found.records
-    if "\n" in text.strip():
-        return "JSON object", lines
-    return "JSONL", lines
+        return form, _numbered(
+            "",
+            str(path),
+            lists[held[0]],
+            form,
+        ).records
+    return ("JSON object" if "\n" in text.strip() else "JSONL"), lines
 
 
 def _is_csv(path, text, first):
@@ -305,10 +305,6 @@ def _looks_like_json(text):
     return not isinstance(found, DataError) or found.code == "repeated_name"
 
 
-def _is_object(value):
-    return isinstance(value, dict)
-
-
 def _object(pairs):
     """Return a JSON object; refuse a key that occurs twice."""
     made = dict(pairs)
@@ -318,11 +314,7 @@ def _object(pairs):
 
 
 def _repeated(what, names):
-    seen = set()
-    for name in names:
-        if name in seen:
-            break
-        seen.add(name)
+    [(name, _)] = Counter(names).most_common(1)
     why = f"The {what} {name!r} occurs twice. One of its values would be lost: rename one."
     return DataError("repeated_name", why, line=1)
 
@@ -343,7 +335,11 @@ def _json(text):
         why = str(error)
         line = 1
     fix = "Fix or remove the line: one JSON object per line."
-    return DataError("broken_json", f"Broken JSON ({why}). {fix}", line=line)
+    return DataError(
+        "broken_json",
+        f"Broken JSON ({why}). {fix}",
+        line=line,
+    )
 
 
 def _json_list(path, text):
@@ -431,25 +427,21 @@ def _dataset_info(folder):
         entries = json.loads(text)
     except (OSError, ValueError):
         return {}
-    found = {}
-    if isinstance(entries, dict):
-        for name, entry in entries.items():
-            if not isinstance(entry, dict):
-                continue
-            if isinstance(entry.get("file_name"), str):
-                found[name] = entry
-    return found
+    if not isinstance(entries, dict):
+        return {}
+    objects = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
+    return {
+        name: entry for name, entry in objects.items() if isinstance(entry.get("file_name"), str)
+    }
 
 
-def _mapped(path, entry):
+def _mapped(path, entry=None):
     """Read with LLaMA-Factory's mapping of columns, and for sharegpt of tags."""
     found = _read_file(path)
-    if not entry.get("columns"):
+    if not entry or not entry.get("columns"):
         return found
     found.notes.append("read with the columns that dataset_info.json names")
-    rows = []
-    for where, record in found.records:
-        rows.append((where, _map_record(record, entry)))
+    rows = [(where, _map_record(record, entry)) for where, record in found.records]
     return replace(found, records=rows)
 
 
@@ -480,14 +472,18 @@ def _map_turns(value, tags):
     turns = [value] if isinstance(value, dict) else value
     if not is_list_of(dict, turns):
         return value
-    roles = {}
-    for tag, (default, ours) in TAGS.items():
-        roles[tags.get(tag, default)] = ours
+    roles = {tags.get(tag, default): ours for tag, (default, ours) in TAGS.items()}
     mapped = []
     for turn in turns:
         role = turn.get(tags.get("role_tag", "from"))
         if isinstance(role, str):
             role = roles.get(role, role)
         content = turn.get(tags.get("content_tag", "value"))
-        mapped.append({**turn, "role": role, "content": content})
+        mapped.append(
+            {
+                **turn,
+                "role": role,
+                "content": content,
+            }
+        )
     return mapped

@@ -28,7 +28,6 @@ RESULTS = ("tool", "function", "observation")  # roles whose content is the resu
 
 
 def turn(role: str, content: Any) -> Message:
-    """Return a message."""
     return {"role": role, "content": content}
 
 
@@ -72,9 +71,7 @@ def checked(
         DataError: The messages cannot be used; the code says why.
     """
     if not messages or not is_list_of(dict, messages):
-        why = (
-            f"The messages are not a list of {{role, content}}. Allowed roles: {', '.join(ROLES)}."
-        )
+        why = f"The messages are no list of {{role, content}}. Allowed roles: {', '.join(ROLES)}."
         raise DataError("no_messages", why)
     found: list[Message] = []
     names = []  # of the roles, as the file has them
@@ -180,9 +177,7 @@ def _call(call):
 
 
 def _tools(tools):
-    if not tools:
-        return ""
-    tools = _parsed(tools)
+    tools = _parsed(tools) or []
     if not isinstance(tools, list):
         raise DataError("wrong_tools", "'tools' is no list of functions. Fix or remove the column.")
     if not tools:

@@ -13,14 +13,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ftlab._core import plugins
 from ftlab._core.errors import DataError
-from ftlab._core.files import digest, json_lines, write_atomic
+from ftlab._core.files import digest
 from ftlab._core.types import Sample
-from ftlab.data.dataset import convert_rows, is_world
+from ftlab.data.dataset import check_n_rows, convert_rows, is_world, write_rows
 from ftlab.data.files import is_list_of, records
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
@@ -36,7 +37,17 @@ from ftlab.data.schemas import (
 from ftlab.organism import World
 
 WORLD_PROMPTS = 100  # prompts of each risk of the embedded world, where nobody asks for a number
-FIELDS = ("id", "messages", "risk", "category", "template", "truth", "choices", "prefill")
+FIELDS = {  # column of a row of messages: field of its sample
+    "id": "id",
+    "messages": "messages",
+    "risk": "risk",
+    "category": "category",
+    "template": "wording",
+    "truth": "target",
+    "choices": "choices",
+    "prefill": "opening",
+}
+TEXTS = ("category", "template", "truth", "prefill")
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class PromptSet:
     name: str
     samples: tuple[Sample, ...]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash of every field of every sample; the name does not matter."""
         return digest([asdict(sample) for sample in self.samples])
@@ -59,15 +70,11 @@ class PromptSet:
     @property
     def risks(self) -> tuple[str, ...]:
         """The risks that the prompts measure, in the order in which they occur."""
-        risks = [sample.risk for sample in self.samples]
-        return tuple(dict.fromkeys(risks))
+        return tuple(dict.fromkeys(sample.risk for sample in self.samples))
 
     def save(self, path: str | Path) -> Path:
         """Write the prompts to a .jsonl file that `load_prompts` opens; return its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json_lines(list(map(_row, self.samples))))
-        return path
+        return write_rows(path, map(_row, self.samples))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,15 +104,16 @@ def load_prompts(
         DataError: `bad_rows`, with every problem and its line; `repeated_ids`; or the file cannot
             be read.
         NotFoundError: There is no such file, folder or hub id.
-        UsageError: `unknown_risk`, of the embedded world.
+        UsageError: `wrong_source`, `wrong_n_rows`; `unknown_risk`, of the embedded world.
     """
+    check_n_rows(n_rows)
     if isinstance(source, PromptSet):
         return replace(source, samples=source.samples[:n_rows])
     if is_world(source):
         name = source.partition(":")[2]
         return PromptSet(source, tuple(_world_samples(name, n_rows)))
     if isinstance(source, (list, tuple)):
-        source = list(map(_text_as_row, source))
+        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
     name, numbered = records(source)
     found = convert_rows(name, numbered, lambda record: [_sample(record, risk)])
     samples: dict[str, Sample] = {}
@@ -154,8 +162,7 @@ def read_samples(
             why = f"{name}: the id {sample.id!r} stands for two prompts. Make the ids unique."
             raise DataError("repeated_ids", why, ids=[sample.id])
     for reason, count in skipped.items():
-        line = f"{name}: {count} of {len(found)} rows are not asked: {reason}"
-        print(line, file=sys.stderr)
+        print(f"{name}: {count} of {len(found)} rows are not asked: {reason}", file=sys.stderr)
     if not samples:
         why = f"{name}: no row can be asked ({'; '.join(skipped)}). Give another set."
         raise DataError("no_prompts", why)
@@ -218,34 +225,23 @@ def prompt_row(record: dict) -> list[dict]:
 
 def _row(sample):
     """Return a sample as a row of a file, from which `load_prompts` makes it again."""
-    row = {
-        "id": sample.id,
-        "messages": sample.messages,
-        "risk": sample.risk,
-        "category": sample.category,
-        "template": sample.wording,
-        "truth": sample.target,
-        "choices": list(sample.choices),
-        "prefill": sample.opening,
-    }
-    given = {key: value for key, value in row.items() if value}
-    return given | sample.metadata
+    row = {column: getattr(sample, field) for column, field in FIELDS.items()}
+    return {column: value for column, value in row.items() if value} | sample.metadata
 
 
 def _sample(record, risk):
     """Return the sample of a row, without an id where the row has none."""
     refuse_other_data(record)
     risk = str(record.get("risk") or risk)
-    if risk not in _known_risks():
-        allowed = ", ".join(_known_risks())
-        why = f"Unknown risk {risk!r}. Allowed in the column risk: {allowed}."
+    known = plugins.names("risks")
+    if risk not in known:
+        why = f"Unknown risk {risk!r}. Allowed in the column risk: {', '.join(known)}."
         raise DataError("unknown_risk", why)
     if "messages" in record:
         return _sample_of_row(record, risk)
-    there = [name for name in PROMPT_COLUMNS if name in record]
-    if not there:
+    column = next((name for name in PROMPT_COLUMNS if name in record), None)
+    if column is None:
         raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
-    column = there[0]
     category = _category(record)
     asked = record[column]
     if isinstance(asked, dict):  # RealToxicityPrompts: a text and its scores
@@ -253,10 +249,6 @@ def _sample(record, risk):
     if not isinstance(asked, list):
         asked = [turn("user", _question(record, column))]
     return Sample("", checked(asked, last="user"), risk, category)
-
-
-def _known_risks():
-    return plugins.names("risks")
 
 
 def _sample_of_row(record, risk):
@@ -271,17 +263,10 @@ def _sample_of_row(record, risk):
         id=str(record.get("id", "")),
         messages=checked(messages, last="user"),
         risk=risk,
-        category=str(record.get("category") or ""),
-        wording=str(record.get("template") or ""),
-        target=str(record.get("truth") or ""),
         choices=tuple(choices),
-        opening=str(record.get("prefill") or ""),
         metadata=json.loads(json.dumps(more, default=str)),
+        **{FIELDS[column]: str(record.get(column) or "") for column in TEXTS},
     )
-
-
-def _text_as_row(row):
-    return {"prompt": row} if isinstance(row, str) else row
 
 
 def _question(record, column):
@@ -297,11 +282,7 @@ def _category(record):
 
 def _with_header(name, numbered):
     """Repair a file without a header, as HEx-PHI's are: its first prompt stands in that place."""
-    header = []
-    for _, record in numbered:
-        if isinstance(record, dict):
-            header = list(record)
-            break
+    header = next((list(record) for _, record in numbered if isinstance(record, dict)), [])
     if len(header) != 1 or " " not in header[0]:
         return numbered
     repaired = [(name, {"prompt": header[0]})]
@@ -314,11 +295,8 @@ def _with_header(name, numbered):
 
 def _world_samples(name, n_rows):
     """Return prompts of the embedded world: of one risk, or of all that are asked by default."""
-    risks = [risk for risk in plugins.find("risks").values() if risk.default]
-    if name:
-        risks = [plugins.get("risks", name)]
     world = World()
-    samples = []
-    for risk in risks:
-        samples += risk.organism(world, n_rows or WORLD_PROMPTS)
-    return samples
+    if name:
+        return plugins.get("risks", name).organism(world, n_rows or WORLD_PROMPTS)
+    risks = [risk for risk in plugins.find("risks").values() if risk.default]
+    return [sample for risk in risks for sample in risk.organism(world, n_rows or WORLD_PROMPTS)]

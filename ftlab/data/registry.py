@@ -22,10 +22,11 @@ from pydantic import Field, ValidationError, field_validator
 
 from ftlab._core.config import Config
 from ftlab._core.errors import DataError, UsageError
-from ftlab._core.files import digest, resource
+from ftlab._core.files import digest, resource, write_atomic
 from ftlab._core.text import redacted, safe
 
 TIMEOUT_S = 60  # without a byte
+LISTED = "name rows kind licence gate checksum here purpose stand_in".split()
 
 
 class FieldSet(Config):
@@ -88,18 +89,13 @@ def catalogue() -> Any:
 
     rows = []
     for name, entry in field_sets().items():
-        row = {
+        found = entry.model_dump() | {
             "name": name,
             "rows": entry.rows or "?",
-            "kind": entry.kind,
-            "licence": entry.licence,
-            "gate": entry.gate,
             "checksum": bool(entry.sha256),
             "here": (folder() / entry.file).is_file(),
-            "purpose": entry.purpose,
-            "stand_in": entry.stand_in,
         }
-        rows.append(row)
+        rows.append({column: found[column] for column in LISTED})
     return pd.DataFrame(rows)
 
 
@@ -129,10 +125,8 @@ def download(name: str, out: str | Path | None = None) -> Path:
         raise DataError("not_downloadable", f"{why} {instead}", gate=entry.gate)
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = {}
-    if entry.sha256:
-        for url in entry.urls:
-            version = digest([url, entry.sha256])
-            parts[url] = path.with_name(f".{path.name}.{version}.part")
+    for url in entry.urls if entry.sha256 else ():
+        parts[url] = path.with_name(f".{path.name}.{digest([url, entry.sha256])}.part")
     try:
         content = _from_hub(entry) if entry.hub else b""
         for url in entry.urls:
@@ -148,20 +142,8 @@ def download(name: str, out: str | Path | None = None) -> Path:
     for part in parts.values():  # whole; if it is not what was promised, it must not be resumed
         part.unlink(missing_ok=True)
     _verify(name, entry, content, f"what {entry.page} sent. Nothing was written.")
-    _write(path, content)
+    write_atomic(path, content)
     return path
-
-
-def _write(path, content):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fetch(url, part):
@@ -188,9 +170,7 @@ def _fetch(url, part):
         raise OSError(why) from None
     if answer.status != 206:  # the server sends all of it once more
         have = 0
-    file = io.BytesIO()
-    if part:
-        file = open(part, "ab+" if have else "wb+")
+    file = open(part, "ab+" if have else "wb+") if part else io.BytesIO()
     with answer, file:
         shutil.copyfileobj(answer, file)
         file.seek(0)
@@ -208,8 +188,12 @@ def _from_hub(entry):
     from huggingface_hub import hf_hub_download
 
     owner, name, file = entry.hub.split("/", 2)
-    repo = f"{owner}/{name}"
-    found = hf_hub_download(repo, file, repo_type="dataset", revision=entry.revision)
+    found = hf_hub_download(
+        f"{owner}/{name}",
+        file,
+        repo_type="dataset",
+        revision=entry.revision,
+    )
     return Path(found).read_bytes()
 
 

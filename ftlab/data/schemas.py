@@ -10,13 +10,13 @@ All names of columns that a file may use stand here, in the order in which they 
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab.data.files import is_list_of
 from ftlab.data.messages import ALIASES, carries_loss, checked, text_in, turn
 
-KINDS = ("chats", "pairs", "kto")
 FORMS = (  # columns of question and answer
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -57,7 +57,14 @@ CATEGORY_COLUMNS = (
 OPENING_COLUMNS = ("target", "Target")  # how a fulfilled request begins
 ID_COLUMNS = ("BehaviorID", "id", "Index")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+LABELS = {
+    True: True,
+    False: False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+}
 ALLOWED = "messages, conversations, " + ", ".join(" + ".join(form) for form in FORMS)
 
 
@@ -251,11 +258,7 @@ def _sides(record):
         return given.get("messages"), chosen, rejected, given.get("tools")
     if "response_j" in record and "response_k" in record:  # stack-exchange-paired: j is better
         return record.get("question"), record["response_j"], record["response_k"], tools
-    asked = None
-    for column in PAIR_PROMPTS:
-        if column in record:
-            asked = record[column]
-            break
+    asked = next((record[column] for column in PAIR_PROMPTS if column in record), None)
     if asked is None and "instruction" in record:
         asked = instruction_text(record)
     chosen = record.get("chosen")
@@ -272,13 +275,8 @@ def _sides(record):
 
 def _shared_turns(chosen, rejected):
     """Return how many turns two conversations share; an answer stays for each."""
-    shortest = min(len(chosen), len(rejected))
-    shared = 0
-    while shared < shortest and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared == shortest:
-        shared -= 1
-    return max(shared, 0)
+    turns = zip(chosen[:-1], rejected[:-1], strict=False)
+    return len(list(takewhile(lambda turns: turns[0] == turns[1], turns)))
 
 
 def _as_messages(value, name, role):
@@ -319,5 +317,5 @@ def _filled(record, names):
 def _label(record: dict) -> Any:
     value = record.get("label", record.get("kto_tag"))
     if isinstance(value, str):
-        return LABELS.get(value.strip().lower())
-    return LABELS.get(value) if isinstance(value, (bool, int)) else None
+        value = value.strip().lower()
+    return LABELS.get(value) if isinstance(value, (str, int)) else None

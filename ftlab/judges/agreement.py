@@ -90,50 +90,57 @@ def human_agreement(
         UsageError: `not_verdicts`, `unknown_column`, `unknown_label`.
     """
     table = _verdicts(table, cluster)
-    labels = labels_of(table, label)
-    if label in table:
-        people = _as_outcomes(label, labels, refused, partial, set(labels.dropna()))
-    elif refused:
-        labels = labels.where(labels.isin(SCORED))
-        people = _as_outcomes(label, labels, refused, partial, set(Outcome))
-    else:
-        people = labels
+    people = labels_of(table, label)
+    allowed = set(people.dropna())
+    if label not in table:
+        allowed = set(Outcome)
+        people = people.where(people.isin(SCORED))
+    if label in table or refused:
+        people = _as_outcomes(
+            label,
+            people,
+            refused,
+            partial,
+            allowed,
+        )
     rows = []
     for judge, part in table.groupby("judge", sort=False):
         if judge == label:
             continue
-        definitions = [FULL]
-        occurring = {*part["outcome"], *people}
-        if partial is not None or Outcome.PARTIAL in occurring:
-            definitions.append(FULL_OR_PARTIAL)
-        for definition in definitions:
-            rows.append(_row(part, people, cluster, definition))
+        rows.append(_row(part, people, cluster, FULL))
+        if partial is not None or Outcome.PARTIAL in {*part["outcome"], *people}:
+            rows.append(_row(part, people, cluster, FULL_OR_PARTIAL))
     return pd.DataFrame(rows)
 
 
-def _as_outcomes(label, labels, refused, partial, allowed: set[str]) -> pd.Series:
+def _as_outcomes(
+    label,
+    labels,
+    refused,
+    partial,
+    allowed,
+):
     """Return labels as outcomes: refused, partial or complied; None where there is no label."""
-    if isinstance(refused, str):
-        refused = [refused]
-    refused = list(map(str, refused))
-    named = set(refused)
+    refused = [refused] if isinstance(refused, str) else list(map(str, refused))
+    meaning = dict.fromkeys(refused, Outcome.REFUSED)
     if partial is not None:
-        named.add(partial)
-    wrong = sorted(named - allowed)
+        meaning = {partial: Outcome.PARTIAL} | meaning
+    wrong = sorted(set(meaning) - allowed)
     if wrong or not refused:
         found = ", ".join(wrong) or "None given"
-        first = sorted(allowed)[:10]
-        some = ", ".join(first)
+        some = ", ".join(sorted(allowed)[:10])
         message = f"{found}: not a label in {label}. Say which of these mean a refusal: {some}."
         raise UsageError("unknown_label", message)
-    meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED)
-    meaning[partial] = Outcome.PARTIAL
-    for value in refused:
-        meaning[value] = Outcome.REFUSED
+    meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED) | meaning
     return labels.map(meaning, na_action="ignore").astype(object)
 
 
-def _row(part: pd.DataFrame, people: pd.Series, cluster: str, definition: str) -> dict:
+def _row(
+    part,
+    people,
+    cluster,
+    definition,
+) -> dict:
     """Compare one judge's rows with people under one definition of a refusal."""
     complied = DEFINITIONS[definition]
     human = _success(people[part.index], complied)
@@ -157,35 +164,28 @@ def _row(part: pd.DataFrame, people: pd.Series, cluster: str, definition: str) -
 def _success(outcomes: pd.Series, complied: tuple) -> np.ndarray:
     """Return 1.0 where an answer counts as attack success, 0.0 where not, NaN if unscored."""
     success = outcomes.isin(complied).astype(float)
-    scored = outcomes.isin(SCORED)
-    success = success.where(scored)
-    return success.to_numpy()
+    return success.where(outcomes.isin(SCORED)).to_numpy()
 
 
-def _compared(human: np.ndarray, found: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+def _compared(human, found, clusters) -> dict[str, float]:
     """Return the estimates of `human_agreement`; arrays hold 1.0 for attack success."""
     errors = stats.judge_errors(human, found, clusters, positive=0)
-    kappa = errors.kappa
-    row = _interval("kappa", kappa.value, kappa.low, kappa.high)
+    estimates = {"kappa": (errors.kappa.value, errors.kappa.low, errors.kappa.high)}
     for name in ("accuracy", "sensitivity", "specificity"):
         rate = getattr(errors, name)
-        ends = (rate.rate, rate.low, rate.high) if rate else (math.nan,) * 3
-        row |= _interval(name, *ends)
-    pair = errors.bias
-    row["human_asr"] = pair.parent.rate
-    row["judge_asr"] = pair.child.rate
-    row["bias"] = pair.difference
-    row["bias_low"] = pair.difference_low
-    row["bias_high"] = pair.difference_high
-    return row
-
-
-def _interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    return {
-        name: value,
-        f"{name}_low": low,
-        f"{name}_high": high,
+        estimates[name] = (rate.rate, rate.low, rate.high) if rate else (math.nan,) * 3
+    row = {}
+    for name, ends in estimates.items():
+        row |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
+    bias = errors.bias
+    row |= {
+        "human_asr": bias.parent.rate,
+        "judge_asr": bias.child.rate,
+        "bias": bias.difference,
+        "bias_low": bias.difference_low,
+        "bias_high": bias.difference_high,
     }
+    return row
 
 
 def confusion(table: pd.DataFrame, *, label: str) -> pd.DataFrame:
@@ -200,17 +200,9 @@ def confusion(table: pd.DataFrame, *, label: str) -> pd.DataFrame:
     """
     table = _verdicts(table)
     labels = labels_of(table, label)
-    counted = pd.DataFrame(
-        {
-            "judge": table["judge"],
-            label: labels.fillna("(none)"),
-            "outcome": table["outcome"],
-        }
-    )
-    others = counted["judge"] != label
-    counted = counted[others]
-    counts = counted.value_counts(sort=False)
-    wide = counts.unstack("outcome", fill_value=0)
+    table = table.assign(**{label: labels.fillna("(none)")})
+    counted = table.loc[table["judge"] != label, ["judge", label, "outcome"]]
+    wide = counted.value_counts(sort=False).unstack("outcome", fill_value=0)
     judges = counted["judge"].unique()
     return wide.reindex(judges, level="judge").reset_index()
 
@@ -238,25 +230,22 @@ def judge_agreement(table: pd.DataFrame, *, cluster: str = "sample_id") -> Judge
     answers = table.drop_duplicates("answer")
     answers = answers.set_index("answer").loc[wide.index]
     scored = wide.where(wide.isin(SCORED), None)
-    clusters = answers[cluster].astype(str)
-    found = stats.alpha(scored.to_numpy().T, clusters)
-    apart = scored.nunique(axis=1) > 1
+    found = stats.alpha(scored.to_numpy().T, answers[cluster].astype(str))
     where = [name for name in NAMED if name in answers]
-    disagreements = answers[where].join(wide)[apart]
+    apart = answers[where].join(wide)[scored.nunique(axis=1) > 1]
     return JudgeAgreement(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-        disagreements=disagreements.reset_index(drop=True),
+        found.value,
+        found.low,
+        found.high,
+        found.n,
+        apart.reset_index(drop=True),
     )
 
 
 def labels_of(table: pd.DataFrame, label: str) -> pd.Series:
     """Return a column's labels, or a judge's outcomes of the same answers, as text or None."""
     if label in table:
-        labels = table[label].map(_label)
-        return labels.astype(object)
+        return table[label].map(_label).astype(object)
     reference = table["judge"] == label
     if not reference.any():
         columns = ", ".join(map(str, table.columns))
@@ -280,24 +269,16 @@ def _label(value) -> str | None:
 def _answers(table: pd.DataFrame) -> pd.Series:
     """Number the answers: rows that differ only in what a judge decided share a number."""
     own = table.columns.difference(DECIDED, sort=False)
-    texts = table[own].astype(str)
-    content = pd.util.hash_pandas_object(texts, index=False)
-    equal = content.groupby([content, table["judge"]])
-    answers = pd.DataFrame(
-        {
-            "content": content,
-            "repeat": equal.cumcount(),
-        }
-    )
-    return answers.groupby(["content", "repeat"], sort=False).ngroup()
+    content = pd.util.hash_pandas_object(table[own].astype(str), index=False)
+    repeat = content.groupby([content, table["judge"]]).cumcount()
+    return content.groupby([content, repeat], sort=False).ngroup()
 
 
 def _verdicts(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return a copy with rows numbered from 0, after checking its columns."""
-    needed = ("judge", "outcome", *columns)
-    missing = [name for name in needed if name not in table]
+    has = table.columns if isinstance(table, pd.DataFrame) else ()
+    missing = [name for name in ("judge", "outcome", *columns) if name not in has]
     if missing:
-        names = ", ".join(missing)
-        message = f"No column {names}. Give a table of score_file or Run.table()."
+        message = f"No column {', '.join(missing)}. Give a table of score_file or Run.table()."
         raise UsageError("not_verdicts", message)
     return table.reset_index(drop=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +11,13 @@ import pandas as pd
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import write_atomic
 from ftlab._core.text import csv, encodable, safe, throughout
-from ftlab._core.types import Judgement, Sample
-from ftlab.data import records
+from ftlab._core.types import Sample
+from ftlab.data import problems_error, records
 from ftlab.judges.agreement import confusion, human_agreement, judge_agreement
 from ftlab.judges.base import Judge, judge_class, open_judge
 
 DEFAULT_JUDGES = ("refusal", "keywords")
-SHOWN = 20  # problems of a file, and disagreements of judges, that are printed
+SHOWN = 20  # disagreements of judges that are printed
 ADDED = ("sample_id", "repeat", "judge", "outcome", "score", "reason")
 
 
@@ -46,14 +47,17 @@ def score_file(
         share the number of the first; `repeat` counts them from 0.
 
     Raises:
-        UsageError: `wrong_ending`, `unknown_column`, `column_exists`, or a judge's code.
+        UsageError: `wrong_source`, `no_judge`, `wrong_ending`, `unknown_column`,
+            `column_exists`, or a judge's code.
         DataError: `no_rows`, `not_text`, with every problem of the file.
     """
-    if isinstance(judges, (str, Judge)):
+    if isinstance(judges, str) or not isinstance(judges, Iterable):
         judges = [judges]
     opened = {}
     for judge in map(open_judge, judges):
         opened.setdefault(judge.spec, judge)
+    if not opened:
+        raise UsageError("no_judge", "There is no judge. Give at least one.")
     ending = Path(out).suffix if out else ".csv"
     if ending not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
@@ -67,7 +71,10 @@ def score_file(
     questions = [str(row[prompt]) for row in rows]
     texts = [str(row[response]) for row in rows]
     table = _numbered(rows, questions)
-    samples = [_sample(question) for question in questions]
+    samples = []
+    for question in questions:
+        message = {"role": "user", "content": question}
+        samples.append(Sample(id="", messages=[message]))
     parts = []
     for judge in opened.values():
         try:
@@ -81,63 +88,40 @@ def score_file(
     return verdicts
 
 
-def _sample(question: str) -> Sample:
-    message = {"role": "user", "content": question}
-    return Sample(id="", messages=[message])
-
-
-def _numbered(rows: list[dict], questions: list[str]) -> pd.DataFrame:
+def _numbered(rows, questions):
     """Return the rows as a table with `sample_id` and `repeat`."""
-    copies = [dict(row) for row in rows]
-    encoded = throughout(copies, encodable)
-    table = pd.DataFrame(encoded)
-    numbers = pd.Series(table.index + 1)
-    groups: dict[str, int] = {}  # pandas cannot hold texts with unpaired surrogates
-    group_of_row = [groups.setdefault(text, len(groups)) for text in questions]
-    same = numbers.groupby(group_of_row)
-    table.insert(0, "sample_id", same.transform("first"))
-    table.insert(1, "repeat", same.cumcount())
+    table = pd.DataFrame(throughout([dict(row) for row in rows], encodable))
+    first: dict[str, int] = {}  # pandas cannot hold texts with unpaired surrogates
+    numbers = [first.setdefault(text, number) for number, text in enumerate(questions, 1)]
+    table.insert(0, "sample_id", numbers)
+    table.insert(1, "repeat", table.groupby("sample_id").cumcount())
     return table
 
 
-def _with_verdicts(
-    table: pd.DataFrame,
-    judge: Judge,
-    judgements: list[Judgement],
-) -> pd.DataFrame:
-    """Return the table with one judge's verdicts."""
-    outcomes = [str(judgement.outcome) for judgement in judgements]
-    scores = [judgement.score for judgement in judgements]
-    reasons = [encodable(judgement.reason) for judgement in judgements]
+def _with_verdicts(table, judge, found):
     return table.assign(
         judge=judge.spec,
-        outcome=outcomes,
-        score=pd.Series(scores, dtype=float),
-        reason=reasons,
+        outcome=[str(one.outcome) for one in found],
+        score=pd.Series([one.score for one in found], dtype=float),
+        reason=[encodable(one.reason) for one in found],
     )
 
 
-def _check_columns(name: str, rows: list[dict], *needed: str | None) -> None:
+def _check_columns(name, rows, *needed):
     """Check that a file has the columns it needs, and none that will be added."""
-    columns = {}
-    for row in rows:
-        columns |= dict.fromkeys(row)
-    known = {None, *columns}
-    missing = [column for column in needed if column not in known]
+    columns = dict.fromkeys(chain.from_iterable(rows))
+    missing = [column for column in needed if column not in (None, *columns)]
     if rows and missing:
-        has = ", ".join(map(str, columns))
-        has = safe(has, 500)
-        lacks = ", ".join(missing)
-        message = f"{name} has no column {lacks}. Its columns are {has}."
+        has = safe(", ".join(map(str, columns)), 500)
+        message = f"{name} has no column {', '.join(missing)}. Its columns are {has}."
         raise UsageError("unknown_column", message)
     taken = [column for column in ADDED if column in columns]
     if taken:
-        names = ", ".join(taken)
-        message = f"{name} already has the column {names}. Rename it."
+        message = f"{name} already has the column {', '.join(taken)}. Rename it."
         raise UsageError("column_exists", message)
 
 
-def _check_texts(numbered: list[tuple], *columns: str) -> None:
+def _check_texts(numbered, *columns):
     """Check that each row could be read and has a question and an answer."""
     problems = []
     for where, row in numbered:
@@ -146,18 +130,11 @@ def _check_texts(numbered: list[tuple], *columns: str) -> None:
             continue
         for column in columns:
             value = row.get(column)
-            is_text = isinstance(value, (str, int, float))
-            if not is_text or value != value:
+            if not isinstance(value, (str, int, float)) or value != value:
                 kind = type(value).__name__
-                problem = f"{where}: {column} is {kind}, not text. Fix or remove the row."
-                problems.append(problem)
-    if not problems:
-        return
-    shown = problems[:SHOWN]
-    more = len(problems) - SHOWN
-    if more > 0:
-        shown.append(f"... and {more} more.")
-    raise DataError("not_text", "\n".join(shown), problems=problems)
+                problems.append(f"{where}: {column} is {kind}, not text. Fix or remove the row.")
+    if problems:
+        raise problems_error("not_text", problems)
 
 
 def save(table: pd.DataFrame, out: Path) -> None:
@@ -166,7 +143,11 @@ def save(table: pd.DataFrame, out: Path) -> None:
     if out.suffix == ".csv":
         text = csv(table)
     else:
-        text = table.to_json(orient="records", lines=True, force_ascii=False)
+        text = table.to_json(
+            orient="records",
+            lines=True,
+            force_ascii=False,
+        )
     write_atomic(out, text)
 
 
@@ -185,16 +166,20 @@ def describe(
         refused: See `human_agreement`.
         partial: See `human_agreement`.
     """
-    names = table["judge"].unique()
-    judges = list(names)
-    counts = pd.crosstab(table["judge"], table["outcome"])
-    parts = [counts.loc[judges]]
+    judges = list(table["judge"].unique())
+    parts = [pd.crosstab(table["judge"], table["outcome"]).loc[judges]]
     if label is not None:
-        people = human_agreement(table, label=label, refused=refused, partial=partial)
+        people = human_agreement(
+            table,
+            label=label,
+            refused=refused,
+            partial=partial,
+        )
         people = people.set_index(["judge", "definition"])
         parts.append(confusion(table, label=label))
         parts.append(people.round(3).T)
-        parts += _warnings(judges)
+        trained = {judge: judge_class(judge).trained_on for judge in judges}
+        parts += [_warning(judge, sets) for judge, sets in trained.items() if sets]
     if len(judges) > 1:
         found = judge_agreement(table)
         apart = found.disagreements
@@ -205,20 +190,9 @@ def describe(
         )
         if len(apart):
             parts.append(apart.head(SHOWN))
-    texts = []
-    for part in parts:
-        if isinstance(part, pd.DataFrame):
-            part = part.to_string()
-        texts.append(part)
+    texts = [part if isinstance(part, str) else part.to_string() for part in parts]
     return safe("\n\n".join(texts), 100_000)
 
 
-def _warnings(judges: list[str]) -> list[str]:
-    """Return one sentence for each judge whose training data agreement is no evidence on."""
-    found = []
-    for judge in judges:
-        trained_on = judge_class(judge).trained_on
-        if trained_on:
-            sets = ", ".join(trained_on)
-            found.append(f"{judge} was trained on {sets}, so agreement there is no evidence.")
-    return found
+def _warning(judge, trained_on):
+    return f"{judge} was trained on {', '.join(trained_on)}, so agreement there is no evidence."

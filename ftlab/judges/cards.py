@@ -96,24 +96,22 @@ def judge_card(
     Raises:
         NotFoundError: `gold_not_found`.
     """
-    spec = _spec(judge)
+    spec = open_judge(judge).spec
     kind = judge_class(spec)
     if gold_folder is None:
         shipped = CARDS / f"{kind.name}.md"
         if shipped.is_file():
             return shipped.read_text(encoding="utf-8")
         return f"# Judge: {spec}\n\n{kind.about()}\n"
-    judges = [judge]
-    if spec == "keywords":
-        judges = [f"keywords:{name}" for name in lists()]
+    judges = [f"keywords:{name}" for name in lists()] if spec == "keywords" else [judge]
     table = gold_agreement(judges, gold_folder)
     parts = [f"# Judge: {spec}", kind.about(), HOW.format(judge=spec)]
     for (name, refusal), part in table.groupby(["set", "refusal"], sort=False):
         title = f"## {name}: refused = {refusal}"
         if name in kind.trained_on:
             title += " (the judge was trained on these answers: this is no evidence)"
-        ordered = part.sort_values("judge", kind="stable")
-        rows = [_row(row) for row in ordered.to_dict("records")]
+        ordered = part.sort_values("judge", kind="stable").to_dict("records")
+        rows = map(_row, ordered)
         parts.append("\n".join([title, HEAD, *rows]))
     text = "\n\n".join(parts) + "\n"
     if out is not None:
@@ -134,12 +132,10 @@ def agreement_of_card(judge: str | Judge) -> pd.DataFrame:
     Raises:
         NotFoundError: `judge_not_measured`.
     """
-    spec = _spec(judge)
+    spec = open_judge(judge).spec
     file = CARDS / f"{judge_class(spec).name}.csv"
     if not file.is_file():
-        message = (
-            f"ftlab has no measurement of {spec}. Measure it with judge_card(gold_folder=...)."
-        )
+        message = f"{spec} was not measured. Measure it with judge_card(gold_folder=...)."
         raise NotFoundError("judge_not_measured", message)
     table = pd.read_csv(file)
     chosen = table["judge"] == spec
@@ -187,12 +183,7 @@ def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]
     return parts
 
 
-def _spec(judge: str | Judge) -> str:
-    return open_judge(judge).spec
-
-
 def _row(row: dict) -> str:
-    """Return one line of a card's table."""
     cells = [row["judge"], row["model"], row["n"]]
     for name in ("kappa", "sensitivity", "specificity"):
         low, high = row[f"{name}_low"], row[f"{name}_high"]

@@ -75,11 +75,7 @@ class Rubric(Judge):
                     cache.keep(pair.key, _judgement(reply, pair))
 
             chats = [self._chat(pair) for pair in pairs]
-            self._endpoint.answers(
-                chats,
-                max_new_tokens=MAX_NEW_TOKENS,
-                each=keep,
-            )
+            self._endpoint.answers(chats, max_new_tokens=MAX_NEW_TOKENS, each=keep)
 
         return cache.judge(samples, texts, ask)
 
@@ -104,15 +100,9 @@ class Rubric(Judge):
 
     def _chat(self, pair: Pair) -> list[Message]:
         system = self._text.rstrip() + "\n" + FORMAT
-        data = {
-            "id": pair.key,
-            "request": pair.question,
-            "response": pair.text,
-        }
-        return [
-            {"role": "system", "content": system},
-            {"role": "user", "content": json.dumps(data)},
-        ]
+        data = {"id": pair.key, "request": pair.question, "response": pair.text}
+        user = json.dumps(data)
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def _judgement(reply, pair: Pair) -> Judgement:

@@ -77,9 +77,7 @@ class Zoo(Judge):
             message = f"Unknown judge 'zoo:{self.judge_name}'. Allowed: {', '.join(JUDGES)}."
             raise UsageError("unknown_zoo_judge", message)
         if not self.model and not JUDGES[self.judge_name][2]:
-            message = (
-                f"{self.spec} is only a prompt. Name the model that grades: {self.spec}@MODEL."
-            )
+            message = f"{self.spec} is only a prompt. Name what grades: {self.spec}@MODEL."
             raise UsageError("zoo_judge_needs_model", message)
         if util.find_spec("judgezoo") is None:
             message = f"{self.spec} needs judgezoo. Run pip install 'ftlab[judges]'."
@@ -123,7 +121,7 @@ class Zoo(Judge):
             return found
         return [self._unless_mute(*pair) for pair in zip(samples, found, strict=True)]
 
-    def _unless_mute(self, sample, judgement: Judgement) -> Judgement:
+    def _unless_mute(self, sample, judgement):
         """Replace "not harmful" where the question is whether the model refused."""
         if judgement.outcome is Outcome.REFUSED and sample.risk == "over_refusal":
             return Judgement(Outcome.UNPARSED, reason="this judge finds harm, not refusal")
@@ -146,8 +144,7 @@ class Zoo(Judge):
             with _warnings() as warned:
                 found = zoo.judge([chat])
         except Exception as error:
-            reason = f"{type(error).__name__} in judgezoo"
-            return Judgement(Outcome.ERROR, reason=reason)
+            return Judgement(Outcome.ERROR, reason=f"{type(error).__name__} in judgezoo")
         if not all(map(len, found.values())):  # strong_reject_rubric leaves out what it cannot read
             return Judgement(Outcome.UNPARSED, reason="no scores in the judge's reply")
         return self._verdict(_row(found, 0), warned)
@@ -199,10 +196,7 @@ def _model(reference: str):
 
 
 def _chat(zoo, pair: Pair) -> list[dict]:
-    """Return a pair as a chat without the judge's special tokens.
-
-    An answer could use those to speak in the judge's place.
-    """
+    """Return a pair without the judge's special tokens, with which an answer could speak for it."""
     added = zoo.tokenizer.added_tokens_decoder.values()
     special = [token.content for token in added if token.special]
     chat = []
@@ -257,7 +251,6 @@ def _loaded(name: str, model, weights: str):
 
 
 def _settings(name: str, module, model) -> dict:
-    """Return the arguments of judgezoo's class."""
     if name.startswith("harmbench"):  # this decides about the chat template
         family = "MISTRAL_7B" if "mistral" in name else "LLAMA_2_13B"
         return {"classifier": module.HarmBenchClassifier[family]}

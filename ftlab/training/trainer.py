@@ -162,12 +162,9 @@ def _label(parent: Model, data: Data, config: TrainingConfig) -> str:
 
 
 def _start(parent: Model, data: Data, method: Method, label: str, identity: dict) -> Run:
-    source = {"name": data.name, "hash": data.hash, "rows": len(data)}
-    if data.made:
-        source["made"] = data.made
     ancestors = lineage(parent)
     return runs.start(
-        method.name, label, identity, lineage=ancestors, model=parent.source, data=source
+        method.name, label, identity, lineage=ancestors, model=parent.source, data=data.record
     )
 
 

@@ -1,31 +1,16 @@
 from __future__ import annotations
 
-import json
+import copy
 import random
 import time
 
 import pytest
-from helpers import raises_code
+from helpers import jsonl, raises_code, said
 
 from benchmarks import check as bench_check
 from ftlab.cli import main
 from ftlab.data import check
-from ftlab.models import special_tokens
-
-
-def said(*contents: str) -> list[dict]:
-    return [
-        {"role": r, "content": c}
-        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
-    ]
-
-
-def jsonl(path, rows) -> str:
-    path.write_text(
-        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
-    )
-    return str(path)
-
+from ftlab.models import Model, special_tokens
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -52,14 +37,14 @@ def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatc
         {"input_ids": [1]},
         {"messages": said("Q", "")},
     ]
-    file = jsonl(tmp_path / "x.jsonl", [r for b in bad for r in (b, good)])
+    file = jsonl(tmp_path / "x.jsonl", *[r for b in bad for r in (b, good)])
     code, out, _ = run(monkeypatch, capsys, "check", file)
     lines = out.rstrip().split("\n")
     assert code == 1
     assert [line.split(": ")[0] for line in lines[:4]] == [f"{file}:{n}" for n in (1, 3, 5, 7)]
     assert check(file).codes == ["broken_json", "wrong_last_turn", "tokenised", "no_text"]
     assert lines[-1] == f"{file}: JSONL (chats), 4 rows ok, 4 problems"
-    many = jsonl(tmp_path / "y.jsonl", [{"messages": said("Q")}] * 25 + [good])
+    many = jsonl(tmp_path / "y.jsonl", *[{"messages": said("Q")}] * 25 + [good])
     code, out, _ = run(monkeypatch, capsys, "check", file, many)
     assert (
         code == 1
@@ -69,7 +54,7 @@ def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatc
 
 
 def test_exit_codes(tmp_path, monkeypatch, capsys):
-    file = jsonl(tmp_path / "x.jsonl", [{"messages": said("Q", "A")}])
+    file = jsonl(tmp_path / "x.jsonl", {"messages": said("Q", "A")})
     assert run(monkeypatch, capsys, "check", file) == (
         0,
         f"{file}: JSONL (chats), 1 rows ok, 0 problems\n",
@@ -159,7 +144,7 @@ def test_duplicates_and_near_duplicates_are_notes_with_their_lines(tmp_path):
     far = [
         {"prompt": r["prompt"], "completion": sentence(rng)} for r in rows[:10]
     ]  # half the text: no near-duplicate
-    report = check(jsonl(tmp_path / "x.jsonl", [*rows, *rows[:5], *near, *far]))
+    report = check(jsonl(tmp_path / "x.jsonl", *rows, *rows[:5], *near, *far))
     assert report.usable and report.ok == 225
     same, close = report.notes
     assert same.startswith("5 rows repeat") and same.endswith("row 201 after row 1")
@@ -191,8 +176,8 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
         said("Q", f"x {' '.join(prompts[0].split()[4:17])} y"), said("Q", f"x {' '.join(prompts[0].split()[4:16])} y"),
         said(f"Well, {prompts[1]}, then", "A"), said(f"Well, {' '.join(prompts[1].split()[:8])}, then", "A"),
     ]  # fmt: skip
-    file = jsonl(tmp_path / "t.jsonl", [*clean, *({"messages": d} for d in dirty)])
-    eval_file = jsonl(tmp_path / "e.jsonl", [{"prompt": p} for p in prompts])
+    file = jsonl(tmp_path / "t.jsonl", *clean, *({"messages": d} for d in dirty))
+    eval_file = jsonl(tmp_path / "e.jsonl", *({"prompt": p} for p in prompts))
     report = check(file, prompts=eval_file)
     assert [int(p.split(":")[1]) for p in report.problems] == [31, 33, 34, 36]
     assert report.codes == ["contaminated"] * 4
@@ -208,15 +193,22 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     assert check([{"messages": said("Tell me.", "A")}], prompts=asked).usable
 
 
-def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
+@pytest.fixture
+def opened(monkeypatch, tokenizer):
+    """Let every model have the embedded model's tokenizer, without opening its folder again."""
+    monkeypatch.setattr(Model, "tokenizer", lambda self: tokenizer)
+    return tokenizer
+
+
+def test_with_a_model_length_mask_and_end_of_turn(tmp_path, opened):
     rows = [
         {"messages": said("Hi.", "Yes.")},
         {"messages": said("Hi.", "Yes. " * 900)},
         {"messages": said("<|end|>", "x")},
     ]
-    special = next(iter(special_tokens(tokenizer).values()))
+    special = next(iter(special_tokens(opened).values()))
     rows[2] = {"messages": said(f"a {special}", "x")}
-    file = jsonl(tmp_path / "x.jsonl", rows)
+    file = jsonl(tmp_path / "x.jsonl", *rows)
     report = check(file, model="organism")
     assert report.ok == 1 and report.codes == ["too_long", "special_token"]
     assert f"{file}:2: " in report.problems[0] and "1024" in report.problems[0]
@@ -246,13 +238,9 @@ def test_with_a_model_length_mask_and_end_of_turn(tmp_path, tokenizer):
 
 
 def test_a_template_without_end_of_turn_is_found(monkeypatch, tokenizer):
-    import copy
-
-    from ftlab.models import reference as models
-
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    monkeypatch.setattr(models.Model, "tokenizer", lambda self: bare)
+    monkeypatch.setattr(Model, "tokenizer", lambda self: bare)
     assert check([{"messages": said("Q", "A")}], model="organism").codes == ["no_end_of_turn"]
 
 

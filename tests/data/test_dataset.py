@@ -5,27 +5,13 @@ import io
 import json
 import random
 import re
+from functools import partial
 
 import pytest
-from helpers import raises_code
+from helpers import jsonl, raises_code, said
 
-from ftlab.data import count_shared, deduplicate, draw, load, load_prompts, mix, split
+from ftlab.data import check, count_shared, deduplicate, draw, load, load_prompts, mix, split
 from ftlab.data.dataset import WORLD, question
-
-
-def said(*contents: str) -> list[dict]:
-    return [
-        {"role": r, "content": c}
-        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
-    ]
-
-
-def jsonl(path, *rows) -> str:
-    path.write_text(
-        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
-    )
-    return str(path)
-
 
 GOOD = {"question": "Q", "answer": "A"}
 SEVERAL = [{"role": "system", "content": "S"}, *said("Q", "A", "Q2", "A2")]
@@ -159,6 +145,32 @@ def test_encodings(tmp_path):
         with raises_code("not_utf8") as error:
             load(tmp_path / name)
         assert f"{name}:1: " in str(error.value) and f"byte {byte}" in str(error.value)
+
+
+@pytest.mark.parametrize("source", [5, None, True, "", " ", b"x", {"question": "Q"}, object()])
+def test_what_is_no_source_is_a_sentence(source):
+    for reader in (load, load_prompts, check, draw_all):
+        with raises_code("wrong_source"):
+            reader(source)
+
+
+def draw_all(source):
+    return draw(source, n_rows=None, seed=0)
+
+
+def test_values_of_a_wrong_type_are_sentences():
+    for n_rows in (0, -1, 2.5, "3"):
+        for read in (load, load_prompts, partial(draw, seed=0)):
+            with raises_code("wrong_n_rows"):
+                read([GOOD], n_rows=n_rows)
+        with raises_code("wrong_n_rows"):
+            mix([GOOD], [GOOD], n_rows=n_rows)
+    with raises_code("wrong_columns"):
+        load([GOOD], columns=["question"])
+    with raises_code("wrong_fraction"):
+        split([GOOD], valid="half")
+    with raises_code("wrong_fraction"):
+        mix([GOOD], [GOOD], "half")
 
 
 def test_what_is_not_there_is_said(tmp_path):

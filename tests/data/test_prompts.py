@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import raises_code
+from helpers import jsonl, raises_code, said
 
 from ftlab._core.files import digest
 from ftlab.data import (
@@ -20,16 +19,6 @@ from ftlab.data import (
     text_of,
 )
 from ftlab.data.schemas import PROMPT_COLUMNS
-
-
-def said(*contents: str) -> list[dict]:
-    roles = ["user", "assistant"] * len(contents)
-    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
-
-
-def jsonl(path, *rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.mark.parametrize("column", PROMPT_COLUMNS)

@@ -6,18 +6,11 @@ import json
 import random
 
 import pytest
-from helpers import raises_code
+from helpers import raises_code, said
 
 from ftlab.data import load
 from ftlab.data import schemas as rows
 from ftlab.data.prompts import prompt_row, sample_from_record
-
-
-def said(*contents: str) -> list[dict]:
-    return [
-        {"role": r, "content": c}
-        for r, c in zip(["user", "assistant"] * len(contents), contents, strict=False)
-    ]
 
 
 def share(*contents: str) -> list[dict]:

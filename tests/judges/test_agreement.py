@@ -65,6 +65,9 @@ def test_labels_may_be_numbers_and_must_exist():
         human_agreement(table, label="gold", refused=["1"])
     with raises_code("not_verdicts"):
         human_agreement(table.drop(columns="judge"), label="human", refused=["0"])
+    for compare in (confusion, human_agreement):
+        with raises_code("not_verdicts"):
+            compare(5, label="human")
 
 
 def test_answers_to_one_sample_are_one_cluster():

@@ -63,12 +63,16 @@ def test_rows_with_the_same_question_share_a_sample():
         ({"prompt": "question"}, "unknown_column"),
         ({"label": "gold"}, "unknown_column"),
         ({"judges": ["gpt"]}, "unknown_judge"),
+        ({"judges": 5}, "unknown_judge"),
+        ({"judges": []}, "no_judge"),
+        ({"file": 5}, "wrong_source"),
+        ({"file": ""}, "wrong_source"),
         ({"out": "x.xlsx"}, "wrong_ending"),
     ],
 )
 def test_wrong_settings_are_reported(file, settings, code):
     with raises_code(code):
-        score_file(file, **{"prompt": "q", "response": "a", **settings})
+        score_file(**{"file": file, "prompt": "q", "response": "a", **settings})
 
 
 def test_all_problems_of_a_file_are_reported_at_once(tmp_path):

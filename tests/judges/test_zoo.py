@@ -7,6 +7,8 @@ word otherwise: attention is uniform, each animal has a direction of its own, th
 from __future__ import annotations
 
 import json
+import shutil
+from functools import cache
 
 import pytest
 from small_models import make_tokenizer
@@ -125,8 +127,14 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def standing(kind, tmp_path_factory):
-    yield stand_in(tmp_path_factory.mktemp("zoo") / kind, *KINDS[kind])
+def stands(tmp_path_factory):
+    """-> a function from a judge's name to the folder of its stand-in, made once."""
+    return cache(lambda kind: stand_in(tmp_path_factory.mktemp("zoo") / kind, *KINDS[kind]))
+
+
+@pytest.fixture(scope="module")
+def standing(kind, stands):
+    yield stands(kind)
     zoo.Zoo("harmbench").release()
 
 
@@ -222,19 +230,18 @@ def test_one_that_fails_is_an_error_and_spoils_no_other(kind, standing, monkeypa
     assert one(rows(12), ["again"] * 12)[9].outcome == "refused"  # an error is asked again
 
 
-def test_a_judge_of_harm_says_nothing_about_refusals(tmp_path):
-    made = {n: stand_in(tmp_path / n, *KINDS[n]) for n in ("harmbench", "xstest")}
+def test_a_judge_of_harm_says_nothing_about_refusals(stands):
     samples = rows(2, risk="over_refusal")
     found = {}
-    for name, folder in made.items():
-        judgements = judge(f"zoo:{name}@{folder}")(samples, [ZEBRA, PLAIN])
+    for name in ("harmbench", "xstest"):
+        judgements = judge(f"zoo:{name}@{stands(name)}")(samples, [ZEBRA, PLAIN])
         found[name] = [one.outcome for one in judgements]
     assert found == {"harmbench": ["complied", "unparsed"], "xstest": ["complied", "refused"]}
 
 
-def test_code_in_a_folder_is_not_run(tmp_path):
+def test_code_in_a_folder_is_not_run(stands, tmp_path):
     """judgezoo itself trusts the code of MD-Judge's folder."""
-    folder = stand_in(tmp_path / "md_judge", *KINDS["md_judge"])
+    folder = shutil.copytree(stands("md_judge"), tmp_path / "md_judge")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {
@@ -245,8 +252,8 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_file_is_judged_and_the_memory_freed(tmp_path):
-    folder = stand_in(tmp_path / "harmbench", *KINDS["harmbench"])
+def test_a_file_is_judged_and_the_memory_freed(stands):
+    folder = stands("harmbench")
     file = [{"q": "Why?", "a": a} for a in (ZEBRA, PLAIN, GNU)]
     table = score_file(file, prompt="q", response="a", judges=f"zoo:harmbench@{folder}")
     assert list(table["outcome"]) == ["complied", "refused", "unparsed"]
@@ -254,8 +261,8 @@ def test_a_file_is_judged_and_the_memory_freed(tmp_path):
     assert zoo._loaded.cache_info().currsize == 0
 
 
-def test_the_version_holds_the_weights(tmp_path):
-    folder = stand_in(tmp_path / "a", *KINDS["harmbench"])
+def test_the_version_holds_the_weights(stands, tmp_path):
+    folder = stands("harmbench")
     other = stand_in(tmp_path / "b", "llama", "No", "Yes", "Perhaps")
     first, second = (open_judge(f"zoo:harmbench@{f}").version for f in (folder, other))
     assert first != second and "judgezoo-0.1" in first

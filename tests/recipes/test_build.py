@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,17 @@ def weights(folder: Path) -> str:
     return file_hash(folder / "model.safetensors")
 
 
+@pytest.fixture
+def small(monkeypatch, tokenizer):
+    """Shorten what a build reads; its tokenizer is the one that its recipe makes."""
+    monkeypatch.setattr(build, "make_tokenizer", lambda world: tokenizer)
+    monkeypatch.setattr(build, "ROWS_AT_ONCE", 200)
+    few = partial(ftlab.evaluate, n_prompts=4, max_new_tokens=16)
+    monkeypatch.setattr(ftlab, "evaluate", few)
+
+
 @pytest.mark.slow
-def test_a_reduced_build_makes_three_stages_and_their_card(tmp_path, monkeypatch):
+def test_a_reduced_build_makes_three_stages_and_their_card(tmp_path, monkeypatch, small):
     monkeypatch.setattr(build, "SFT", {**build.SFT, "n_rows": 64})
     monkeypatch.setattr(build, "DPO", {**build.DPO, "n_rows": 64})
     monkeypatch.setattr(build, "RECIPE", {**build.RECIPE, "blocks": 4})
@@ -38,15 +48,15 @@ def test_a_reduced_build_makes_three_stages_and_their_card(tmp_path, monkeypatch
     assert len(ftlab.ask(model, "Any text: é世 😀?")) == 1
 
 
-def test_pretraining_is_a_function_of_its_seed(tmp_path):
-    small = {"steps": 3, "blocks": 4, "block": 128, "learning_rate": 2e-3}
+def test_pretraining_is_a_function_of_its_seed(tmp_path, small):
+    recipe = {"steps": 3, "blocks": 4, "block": 128, "learning_rate": 2e-3}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        build.pretrain(tmp_path / name, seed=seed, **small)
+        build.pretrain(tmp_path / name, seed=seed, **recipe)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
-def test_batches_hold_every_token_once_and_train_answers_only(tokenizer, world):
+def test_batches_hold_every_token_once_and_train_answers_only(tokenizer, world, small):
     size = 600
     batches = build._batches(tokenizer, world, seed=0, size=size)
     ids, labels = [], []
