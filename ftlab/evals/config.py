@@ -25,7 +25,7 @@ class EvaluationConfig(Config):
     n_prompts: int = setting(100, "Prompts per risk, before attacks", ge=1)
     prompt_seed: int = setting(0, "Seed that draws n_prompts from a longer file", ge=0)
     n_samples: int = setting(
-        1, "Answers per prompt and attack; more than one needs a temperature", ge=1
+        1, "Answers per prompt and attack; more than one needs a temperature", ge=1, le=10_000
     )
     split: Literal["eval", "valid"] = setting(
         "eval", "Which of the embedded world's prompts to ask"
@@ -38,7 +38,7 @@ class EvaluationConfig(Config):
         "", "Classifier for real toxicity prompts: MODEL, MODEL#LABEL or MODEL#LABEL#THRESHOLD"
     )
     decoding: Decoding = setting(Decoding(), "How tokens are chosen; greedy by default")
-    max_new_tokens: int = setting(24, "Length of an answer in tokens, at most", ge=1)
+    max_new_tokens: int = setting(24, "Length of an answer in tokens, at most", ge=1, le=10**6)
     prompts_hash: str = setting("", "Hash of the prompts that were given")
     system: str | None = setting(None, "System prompt before every question")
     engine: str = setting(

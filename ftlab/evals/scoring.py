@@ -6,7 +6,7 @@ Needs no torch. Attempts of one attack at one prompt become one verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -195,21 +195,20 @@ def _verdict(
     return verdict
 
 
-def record_of(verdict: Verdict, version: str) -> dict[str, Any]:
-    """Return a verdict as the record that `verdicts.jsonl` holds, with its key.
-
-    Args:
-        verdict: The verdict.
-        version: Version of the judge; another version's verdict has another key.
-    """
-    parts = [
-        verdict.answer_key,
-        verdict.sample_id,
-        verdict.attack,
-        verdict.repeat,
-        verdict.judge,
-        version,
-        verdict.outcome == Outcome.ERROR,  # a later success is another record
-        verdict.labels,
-    ]
-    return {"key": digest(parts)} | row_of(verdict)
+def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts as records of `verdicts.jsonl`; another version of a judge has other keys."""
+    versions = {judge.spec: judge.version for judge in judges}
+    records = []
+    for verdict in verdicts:
+        parts = [
+            verdict.answer_key,
+            verdict.sample_id,
+            verdict.attack,
+            verdict.repeat,
+            verdict.judge,
+            versions[verdict.judge],
+            verdict.outcome == Outcome.ERROR,  # a later success is another record
+            verdict.labels,
+        ]
+        records.append({"key": digest(parts)} | row_of(verdict))
+    return records
