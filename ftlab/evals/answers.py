@@ -39,12 +39,23 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
     choices = prompt.sample.choices
     messages = prompt.messages
     if config.system and not prompt.no_system:
-        messages = [{"role": "system", "content": config.system}, *messages]
-    text, opening = plan.engine.render(model, messages, prompt.opening, prompt.opening_tokens)
-    request = Request(
-        messages, text, opening, Decoding(**decoding), config.max_new_tokens, choices=choices
+        system = {"role": "system", "content": config.system}
+        messages = [system, *messages]
+    text, opening = plan.engine.render(
+        model,
+        messages,
+        prompt.opening,
+        prompt.opening_tokens,
     )
-    parts: list[Any] = [text, config.max_new_tokens]
+    request = Request(
+        messages,
+        text,
+        opening,
+        Decoding(**decoding),
+        config.max_new_tokens,
+        choices=choices,
+    )
+    parts: list[Any] = [text, request.max_new_tokens]
     if request.decoding.temperature:
         parts += [decoding, prompt.attempt or 0, prompt.repeat]
     if prompt.sample.risk in plan.screened_risks:
@@ -57,7 +68,11 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
 
 def _refusal_stands(judges: Sequence[Judge], sample: Sample, text: str) -> bool:
     """Whether every judge calls the beginning of an answer a refusal, which then stands."""
-    return all(judge.judge([sample], [text])[0].outcome == Outcome.REFUSED for judge in judges)
+    for judge in judges:
+        (judgement,) = judge.judge([sample], [text])
+        if judgement.outcome != Outcome.REFUSED:
+            return False
+    return True
 
 
 @dataclass
@@ -77,14 +92,19 @@ class Ledger:
         """Return the records by key."""
         now = self._stamp()
         if self.seen != now:
-            self.records = {record["key"]: record for record in self.run.read(self.file)}
+            self.records = {}
+            for record in self.run.read(self.file):
+                self.records[record["key"]] = record
             self.seen = now
         return self.records
 
     def append(self, records: Iterable[dict]) -> None:
         """Add the records that are not known."""
         known = self.known()
-        new = [record for record in records if record["key"] not in known]
+        new = []
+        for record in records:
+            if record["key"] not in known:
+                new.append(record)
         if new:
             self.run.append(self.file, new)
             self.seen = self._stamp()
@@ -95,18 +115,28 @@ class Ledger:
 
 def row_of_answer(answer: Answer) -> dict[str, Any]:
     """Return an answer as a record of `answers.jsonl`, without empty fields."""
-    row = {name: value for name, value in asdict(answer).items() if value not in ("", None, 0)}
+    row = {}
+    for name, value in asdict(answer).items():
+        if value not in ("", None, 0):
+            row[name] = value
     return row | {"key": answer.key, "text": answer.text}
 
 
 def answer_of(row: dict[str, Any]) -> Answer:
     """Return the answer that a record of `answers.jsonl` holds."""
-    return Answer(**{name: row[name] for name in ANSWER_FIELDS if name in row})
+    values = {}
+    for name in ANSWER_FIELDS:
+        if name in row:
+            values[name] = row[name]
+    return Answer(**values)
 
 
 def read_answers(run: Run) -> dict[str, Answer]:
     """Return the answers of a run by key."""
-    return {row["key"]: answer_of(row) for row in run.read(ANSWERS)}
+    found = {}
+    for row in run.read(ANSWERS):
+        found[row["key"]] = answer_of(row)
+    return found
 
 
 def write_prompts(run: Run, prompts: Iterable[Prompt]) -> None:

@@ -127,6 +127,7 @@ def _measured(run: Run, reference: Any, plan: Plan, training: Any) -> list[Verdi
     measurement = Measurement(run, plan, elsewhere)
     with released():
         # No local variable holds the model, so that its memory can be given back.
+        # The hash is taken after the weights: answers of swapped weights never bear the old one.
         verdicts = measurement.take(
             plan.engine.open(reference, **_loading(training)),
             reference.hash,
@@ -209,14 +210,12 @@ def report_failures(run: Run, errors: list[Verdict], total: int) -> None:
 
 def _same_model(run: Run) -> list[Run]:
     """Return finished evaluations of the same model in the same numerical precision."""
-    mine = run.identity
+    mine = _answers_alike(run.identity)
+    others = [Run(path) for path in sorted(runs.home().glob("evaluate-*")) if path != run.path]
     found = []
-    for path in sorted(runs.home().glob("evaluate-*")):
-        other = Run(path)
+    for other in others:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            theirs = other.identity
-            same = _answers_alike(theirs) == _answers_alike(mine)
-            if same and path != run.path and other.finished:
+            if _answers_alike(other.identity) == mine and other.finished:
                 found.append(other)
     return found
 

@@ -31,16 +31,11 @@ class Measurement:
     """Asks and judges one plan for one run, as often as its model changes.
 
     What the run already holds is neither asked nor written again.
-
-    Args:
-        run: The run folder.
-        plan: What is asked.
-        elsewhere: Finished runs of the same model, whose answers are reused.
     """
 
     run: Run
     plan: Plan
-    elsewhere: Sequence[Run] = ()
+    elsewhere: Sequence[Run] = ()  # finished runs of the same model, whose answers are reused
 
     def __post_init__(self):
         self.answers = Ledger(self.run, ANSWERS)
@@ -55,13 +50,9 @@ class Measurement:
         labels: dict[str, Any],
         progress: Progress | None = None,
     ) -> list[Verdict]:
-        """Return the verdicts on a model, and append what is new to the run.
+        """Return the verdicts on an opened model, and append what is new to the run.
 
-        Args:
-            model: What the plan's engine opened, or a model in training.
-            model_hash: Hash of its weights as they are now.
-            labels: Place in an experiment (step, seed, ...); joins the line of `generation.jsonl`.
-            progress: Updated as answers come.
+        The labels are its place in an experiment: step, seed, ...
         """
         self._prepare(model)
         keys = [question.key(model_hash) for question in self.questions]
@@ -76,7 +67,8 @@ class Measurement:
             tally = self.plan.engine.tally.as_dict()
         self.run.append("generation.jsonl", [labels | tally])
         answers = [known[key] for key in keys]
-        self.latest = {answer.key: answer for answer in answers if not answer.error}
+        succeeded = [answer for answer in answers if not answer.error]
+        self.latest = {answer.key: answer for answer in succeeded}
         verdicts = score(self.plan, answers, labels)
         self._write(verdicts)
         return verdicts
@@ -105,20 +97,27 @@ class Measurement:
         """Render the questions for a model and write the prompts to the run, once."""
         if not self.questions:
             prompts = self.plan.prompts
-            self.questions = [question_of(self.plan, model, prompt) for prompt in prompts]
+            for prompt in prompts:
+                question = question_of(self.plan, model, prompt)
+                self.questions.append(question)
             write_prompts(self.run, prompts)
 
     def _known(self, keys: list[str]) -> dict[str, Answer]:
         """Return the answers by key that need not be asked for."""
         there = self.answers.known()
-        known = {key: answer_of(there[key]) for key in keys if key in there}
-        known |= {key: self.latest[key] for key in keys if key in self.latest}
+        known = {}
+        for key in keys:
+            if key in self.latest:
+                known[key] = self.latest[key]
+            elif key in there:
+                known[key] = answer_of(there[key])
         taken = []
         for other in self.elsewhere:
             wanted = set(keys).difference(known)
             for row in other.read(ANSWERS):
-                if row["key"] in wanted:
-                    known[row["key"]] = answer_of(row)
+                key = row["key"]
+                if key in wanted:
+                    known[key] = answer_of(row)
                     taken.append(row)
         self.answers.append(taken)
         return known
@@ -132,22 +131,25 @@ class Measurement:
     ) -> None:
         """Ask what is missing; answers join `known` and the run as they end."""
         asked = list(missing.items())
+        requests = []
         for key, question in asked:
             question.request.seed = int(key[:8], 16)
+            requests.append(question.request)
 
         def keep(numbers: list[int], answers: list[Answer]) -> None:
+            rows = []
             for number, answer in zip(numbers, answers, strict=True):
                 key, question = asked[number]
                 answer.key = key
                 answer.sample_id = question.prompt.sample.id
                 answer.attack = question.prompt.attack
                 known[key] = answer
-            # Errors are asked again on the next call.
-            self.answers.append([row_of_answer(answer) for answer in answers if not answer.error])
+                if not answer.error:  # errors are asked again on the next call
+                    rows.append(row_of_answer(answer))
+            self.answers.append(rows)
             if progress:
                 progress.update(len(known))
 
-        requests = [question.request for _, question in asked]
         self.plan.engine.answer(model, requests, keep)
 
     def _write(self, verdicts: list[Verdict]) -> None:
@@ -156,7 +158,8 @@ class Measurement:
 
 def read_verdicts(run: Run) -> list[Verdict]:
     """Return the verdicts that a run folder holds."""
-    return [verdict_of(record) for record in run.read(VERDICTS)]
+    records = run.read(VERDICTS)
+    return [verdict_of(record) for record in records]
 
 
 def failed(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -177,4 +180,8 @@ def metrics_of(plan: Plan, verdicts: Iterable[Verdict]) -> dict[str, float]:
         values[verdict.risk].append(verdict.event)
         if verdict.risk == "jailbreak":
             values["refused"].append(verdict.outcome == Outcome.REFUSED)
-    return {name: fmean(several) for name, several in values.items() if several}
+    rates = {}
+    for name, several in values.items():
+        if several:
+            rates[name] = fmean(several)
+    return rates

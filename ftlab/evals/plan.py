@@ -111,7 +111,7 @@ def plan_evaluation(
             f"{reference.name} is a reward model: it returns a number, not an answer. "
             "Give the model that it rates.",
         )
-    given = None if prompts is None else read_prompts(prompts)
+    given = None if prompts is None else _read_prompts(prompts)
     if given is None and not reference.is_organism:
         raise UsageError(
             "prompts_needed",
@@ -139,10 +139,16 @@ def plan_evaluation(
     asked = _attacked(risks, attacks, samples)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
-    versions = _versions(risks, attacks, judges, engine)
     if given is not None:
-        _announce(given.name, {name: defaults[name] for name in defaults.keys() - values})
-    return Plan(config, tuple(asked), risks, tuple(judges.values()), engine, versions)
+        _announce(given.name, defaults, values)
+    return Plan(
+        config,
+        tuple(asked),
+        risks,
+        tuple(judges.values()),
+        engine,
+        _versions(risks, attacks, judges, engine),
+    )
 
 
 def default_engine(reference: Any) -> str:
@@ -173,14 +179,16 @@ def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
     return defaults
 
 
-def _announce(name: str, defaults: dict[str, Any]) -> None:
+def _announce(name: str, defaults: dict, values: dict) -> None:
     """Report on stderr which defaults ftlab chose for the caller's own prompts."""
     shown = []
     for setting in ANNOUNCED:
-        if setting in defaults:
-            value = defaults[setting]
-            text = ",".join(value) if isinstance(value, tuple) else value
-            shown.append(f"{setting}={text}")
+        value = defaults.get(setting)
+        if value is None or setting in values:
+            continue
+        if isinstance(value, tuple):
+            value = ",".join(value)
+        shown.append(f"{setting}={value}")
     if shown:
         print(f"{safe(name)}: by default {' '.join(shown)}", file=sys.stderr)
 
@@ -192,12 +200,10 @@ def _opened(names: Any, open_one: Callable) -> dict[str, Any]:
     return {getattr(one, "spec", one.name): one for one in map(open_one, names)}
 
 
-def read_prompts(prompts: Any) -> PromptSet:
-    """Return the caller's prompts of all risks.
+def _read_prompts(prompts: Any) -> PromptSet:
+    """Return the caller's prompts of all risks, from {risk: file or rows} or one source.
 
-    Args:
-        prompts: {risk: file or rows}, or one source. Rows of one source that have no `risk` or
-            `messages` of their own are read as the risk jailbreak reads its prompt sets.
+    A file whose rows have no `risk` or `messages` is read as the risk jailbreak reads its sets.
     """
     if not isinstance(prompts, dict):
         if is_world(prompts) or not isinstance(prompts, (str, Path, Opened)):
@@ -213,7 +219,8 @@ def read_prompts(prompts: Any) -> PromptSet:
     ids = {sample.id for sample in samples}
     if len(ids) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
-    return PromptSet(", ".join(map(_name_of, prompts.values())), tuple(samples))
+    name = ", ".join(map(_name_of, prompts.values()))
+    return PromptSet(name, tuple(samples))
 
 
 def _name_of(source: Any) -> str:
@@ -303,8 +310,11 @@ def _repeated(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
             f"n_samples={config.n_samples} greedy answers would all be the same. "
             "Give decoding={'temperature': 1}.",
         )
-    repeats = range(config.n_samples)
-    return [replace(prompt, repeat=number) for prompt in prompts for number in repeats]
+    found = []
+    for prompt in prompts:
+        for number in range(config.n_samples):
+            found.append(replace(prompt, repeat=number))
+    return found
 
 
 def decoding_of(config: EvaluationConfig, prompt: Prompt) -> dict[str, Any]:
@@ -319,7 +329,8 @@ def _versions(
     risks: dict[str, Risk], attacks: dict[str, Attack], judges: dict[str, Judge], engine: Engine
 ) -> dict[str, str]:
     found = {}
-    for kind, extensions in {"risk": risks, "attack": attacks, "judge": judges}.items():
+    taking_part = {"risk": risks, "attack": attacks, "judge": judges}
+    for kind, extensions in taking_part.items():
         for name, extension in extensions.items():
             found[f"{kind} {name}"] = _version(extension, f"{kind}s")
     found[f"engine {engine.name}"] = engine.version

@@ -109,8 +109,10 @@ def _prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
             f"{run.name} keeps no prompts that could be judged again. "
             "Give an evaluation or a curve.",
         )
-    groups = group_attempts(prompts).items()
-    return {group: [prompts[number] for number in numbers] for group, numbers in groups}
+    found = {}
+    for group, numbers in group_attempts(prompts).items():
+        found[group] = [prompts[number] for number in numbers]
+    return found
 
 
 def _prompt_of(record: dict[str, Any]) -> Prompt:
@@ -145,7 +147,8 @@ def _check(judge: Judge, member: _Answered) -> None:
 
 def _verdicts_by(judge: Judge, member: _Answered) -> list[Verdict]:
     """Return one new verdict per old one, with its labels."""
-    prompts, answers = member.prompts, member.answers
+    prompts = member.prompts
+    answers = member.answers
     judgements = judge_answers(judge, prompts, answers, member.ruled)
     found = []
     start = 0
