@@ -69,7 +69,8 @@ def evaluate(model: Any, *, prompts: Any = None, **settings) -> Run:
 
     For the embedded model the prompts are the world's own and the judge is exact. Any other model
     needs `prompts`; there the shipped `refusal` judge decides, and a keyword judge is reported
-    too. A repeated call reuses answers and verdicts that exist already.
+    too. Defaults chosen for own prompts are reported on stderr. A repeated call reuses answers and
+    verdicts that exist already.
 
     Args:
         model: Anything that `ftlab.model` takes.

@@ -97,10 +97,11 @@ class Measurement:
         """Render the questions for a model and write the prompts to the run, once."""
         if not self.questions:
             prompts = self.plan.prompts
+            questions = []
             for prompt in prompts:
-                question = question_of(self.plan, model, prompt)
-                self.questions.append(question)
+                questions.append(question_of(self.plan, model, prompt))
             write_prompts(self.run, prompts)
+            self.questions = questions
 
     def _known(self, keys: list[str]) -> dict[str, Answer]:
         """Return the answers by key that need not be asked for."""

@@ -90,14 +90,14 @@ def plan_evaluation(
     *,
     own_defaults: dict[str, Any] | None = None,
 ) -> Plan:
-    """Return the plan of an evaluation; what it chose for the caller's prompts goes to stderr.
+    """Return the plan of an evaluation. Defaults chosen for own prompts are reported on stderr.
 
     Args:
         reference: The model or endpoint that is asked.
         prompts: The caller's prompts, or None for those of the embedded world.
         settings: Fields of `EvaluationConfig`; risks, attacks, judges and the engine may be
             objects.
-        own_defaults: Settings for the caller's prompts that come before the usual defaults.
+        own_defaults: Defaults for the caller's prompts that replace the usual ones.
 
     Raises:
         UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
