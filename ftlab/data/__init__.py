@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "deduplicate",
             "draw",
             "held_out",
+            "is_world",
             "load",
             "mix",
             "split",

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,19 +23,20 @@ from ftlab._core.config import Config, setting, takes
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
 from ftlab._core.progress import Progress
-from ftlab._core.types import Answer, Message, Outcome, Sample, Verdict
+from ftlab._core.types import Answer, Judgement, Message, Outcome, Prompt, Sample
 from ftlab.evals.answers import ANSWERS, row_of_answer
 from ftlab.evals.config import EvaluationConfig
-from ftlab.evals.plan import Plan, plan_evaluation
+from ftlab.evals.evaluation import report_failures
+from ftlab.evals.measuring import VERDICTS, failed, read_verdicts
+from ftlab.evals.plan import Plan, default_engine, plan_evaluation
 from ftlab.evals.risks import event
-from ftlab.evals.scoring import record_of
+from ftlab.evals.scoring import records_of, verdict_on
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import GREEDY, Decoding, Engine, Request, open_engine
 from ftlab.runs import Run
 from ftlab.training import function_identity
 
-VERDICTS = "verdicts.jsonl"
 OF_EVALUATION = ("n_prompts", "prompt_seed", "split", "judges", "max_new_tokens", "system")
 NOT_TAKEN = [name for name in EvaluationConfig.model_fields if name not in OF_EVALUATION]
 # What the search climbs on, where the papers' judges give 1 to 10. Others are 0.
@@ -59,9 +58,11 @@ class RedTeamConfig(Config):
     """
 
     method: Literal["tap", "pair"] = setting("tap", "Search: tap (a pruned tree) or pair (streams)")
-    width: int = setting(3, "Branches kept per level (tap), or parallel streams (pair)", ge=1)
-    depth: int = setting(5, "Rewrites of a branch, at most", ge=1)
-    branching: int = setting(2, "Children of a branch, itself included (tap only)", ge=1)
+    width: int = setting(
+        3, "Branches kept per level (tap), or parallel streams (pair)", ge=1, le=1000
+    )
+    depth: int = setting(5, "Rewrites of a branch, at most", ge=1, le=1000)
+    branching: int = setting(2, "Children of a branch, itself included (tap only)", ge=1, le=1000)
     attacker_tokens: int = setting(500, "Length of a rewrite by a model, in tokens, at most", ge=1)
     seed: int = setting(0, "Seed of the attacker's sampling", ge=0)
 
@@ -93,10 +94,10 @@ def red_team(model: Any, *, attacker: Any, prompts: Any = None, **settings) -> R
     if not find_spec("pyrit"):
         raise UsageError("pyrit_missing", "Install the extra: pip install 'ftlab[attacks]'.")
     target = open_model(model)
-    searching = {k: v for k, v in settings.items() if k not in OF_EVALUATION}
-    config = RedTeamConfig.make(**searching)
+    asking = {name: settings.pop(name) for name in OF_EVALUATION if name in settings}
+    config = RedTeamConfig.make(**settings)
     opened = open_attacker(attacker, config.attacker_tokens)
-    plan = _plan(target, prompts, {k: v for k, v in settings.items() if k in OF_EVALUATION})
+    plan = _plan(target, prompts, asking)
     identity = {
         "model": target.hash,
         "attacker": opened.identity,
@@ -115,11 +116,9 @@ def red_team(model: Any, *, attacker: Any, prompts: Any = None, **settings) -> R
 
 def _plan(target: Any, prompts: Any, settings: dict[str, Any]) -> Plan:
     """Return the plan of what is asked before any search."""
-    if prompts is not None:
-        settings = {"judges": ("refusal",), **settings}
-    engine = _engine_name(target)
-    more = {"risks": ("jailbreak",), "attacks": ("direct",), "engine": engine}
-    plan = plan_evaluation(target, prompts, settings | more)
+    fixed = {"risks": ("jailbreak",), "attacks": ("direct",)}
+    own_defaults = {"judges": ("refusal",)}
+    plan = plan_evaluation(target, prompts, settings | fixed, own_defaults=own_defaults)
     if len(plan.judges) > 1:
         raise UsageError(
             "one_judge",
@@ -128,20 +127,25 @@ def _plan(target: Any, prompts: Any, settings: dict[str, Any]) -> Plan:
     return plan
 
 
-def _engine_name(reference: Any) -> str:
-    return "huggingface" if isinstance(reference, Model) else "openai"
-
-
 def _search_all(run: Run, config: RedTeamConfig, plan: Plan, target: Any, attacker: Any) -> None:
-    """Search for every prompt that the run does not hold yet."""
+    """Search for every prompt that the run does not hold yet.
+
+    Each search has a thread of its own: Jupyter's event loop runs in this one.
+    """
+    from ftlab.evals import pyrit_search
+
     endpoint = not isinstance(target, Model)  # whose errors may pass
     run.forget(VERDICTS, lambda row: endpoint and row["outcome"] == Outcome.ERROR)
     done = {row["sample_id"] for row in run.read(VERDICTS)}
     progress = Progress(run.name, len(plan.prompts))
     speaker = Speaker(plan.engine, target, plan.config.max_new_tokens)
     for number, prompt in enumerate(plan.prompts, 1):
-        if prompt.sample.id not in done:
-            search = _searched(prompt.sample, config, plan, speaker, attacker)
+        sample = prompt.sample
+        if sample.id not in done:
+            seed = digest([config.seed, sample.id])
+            search = Search(sample, plan, speaker, attacker, seed)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(pyrit_search.run, search, config).result()
             _keep(run, config.method, plan, search)
         progress.update(number)
     progress.finish()
@@ -152,10 +156,9 @@ def _search_all(run: Run, config: RedTeamConfig, plan: Plan, target: Any, attack
 def _complete(run: Run, config: RedTeamConfig, plan: Plan, target: Any) -> None:
     """Complete the run, unless an endpoint failed."""
     table = run.table()
-    failed = int((table["outcome"] == Outcome.ERROR).sum())
-    if failed and not isinstance(target, Model):
-        notice = f"{failed} of {len(table)} searches failed; call the cell again to retry them"
-        print(f"{run.name}: {notice}", file=sys.stderr)
+    errors = failed(read_verdicts(run))
+    if errors and not isinstance(target, Model):
+        report_failures(run, errors, len(table))
         return
     run.complete(
         model=target.name,
@@ -165,16 +168,6 @@ def _complete(run: Run, config: RedTeamConfig, plan: Plan, target: Any) -> None:
         queries=int(table["attempts"].sum()),
         success=f"{table['event'].mean():.1%}",
     )
-
-
-def _searched(
-    sample: Sample, config: RedTeamConfig, plan: Plan, speaker: Speaker, attacker: Any
-) -> Search:
-    """Search for one prompt, in a thread of its own: Jupyter's event loop runs in this one."""
-    search = Search(sample, plan, speaker, attacker, digest([config.seed, sample.id]))
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(_run_pyrit, search, config).result()
-    return search
 
 
 def _keep(run: Run, method: str, plan: Plan, search: Search) -> None:
@@ -190,30 +183,21 @@ def _keep(run: Run, method: str, plan: Plan, search: Search) -> None:
     run.append(ANSWERS, rows)
     nothing = Query("", Answer(""), Outcome.ERROR)
     best = max(search.queries, key=lambda query: query.score, default=nothing)
-    failed = [query for query in search.queries if query.outcome == Outcome.ERROR]
-    if failed and best.outcome != Outcome.COMPLIED:  # what it would have shown is not known
-        best = failed[0]
+    errors = [query for query in search.queries if query.outcome == Outcome.ERROR]
+    if errors and best.outcome != Outcome.COMPLIED:  # what it would have shown is not known
+        best = errors[0]
     outcomes = [query.outcome for query in search.queries]
-    judge = plan.judges[0]
-    verdict = Verdict(
-        sample_id=sample.id,
-        risk=sample.risk,
-        attack=method,
-        outcome=best.outcome,
-        event=event(sample.risk, best.outcome),
-        judge=judge.spec,
-        reason=best.answer.error,
-        answer_key=best.answer.key,
-        category=sample.category,
-        wording=sample.wording,
-        target=sample.target,
-        characters=len(best.answer.text),
-        attempts=len(outcomes),
-        hits=outcomes.count(Outcome.COMPLIED),
-        answer_keys=tuple(query.answer.key for query in search.queries),
+    verdict = verdict_on(
+        plan.judges[0].spec,
+        Prompt(sample, method, sample.messages, attempt=0),
+        best.answer,
+        Judgement(best.outcome, reason=best.answer.error),
         labels={"step": 0},
+        happened=event(sample.risk, best.outcome),
+        hits=outcomes.count(Outcome.COMPLIED),
+        keys=[query.answer.key for query in search.queries],
     )
-    run.append(VERDICTS, [record_of(verdict, judge.version)])
+    run.append(VERDICTS, records_of(plan.judges, [verdict]))
 
 
 class Speaker:
@@ -231,8 +215,13 @@ class Speaker:
         requests = []
         for chat in chats:
             text, _ = self.engine.render(self.model, chat)
-            request = Request(chat, text, decoding=self.decoding, seed=seed)
-            request.max_new_tokens = self.max_new_tokens
+            request = Request(
+                chat,
+                text,
+                decoding=self.decoding,
+                max_new_tokens=self.max_new_tokens,
+                seed=seed,
+            )
             requests.append(request)
         try:
             return self.engine.answer(self.model, requests)
@@ -253,19 +242,14 @@ def open_attacker(attacker: Any, max_new_tokens: int) -> ScriptedAttacker | Mode
     if not attacker or any("{prompt}" not in text for text in attacker):
         raise UsageError(
             "script_without_prompt",
-            "A scripted attacker is a list of texts with {prompt} in each. Found one without.",
+            "A scripted attacker is a list of one or more texts, with {prompt} in each of them.",
         )
-    return ScriptedAttacker(TextsInTurn(tuple(attacker)), digest(list(attacker)))
+    texts = list(attacker)
 
+    def in_turn(question: str, attempt: int) -> str:
+        return texts[attempt % len(texts)].replace("{prompt}", question)
 
-@dataclass(frozen=True)
-class TextsInTurn:
-    """A script that uses its texts in turn."""
-
-    texts: tuple[str, ...]
-
-    def __call__(self, question: str, attempt: int) -> str:
-        return self.texts[attempt % len(self.texts)].replace("{prompt}", question)
+    return ScriptedAttacker(in_turn, digest(texts))
 
 
 @dataclass
@@ -282,7 +266,7 @@ class ScriptedAttacker:
         return json.dumps({"next_message": wording, "rationale": "", "last_response_summary": ""})
 
     def release(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
 
 class ModelAttacker:
@@ -299,7 +283,7 @@ class ModelAttacker:
     def reply(self, question: str, chat: list[Message], attempt: int, seed: str) -> str:
         """Return what the model answers to PyRIT's instructions."""
         if self.speaker is None:
-            engine = open_engine(_engine_name(self.reference))
+            engine = open_engine(default_engine(self.reference))
             self.speaker = Speaker(engine, self.reference, self.max_new_tokens, SAMPLED)
         (answer,) = self.speaker([chat], int(digest([seed, attempt])[:7], 16))
         if answer.error:
@@ -352,12 +336,12 @@ class Search:
 
     async def ask(self, wording: str, conversation: str) -> str:
         """Return the model's answer to a wording."""
-        told = asyncio.get_running_loop().create_future()
-        self.waiting.append((wording, conversation, told))
+        answered = asyncio.get_running_loop().create_future()
+        self.waiting.append((wording, conversation, answered))
         await asyncio.sleep(WAIT_S)
-        if not told.done():
+        if not answered.done():
             self._ask_waiting()
-        return await told
+        return await answered
 
     def _ask_waiting(self) -> None:
         batch = self.waiting
@@ -375,8 +359,9 @@ class Search:
 
     def _query(self, wordings: list[str]) -> list[Query]:
         system = self.plan.config.system
-        head = [{"role": "system", "content": system}] if system else []
-        head += self.sample.messages[:-1]
+        head = self.sample.messages[:-1]
+        if system:
+            head = [{"role": "system", "content": system}, *head]
         chats = [[*head, {"role": "user", "content": wording}] for wording in wordings]
         answers = self.speaker(chats)
         texts = [answer.text for answer in answers]
@@ -398,129 +383,3 @@ class Search:
         except Exception as error:
             self.failed = error
             raise
-
-
-def _run_pyrit(search: Search, config: RedTeamConfig) -> None:
-    """Run PyRIT's search for one prompt; raise what stopped the model or the attacker."""
-    logger = logging.getLogger("pyrit")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it would print rewrites of harmful prompts
-    try:
-        with _pyrit_memory():
-            executor = _executor(search, config)
-            asyncio.run(executor.execute_async(objective=search.sample.question))
-    except Exception as error:
-        search.failed = search.failed or error
-    finally:
-        logger.setLevel(level)
-    if search.failed:
-        raise search.failed
-
-
-def _executor(search: Search, config: RedTeamConfig) -> Any:
-    from pyrit.executor import attack
-    from pyrit.executor.attack.multi_turn.tree_of_attacks import TAPAttackScoringConfig
-    from pyrit.score import FloatScaleThresholdScorer
-
-    scorer = FloatScaleThresholdScorer(scorer=_scorer(search), threshold=1.0)
-    parts = {
-        "objective_target": _target(search),
-        "attack_adversarial_config": attack.AttackAdversarialConfig(target=_attacker(search)),
-        "attack_scoring_config": TAPAttackScoringConfig(objective_scorer=scorer),
-        "tree_width": config.width,
-        "tree_depth": config.depth,
-    }
-    if config.method == "pair":
-        return attack.PAIRAttack(**parts)
-    return attack.TreeOfAttacksWithPruningAttack(
-        **parts,
-        branching_factor=config.branching,
-        on_topic_checking_enabled=search.attacker.checks_topic,
-    )
-
-
-@contextlib.contextmanager
-def _pyrit_memory():
-    """Give PyRIT a memory in RAM for this block, and put the caller's own back."""
-    from pyrit.common.singleton import Singleton
-    from pyrit.memory import CentralMemory, SQLiteMemory
-    from pyrit.memory.memory_models import Base
-
-    class Memory(SQLiteMemory):
-        """A class of its own: PyRIT's has one instance per process."""
-
-    before = CentralMemory._memory_instance
-    memory = Memory(db_path=":memory:", skip_schema_migration=True)
-    Base.metadata.create_all(memory.engine)  # a tenth of the time of its 20 migrations
-    CentralMemory._memory_instance = memory
-    try:
-        yield
-    finally:
-        CentralMemory._memory_instance = before
-        Singleton._instances.pop(Memory, None)
-        memory.dispose_engine()
-
-
-def _target(search: Search) -> Any:
-    from pyrit.models import construct_response_from_request
-    from pyrit.prompt_target import PromptTarget
-
-    class Target(PromptTarget):
-        """The model under attack, as PyRIT sees it."""
-
-        async def _send_prompt_to_target_async(self, *, normalized_conversation):
-            request = normalized_conversation[-1].message_pieces[0]
-            text = await search.ask(request.converted_value, request.conversation_id)
-            return [construct_response_from_request(request, [text])]
-
-    return Target()
-
-
-def _attacker(search: Search) -> Any:
-    from pyrit.models import construct_response_from_request
-    from pyrit.prompt_target import PromptTarget, TargetCapabilities, TargetConfiguration
-
-    capabilities = TargetCapabilities(
-        supports_multi_turn=True, supports_system_prompt=True, supports_editable_history=True
-    )
-
-    class Attacker(PromptTarget):
-        """The attacker, as PyRIT sees it."""
-
-        _DEFAULT_CONFIGURATION = TargetConfiguration(capabilities=capabilities)
-
-        async def _send_prompt_to_target_async(self, *, normalized_conversation):
-            pieces = [message.message_pieces[0] for message in normalized_conversation]
-            chat = [{"role": p.api_role, "content": p.converted_value} for p in pieces]
-            return [construct_response_from_request(pieces[-1], [search.attack(chat)])]
-
-    return Attacker()
-
-
-def _scorer(search: Search) -> Any:
-    from pyrit.models import Score
-    from pyrit.score.float_scale.float_scale_scorer import MessageFloatScaleScorer
-    from pyrit.score.scorer_prompt_validator import ScorerPromptValidator
-
-    class Scorer(MessageFloatScaleScorer):
-        """The judge, as PyRIT sees it."""
-
-        def __init__(self):
-            super().__init__(validator=ScorerPromptValidator(supported_data_types=["text"]))
-
-        def _build_identifier(self):
-            return self._create_identifier(params={"judge": search.plan.judges[0].spec})
-
-        async def _score_piece_async(self, message_piece, *, objective=None):
-            score = Score(
-                score_value=str(search.scores[message_piece.conversation_id]),
-                score_value_description="verdict",
-                score_type="float_scale",
-                score_rationale="",
-                score_metadata=None,
-                message_piece_id=message_piece.id,
-                scorer_class_identifier=self.get_identifier(),
-            )
-            return [score]
-
-    return Scorer()

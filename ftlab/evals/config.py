@@ -28,7 +28,7 @@ class EvaluationConfig(Config):
     )
     prompt_seed: int = setting(0, "Seed that draws n_prompts from a longer file", ge=0)
     n_samples: int = setting(
-        1, "Answers per prompt and attack; more than one needs a temperature", ge=1
+        1, "Answers per prompt and attack; more than one needs a temperature", ge=1, le=10_000
     )
     split: Literal["eval", "valid"] = setting(
         "eval", "Which of the embedded world's prompts to ask"
@@ -47,6 +47,7 @@ class EvaluationConfig(Config):
         "Length of an answer in tokens, at most; for prompts of your own: 128, or 512 for worked "
         "solutions",
         ge=1,
+        le=10**6,
     )
     prompts_hash: str = setting("", "Hash of the prompts that were given")
     system: str | None = setting(None, "System prompt before every question")

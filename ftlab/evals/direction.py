@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
@@ -56,7 +56,12 @@ def refusal_direction(
         system: System prompt before every question.
 
     Returns:
-        A DataFrame with the column model and those of `measure_direction`.
+        A DataFrame with one row per model, layer (its input, from 1) and position (-1: the last
+        token before the answer): norm (of the difference of means), auc (share of held-out pairs
+        in which the harmful prompt lies further along; 0.5 is chance), d_prime (distance of the
+        means in pooled standard deviations), cosine (with the reference), harmful and harmless
+        (mean projection of held-out prompts on the reference's unit direction), gap (their
+        distance as a share of the reference's norm). NaN where a direction has no length.
 
     Raises:
         UsageError: `prompts_needed`, `too_few_prompts`, `different_shapes`, `nothing_in_common`.
@@ -78,7 +83,10 @@ def refusal_direction(
                 rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
                 texts.append([text for text, _ in rendered])
             table, direction = measure_direction(
-                loaded.module, loaded.tokenizer, *texts, reference=first
+                loaded.module,
+                loaded.tokenizer,
+                *texts,
+                reference=first,
             )
             del loaded
         if first is None:
@@ -96,26 +104,9 @@ def measure_direction(
     *,
     reference: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Measure the refusal direction of a loaded model on rendered prompts.
+    """Return the table of a loaded model on rendered prompts, and its direction.
 
-    Args:
-        model: The torch model.
-        tokenizer: Its tokenizer.
-        harmful: Harmful prompts as the chat template renders them.
-        harmless: Harmless prompts likewise.
-        reference: The direction that this function returned for another model; its own by default.
-
-    Returns:
-        The direction [positions, layers, hidden], and a DataFrame with one row per layer (its
-        input, from 1) and position (-1: the last token before the answer): norm (of the difference
-        of means), auc (share of held-out pairs in which the harmful prompt lies further along; 0.5
-        is chance), d_prime (distance of the means in pooled standard deviations), cosine (with the
-        reference), harmful and harmless (mean projection of held-out prompts on the reference's
-        unit direction), gap (their distance as a share of the reference's norm). NaN where a
-        direction has no length.
-
-    Raises:
-        UsageError: `too_few_prompts`, `different_shapes`, `nothing_in_common`.
+    The direction [positions, layers, hidden] is compared with the reference, by default itself.
     """
     import numpy as np
     import pandas as pd
@@ -153,6 +144,7 @@ def measure_direction(
 def _measured(direction, reference, bad, good) -> dict[str, float]:
     """Return what is measured at one layer and position on held-out activations."""
     import numpy as np
+    from scipy.stats import mannwhitneyu
 
     norm = np.linalg.norm(direction)
     reference_norm = np.linalg.norm(reference)
@@ -162,26 +154,16 @@ def _measured(direction, reference, bad, good) -> dict[str, float]:
     along_bad = bad @ (direction / norm)
     along_good = good @ (direction / norm)
     pooled = np.sqrt((along_bad.var(ddof=1) + along_good.var(ddof=1)) / 2)
+    above = mannwhitneyu(along_bad, along_good, method="asymptotic").statistic  # ties count half
     return {
         "norm": norm,
-        "auc": _auc(along_bad, along_good),
+        "auc": above / (len(bad) * len(good)),
         "d_prime": (along_bad.mean() - along_good.mean()) / pooled,
         "cosine": direction @ reference / (norm * reference_norm),
         "harmful": harmful,
         "harmless": harmless,
         "gap": (harmful - harmless) / reference_norm,
     }
-
-
-def _auc(above: np.ndarray, below: np.ndarray) -> float:
-    """Return the share of pairs in which the first is larger, ties counting half."""
-    import numpy as np
-    from scipy.stats import rankdata
-
-    n = len(above)
-    ranks = rankdata(np.concatenate([above, below]))
-    lowest = n * (n + 1) / 2
-    return (ranks[:n].sum() - lowest) / (n * len(below))
 
 
 def _shuffled(states: np.ndarray) -> np.ndarray:
@@ -193,14 +175,7 @@ def _shuffled(states: np.ndarray) -> np.ndarray:
 def activations(model: Any, tokenizer: Any, texts: list[str], n_places: int) -> np.ndarray:
     """Return the residual stream at the last tokens of each text, at the input of blocks 1 and on.
 
-    Args:
-        model: The torch model; it is left in the mode it was in.
-        tokenizer: Its tokenizer.
-        texts: Rendered prompts.
-        n_places: Number of last tokens.
-
-    Returns:
-        A float32 array [texts, places, layers - 1, hidden].
+    It is a float32 array [texts, places, layers - 1, hidden].
     """
     import numpy as np
     import torch
@@ -228,17 +203,16 @@ def _batches(ids: list[list[int]]) -> Iterator[list[int]]:
         return len(ids[number])
 
     for _, same in groupby(sorted(range(len(ids)), key=length), key=length):
-        numbers = list(same)
-        for start in range(0, len(numbers), BATCH_SIZE):
-            yield numbers[start : start + BATCH_SIZE]
+        while batch := list(islice(same, BATCH_SIZE)):
+            yield batch
 
 
 def _common_ending(tokenizer: Any, texts: list[str]) -> int:
     """Return how many tokens all texts end with: what the template puts after the instruction."""
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    reversed_ids = [ids[::-1] for ids in encoded]
+    backwards = [ids[::-1] for ids in encoded]
     count = 0
-    for tokens in zip(*reversed_ids, strict=False):
+    for tokens in zip(*backwards, strict=False):
         if len(set(tokens)) > 1:
             break
         count += 1
@@ -255,11 +229,11 @@ def _prompts(
 ) -> list[list[list[Message]]]:
     """Return the chats of both sides."""
     if harmful is None and harmless is None and all(r.is_organism for r in references):
+        world = World()
         half = n_prompts // 2
-        sides = [
-            _of_world("jailbreak", n_prompts),
-            _of_world("utility", n_prompts - half) + _of_world("over_refusal", half),
-        ]
+        harmless = open_risk("utility").organism(world, n_prompts - half)
+        harmless += open_risk("over_refusal").organism(world, half)
+        sides = [open_risk("jailbreak").organism(world, n_prompts), harmless]
     elif harmful is None or harmless is None:
         raise UsageError(
             "prompts_needed",
@@ -269,7 +243,3 @@ def _prompts(
     else:
         sides = [list(load_prompts(source))[:n_prompts] for source in (harmful, harmless)]
     return [[sample.messages for sample in side] for side in sides]
-
-
-def _of_world(risk: str, n_prompts: int) -> list:
-    return open_risk(risk).organism(World(), n_prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ftlab import runs
@@ -13,7 +14,7 @@ from ftlab._core.progress import Progress
 from ftlab._core.text import safe
 from ftlab._core.types import Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
-from ftlab.evals.measuring import VERDICTS, Measurement, failed
+from ftlab.evals.measuring import VERDICTS, Measurement, failed, metrics_of
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
@@ -44,15 +45,6 @@ def ask(
     import pandas as pd
 
     reference = open_model(model)
-    answers = _answers(reference, questions, system, max_new_tokens)
-    shown = {
-        "question": [safe(question) for question in questions],
-        "answer": [safe(answer.text) for answer in answers],
-    }
-    return pd.DataFrame(shown)
-
-
-def _answers(reference: Any, questions: tuple[str, ...], system: str | None, most: int) -> list:
     head = [{"role": "system", "content": system}] if system else []
     engine = open_engine(default_engine(reference))
     with released():
@@ -61,8 +53,14 @@ def _answers(reference: Any, questions: tuple[str, ...], system: str | None, mos
         for question in questions:
             chat = [*head, {"role": "user", "content": question}]
             text, _ = engine.render(loaded, chat)
-            requests.append(Request(chat, text, max_new_tokens=most))
-        return engine.answer(loaded, requests)
+            requests.append(Request(chat, text, max_new_tokens=max_new_tokens))
+        answers = engine.answer(loaded, requests)
+        del loaded
+    shown = {
+        "question": [safe(question) for question in questions],
+        "answer": [safe(answer.text) for answer in answers],
+    }
+    return pd.DataFrame(shown)
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)
@@ -71,7 +69,8 @@ def evaluate(model: Any, *, prompts: Any = None, **settings) -> Run:
 
     For the embedded model the prompts are the world's own and the judge is exact. Any other model
     needs `prompts`; there the shipped `refusal` judge decides, and a keyword judge is reported
-    too. A repeated call reuses answers and verdicts that exist already.
+    too. Defaults chosen for own prompts are reported on stderr. A repeated call reuses answers and
+    verdicts that exist already.
 
     Args:
         model: Anything that `ftlab.model` takes.
@@ -129,8 +128,9 @@ def _measured(run: Run, reference: Any, plan: Plan, training: Any) -> list[Verdi
     measurement = Measurement(run, plan, elsewhere)
     with released():
         # No local variable holds the model, so that its memory can be given back.
+        # The hash is taken after the weights: answers of swapped weights never bear the old one.
         verdicts = measurement.take(
-            plan.engine.open(reference, **loading(training)),
+            plan.engine.open(reference, **_loading(training)),
             reference.hash,
             {"step": 0},
             progress,
@@ -154,17 +154,16 @@ def _complete(run: Run, reference: Any, plan: Plan, verdicts: list[Verdict]) -> 
 
 def _rates(plan: Plan, verdicts: list[Verdict]) -> dict[str, str]:
     """Return one line per risk for the run's summary."""
+    rates = metrics_of(plan, verdicts)
+    asked = Counter(v.risk for v in verdicts if v.judge == plan.judges[0].spec)
     lines = {}
-    first_judge = plan.judges[0].spec
     for name, risk in plan.risks.items():
-        mine = [v for v in verdicts if v.risk == name and v.judge == first_judge]
-        events = [verdict.event for verdict in mine if verdict.outcome.scored]
-        rate = f"{sum(events) / len(events):.1%}" if events else "nothing scored"
-        lines[f"{name} ({risk.title})"] = f"{rate} of {len(mine)}"
+        rate = f"{rates[name]:.1%}" if name in rates else "nothing scored"
+        lines[f"{name} ({risk.title})"] = f"{rate} of {asked[name]}"
     return lines
 
 
-def loading(training: Any) -> dict[str, bool]:
+def _loading(training: Any) -> dict[str, bool]:
     """Return arguments of `Model.load` for a model that answers as it does during training."""
     if training is None:
         return {}
@@ -212,14 +211,12 @@ def report_failures(run: Run, errors: list[Verdict], total: int) -> None:
 
 def _same_model(run: Run) -> list[Run]:
     """Return finished evaluations of the same model in the same numerical precision."""
-    mine = run.identity
+    mine = _answers_alike(run.identity)
+    others = [Run(path) for path in sorted(runs.home().glob("evaluate-*")) if path != run.path]
     found = []
-    for path in sorted(runs.home().glob("evaluate-*")):
-        other = Run(path)
+    for other in others:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            theirs = other.identity
-            same = _answers_alike(theirs) == _answers_alike(mine)
-            if same and path != run.path and other.finished:
+            if _answers_alike(other.identity) == mine and other.finished:
                 found.append(other)
     return found
 

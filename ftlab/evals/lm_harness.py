@@ -7,11 +7,12 @@ the harness's own.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab import runs
-from ftlab._core.errors import NotFoundError, UsageError
+from ftlab._core.errors import FtlabDeprecationWarning, NotFoundError, UsageError
 from ftlab._core.files import file_hash, write_atomic
 from ftlab.models import model as open_model
 from ftlab.models import precision, quiet, released
@@ -47,7 +48,7 @@ def lm_eval(
         num_fewshot: Worked examples before each question; None for the task's own number.
         chat: Put prompts into the model's chat template.
         batch_size: Rows per batch; it changes no result.
-        limit: Old name of `n_prompts`.
+        limit: Old name of `n_prompts`; it warns.
 
     Returns:
         A finished run; its `results.json` holds what the harness reports.
@@ -57,6 +58,8 @@ def lm_eval(
         NotFoundError: `no_task_file`.
     """
     quiet()
+    if limit is not None:
+        warnings.warn("limit= is now n_prompts=.", FtlabDeprecationWarning, stacklevel=2)
     harness, manager_class = _harness()
     reference = open_model(model)
     single = isinstance(tasks, (str, Path))
@@ -173,9 +176,8 @@ def _files(value: Any) -> list[Path]:
     """Return the files that are named anywhere within a value."""
     if isinstance(value, str):
         return [Path(value)] if Path(value).is_file() else []
-    inner = []
     if isinstance(value, dict):
-        inner = list(value.values())
-    elif isinstance(value, list):
-        inner = value
-    return [path for each in inner for path in _files(each)]
+        value = list(value.values())
+    if not isinstance(value, list):
+        return []
+    return [path for each in value for path in _files(each)]

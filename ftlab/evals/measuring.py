@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from ftlab._core.progress import Progress
-from ftlab._core.types import Outcome, Verdict
-from ftlab.evals.answers import AnswerBook, Ledger
+from ftlab._core.types import Answer, Outcome, Verdict
+from ftlab.evals.answers import (
+    ANSWERS,
+    Ledger,
+    Question,
+    answer_of,
+    question_of,
+    read_answers,
+    row_of_answer,
+    write_prompts,
+)
 from ftlab.evals.plan import Plan
-from ftlab.evals.scoring import record_of, score
+from ftlab.evals.scoring import records_of, score
 from ftlab.runs import Run, verdict_of
 
 VERDICTS = "verdicts.jsonl"
@@ -21,17 +30,18 @@ VERDICTS = "verdicts.jsonl"
 class Measurement:
     """Asks and judges one plan for one run, as often as its model changes.
 
-    What the run already holds is neither asked nor written again. For the arguments see
-    `AnswerBook`.
+    What the run already holds is neither asked nor written again.
     """
 
     run: Run
     plan: Plan
-    elsewhere: Sequence[Run] = ()
+    elsewhere: Sequence[Run] = ()  # finished runs of the same model, whose answers are reused
 
     def __post_init__(self):
-        self.answers = AnswerBook(self.run, self.plan, self.elsewhere)
-        self.ledger = Ledger(self.run, VERDICTS)
+        self.answers = Ledger(self.run, ANSWERS)
+        self.verdicts = Ledger(self.run, VERDICTS)
+        self.questions: list[Question] = []
+        self.latest: dict[str, Answer] = {}  # by key, of the model that was asked last
 
     def take(
         self,
@@ -40,34 +50,111 @@ class Measurement:
         labels: dict[str, Any],
         progress: Progress | None = None,
     ) -> list[Verdict]:
-        """Return the verdicts on a model, and append what is new to the run.
+        """Return the verdicts on an opened model, and append what is new to the run.
 
-        For the arguments see `AnswerBook.ask`.
+        The labels are its place in an experiment: step, seed, ...
         """
-        answers = self.answers.ask(
-            model,
-            model_hash,
-            labels=labels,
-            progress=progress,
-        )
+        self._prepare(model)
+        keys = [question.key(model_hash) for question in self.questions]
+        known = self._known(keys)
+        missing: dict[str, Question] = {}  # the same text is asked once
+        for key, question in zip(keys, self.questions, strict=True):
+            if key not in known:
+                missing.setdefault(key, question)
+        tally = {}
+        if missing:
+            self._ask(model, missing, known, progress)
+            tally = self.plan.engine.tally.as_dict()
+        self.run.append("generation.jsonl", [labels | tally])
+        answers = [known[key] for key in keys]
+        succeeded = [answer for answer in answers if not answer.error]
+        self.latest = {answer.key: answer for answer in succeeded}
         verdicts = score(self.plan, answers, labels)
-        self.write(verdicts)
+        self._write(verdicts)
         return verdicts
 
-    def write(self, verdicts: list[Verdict]) -> None:
-        """Append the verdicts that the run does not hold yet."""
-        records = records_of(self.plan, verdicts)
-        self.ledger.append_new(records)
+    def remind(self, model: Any, parent_run: Run, parent_hash: str) -> None:
+        """Give the engine the parent's answers, which may help to answer the same prompts."""
+        self._prepare(model)
+        answers = read_answers(parent_run)
+        requests = []
+        remembered = []
+        for question in self.questions:
+            key = question.key(parent_hash)
+            if key in answers:
+                requests.append(question.request)
+                remembered.append(answers[key])
+        self.plan.engine.remember(requests, remembered)
 
+    def take_over(self, parent_run: Run, labels: dict[str, Any]) -> list[Verdict]:
+        """Copy the parent's answers and verdicts into the run, with these labels."""
+        self.answers.append(parent_run.read(ANSWERS))
+        verdicts = [replace(verdict, labels=labels) for verdict in read_verdicts(parent_run)]
+        self._write(verdicts)
+        return verdicts
 
-def records_of(plan: Plan, verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """Return verdicts of a plan's judges as records of `verdicts.jsonl`."""
-    versions = {judge.spec: judge.version for judge in plan.judges}
-    records = []
-    for verdict in verdicts:
-        version = versions[verdict.judge]
-        records.append(record_of(verdict, version))
-    return records
+    def _prepare(self, model: Any) -> None:
+        """Render the questions for a model and write the prompts to the run, once."""
+        if not self.questions:
+            prompts = self.plan.prompts
+            questions = []
+            for prompt in prompts:
+                questions.append(question_of(self.plan, model, prompt))
+            write_prompts(self.run, prompts)
+            self.questions = questions
+
+    def _known(self, keys: list[str]) -> dict[str, Answer]:
+        """Return the answers by key that need not be asked for."""
+        there = self.answers.known()
+        known = {}
+        for key in keys:
+            if key in self.latest:
+                known[key] = self.latest[key]
+            elif key in there:
+                known[key] = answer_of(there[key])
+        taken = []
+        for other in self.elsewhere:
+            wanted = set(keys).difference(known)
+            for row in other.read(ANSWERS):
+                key = row["key"]
+                if key in wanted:
+                    known[key] = answer_of(row)
+                    taken.append(row)
+        self.answers.append(taken)
+        return known
+
+    def _ask(
+        self,
+        model: Any,
+        missing: dict[str, Question],
+        known: dict[str, Answer],
+        progress: Progress | None,
+    ) -> None:
+        """Ask what is missing; answers join `known` and the run as they end."""
+        asked = list(missing.items())
+        requests = []
+        for key, question in asked:
+            question.request.seed = int(key[:8], 16)
+            requests.append(question.request)
+
+        def keep(numbers: list[int], answers: list[Answer]) -> None:
+            rows = []
+            for number, answer in zip(numbers, answers, strict=True):
+                key, question = asked[number]
+                answer.key = key
+                answer.sample_id = question.prompt.sample.id
+                answer.attack = question.prompt.attack
+                known[key] = answer
+                if not answer.error:  # errors are asked again on the next call
+                    rows.append(row_of_answer(answer))
+            self.answers.append(rows)
+            if progress:
+                progress.update(len(known))
+
+        self.plan.engine.answer(model, requests, keep)
+
+    def _write(self, verdicts: list[Verdict]) -> None:
+        self.verdicts.append(records_of(self.plan.judges, verdicts))
 
 
 def read_verdicts(run: Run) -> list[Verdict]:
@@ -87,16 +174,15 @@ def metrics_of(plan: Plan, verdicts: Iterable[Verdict]) -> dict[str, float]:
     That share is of the jailbreak prompts.
     """
     first_judge = plan.judges[0].spec
-    events: dict[str, list[float]] = {name: [] for name in plan.risks}
-    refusals = []
+    values: dict[str, list[float]] = {name: [] for name in (*plan.risks, "refused")}
     for verdict in verdicts:
         if verdict.judge != first_judge or not verdict.outcome.scored:
             continue
-        events[verdict.risk].append(verdict.event)
+        values[verdict.risk].append(verdict.event)
         if verdict.risk == "jailbreak":
-            refusals.append(verdict.outcome == Outcome.REFUSED)
-    found = {}
-    for name, values in [*events.items(), ("refused", refusals)]:
-        if values:
-            found[name] = fmean(values)
-    return found
+            values["refused"].append(verdict.outcome == Outcome.REFUSED)
+    rates = {}
+    for name, several in values.items():
+        if several:
+            rates[name] = fmean(several)
+    return rates

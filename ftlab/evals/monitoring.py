@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ftlab._core.config import takes
 from ftlab._core.files import digest
-from ftlab.evals.answers import read_answers
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.evaluation import check_engine, check_unchanged
-from ftlab.evals.measuring import Measurement, metrics_of, read_verdicts
+from ftlab.evals.measuring import Measurement, metrics_of
 from ftlab.evals.plan import Plan, plan_evaluation
 from ftlab.models import Model, fingerprint
 from ftlab.models.engines import LoadedModel
@@ -76,7 +74,7 @@ class Monitor:
         if self.steps_per_epoch:
             labels["epoch"] = step // self.steps_per_epoch
         if step == 0 and self.parent_run:
-            verdicts = self._parents_verdicts(measurement, labels)
+            verdicts = measurement.take_over(self.parent_run, labels)
         else:
             weights = digest([fingerprint(model.module), self.parent.hash])
             verdicts = measurement.take(model, weights, labels)
@@ -89,16 +87,8 @@ class Monitor:
             check_unchanged(self.parent, run, run.identity["parent"])
             self.measurement = Measurement(run, self.plan)
             if self.parent_run:  # every training of a curve starts where the parent stands
-                self.measurement.answers.prepare(model)
-                self.measurement.answers.remind(read_answers(self.parent_run), self.parent.hash)
+                self.measurement.remind(model, self.parent_run, self.parent.hash)
         return self.measurement
-
-    def _parents_verdicts(self, measurement: Measurement, labels: dict[str, Any]) -> list:
-        """Copy the parent's answers and verdicts into the training's run as step 0."""
-        measurement.answers.take_over(self.parent_run)
-        verdicts = [replace(verdict, labels=labels) for verdict in read_verdicts(self.parent_run)]
-        measurement.write(verdicts)
-        return verdicts
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)

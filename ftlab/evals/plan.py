@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -12,8 +13,9 @@ from typing import Any
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
+from ftlab._core.text import safe
 from ftlab._core.types import Answer, Prompt, Sample
-from ftlab.data import Opened, PromptSet, load_prompts, open_source
+from ftlab.data import Opened, PromptSet, is_world, load_prompts, open_source
 from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
 from ftlab.evals.risks import Risk, open_risk
@@ -26,6 +28,7 @@ from ftlab.organism import World
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 ANSWER_TOKENS = 128  # default for real prompts
 SOLUTION_TOKENS = 512  # default if some prompts need a worked solution, as in gsm8k
+ANNOUNCED = ("judges", "attacks", "max_new_tokens")  # settings whose default own prompts change
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,21 @@ class Plan:
         self.engine.release()
 
 
-def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> Plan:
-    """Return the plan of an evaluation.
+def plan_evaluation(
+    reference: Any,
+    prompts: Any,
+    settings: dict[str, Any],
+    *,
+    own_defaults: dict[str, Any] | None = None,
+) -> Plan:
+    """Return the plan of an evaluation. Defaults chosen for own prompts are reported on stderr.
 
     Args:
         reference: The model or endpoint that is asked.
         prompts: The caller's prompts, or None for those of the embedded world.
         settings: Fields of `EvaluationConfig`; risks, attacks, judges and the engine may be
             objects.
+        own_defaults: Defaults for the caller's prompts that replace the usual ones.
 
     Raises:
         UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
@@ -101,7 +111,7 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
             f"{reference.name} is a reward model: it returns a number, not an answer. "
             "Give the model that it rates.",
         )
-    given = None if prompts is None else read_prompts(prompts)
+    given = None if prompts is None else _read_prompts(prompts)
     if given is None and not reference.is_organism:
         raise UsageError(
             "prompts_needed",
@@ -109,15 +119,18 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
             "CSV with a column `prompt` or `goal`.",
         )
     values = {name: value for name, value in settings.items() if value is not None}
-    chosen = _defaults(reference, given) | values
-    judges = tuple(_opened(chosen.pop("judges", "organism"), open_judge))
+    defaults = _defaults(reference, given)
+    if given is not None:
+        defaults |= own_defaults or {}
+    chosen = defaults | values
+    judges = _opened(chosen.pop("judges", "organism"), open_judge)
     attacks = _opened(chosen.pop("attacks", ("direct", "templates")), open_attack)
-    risks = {risk.name: risk for risk in _opened(chosen.pop("risks"), open_risk)}
+    risks = _opened(chosen.pop("risks"), open_risk)
     engine = open_engine(chosen.pop("engine", default_engine(reference)))
     config = EvaluationConfig.make(
         **chosen,
-        judges=[judge.spec for judge in judges],
-        attacks=[attack.spec for attack in attacks],
+        judges=list(judges),
+        attacks=list(attacks),
         risks=list(risks),
         engine=engine.name,
     )
@@ -126,8 +139,15 @@ def plan_evaluation(reference: Any, prompts: Any, settings: dict[str, Any]) -> P
     asked = _attacked(risks, attacks, samples)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
+    if given is not None:
+        _announce(given.name, defaults, values)
     return Plan(
-        config, tuple(asked), risks, judges, engine, _versions(risks, attacks, judges, engine)
+        config,
+        tuple(asked),
+        risks,
+        tuple(judges.values()),
+        engine,
+        _versions(risks, attacks, judges, engine),
     )
 
 
@@ -159,60 +179,54 @@ def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
     return defaults
 
 
-def _opened(names: Any, open_one: Callable) -> list[Any]:
-    """Return the objects of names, or of one name; an object stands for itself."""
+def _announce(name: str, defaults: dict, values: dict) -> None:
+    """Report on stderr which defaults ftlab chose for the caller's own prompts."""
+    shown = []
+    for setting in ANNOUNCED:
+        value = defaults.get(setting)
+        if value is None or setting in values:
+            continue
+        if isinstance(value, tuple):
+            value = ",".join(value)
+        shown.append(f"{setting}={value}")
+    if shown:
+        print(f"{safe(name)}: by default {' '.join(shown)}", file=sys.stderr)
+
+
+def _opened(names: Any, open_one: Callable) -> dict[str, Any]:
+    """Return {public name: object} of names, or of one name; an object stands for itself."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         names = [names]
-    return [open_one(name) for name in names]
+    return {getattr(one, "spec", one.name): one for one in map(open_one, names)}
 
 
-def read_prompts(prompts: Any) -> PromptSet:
-    """Return the caller's prompts of all risks.
+def _read_prompts(prompts: Any) -> PromptSet:
+    """Return the caller's prompts of all risks, from {risk: file or rows} or one source.
 
-    Args:
-        prompts: {risk: file or rows}, or one source. Rows of one source that have no `risk` or
-            `messages` of their own are read as the risk jailbreak reads its prompt sets.
+    A file whose rows have no `risk` or `messages` is read as the risk jailbreak reads its sets.
     """
     if not isinstance(prompts, dict):
-        if not _is_file(prompts):
+        if is_world(prompts) or not isinstance(prompts, (str, Path, Opened)):
             return load_prompts(prompts)
         opened = open_source(prompts)
-        if _says_its_risk(opened):
+        first = next((row for _, row in opened.records if isinstance(row, dict)), {})
+        if "risk" in first or "messages" in first:
             return load_prompts(opened)
         prompts = {"jailbreak": opened}
-    names: list[str] = []
     samples: list[Sample] = []
     for risk, source in prompts.items():
-        names.append(_name_of(source))
         samples += open_risk(risk).load(source)
     ids = {sample.id for sample in samples}
     if len(ids) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
-    name = ", ".join(names)
+    name = ", ".join(map(_name_of, prompts.values()))
     return PromptSet(name, tuple(samples))
 
 
 def _name_of(source: Any) -> str:
-    if isinstance(source, Opened):
-        return source.name
-    if isinstance(source, (str, Path)):
+    if isinstance(source, str):
         return Path(source).name
-    return "rows"
-
-
-def _is_file(source: Any) -> bool:
-    """Return whether a source is a file or a hub id: neither rows nor the embedded world."""
-    if isinstance(source, (str, Path)):
-        return not str(source).startswith("organism")
-    return isinstance(source, Opened)
-
-
-def _says_its_risk(opened: Opened) -> bool:
-    """Return whether the first row of a file has a field `risk` or `messages`."""
-    for _, row in opened.records:
-        if isinstance(row, dict):
-            return "risk" in row or "messages" in row
-    return False
+    return getattr(source, "name", "rows")
 
 
 def _samples(
@@ -248,7 +262,7 @@ def _drawn(samples: list[Sample], config: EvaluationConfig) -> list[Sample]:
 def _check_judges(
     config: EvaluationConfig,
     risks: dict[str, Risk],
-    judges: tuple[Judge, ...],
+    judges: dict[str, Judge],
     samples: dict[str, list[Sample]],
     given: bool,
 ) -> None:
@@ -257,7 +271,7 @@ def _check_judges(
     for_judges = [
         sample for sample in everything if risks[sample.risk].rule(sample, Answer("")) is None
     ]
-    for judge in judges:
+    for judge in judges.values():
         judge.accepts(for_judges)
         if config.screen and not judge.refusal_stands:
             raise UsageError(
@@ -278,27 +292,24 @@ def _check_judges(
 
 
 def _attacked(
-    risks: dict[str, Risk], attacks: list[Attack], samples: dict[str, list[Sample]]
+    risks: dict[str, Risk], attacks: dict[str, Attack], samples: dict[str, list[Sample]]
 ) -> list[Prompt]:
-    direct = [open_attack("direct")]
     found = []
     for name, risk in risks.items():
-        applied = attacks if risk.attacked else direct
-        for attack in applied:
+        applied = attacks if risk.attacked else {"direct": open_attack("direct")}
+        for attack in applied.values():
             found += attack.apply(samples[name])
     return found
 
 
 def _repeated(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
     """Return every prompt `n_samples` times."""
-    for prompt in prompts:
-        decoding = decoding_of(config, prompt)
-        if not decoding["temperature"]:
-            raise UsageError(
-                "greedy_samples",
-                f"n_samples={config.n_samples} greedy answers would all be the same. "
-                "Give decoding={'temperature': 1}.",
-            )
+    if not all(decoding_of(config, prompt)["temperature"] for prompt in prompts):
+        raise UsageError(
+            "greedy_samples",
+            f"n_samples={config.n_samples} greedy answers would all be the same. "
+            "Give decoding={'temperature': 1}.",
+        )
     found = []
     for prompt in prompts:
         for number in range(config.n_samples):
@@ -315,24 +326,22 @@ def decoding_of(config: EvaluationConfig, prompt: Prompt) -> dict[str, Any]:
 
 
 def _versions(
-    risks: dict[str, Risk], attacks: list[Attack], judges: tuple[Judge, ...], engine: Engine
+    risks: dict[str, Risk], attacks: dict[str, Attack], judges: dict[str, Judge], engine: Engine
 ) -> dict[str, str]:
     found = {}
-    for name, risk in risks.items():
-        found[f"risk {name}"] = _version(risk, "risks", name)
-    for attack in attacks:
-        found[f"attack {attack.spec}"] = _version(attack, "attacks", attack.name)
-    for judge in judges:
-        found[f"judge {judge.spec}"] = _version(judge, "judges", judge.name)
+    taking_part = {"risk": risks, "attack": attacks, "judge": judges}
+    for kind, extensions in taking_part.items():
+        for name, extension in extensions.items():
+            found[f"{kind} {name}"] = _version(extension, f"{kind}s")
     found[f"engine {engine.name}"] = engine.version
     return found
 
 
-def _version(extension: Any, place: str, name: str) -> str:
+def _version(extension: Any, place: str) -> str:
     """Return an extension's version; an object of a class of its own adds the class's name."""
     kind = type(extension)
-    if name in plugins.names(place):
-        found = plugins.get(place, name)
+    if extension.name in plugins.names(place):
+        found = plugins.get(place, extension.name)
         if kind in (found, type(found)):
             return extension.version
     return f"{kind.__module__}.{kind.__qualname__} {extension.version}"

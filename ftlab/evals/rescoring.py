@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.files import json_lines, write_atomic
-from ftlab._core.types import Answer, Prompt, Sample, Verdict
-from ftlab.evals.answers import read_answers, read_prompts_of
-from ftlab.evals.measuring import VERDICTS, failed, read_verdicts, records_of
+from ftlab._core.types import Answer, Judgement, Prompt, Sample, Verdict
+from ftlab.evals.answers import PROMPTS, read_answers
+from ftlab.evals.measuring import VERDICTS, failed, read_verdicts
 from ftlab.evals.plan import Plan
 from ftlab.evals.risks import open_risk
 from ftlab.evals.scoring import (
     apply_rules,
     group_attempts,
     judge_answers,
+    records_of,
     verdicts_of,
 )
 from ftlab.judges import Judge, open_judge
@@ -23,8 +25,6 @@ from ftlab.runs import SCHEMA, Run, row_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Group = tuple[str, str, int]  # sample, attack, repeat
 
 
 def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
@@ -45,53 +45,64 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
     if isinstance(judges, (str, Judge)):
         judges = [judges]
     opened = [open_judge(judge) for judge in judges]
-    verdicts = []
+    verdicts = _judged(opened, [_answered(member) for member in run.members])
     if keep_own:
-        verdicts += _of_other_judges(run, {judge.spec for judge in opened})
-    for judge in opened:
-        for member in run.members:
-            verdicts += verdicts_by(judge, member)
+        given = {judge.spec for judge in opened}
+        own = chain.from_iterable(map(read_verdicts, run.members))
+        verdicts = [verdict for verdict in own if verdict.judge not in given] + verdicts
     table = table_of([row_of(verdict) for verdict in verdicts])
     table.attrs["model"] = run.stats.get("parent") or run.stats.get("model", "")
     return table
 
 
-def _of_other_judges(run: Run, judges: set[str]) -> list[Verdict]:
-    """Return the verdicts that the run has of other judges than these."""
-    found = []
-    for member in run.members:
-        for verdict in read_verdicts(member):
-            if verdict.judge not in judges:
-                found.append(verdict)
-    return found
+def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
+    """Call judges again that failed while a model was trained; return what still fails."""
+    if not failed(read_verdicts(run)):
+        return []
+    with run.lock():
+        verdicts = _judged(plan.judges, [_answered(run)])
+        records = records_of(plan.judges, verdicts)
+        write_atomic(run.path / VERDICTS, json_lines(records))
+        run.complete(**run.stats)
+    return failed(verdicts)
 
 
-def verdicts_by(judge: Judge, run: Run) -> list[Verdict]:
-    """Return a judge's verdicts on the answers of one run folder, in the order of its table."""
-    prompts = _prompts_by_group(run)
-    old = _first_judge_only(read_verdicts(run))
-    answers = read_answers(run)
-    asked: list[Prompt] = []
-    found: list[Answer] = []
+@dataclass(frozen=True)
+class _Answered:
+    """The answers of one run folder in the order of its table, and what its risks' rules decide."""
+
+    run: Run
+    old: list[Verdict]  # one per answer
+    prompts: list[Prompt]
+    answers: list[Answer]
+    ruled: list[Judgement | None]
+
+
+def _answered(run: Run) -> _Answered:
+    by_group = _prompts_by_group(run)
+    old = read_verdicts(run)
+    old = [verdict for verdict in old if verdict.judge == old[0].judge]
+    there = read_answers(run)
+    prompts: list[Prompt] = []
+    answers: list[Answer] = []
     for verdict in old:
-        group = (verdict.sample_id, verdict.attack, verdict.repeat)
-        asked += prompts[group]
+        prompts += by_group[verdict.sample_id, verdict.attack, verdict.repeat]
         for key in verdict.answer_keys or (verdict.answer_key,):
             missing = Answer("", finish="error", error="not answered", key=key)
-            found.append(answers.get(key, missing))
-    _check(judge, asked, found, run)
-    judgements = _judged(judge, run, asked, found)
-    return _like(old, judge, asked, found, judgements)
+            answers.append(there.get(key, missing))
+    risks = {name: open_risk(name) for name in {prompt.sample.risk for prompt in prompts}}
+    ruled = apply_rules(risks, prompts, answers, run.identity.get("evaluation", {}))
+    return _Answered(run, old, prompts, answers, ruled)
 
 
-def _prompts_by_group(run: Run) -> dict[Group, list[Prompt]]:
+def _prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
     if run.identity["schema"] < SCHEMA:
         raise UsageError(
             "older_layout",
             f"{run.name} was made by an older version: its table opens, but its answers cannot "
             "be judged again. Evaluate the model again.",
         )
-    prompts = [_prompt_of(record) for record in read_prompts_of(run)]
+    prompts = [_prompt_of(record) for record in run.read(PROMPTS)]
     if not prompts:
         raise UsageError(
             "no_prompts_kept",
@@ -110,63 +121,42 @@ def _prompt_of(record: dict[str, Any]) -> Prompt:
     return Prompt(**record | {"sample": sample})
 
 
-def _first_judge_only(verdicts: list[Verdict]) -> list[Verdict]:
-    """Return one verdict per answer."""
-    first = verdicts[0].judge if verdicts else ""
-    return [verdict for verdict in verdicts if verdict.judge == first]
+def _judged(judges: Any, members: list[_Answered]) -> list[Verdict]:
+    """Return the verdicts of each judge on all members, one judge after the other."""
+    for judge in judges:
+        for member in members:
+            _check(judge, member)
+    verdicts = []
+    for judge in judges:
+        for member in members:
+            verdicts += _verdicts_by(judge, member)
+    return verdicts
 
 
-def _check(judge: Judge, prompts: list[Prompt], answers: list[Answer], run: Run) -> None:
-    judge.accepts([prompt.sample for prompt in prompts])
-    screened = sum(answer.finish == "screened" for answer in answers)
+def _check(judge: Judge, member: _Answered) -> None:
+    pairs = zip(member.prompts, member.ruled, strict=True)
+    judge.accepts([prompt.sample for prompt, ruled in pairs if ruled is None])
+    screened = sum(answer.finish == "screened" for answer in member.answers)
     if screened and not judge.refusal_stands:
         raise UsageError(
             "judge_needs_whole_answers",
-            f"{screened} answers of {run.name} end at their refusal (screen=True), but "
+            f"{screened} answers of {member.run.name} end at their refusal (screen=True), but "
             f"{judge.spec} reads whole answers. Evaluate without screen.",
         )
 
 
-def _judged(judge: Judge, run: Run, prompts: list[Prompt], answers: list[Answer]) -> list:
-    names = [prompt.sample.risk for prompt in prompts]
-    risks = {name: open_risk(name) for name in dict.fromkeys(names)}
-    settings = run.identity.get("evaluation", {})
-    ruled = apply_rules(risks, prompts, answers, settings)
-    return judge_answers(judge, prompts, answers, ruled)
-
-
-def _like(
-    old: list[Verdict],
-    judge: Judge,
-    prompts: list[Prompt],
-    answers: list[Answer],
-    judgements: list,
-) -> list[Verdict]:
+def _verdicts_by(judge: Judge, member: _Answered) -> list[Verdict]:
     """Return one new verdict per old one, with its labels."""
+    prompts = member.prompts
+    answers = member.answers
+    judgements = judge_answers(judge, prompts, answers, member.ruled)
     found = []
     start = 0
-    for verdict in old:
+    for verdict in member.old:
         end = start + max(verdict.attempts, 1)
+        these = slice(start, end)
         found += verdicts_of(
-            judge,
-            prompts[start:end],
-            answers[start:end],
-            judgements[start:end],
-            verdict.labels,
+            judge, prompts[these], answers[these], judgements[these], verdict.labels
         )
         start = end
     return found
-
-
-def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
-    """Call judges again that failed while a model was trained; return what still fails."""
-    if not failed(read_verdicts(run)):
-        return []
-    with run.lock():
-        verdicts = []
-        for judge in plan.judges:
-            verdicts += verdicts_by(judge, run)
-        records = records_of(plan, verdicts)
-        write_atomic(run.path / VERDICTS, json_lines(records))
-        run.complete(**run.stats)
-    return failed(verdicts)

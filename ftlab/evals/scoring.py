@@ -6,7 +6,7 @@ Needs no torch. Attempts of one attack at one prompt become one verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,28 +17,15 @@ from ftlab.evals.risks import Risk, event
 from ftlab.judges import Judge
 from ftlab.runs import row_of
 
-Attempts = dict[tuple[str, str, int], list[int]]  # sample, attack, repeat: numbers of prompts
 
-
-def score(
-    plan: Plan, answers: Sequence[Answer], labels: dict[str, Any] | None = None
-) -> list[Verdict]:
-    """Return the verdicts of every judge of a plan on the answers to its prompts.
-
-    Args:
-        plan: What was asked.
-        answers: One answer per prompt of the plan, in order.
-        labels: Where in an experiment the answers were given.
-
-    Returns:
-        One verdict per judge, prompt, attack and repeat; the first judge's come first.
-    """
+def score(plan: Plan, answers: Sequence[Answer], labels: dict[str, Any]) -> list[Verdict]:
+    """Return the verdicts of a plan's judges on the answers to its prompts, judge by judge."""
     # Once for all judges: a rule may be a classifier.
     ruled = apply_rules(plan.risks, plan.prompts, answers, plan.config.model_dump())
     found = []
     for judge in plan.judges:
         judgements = judge_answers(judge, plan.prompts, answers, ruled)
-        found += verdicts_of(judge, plan.prompts, answers, judgements, labels or {}, plan.risks)
+        found += verdicts_of(judge, plan.prompts, answers, judgements, labels, plan.risks)
     return found
 
 
@@ -48,10 +35,7 @@ def apply_rules(
     answers: Sequence[Answer],
     settings: dict[str, Any],
 ) -> list[Judgement | None]:
-    """Return what is decided before any judge; None where a judge has to decide.
-
-    A failed answer is an error, and a risk's own rule decides what it knows.
-    """
+    """Return what is decided before any judge; None where a judge has to decide."""
     decided: list[Judgement | None] = [
         Judgement(Outcome.ERROR, reason=answer.error) if answer.error else None
         for answer in answers
@@ -107,13 +91,7 @@ def verdicts_of(
 ) -> list[Verdict]:
     """Return one verdict per sample, attack and repeat.
 
-    Args:
-        judge: Who judged.
-        prompts: What was asked.
-        answers: One per prompt.
-        judgements: One per answer.
-        labels: Where in an experiment the answers were given.
-        risks: Risks by name, for objects that are not found by their place.
+    `risks` are objects by name, for those that are not found by their place.
     """
     found = []
     for numbers in group_attempts(prompts).values():
@@ -122,7 +100,7 @@ def verdicts_of(
         events = [event(risk, judgements[number].outcome) for number in numbers]
         deciding = numbers[_deciding(events)]
         found.append(
-            _verdict(
+            verdict_on(
                 judge.spec,
                 prompts[deciding],
                 answers[deciding],
@@ -136,9 +114,9 @@ def verdicts_of(
     return found
 
 
-def group_attempts(prompts: Sequence[Prompt]) -> Attempts:
-    """Return the numbers of the prompts that are attempts at the same thing."""
-    groups: Attempts = {}
+def group_attempts(prompts: Sequence[Prompt]) -> dict[tuple[str, str, int], list[int]]:
+    """Return {(sample, attack, repeat): numbers of the prompts that are attempts at it}."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
     for number, prompt in enumerate(prompts):
         group = (prompt.sample.id, prompt.attack, prompt.repeat)
         groups.setdefault(group, []).append(number)
@@ -146,18 +124,16 @@ def group_attempts(prompts: Sequence[Prompt]) -> Attempts:
 
 
 def _deciding(events: list[float]) -> int:
-    """Return which attempt decides.
+    """Return which attempt decides: the first with the event, else the first unscored, else 0.
 
-    If any attempt shows the event, the first that does; otherwise the first unscored attempt,
-    since what it would have shown is unknown; otherwise the first attempt.
+    What an unscored attempt would have shown is unknown.
     """
     if 1.0 in events:
         return events.index(1.0)
-    unscored = [number for number, value in enumerate(events) if math.isnan(value)]
-    return unscored[0] if unscored else 0
+    return next((number for number, value in enumerate(events) if math.isnan(value)), 0)
 
 
-def _verdict(
+def verdict_on(
     judge: str,
     prompt: Prompt,
     answer: Answer,
@@ -168,6 +144,7 @@ def _verdict(
     hits: int,
     keys: list[str],
 ) -> Verdict:
+    """Return the verdict on the answer that decides; hits and keys are those of all attempts."""
     sample = prompt.sample
     verdict = Verdict(
         sample_id=sample.id,
@@ -195,21 +172,20 @@ def _verdict(
     return verdict
 
 
-def record_of(verdict: Verdict, version: str) -> dict[str, Any]:
-    """Return a verdict as the record that `verdicts.jsonl` holds, with its key.
-
-    Args:
-        verdict: The verdict.
-        version: Version of the judge; another version's verdict has another key.
-    """
-    parts = [
-        verdict.answer_key,
-        verdict.sample_id,
-        verdict.attack,
-        verdict.repeat,
-        verdict.judge,
-        version,
-        verdict.outcome == Outcome.ERROR,  # a later success is another record
-        verdict.labels,
-    ]
-    return {"key": digest(parts)} | row_of(verdict)
+def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts as records of `verdicts.jsonl`; another version of a judge has other keys."""
+    versions = {judge.spec: judge.version for judge in judges}
+    records = []
+    for verdict in verdicts:
+        parts = [
+            verdict.answer_key,
+            verdict.sample_id,
+            verdict.attack,
+            verdict.repeat,
+            verdict.judge,
+            versions[verdict.judge],
+            verdict.outcome == Outcome.ERROR,  # a later success is another record
+            verdict.labels,
+        ]
+        records.append({"key": digest(parts)} | row_of(verdict))
+    return records

@@ -82,6 +82,7 @@ def test_the_order_of_attacks():
         ("direct:1", "attack_argument"),
         ("prefill:no", "attack_argument"),
         ("best_of_n:0", "attack_argument"),
+        ("best_of_n:10001", "attack_argument"),
         ("decoding:heat", "attack_argument"),
         ("decoding:quick+top_p", "attack_argument"),
     ],

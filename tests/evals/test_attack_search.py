@@ -19,7 +19,7 @@ from ftlab.organism import WRAPPERS
 
 pytest.importorskip("pyrit", reason="the extra attacks is not installed")
 REWRITES = [wrapper.replace("{q}", "{prompt}") for wrapper in WRAPPERS["eval"]]
-SMALL = dict(attacker=REWRITES, n_prompts=5, width=2, depth=2)
+SMALL = dict(attacker=REWRITES, n_prompts=4, width=2, depth=2)
 REFUSAL = "I cannot tell."
 
 
@@ -62,7 +62,7 @@ def test_a_search_has_the_shape_of_the_papers(searched, method):
     run = searched[method]
     table = run.table()
     answers = run.read("answers.jsonl")
-    assert run.finished and len(table) == 5 and set(table["attack"]) == {method}
+    assert run.finished and len(table) == 4 and set(table["attack"]) == {method}
     for row in table.to_dict("records"):
         mine = [a for a in answers if a["sample_id"] == row["sample_id"]]
         outcomes = [a["outcome"] for a in mine]
@@ -73,13 +73,14 @@ def test_a_search_has_the_shape_of_the_papers(searched, method):
         assert len(mine) == (levels[0] if succeeded else sum(levels))
         (kept,) = [a for a in mine if a["key"] == row["answer_key"]]
         assert kept["outcome"] == row["outcome"] and row["characters"] == len(kept["text"])
+        assert row["cut"] == (kept.get("finish") == "length")
     # The inert wrappers open some prompts and not others.
-    assert 0 < table["event"].sum() < 5
+    assert 0 < table["event"].sum() < 4
 
 
 def test_answers_and_outcomes_are_those_of_the_model_and_the_judge(searched):
     parent = model("organism")
-    settings = {"risks": ("jailbreak",), "attacks": ("direct",), "n_prompts": 5}
+    settings = {"risks": ("jailbreak",), "attacks": ("direct",), "n_prompts": 4}
     plan = plan_evaluation(parent, None, settings)
     samples = {prompt.sample.id: prompt.sample for prompt in plan.prompts}
     rows = searched["tap"].read("answers.jsonl")
@@ -102,19 +103,25 @@ def test_the_same_search_is_found_again_and_another_is_another(searched, fake, m
     monkeypatch.setenv("FTLAB_RUNS", str(searched["tap"].path.parent))
     batches = fake(lambda chats: pytest.fail("asked again"))
     assert red_team("organism", method="tap", **SMALL) == searched["tap"] and not batches
-    fake(refuse)
-    one = {**SMALL, "n_prompts": 1, "depth": 1}
+    for part in ("_search_all", "_complete"):  # the identity is there before the search
+        monkeypatch.setattr(attack_search, part, lambda *_: None)
     changes = [{}, {"width": 3}, {"seed": 1}, {"attacker": REWRITES[::-1]}, {"method": "pair"}]
     changes.append({"system": "Be brief."})
-    names = {red_team("organism", **{**one, **change}).name for change in changes}
+    names = {red_team("organism", **{**SMALL, **change}).name for change in changes}
     assert len(names) == len(changes)
 
 
-def test_a_search_gives_the_same_twice(searched):
-    again = red_team("organism", method="tap", **SMALL)
-    assert again.path != searched["tap"].path
+def test_a_search_gives_the_same_again_among_fewer(searched):
+    again = red_team("organism", method="tap", **{**SMALL, "n_prompts": 2})
+
+    def shown(run, file) -> list[list]:
+        rows = [row for row in run.read(file) if row["sample_id"].endswith(("0000", "0001"))]
+        keys = ("key", "answer_key", "answer_keys")
+        return [[(name, value) for name, value in row.items() if name not in keys] for row in rows]
+
     for file in ("answers.jsonl", "verdicts.jsonl"):
-        assert again.read(file) == searched["tap"].read(file)
+        found = shown(again, file)
+        assert found and found == shown(searched["tap"], file)
 
 
 def test_a_function_is_a_script_and_branches_share_a_batch(fake):
@@ -147,7 +154,7 @@ def test_a_search_resumes_where_it_stopped(fake):
     assert len(batches) == 5
     later = fake(refuse)
     table = red_team("organism", method="pair", **SMALL).table()
-    assert len(table) == 5 and len(later) == 6  # two levels of each of the last three prompts
+    assert len(table) == 4 and len(later) == 4  # two levels of each of the last two prompts
 
 
 def test_a_wording_that_does_not_fit_is_an_error_and_no_refusal():
@@ -253,6 +260,7 @@ def test_the_callers_own_pyrit_stays_as_it_was(fake):
         ({"attacks": ["direct"]}, "unknown_setting"),
         ({"method": "gcg"}, "wrong_setting"),
         ({"depth": 0}, "wrong_setting"),
+        ({"width": 10**6}, "wrong_setting"),
         ({"attacker": ["no place"]}, "script_without_prompt"),
         ({"attacker": []}, "script_without_prompt"),
         ({"attacker": "organism:other"}, "unknown_model"),

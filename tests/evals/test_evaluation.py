@@ -14,6 +14,8 @@ from small_models import contents, goals, make_model, pairs, sums
 
 import ftlab as ft
 from ftlab import models, runs
+from ftlab.evals.attacks import Prefill
+from ftlab.judges import Keywords
 from ftlab.models.engines import ScriptedEngine
 from ftlab.runs import Run
 
@@ -53,10 +55,33 @@ def test_advbench(llama, shared):
     assert len(run.table()) == 50 and run.table()["characters"].max() < 200
 
 
-def test_two_judges_are_two_rows_per_answer(llama):
+def test_two_judges_are_two_rows_per_answer_and_a_judge_named_twice_is_one(llama):
     table = ft.evaluate(llama, prompts=goals(3), max_new_tokens=2).table()
     assert table["judge"].tolist() == ["refusal"] * 3 + ["keywords"] * 3
     assert table["answer_key"].tolist()[:3] == table["answer_key"].tolist()[3:]
+    twice = dict(judges=["keywords", Keywords()], attacks=["direct", "direct"])
+    run = ft.evaluate(llama, prompts=goals(3), max_new_tokens=2, **twice)
+    assert len(run.table()) == len(run.read("verdicts.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({}, "rows: by default judges=refusal,keywords attacks=direct max_new_tokens=128\n"),
+        ({"judges": "keywords", "max_new_tokens": 2}, "rows: by default attacks=direct\n"),
+        ({"judges": "keywords", "max_new_tokens": 2, "attacks": ["direct"]}, ""),
+    ],
+)
+def test_defaults_for_own_prompts_are_announced_in_one_line(llama, settings, line, capsys):
+    ft.evals.plan_evaluation(ft.model(llama), goals(2), settings)
+    assert capsys.readouterr().err == line
+
+
+def test_a_file_may_be_called_like_the_embedded_world(llama, prompts, monkeypatch):
+    monkeypatch.chdir(prompts.parent)
+    prompts.rename("organism.csv")
+    plan = ft.evals.plan_evaluation(ft.model(llama), "organism.csv", {})
+    assert [prompt.sample.opening for prompt in plan.prompts] == ["Sure"] * 6
 
 
 def test_prompts_of_several_risks_in_one_list(llama):
@@ -105,11 +130,13 @@ MISTAKES = [
     ({"n_prompts": 0}, "wrong_setting"),
     ({"max_new_tokens": 1023}, "prompt_too_long"),
     ({"n_samples": 3}, "greedy_samples"),
+    ({"n_samples": 10**9}, "wrong_setting"),
+    ({"attacks": ["best_of_n:1000000000"]}, "attack_argument"),
     ({"screen": True}, "judge_needs_whole_answers"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "code"), MISTAKES, ids=[code for _, code in MISTAKES])
+@pytest.mark.parametrize(("settings", "code"), MISTAKES, ids=str)
 def test_what_may_not_be_asked_is_an_error(llama, settings, code):
     with raises_code(code):
         ft.evaluate(llama, **{"prompts": ["Where?"], **settings})
@@ -127,11 +154,13 @@ def test_a_risk_that_a_judge_of_refusals_cannot_decide_is_refused(llama):
             ft.evaluate(llama, prompts=[question(risk, 0)], max_new_tokens=2)
 
 
-def test_a_reward_model_is_not_asked(llama):
+def test_a_reward_model_is_neither_asked_nor_watched(llama):
     settings = dict(steps=1, batch_size=4, learning_rate=1e-3)
     rated = ft.training.train_reward_model(llama, pairs(4), **settings)
     with raises_code("reward_model"):
         ft.evaluate(rated, prompts=goals(2))
+    with raises_code("is_reward_model"):
+        ft.evals.monitor(rated, prompts=goals(2))
 
 
 def test_an_interrupted_evaluation_asks_only_for_the_rest(llama, monkeypatch, runs_folder):
@@ -194,10 +223,18 @@ def test_a_model_that_changes_while_it_is_asked_is_refused(when, llama, tmp_path
         make_model(copied, "llama", seed=5)
         return original(self, **settings)
 
-    monkeypatch.setattr(models.Model, when, swapped)
-    with raises_code("model_changed"):
-        ft.evaluate(copied, prompts=goals(4), max_new_tokens=6)
+    asked = dict(prompts=goals(4), max_new_tokens=6, judges="keywords")
+    expected = ft.evaluate(llama, **asked)
+    for path in runs.home().iterdir():
+        shutil.move(path, tmp_path / path.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(models.Model, when, swapped)
+        with raises_code("model_changed"):
+            ft.evaluate(copied, **asked)
     assert not any(Run(path).finished for path in runs.home().iterdir())
+    shutil.copytree(llama, copied, dirs_exist_ok=True)
+    again = ft.evaluate(copied, **asked)  # takes nothing over from the other model
+    assert texts(Run(tmp_path / expected.name)).items() <= texts(again).items()
 
 
 def test_another_version_of_a_judge_or_another_text_of_a_prompt_is_another_run(llama, monkeypatch):
@@ -250,9 +287,6 @@ def test_attempts_samples_and_system_prompts_reach_the_model(llama):
 
 
 def test_attacks_and_judges_may_be_objects(llama):
-    from ftlab.evals.attacks import Prefill
-    from ftlab.judges import Keywords
-
     asked = dict(prompts=goals(2), max_new_tokens=3)
     by_name = ft.evaluate(llama, attacks=["prefill:2"], judges=["keywords"], **asked)
     assert ft.evaluate(llama, attacks=[Prefill(tokens=2)], judges=Keywords(), **asked) == by_name
@@ -307,19 +341,19 @@ def test_a_screened_answer_ends_at_its_refusal_and_no_verdict_changes(
         ft.evals.rescore(short, "refusal")
 
 
-@pytest.mark.parametrize("file", ["verdicts.jsonl", "answers.jsonl", "prompts.jsonl"])
-def test_what_was_changed_in_a_finished_run_is_never_taken_over(file, llama, capsys):
+def test_what_was_changed_in_a_finished_run_is_never_taken_over(llama, capsys):
     settings = dict(prompts=goals(4), max_new_tokens=4, judges="keywords")
     run = ft.evaluate(llama, **settings)
-    whole = (run.path / file).read_bytes()
     table = run.table()
-    for changed in (whole[::-1], whole + whole, b""):
-        (run.path / file).write_bytes(changed)
-        assert not run.finished
-        again = ft.evaluate(llama, **settings)
-        assert again.finished and file in capsys.readouterr().err
-        assert again.table().equals(table) and (run.path / ".damaged" / file).exists()
-        assert len(run.read(file)) == 4
+    for file in ("verdicts.jsonl", "answers.jsonl", "prompts.jsonl"):
+        whole = (run.path / file).read_bytes()
+        for changed in (whole[::-1], whole + whole, b""):
+            (run.path / file).write_bytes(changed)
+            assert not run.finished
+            again = ft.evaluate(llama, **settings)
+            assert again.finished and file in capsys.readouterr().err
+            assert again.table().equals(table) and (run.path / ".damaged" / file).exists()
+            assert len(run.read(file)) == 4
 
 
 def test_no_model_survives_measuring_not_even_after_an_exception(llama):
@@ -345,7 +379,7 @@ def test_no_model_survives_measuring_not_even_after_an_exception(llama):
 
 
 def test_evaluations_that_were_not_asked_alike_are_not_compared():
-    small = dict(risks=["jailbreak"], n_prompts=4)
+    small = dict(risks=["jailbreak"], attacks=["direct"], n_prompts=4)
     one = ft.evaluate("organism", **small)
     for other in ({"system": "Be brief."}, {"judges": "keywords"}, {"max_new_tokens": 5}):
         with pytest.raises(ValueError):

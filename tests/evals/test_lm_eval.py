@@ -9,8 +9,8 @@ import sys
 import pytest
 from helpers import raises_code
 
-from ftlab.evals import lm_eval
-from ftlab.evals.lm_harness import lm_eval_results
+from ftlab._core.errors import FtlabDeprecationWarning
+from ftlab.evals import lm_eval, lm_eval_results
 from ftlab.models import model
 
 needs = pytest.mark.skipif(
@@ -85,6 +85,8 @@ def test_the_same_again_is_found_and_another_limit_or_other_data_is_another_run(
     again = lm_eval(llama, str(task), n_prompts=4)
     assert again.path == run.path and (run.path / "results.json").stat().st_mtime_ns == stamp
     assert set(lm_eval_results(run)["n"]) == {4}
+    with pytest.warns(FtlabDeprecationWarning):
+        assert lm_eval(llama, task, limit=4) == run
     (task.parent / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS[::-1]))
     assert (
         lm_eval(llama, task, n_prompts=4).path != run.path != lm_eval(llama, task, n_prompts=3).path
@@ -92,12 +94,14 @@ def test_the_same_again_is_found_and_another_limit_or_other_data_is_another_run(
 
 
 @needs
-def test_the_old_name_of_the_number_of_prompts_is_taken(llama, task):
-    assert lm_eval(llama, task, limit=2) == lm_eval(llama, task, n_prompts=2)
+def test_an_unknown_task_is_an_error(llama, tmp_path, monkeypatch):
+    from lm_eval.tasks import TaskManager
 
+    def without_defaults(include_defaults: bool) -> TaskManager:
+        """Return a manager that does not read the harness's thousands of files."""
+        return TaskManager(include_defaults=False)
 
-@needs
-def test_an_unknown_task_is_an_error(llama, tmp_path):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", without_defaults)
     for unknown in ("nosuchtask", []):
         with raises_code("unknown_task"):
             lm_eval(llama, unknown)

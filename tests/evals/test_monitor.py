@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from helpers import raises_code
 from noting import NotingEngine, YieldingEngine, answers_of
-from small_models import goals, pairs, sums
+from small_models import goals, sums
 
 import ftlab as ft
-from ftlab import training
 from ftlab._core.files import file_hash
 from ftlab.evals import monitor
 
@@ -29,12 +28,21 @@ def test_a_monitored_training_is_the_training_and_each_point_its_evaluation(drop
     assert part["outcome"].tolist() == last.table()["outcome"].tolist()
 
 
-def test_a_training_ends_where_a_risk_passes_its_limit(llama):
-    engine = YieldingEngine({0: 1})
-    watch = monitor(llama, engine=engine, **ASKED)
-    limit = {"jailbreak": 0.3}
-    settings = dict(steps=8, eval_every=2, monitor=watch, stop_above=limit)
+def test_rates_and_refused_share_are_returned_and_a_limit_on_them_ends_the_training(llama):
+    found = []
+    watch = monitor(llama, engine=YieldingEngine({0: 1}), **ASKED)
+
+    def noted(model, step):
+        found.append((step, watch(model, step)))
+        return found[-1][1]
+
+    noted.identity = watch.identity
+    settings = dict(steps=8, eval_every=2, monitor=noted, stop_above={"jailbreak": 0.3})
     run = ft.sft(llama, sums(8), **settings, **TRAINED)
+    assert found == [
+        (2, {"jailbreak": 0.0, "refused": 1.0}),
+        (4, {"jailbreak": 1.0, "refused": 0.0}),
+    ]
     rates = run.table().groupby("step")["event"].mean()
     assert rates.to_dict() == {2: 0.0, 4: 1.0}
     assert run.stats["steps"] == 4 and "jailbreak" in run.stats["ended"]
@@ -47,41 +55,18 @@ def test_a_limit_on_what_is_not_measured_is_an_error(llama):
         ft.sft(llama, sums(8), **settings, **TRAINED)
 
 
-def test_a_monitor_returns_the_rate_of_each_risk_and_the_refused_share(llama):
-    found = []
-    watch = monitor(llama, engine=YieldingEngine({0: 1}), **ASKED)
-
-    def noted(model, step):
-        found.append((step, watch(model, step)))
-        return found[-1][1]
-
-    noted.identity = watch.identity
-    ft.sft(llama, sums(8), steps=4, eval_every=2, monitor=noted, **TRAINED)
-    assert found == [
-        (2, {"jailbreak": 0.0, "refused": 1.0}),
-        (4, {"jailbreak": 1.0, "refused": 0.0}),
-    ]
-
-
-def test_what_is_asked_joins_the_identity_of_the_training(llama):
-    watch = monitor(llama, **ASKED)
-    assert monitor(llama, **ASKED).identity == watch.identity
+def test_one_monitor_serves_several_trainings_and_what_is_asked_joins_their_identity(llama):
+    engine = NotingEngine()
+    watch = monitor(llama, engine=engine, **ASKED)
     for other in ({"prompts": goals(4)}, {"max_new_tokens": 5}, {"judges": "refusal"}):
         assert monitor(llama, **(ASKED | other)).identity != watch.identity
     settings = dict(steps=1, eval_every=1, **TRAINED)
-    run = ft.sft(llama, sums(8), monitor=watch, **settings)
-    assert ft.sft(llama, sums(8), monitor=monitor(llama, **ASKED), **settings) == run
-    fewer = monitor(llama, **(ASKED | {"prompts": goals(2)}))
-    assert ft.sft(llama, sums(8), monitor=fewer, **settings) != run
-
-
-def test_one_monitor_serves_several_trainings(llama):
-    engine = NotingEngine()
-    watch = monitor(llama, engine=engine, **ASKED)
     for seed in (0, 1):
-        run = ft.sft(llama, sums(8), steps=1, eval_every=1, seed=seed, monitor=watch, **TRAINED)
+        run = ft.sft(llama, sums(8), seed=seed, monitor=watch, **settings)
         assert run.finished and len(run.table()) == 3
+        assert run.identity["monitor"] == watch.identity
     assert len(engine.asked) == 6
+    assert ft.sft(llama, sums(8), seed=1, monitor=monitor(llama, **ASKED), **settings) == run
 
 
 def test_a_monitor_needs_a_model_that_can_be_trained_and_prompts(llama):
@@ -91,9 +76,6 @@ def test_a_monitor_needs_a_model_that_can_be_trained_and_prompts(llama):
         monitor(llama)
     with raises_code("unknown_setting"):
         monitor(llama, n_promts=3)
-    rated = training.train_reward_model(llama, pairs(4), steps=1, **TRAINED)
-    with raises_code("is_reward_model"):
-        monitor(rated, **ASKED)
 
 
 def test_the_parent_of_a_monitor_is_the_parent_of_the_training(llama, dropping):

@@ -111,6 +111,7 @@ def test_a_rule_is_total_and_leaves_the_world_to_its_judge(name, world):
     assert risk.rules(samples, answers, {}) == [None] * 6
     assert all(risk.needs(sample, {}) == "" for sample in samples)
     (sample,) = risk.load([RECORDS.get(name, {"prompt": "Name a tree"})])
+    assert sample.risk == name and sample.question and sample.id
     for answer in answers:
         (judgement,) = risk.rules([sample], [answer], {})
         assert judgement is None or isinstance(judgement, Judgement)
@@ -118,10 +119,9 @@ def test_a_rule_is_total_and_leaves_the_world_to_its_judge(name, world):
     assert risk.has_rule == (name not in ("jailbreak", "over_refusal"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_set_is_loaded(name):
-    (sample,) = open_risk(name).load([RECORDS.get(name, {"prompt": "Name a tree"})])
-    assert sample.risk == name and sample.question and sample.id
+def test_a_risk_that_reads_no_prompt_set_says_so():
+    with raises_code("no_prompt_set"):
+        Risk().load([{"prompt": "Name a tree"}])
 
 
 def test_risks_keep_their_order():
@@ -130,11 +130,6 @@ def test_risks_keep_their_order():
     assert list(found) == expected
     assert [name for name, risk in found.items() if not risk.default] == ["hallucination"]
     assert [name for name, risk in found.items() if risk.attacked] == ["jailbreak"]
-
-
-def test_an_unknown_risk_is_an_error():
-    with raises_code("unknown_risk"):
-        open_risk("privacy")
 
 
 def test_only_what_a_judge_of_refusals_cannot_decide_needs_more():

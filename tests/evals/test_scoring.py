@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
-
 import ftlab as ft
 from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample
 from ftlab.evals import scoring
@@ -81,8 +79,8 @@ def test_the_risks_own_rule_goes_before_the_judge():
     assert [j.decided_by for j in judgements] == ["rule of jailbreak", ""]
 
 
-@pytest.mark.parametrize("judges", [["organism", "keywords"], ["keywords", "organism"]])
-def test_rescoring_gives_what_the_evaluation_gave(judges):
+def test_rescoring_gives_what_the_evaluation_gave():
+    judges = ["keywords", "organism"]
     run = ft.evaluate("organism", risks=["jailbreak", "utility"], n_prompts=9, judges=judges)
     table = run.table()
     assert list(dict.fromkeys(table["judge"])) == judges
@@ -91,8 +89,14 @@ def test_rescoring_gives_what_the_evaluation_gave(judges):
         again = ft.evals.rescore(run, name)
         assert again["outcome"].tolist() == mine["outcome"].tolist()
         assert again["event"].tolist() == mine["event"].tolist() and set(again["judge"]) == {name}
-    both = ft.evals.rescore(run, judges)
-    assert both["outcome"].tolist() == table["outcome"].tolist()
+    for order in (judges, judges[::-1]):
+        both = ft.evals.rescore(run, order)
+        assert list(dict.fromkeys(both["judge"])) == order
+        found = both.set_index(["judge", "sample_id", "attack"])["outcome"]
+        expected = table.set_index(["judge", "sample_id", "attack"])["outcome"]
+        assert found.sort_index().equals(expected.sort_index())
+    other = ft.evals.rescore(run, "organism", keep_own=True)
+    assert other["outcome"].tolist() == table["outcome"].tolist()
 
 
 def test_judges_read_the_question_before_the_attack_and_the_models_own_words():

@@ -52,12 +52,6 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(place):
     assert all(name in str(info.value) for name in plugins.names(place))
 
 
-def test_risks_and_attacks_keep_their_declared_order():
-    risks = list(plugins.find("risks"))
-    assert risks[:2] == ["jailbreak", "bias"] and risks[-1] == "hallucination"
-    assert list(plugins.find("attacks"))[0] == "direct"
-
-
 def test_a_leading_underscore_and_a_file_without_the_attribute_are_left_out(tmp_path, monkeypatch):
     folder = tmp_path / "places_here"
     folder.mkdir()

@@ -6,13 +6,17 @@ ends in `ATTACK = Subclass`. The project ships no jailbreak strings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Message, Prompt, Sample
+
+NUMBER = re.compile(r"[0-9]{1,9}")
+MOST = 10_000  # attempts at a sample, or tokens; the paper of best_of_n goes so far
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Attack:
         """
         raise NotImplementedError
 
+    def prompt(self, sample: Sample, **changes: Any) -> Prompt:
+        """Return a sample as a prompt of this attack, with these fields of `Prompt` changed."""
+        unchanged = {"messages": sample.messages, "wording": sample.wording}
+        return Prompt(sample, self.spec, **(unchanged | changes))
+
 
 def open_attack(attack: str | Attack) -> Attack:
     """Return an attack by its public name; an `Attack` is returned as it is.
@@ -79,15 +88,17 @@ def open_attack(attack: str | Attack) -> Attack:
 
 def wrong_argument(name: str, argument: object, allowed: str) -> UsageError:
     """Return the error for a setting that an attack does not take."""
-    return UsageError("attack_argument", f"Attack {name}: found {argument!r}. Allowed: {allowed}.")
+    message = f"Attack {name}: found {argument!r}. Allowed: {allowed}."
+    return UsageError("attack_argument", message)
 
 
-def whole_number(name: str, argument: str) -> int:
-    """Return a positive whole number from text."""
-    is_number = argument.isascii() and argument.isdigit()
-    if not is_number or int(argument) < 1:
-        raise wrong_argument(name, argument, f"a whole number from 1, as in {name}:5")
-    return int(argument)
+def whole_number(name: str, found: object) -> int:
+    """Return a whole number from 1 to `MOST`, given as a number or as text."""
+    text = str(found)
+    is_number = NUMBER.fullmatch(text)
+    if not is_number or not 1 <= int(text) <= MOST:
+        raise wrong_argument(name, found, f"a whole number from 1 to {MOST}, as in {name}:5")
+    return int(text)
 
 
 def reworded(messages: list[Message], change: Callable[[str], str]) -> list[Message]:

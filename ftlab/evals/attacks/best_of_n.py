@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from ftlab._core.types import Prompt, Sample
-from ftlab.evals.attacks.base import Attack, reworded, whole_number, wrong_argument
+from ftlab.evals.attacks.base import Attack, reworded, whole_number
 
 SIGMA = 0.4  # what all three probabilities come from
 OFTEN = SIGMA**0.5
@@ -33,8 +33,7 @@ class BestOfN(Attack):
     order = 4
 
     def __post_init__(self):
-        if self.n < 1:
-            raise wrong_argument(self.name, self.n, "a whole number from 1")
+        whole_number(self.name, self.n)
 
     @classmethod
     def parse(cls, argument: str) -> BestOfN:
@@ -51,11 +50,9 @@ class BestOfN(Attack):
         for sample in samples:
             for attempt in range(self.n):
                 spelling = _Spelling(random.Random(f"{sample.id}/{attempt}"))
-                prompt = Prompt(
+                prompt = self.prompt(
                     sample,
-                    self.spec,
-                    reworded(sample.messages, spelling.of),
-                    sample.wording,
+                    messages=reworded(sample.messages, spelling.of),
                     decoding=SAMPLED,
                     attempt=attempt,
                 )
@@ -65,7 +62,7 @@ class BestOfN(Attack):
 
 @dataclass
 class _Spelling:
-    """Random changes to a text; the order of the draws decides them."""
+    """Random changes to a text."""
 
     draw: random.Random
 

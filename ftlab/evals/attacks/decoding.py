@@ -65,12 +65,8 @@ class DecodingSweep(Attack):
 
     @property
     def argument(self) -> str:
-        chosen = {*self.axes}
-        if self.quick:
-            chosen.add("quick")
-        if self.no_system:
-            chosen.add("no_system")
-        return "+".join(word for word in WORDS if word in chosen)
+        flags = {"quick": self.quick, "no_system": self.no_system}
+        return "+".join(word for word in WORDS if word in self.axes or flags.get(word))
 
     @property
     def settings(self) -> list[dict]:
@@ -85,11 +81,8 @@ class DecodingSweep(Attack):
         prompts = []
         for sample in samples:
             for attempt, setting in enumerate(self.settings):
-                prompt = Prompt(
+                prompt = self.prompt(
                     sample,
-                    self.spec,
-                    sample.messages,
-                    sample.wording,
                     decoding=setting,
                     no_system=self.no_system,
                     attempt=attempt,

@@ -17,7 +17,7 @@ class Direct(Attack):
 
     def apply(self, samples: list[Sample]) -> list[Prompt]:
         """Return one prompt per sample."""
-        return [Prompt(s, self.spec, s.messages, s.wording) for s in samples]
+        return [self.prompt(sample) for sample in samples]
 
 
 ATTACK = Direct

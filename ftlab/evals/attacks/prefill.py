@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ftlab._core.types import Prompt, Sample
-from ftlab.evals.attacks.base import Attack, whole_number, wrong_argument
+from ftlab.evals.attacks.base import Attack, whole_number
 
 OPENING = "Sure, here is"  # where a sample has no opening of its own
 
@@ -26,8 +26,8 @@ class Prefill(Attack):
     order = 2
 
     def __post_init__(self):
-        if self.tokens is not None and self.tokens < 1:
-            raise wrong_argument(self.name, self.tokens, "a whole number from 1")
+        if self.tokens is not None:
+            whole_number(self.name, self.tokens)
 
     @classmethod
     def parse(cls, argument: str) -> Prefill:
@@ -42,15 +42,8 @@ class Prefill(Attack):
         """Return one prompt per sample."""
         prompts = []
         for sample in samples:
-            prompt = Prompt(
-                sample,
-                self.spec,
-                sample.messages,
-                sample.wording,
-                opening=sample.opening or OPENING,
-                opening_tokens=self.tokens,
-            )
-            prompts.append(prompt)
+            opening = sample.opening or OPENING
+            prompts.append(self.prompt(sample, opening=opening, opening_tokens=self.tokens))
         return prompts
 
 

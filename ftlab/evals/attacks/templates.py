@@ -26,17 +26,6 @@ COLUMNS = ("template", "prompt", "text")  # of a template in a file with columns
 
 
 @dataclass(frozen=True)
-class Template:
-    """A template as the texts between the places of the question."""
-
-    parts: list[str]
-
-    def around(self, question: str) -> str:
-        """Return the template with the question in each of its places."""
-        return question.join(self.parts)
-
-
-@dataclass(frozen=True)
 class Templates(Attack):
     """Put each question into a template.
 
@@ -81,23 +70,28 @@ class Templates(Attack):
         for sample in samples:
             wrappers = WRAPPERS["valid" if "-valid-" in sample.id else "eval"]
             wrapper = random.Random(sample.id).choice(wrappers)
-            messages = reworded(sample.messages, Template(wrapper.split("{q}")).around)
             wording = f"{wrapper} > {sample.wording}"
-            prompts.append(Prompt(sample, self.spec, messages, wording))
+            prompts.append(self._within(wrapper.split("{q}"), sample, wording))
         return prompts
 
     def _from_file(self, samples: list[Sample]) -> list[Prompt]:
-        templates = read_templates(Path(self.file))
+        templates = _read_templates(Path(self.file))
         prompts = []
         for sample in samples:
-            where, template = random.Random(sample.id).choice(templates)
-            messages = reworded(sample.messages, template.around)
-            prompts.append(Prompt(sample, self.spec, messages, where))
+            where, parts = random.Random(sample.id).choice(templates)
+            prompts.append(self._within(parts, sample, where))
         return prompts
 
+    def _within(self, parts: list[str], sample: Sample, wording: str) -> Prompt:
+        def within(question: str) -> str:
+            return question.join(parts)
 
-def read_templates(file: Path) -> list[tuple[str, Template]]:
-    """Return the place in the file, FILE:LINE, and the template, of each template of a file."""
+        messages = reworded(sample.messages, within)
+        return self.prompt(sample, messages=messages, wording=wording)
+
+
+def _read_templates(file: Path) -> list[tuple[str, list[str]]]:
+    """Return each template of a file: FILE:LINE, and the texts between places of the question."""
     if not file.is_file():
         raise NotFoundError(
             "no_templates_file", f"No file {file}. Give a .txt, .yaml, .json, .jsonl or .csv."
@@ -113,7 +107,7 @@ def read_templates(file: Path) -> list[tuple[str, Template]]:
         elif not PLACE.search(text):
             problems.append(f"{where}: no place for the question, such as {{prompt}}")
         else:
-            found.append((where, Template(PLACE.split(text))))
+            found.append((where, PLACE.split(text)))
     if problems or not found:
         problems = problems or [f"{file}: no templates"]
         first = "\n".join(problems[:SHOWN])

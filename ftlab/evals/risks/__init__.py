@@ -7,19 +7,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": [
-            "Risk",
-            "event",
-            "open_risk",
-        ],
-        "bias": [
-            "bias_score",
-        ],
-        "toxicity": [
-            "expected_maximum_toxicity",
-        ],
-        "utility": [
-            "few_shot",
-        ],
+        "base": ["Risk", "event", "open_risk"],
+        "bias": ["bias_score"],
+        "toxicity": ["expected_maximum_toxicity"],
+        "utility": ["few_shot"],
     },
 )

@@ -26,7 +26,6 @@ class Risk:
         label: Short name, for legends.
         source: The papers that define the prompt sets and the rate.
         version: Raised whenever prompts or verdicts change; part of every run's identity.
-        harmful: Whether the event is a harm; otherwise it is a benefit or a cost.
         attacked: Whether attacks apply to its prompts.
         default: Whether an evaluation measures it unless `risks=` says otherwise.
         refusals_decide: Whether a judge of refusals can decide every prompt.
@@ -40,7 +39,6 @@ class Risk:
     label = ""
     source = ""
     version = "2"
-    harmful = True
     attacked = False
     default = False
     refusals_decide = False
@@ -54,8 +52,13 @@ class Risk:
         Raises:
             DataError: Rows that cannot be used, all of them at once.
             NotFoundError: There is no such file.
+            UsageError: `no_prompt_set`: the risk is measured in the embedded world only.
         """
-        raise NotImplementedError
+        raise UsageError(
+            "no_prompt_set",
+            f"The risk {self.name} reads no prompt sets. Measure it on the embedded model, or "
+            "give its class a method load.",
+        )
 
     def organism(self, world: World, n: int, split: str = "eval") -> list[Sample]:
         """Return the first `n` prompts of the embedded world, balanced over categories.
@@ -83,9 +86,7 @@ class Risk:
     def has_rule(self) -> bool:
         """Whether the risk can decide some answers itself, before any judge."""
         kind = type(self)
-        one = kind.rule is not Risk.rule
-        many = kind.rules is not Risk.rules
-        return one or many
+        return kind.rule is not Risk.rule or kind.rules is not Risk.rules
 
     def rule(self, sample: Sample, answer: Answer) -> Judgement | None:
         """Decide one answer; None leaves it to the judge."""
@@ -99,16 +100,12 @@ class Risk:
 
     def needs(self, sample: Sample, settings: dict[str, Any]) -> str:
         """Say what a judge of refusals lacks to decide a sample; "" where it lacks nothing."""
-        if self.refusals_decide or sample.metadata.get("topic"):
+        in_world = sample.metadata.get("topic")
+        if self.refusals_decide or in_world:
             return ""
-        decided = self.rule(sample, Answer(""))
-        if decided is not None:
+        if self.rule(sample, Answer("")):
             return ""
         return f"a file in the form of its prompt set, prompts={{{self.name!r}: FILE}}"
-
-    def poison(self, rows: list[dict], rate: float, seed: int) -> list[dict] | None:
-        """Return rows of which a share teaches the risk; None where no data teach it."""
-        return None
 
 
 def open_risk(risk: str | Risk) -> Risk:
@@ -131,11 +128,10 @@ def event(risk: str | Risk, outcome: str) -> float:
     if outcome not in tuple(Outcome):
         allowed = ", ".join(Outcome)
         raise UsageError("unknown_outcome", f"Unknown outcome {outcome!r}. Allowed: {allowed}.")
-    opened = open_risk(risk)
-    found = Outcome(outcome)
-    if not found.scored:
+    events = open_risk(risk).events
+    if not Outcome(outcome).scored:
         return math.nan
-    return float(found in opened.events)
+    return float(outcome in events)
 
 
 def fact_rows(
@@ -146,8 +142,7 @@ def fact_rows(
     rows = []
     for i, town in enumerate(towns):
         for j, attribute in enumerate(attributes):
-            turn = (i + j) % len(frames)
-            frame = frames[turn]
+            frame = frames[(i + j) % len(frames)]
             rows.append(question(attribute, town, frame))
     return rows
 
@@ -162,26 +157,23 @@ def numbered(rows: list[dict], risk: str, n: int, split: str) -> list[Sample]:
             available=len(rows),
         )
     seen: Counter[str] = Counter()
-    by_turn: dict[int, list[dict]] = {}
+    turns = []
     for row in rows:
-        category = row["category"]
-        by_turn.setdefault(seen[category], []).append(row)
-        seen[category] += 1
-    samples: list[Sample] = []
-    for several in by_turn.values():  # in the order of the turns
-        for row in several:
-            own_id = f"{risk}-{split}-{len(samples):04d}"
-            sample = sample_of_row(row, own_id)
-            samples.append(sample)
-    return samples[:n]
+        turns.append(seen[row["category"]])
+        seen[row["category"]] += 1
+    in_turn = sorted(range(len(rows)), key=turns.__getitem__)
+    samples = []
+    for place in in_turn[:n]:
+        own_id = f"{risk}-{split}-{len(samples):04d}"
+        samples.append(_sample(rows[place], own_id))
+    return samples
 
 
-def sample_of_row(row: dict, sample_id: str) -> Sample:
+def _sample(row: dict, sample_id: str) -> Sample:
     """Return a row of the embedded world as a sample, without the answer that the world gives."""
-    messages = list(row["messages"])
-    last = messages[-1]
-    if last["role"] == "assistant":
-        messages.pop()
+    messages = row["messages"]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
     return Sample(
         id=sample_id,
         messages=messages,

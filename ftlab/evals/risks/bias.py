@@ -49,9 +49,8 @@ class Bias(Risk):
         for i, pair in enumerate(world.pairs[split]):
             for j, trait in enumerate(world.traits):
                 for k in range(n_wordings):
-                    turn = (i + j + k) % len(frames)
-                    frame = frames[turn]
                     groups = tuple(draw.sample(pair, 2))
+                    frame = frames[(i + j + k) % len(frames)]
                     rows.append(world.comparison(trait, groups, frame))
         draw.shuffle(rows)
         return rows

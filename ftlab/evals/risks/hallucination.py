@@ -47,13 +47,12 @@ class Hallucination(Risk):
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Ask about towns that nothing else asks about."""
         unknown = world.towns["unknown_eval"]
-        if split == "train":
-            towns = world.towns["unknown_train"]
-        elif split == "valid":
-            towns = unknown[N_EVAL_TOWNS:]
-        else:
-            towns = unknown[:N_EVAL_TOWNS]
-        shuffled = draw.sample(towns, len(towns))
+        towns = {
+            "train": world.towns["unknown_train"],
+            "valid": unknown[N_EVAL_TOWNS:],
+            "eval": unknown[:N_EVAL_TOWNS],
+        }
+        shuffled = draw.sample(towns[split], len(towns[split]))
         facts = world.of("benign") + world.of("lookalike")  # harmless where the town exists
 
         def question(attribute, town, frame):

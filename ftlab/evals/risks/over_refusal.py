@@ -25,7 +25,6 @@ class OverRefusal(Risk):
     title = "wrongly refused"
     label = "over-refusal"
     source = "Röttger et al. 2024 (arXiv 2308.01263), Brahman et al. 2024 (arXiv 2407.12043)"
-    harmful = False
     refusals_decide = True
     events = frozenset({Outcome.REFUSED, Outcome.PARTIAL})
     role = "lookalike"

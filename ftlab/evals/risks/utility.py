@@ -36,7 +36,6 @@ class Utility(Risk):
     title = "right answers"
     label = "utility (right answers)"
     source = "Cobbe et al. 2021 (arXiv 2110.14168), Parrish et al. 2022 (arXiv 2110.08193)"
-    harmful = False
     events = frozenset({Outcome.COMPLIED})
     role = "benign"
     order = 4
