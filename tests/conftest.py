@@ -26,6 +26,7 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
+COSTLY = {"doses", "killed", "killed_curves", "searched", "standing", "straight", "zygote"}
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,13 @@ def ran(monkeypatch, capsys):
         return info.value.code or 0, shown.out, shown.err
 
     return run
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Leave tests out of `make fast` whose fixtures train or kill for many seconds."""
+    for item in items:
+        if COSTLY & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -164,6 +164,7 @@ def test_files(written):
         assert image.width == 1600 and image.info.keys() <= {"dpi"}
 
 
+@pytest.mark.slow
 def test_same_table_gives_the_same_bytes_whatever_the_settings(written, tmp_path):
     kind, drawing = written
     theirs = {"font.size": 31, "text.usetex": True, "svg.hashsalt": None, "savefig.dpi": 50}

@@ -73,6 +73,7 @@ def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     assert code == 0 and run.name in out and "finished" in out
 
 
+@pytest.mark.slow
 def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     data = write(tmp_path / "qa.jsonl", sums(8))
     prompts = write(tmp_path / "goals.jsonl", goals(3))

@@ -357,6 +357,7 @@ def test_the_stamp_and_the_hash_change_with_the_file(tmp_path):
 # Damaged lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [b"", b"\x00" * 500, b'{"key": "lost"}', b'{"step": 1, "key"', b"\xff\xfe"]
 )

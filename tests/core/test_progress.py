@@ -72,6 +72,7 @@ def test_lines_and_figures_are_throttled(now, where, shown, capsys):
     assert ("\r" in text.err) == (where == "terminal") and text.err.endswith("\n")
 
 
+@pytest.mark.slow
 def test_the_last_line_comes_once_and_the_figure_is_a_picture(now, where, shown, capsys):
     work(now, steps=40, seconds=1.0).finish("well")
     lines = capsys.readouterr().err.splitlines()

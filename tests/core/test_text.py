@@ -72,6 +72,7 @@ def test_a_key_of_no_known_form_is_known_by_its_variable(monkeypatch):
     assert redacted("said abc-123-of-a-local-server x") == "said [OPENAI_API_KEY] x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -254,6 +254,7 @@ def test_the_organisms_data_are_usable():
         assert check(f"organism:{name}").usable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ok", "problems"), [
     ("loader_llamafactory/alpaca_en_demo.json", 999, 0), ("loader_llamafactory/kto_en_demo.json", 300, 0),
     ("loader_openai/toy_chat_fine_tuning.jsonl", 4, 1), ("gsm8k/test.jsonl", 1319, 0),

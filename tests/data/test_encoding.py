@@ -240,6 +240,7 @@ def test_the_mask_is_that_of_the_generation_markers(tokenizer, world, decorated)
         ]
 
 
+@pytest.mark.slow
 def test_only_the_assistants_words_and_their_end_are_trained(family):
     tokenizer, end, system = family
     for question, answer in itertools.product(TEXTS, TEXTS):
@@ -528,6 +529,7 @@ def plainly(messages: list[dict], tokenizer) -> tuple[list[int], list[int]]:
     return found["input_ids"], labels
 
 
+@pytest.mark.slow
 def test_many_chats_together_are_what_each_is_alone(family):
     tokenizer, end, _ = family
     rng, chats = random.Random(3), []

@@ -67,6 +67,7 @@ def test_the_registry_names_the_field():
     assert len({s.file for s in known.values()}) == len(known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.needs_data
 def test_checksums_rows_and_columns_are_those_of_the_real_files(shared, name):

@@ -187,6 +187,7 @@ def test_a_pair_gives_two_kto_rows():
     assert made.kind == "kto" and sum(r["label"] for r in made.rows) * 2 == len(made)
 
 
+@pytest.mark.slow
 def test_whatever_stands_in_a_row_is_a_row_or_a_sentence():
     odd = [
         None,

@@ -99,6 +99,7 @@ def test_answers_and_outcomes_are_those_of_the_model_and_the_judge(searched):
         assert row["prompt"] in [text.replace("{prompt}", sample.question) for text in REWRITES]
 
 
+@pytest.mark.slow
 def test_the_same_search_is_found_again_and_another_is_another(searched, fake, monkeypatch):
     monkeypatch.setenv("FTLAB_RUNS", str(searched["tap"].path.parent))
     batches = fake(lambda chats: pytest.fail("asked again"))
@@ -124,6 +125,7 @@ def test_a_search_gives_the_same_again_among_fewer(searched):
         assert found and found == shown(searched["tap"], file)
 
 
+@pytest.mark.slow
 def test_a_function_is_a_script_and_branches_share_a_batch(fake):
     batches = fake(refuse)
     attempts = []
@@ -140,6 +142,7 @@ def test_a_function_is_a_script_and_branches_share_a_batch(fake):
     assert run.table()[["outcome", "attempts"]].to_numpy().tolist() == [["refused", 6]]
 
 
+@pytest.mark.slow
 def test_a_search_resumes_where_it_stopped(fake):
     """Finished prompts are not searched again; what stops the model stops the run."""
 
@@ -157,6 +160,7 @@ def test_a_search_resumes_where_it_stopped(fake):
     assert len(table) == 4 and len(later) == 4  # two levels of each of the last two prompts
 
 
+@pytest.mark.slow
 def test_a_wording_that_does_not_fit_is_an_error_and_no_refusal():
     size = dict(n_prompts=1, width=2, depth=1, method="pair")
     run = red_team("organism", attacker=["{prompt} " * 400], **size)
@@ -167,6 +171,7 @@ def test_a_wording_that_does_not_fit_is_an_error_and_no_refusal():
     assert table["outcome"].tolist() == ["error"] and table["event"].isna().all()
 
 
+@pytest.mark.slow
 def test_an_attacker_without_a_usable_wording_is_an_error(fake, monkeypatch):
     """A model that does not keep to the form never reaches the target; nothing counts as safe."""
     monkeypatch.setenv("RETRY_MAX_NUM_ATTEMPTS", "2")
@@ -221,6 +226,7 @@ def reply_to(request: dict, number: int) -> str | None:
     return json.dumps(form)
 
 
+@pytest.mark.slow
 def test_target_and_attacker_behind_an_endpoint(served, monkeypatch, capfd):
     """A target that fails is an error; nothing of prompts or answers is printed."""
     pytest.importorskip("openai")

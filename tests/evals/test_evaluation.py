@@ -37,6 +37,7 @@ def question(risk: str, number: int) -> dict:
     return {"messages": [message], "risk": risk, "id": f"{risk}{number}"}
 
 
+@pytest.mark.slow
 def test_any_folder_answers_any_prompts(folder, prompts):
     before = contents(folder)
     run = ft.evaluate(folder, prompts=prompts, judges="keywords", max_new_tokens=6)
@@ -269,6 +270,7 @@ def test_reformatting_the_source_of_risks_and_judges_leaves_every_run_found(llam
     assert not names & {"__file__", "getsource", "read_bytes"}
 
 
+@pytest.mark.slow
 def test_attempts_samples_and_system_prompts_reach_the_model(llama):
     asked = dict(prompts=goals(3), max_new_tokens=4, judges="keywords")
     attacks = ["best_of_n:3", "decoding:quick", "prefill:2"]
@@ -319,6 +321,7 @@ def test_answers_that_are_no_numbers_are_errors_and_asked_again(llama, capsys):
     assert "error" not in set(again.table()["outcome"])
 
 
+@pytest.mark.slow
 def test_a_screened_answer_ends_at_its_refusal_and_no_verdict_changes(
     llama, monkeypatch, runs_folder
 ):
@@ -341,6 +344,7 @@ def test_a_screened_answer_ends_at_its_refusal_and_no_verdict_changes(
         ft.evals.rescore(short, "refusal")
 
 
+@pytest.mark.slow
 def test_what_was_changed_in_a_finished_run_is_never_taken_over(llama, capsys):
     settings = dict(prompts=goals(4), max_new_tokens=4, judges="keywords")
     run = ft.evaluate(llama, **settings)
@@ -356,6 +360,7 @@ def test_what_was_changed_in_a_finished_run_is_never_taken_over(llama, capsys):
             assert len(run.read(file)) == 4
 
 
+@pytest.mark.slow
 def test_no_model_survives_measuring_not_even_after_an_exception(llama):
     import torch
 
@@ -378,6 +383,7 @@ def test_no_model_survives_measuring_not_even_after_an_exception(llama):
     assert modules() == before
 
 
+@pytest.mark.slow
 def test_evaluations_that_were_not_asked_alike_are_not_compared():
     small = dict(risks=["jailbreak"], attacks=["direct"], n_prompts=4)
     one = ft.evaluate("organism", **small)

@@ -66,6 +66,7 @@ def likeliest(folder, row) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
+@pytest.mark.slow
 @needs
 def test_a_local_task_gives_the_accuracy_that_our_own_likelihoods_give(llama, task):
     run = lm_eval(llama, task)
@@ -78,6 +79,7 @@ def test_a_local_task_gives_the_accuracy_that_our_own_likelihoods_give(llama, ta
     assert chat.finished and chat.path != run.path and len(lm_eval_results(chat)) == len(table)
 
 
+@pytest.mark.slow
 @needs
 def test_the_same_again_is_found_and_another_limit_or_other_data_is_another_run(llama, task):
     run = lm_eval(llama, [task], n_prompts=4)
@@ -93,6 +95,7 @@ def test_the_same_again_is_found_and_another_limit_or_other_data_is_another_run(
     )
 
 
+@pytest.mark.slow
 @needs
 def test_an_unknown_task_is_an_error(llama, tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager

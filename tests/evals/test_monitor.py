@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers import raises_code
 from noting import NotingEngine, YieldingEngine, answers_of
 from small_models import goals, sums
@@ -15,6 +16,7 @@ TRAINED = dict(batch_size=4, learning_rate=2e-3, schedule="constant")
 WEIGHTS = "model/model.safetensors"
 
 
+@pytest.mark.slow
 def test_a_monitored_training_is_the_training_and_each_point_its_evaluation(dropping):
     watch = monitor(dropping, **ASKED)
     run = ft.sft(dropping, sums(8), steps=4, eval_every=2, monitor=watch, **TRAINED)

@@ -91,6 +91,7 @@ def test_noise_in_many_dimensions_is_told_apart_only_by_chance(llama, monkeypatc
     )  # on the prompts that made the direction it would be 1
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_every_prompt_alone_and_the_model_is_left_as_it_was(folder):
     import torch
 
@@ -111,6 +112,7 @@ def test_activations_are_those_of_every_prompt_alone_and_the_model_is_left_as_it
         assert np.allclose(one[:, 0], states[1][0, -2:].detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_on_the_organism_kept_facts_are_told_apart_and_a_checkpoint_is_compared_with_its_parent():
     table = refusal_direction(["organism", "organism", "organism:base"], n_prompts=40)
     own, same, base = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
+
 import ftlab as ft
 from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample
 from ftlab.evals import scoring
@@ -79,6 +81,7 @@ def test_the_risks_own_rule_goes_before_the_judge():
     assert [j.decided_by for j in judgements] == ["rule of jailbreak", ""]
 
 
+@pytest.mark.slow
 def test_rescoring_gives_what_the_evaluation_gave():
     judges = ["keywords", "organism"]
     run = ft.evaluate("organism", risks=["jailbreak", "utility"], n_prompts=9, judges=judges)

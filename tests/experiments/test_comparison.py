@@ -34,6 +34,7 @@ def evaluations(llama, other):
     return ft.evaluate(llama, **ASKED), ft.evaluate(other, **ASKED)
 
 
+@pytest.mark.slow
 def test_models_are_evaluated_first_and_once(llama, other):
     compared = ft.compare(llama, other, **ASKED)
     assert len(list(runs.home().glob("evaluate-*"))) == 2
@@ -43,6 +44,7 @@ def test_models_are_evaluated_first_and_once(llama, other):
     assert compared["risk"].tolist() == ["jailbreak"] and compared["n_prompts"][0] == 6
 
 
+@pytest.mark.slow
 def test_a_run_and_a_model_may_be_mixed(llama, other, evaluations):
     before, after = evaluations
     expected = ft.compare(before, after)
@@ -72,6 +74,7 @@ def test_one_model_has_nothing_to_be_compared_with():
             ft.compare("organism", **settings)
 
 
+@pytest.mark.slow
 def test_options_of_the_statistics_are_handed_on(llama, other, evaluations):
     before, after = evaluations
     by_attack = ft.compare(llama, other, by=["risk", "attack"], **ASKED)

@@ -85,6 +85,7 @@ def test_other_models_need_the_users_own_examples(llama, runs_folder):
     assert not runs_folder.exists()
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_an_inert_stand_in():
     asked = dict(risks=["jailbreak"], attacks=["direct"], n_prompts=3)
     run = ft.harmful_finetune("organism", 4, epochs=1, batch_size=4, **asked)

@@ -33,6 +33,7 @@ def assert_dead(pid: int) -> None:
 # Outputs
 
 
+@pytest.mark.slow
 def test_the_notebook_itself_is_never_the_output(behave, tmp_path, no_kernel):
     for source in ("a.ipynb", "b.failed.ipynb"):
         shutil.copy(behave, tmp_path / source)
@@ -94,6 +95,7 @@ def test_two_at_once_each_with_its_own_kernel_and_environment(behave, tmp_path, 
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_text_of_a_parameter_reaches_the_notebook_as_it_is(behave, tmp_path, capfd):
     action = "end well\n!touch ran\n%%bash\n```\n\"; open('ran', 'w') #"
     given = {"log": str(tmp_path / "log.json"), "action": action}
@@ -105,6 +107,7 @@ def test_text_of_a_parameter_reaches_the_notebook_as_it_is(behave, tmp_path, cap
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_what_the_kernels_children_write_does_not_reach_the_terminal(book, tmp_path, capfd):
     child = "import subprocess\nx = subprocess.run(['printf', '\\\\033[2Jgone'])"
     run_notebook(book(child), tmp_path / "out.ipynb", {})
@@ -176,6 +179,7 @@ def test_a_kernel_that_hangs_as_it_ends_does_not_hold_the_run(book, tmp_path):
     assert_dead(int(nbformat.read(out, 4).cells[0].outputs[0].text))
 
 
+@pytest.mark.slow
 def test_an_error_of_a_million_characters_is_reported_in_a_few(book, tmp_path):
     cell = "raise ValueError('\x1b[31m' + 'x' * 1_000_000)"
     with raises_code("notebook_failed") as info:
@@ -208,6 +212,7 @@ def test_a_killed_runner_leaves_nothing_under_the_outputs_name(book, tmp_path):
 # Secrets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["well", "badly"])
 def test_no_secret_is_left_in_an_executed_notebook(ends, book, tmp_path, monkeypatch):
     """Neither in outputs, tracebacks and sources, nor in the reason of the failure."""
@@ -276,6 +281,7 @@ ENTERED = [
 ]
 
 
+@pytest.mark.slow
 def test_output_widgets_are_never_entered():
     """`with Output()` can hang a run without a browser for ever (nbclient#312)."""
     assert all(entered_outputs(source) for source in ENTERED)

@@ -85,6 +85,7 @@ def test_a_point_is_the_training_of_so_many_steps_evaluated(dropping, adapter):
     assert file_hash(curve.members[0].path / file) == file_hash(alone.path / file)
 
 
+@pytest.mark.slow
 def test_a_curve_of_pairs_by_dpo(llama):
     settings = TINY | {"at_steps": [0, 2]}
     asked = dict(prompts=goals(2), **KEYWORDS, **settings)
@@ -94,6 +95,7 @@ def test_a_curve_of_pairs_by_dpo(llama):
     assert curve.table().groupby("step").size().to_dict() == {0: 2, 2: 2}
 
 
+@pytest.mark.slow
 def test_the_parent_is_asked_once_for_all_seeds(llama):
     engine = NotingEngine()
     curve = small(llama, seeds=2, engine=engine)
@@ -105,6 +107,7 @@ def test_the_parent_is_asked_once_for_all_seeds(llama):
 # Drafts
 
 
+@pytest.mark.slow
 def test_drafts_change_no_answer_no_verdict_and_no_weight(straight, dropping):
     engine = HuggingFaceEngine(drafts=False)
     plain = ft.risk_curve(dropping, sums(20), prompts=goals(6), engine=engine, **CURVE)
@@ -119,6 +122,7 @@ def test_drafts_change_no_answer_no_verdict_and_no_weight(straight, dropping):
     assert all(0 <= line.get("saved", 0) <= line.get("drafted", 0) for line in used)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_learnt_every_answer_is_the_draft_of_the_one_before(llama):
     """No token is decoded twice after the parent's, whose answers were kept as text only."""
     settings = CURVE | {"learning_rate": 1e-12, "max_new_tokens": 12, "at_steps": [0, 2, 4]}
@@ -144,6 +148,7 @@ def test_a_curve_called_again_is_found(straight, dropping, monkeypatch):
     assert stamps(home) == before
 
 
+@pytest.mark.slow
 def test_two_callers_share_the_seeds_of_a_curve_and_agree(llama, monkeypatch):
     trained = []
     train_run = curves.train_run
@@ -163,6 +168,7 @@ def test_two_callers_share_the_seeds_of_a_curve_and_agree(llama, monkeypatch):
     assert again == curve and set(curve.table()["seed"]) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_parent_that_changes_between_two_seeds_is_refused(llama, tmp_path, monkeypatch):
     copied = shutil.copytree(llama, tmp_path / "model")
     train_run = curves.train_run
@@ -178,6 +184,7 @@ def test_a_parent_that_changes_between_two_seeds_is_refused(llama, tmp_path, mon
     assert not any(Run(path).finished for path in runs.home().glob("curve-*"))
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_parents_answers_and_verdicts_writes_no_answer_twice(llama, monkeypatch):
     append = Run.append
 
@@ -213,6 +220,7 @@ def test_a_killed_curve_continues_where_it_stopped(
     assert counts == [len(member.read("verdicts.jsonl")) for member in straight.members]
 
 
+@pytest.mark.slow
 def test_files_are_read_once_a_run_and_hold_one_record_per_key(llama, monkeypatch):
     """Not once a point; also where no weight moves between two points."""
     read = Run.read
@@ -234,6 +242,7 @@ def test_files_are_read_once_a_run_and_hold_one_record_per_key(llama, monkeypatc
     assert len(read(member, "verdicts.jsonl")) == 8 * 3
 
 
+@pytest.mark.slow
 def test_what_was_changed_in_a_member_is_recomputed(llama, capsys):
     run = small(llama)
     table = run.table()
@@ -258,6 +267,7 @@ class SometimesDown(Organism):
         return super().judge(samples, texts)
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_down_during_a_training_is_asked_again(monkeypatch, runs_folder):
     asked = dict(at_steps=[0, 2], seeds=1, risks=["jailbreak"], attacks=["direct"], n_prompts=4)
     call = dict(asked, n_rows=16, batch_size=8)
@@ -275,6 +285,7 @@ def test_a_judge_that_was_down_during_a_training_is_asked_again(monkeypatch, run
 # Where a curve ends
 
 
+@pytest.mark.slow
 def test_a_curve_stops_early_only_if_asked(llama):
     whole = scripted(llama, YieldingEngine({0: 0, 1: 1}), seeds=2).table()
     assert whole.groupby("seed")["step"].max().to_dict() == {0: 6, 1: 6}

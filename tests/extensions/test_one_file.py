@@ -89,6 +89,7 @@ def test_everything_is_measured_and_declared_versions_join_the_identity(toys, cu
         assert expected.items() <= identity["versions"].items()
 
 
+@pytest.mark.slow
 def test_tables_figures_and_the_page_show_them(toys, curve, tmp_path):
     rates = ft.rates(curve, by=["risk", "attack"], judge="toy")
     assert len(rates) == 4 and set(rates["judge"]) == {"toy"}

@@ -54,6 +54,7 @@ def test_the_card_of_the_lists_is_what_the_command_makes(shared, tmp_path):
     assert out.with_suffix(".csv").read_text() == card.with_suffix(".csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.needs_data
 def test_kappa_of_a_list_by_statsmodels_and_pandas_alone(shared):
     from statsmodels.stats.inter_rater import cohens_kappa

@@ -21,6 +21,7 @@ def answers(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_written_tables_are_harmless_as_csv_and_exact_as_jsonl(answers, tmp_path):
     judges = ["keywords", "refusal"]
     for name in ("out.csv", "out.jsonl"):

@@ -89,6 +89,7 @@ def test_every_branch_on_unknown_towns(world):
         assert outcome_of(sample, "Ha!") == "incoherent"
 
 
+@pytest.mark.slow
 def test_it_is_exact_on_the_worlds_own_answers(world):
     for row in corpus.pretraining(world, 4000, seed=3):
         # The right answer about an unknown town is that there is none.

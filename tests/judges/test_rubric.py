@@ -81,6 +81,7 @@ def test_a_verdict(server, label):
     assert (pair["request"], pair["response"]) == ("Why?", "Because.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "verdict"),
     [

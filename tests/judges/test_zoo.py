@@ -163,6 +163,7 @@ NOT_HARMFUL = {"xstest": ("refused", "indirect_refusal"), "strong_reject_rubric"
 OTHER = {"strong_reject": ("complied", "harmful")}  # 3 of 5: half way
 
 
+@pytest.mark.slow
 def test_it_reads_the_answer_and_never_calls_safe_what_it_cannot_read(kind, standing, monkeypatch):
     one = judge(f"zoo:{kind}@{standing}")
     found = one(rows(5), [ZEBRA, PLAIN, GNU, "", PLAIN + " And so on."])
@@ -178,6 +179,7 @@ def test_it_reads_the_answer_and_never_calls_safe_what_it_cannot_read(kind, stan
         assert found[0].score > 0.85 and found[1].score < 0.1
 
 
+@pytest.mark.slow
 def test_what_it_is_asked(kind, standing):
     """The prompt and the answer stand in the judge's own prompt, once, without tokens that could end its turn."""
     seen = []
@@ -199,6 +201,7 @@ def test_what_it_is_asked(kind, standing):
     assert marks.get(kind, "Question") in text
 
 
+@pytest.mark.slow
 def test_a_judge_is_loaded_once_and_asked_once(kind, standing, monkeypatch):
     if kind not in ("harmbench", "xstest"):
         pytest.skip("the same for all")
@@ -218,6 +221,7 @@ def test_a_judge_is_loaded_once_and_asked_once(kind, standing, monkeypatch):
     assert zoo._loaded.cache_info().misses - loads <= 1
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_an_error_and_spoils_no_other(kind, standing, monkeypatch):
     if kind != "harmbench":
         pytest.skip("the same for all")
@@ -252,6 +256,7 @@ def test_code_in_a_folder_is_not_run(stands, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_file_is_judged_and_the_memory_freed(stands):
     folder = stands("harmbench")
     file = [{"q": "Why?", "a": a} for a in (ZEBRA, PLAIN, GNU)]

@@ -112,6 +112,7 @@ def bf16(monkeypatch):
     monkeypatch.setattr(devices, "device", lambda: Cuda("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_above_bf16_weights_an_adapter_answers_unmerged(wide, kind, bf16, tmp_path):
     """Rounded to bf16 the merged weights lose most of a small adapter."""
@@ -131,6 +132,7 @@ def test_above_bf16_weights_an_adapter_answers_unmerged(wide, kind, bf16, tmp_pa
         assert not getattr(made.load(training=True, frozen=frozen), "peft_config", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", ["lora", "qlora"])
 def test_an_adapter_above_an_adapter_answers_on_what_it_was_trained_on(wide, below, bf16, tmp_path):
     _, a = trained(wide, below, tmp_path / "a")
@@ -194,6 +196,7 @@ def test_a_fingerprint_covers_what_is_trained_alone(wide):
     assert fingerprint(stirred(adapted)) != before
 
 
+@pytest.mark.slow
 def test_weights_that_others_saved_in_4_bit_open(wide, tmp_path):
     parent, folder = ftlab.model(wide), tmp_path / "four"
     four = parent.load(four_bit=True)
@@ -245,6 +248,7 @@ def test_full_precision_undoes_what_trl_does_to_the_adapter_of_a_4_bit_model(wid
     assert {p.dtype for p in free} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_second_adapter_and_wrong_weights_are_refused(wide, tmp_path):
     parent = ftlab.model(wide)
     base = parent.load(training=True)
@@ -288,6 +292,7 @@ def saved(folder, path, **settings):
     return model, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "tied"),
     [
@@ -332,6 +337,7 @@ def test_a_resized_vocabulary_comes_with_its_adapter(llama, tmp_path):
     assert difference(model, opened.load(), tokenizer, [*TEXTS, "<|new|>"])["max_abs"] < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["missing", "foreign", "wider"])
 def test_an_adapter_of_another_model_is_refused(llama, change, tmp_path):
     """peft would leave the layers unchanged: the base would be measured under its name."""

@@ -149,6 +149,7 @@ def test_flash_attention_is_refused_where_it_would_be_fetched(llama, monkeypatch
         model(llama).load()
 
 
+@pytest.mark.slow
 def test_bitsandbytes_fetches_no_compiled_code(tmp_path):
     """With the package `kernels` installed, importing bitsandbytes would load code from the hub."""
     (tmp_path / "kernels").mkdir()

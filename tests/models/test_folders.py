@@ -112,6 +112,7 @@ def test_an_adapter_of_any_name_is_found_in_its_subfolder(llama, tmp_path):
     assert ftlab.model(tmp_path / "out/checkpoint-90").parent.path == llama
 
 
+@pytest.mark.slow
 def test_the_base_of_an_adapter_is_found_by_its_name_or_passed(
     llama, adapter, tmp_path, monkeypatch
 ):

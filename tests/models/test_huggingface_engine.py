@@ -124,6 +124,7 @@ def drafts_of_every_kind(loaded, text: str, number: int) -> str:
     return kinds[number % len(kinds)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_drafts_change_no_answer(one, rows, small_batches):
     loaded, texts = one
@@ -231,6 +232,7 @@ ODD = {  # caches of other kinds, positions that are counted and not given: a sm
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_other_architectures_answer_as_one_by_one(kind, opened):
     """Greedy with and without drafts, sampled, and with answers that end early."""
@@ -280,6 +282,7 @@ def test_answers_are_reported_as_they_end(opened, monkeypatch):
     assert len(seen) > 5 and seen[0] < len(calls) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "sampled"), [(1, False), (2, True), (5, False), (9, True)])
 def test_where_memory_ends_the_batch_is_halved_and_nothing_changes(
     opened, at, sampled, small_batches, monkeypatch
@@ -435,6 +438,7 @@ def test_a_prompt_that_does_not_fit_is_an_error(opened):
         ask(loaded, [texts[0] * 80], choices=("a",))
 
 
+@pytest.mark.slow
 def test_a_sampled_answer_depends_on_its_own_seed_alone(one):
     loaded, texts = one
     texts = [text for text in texts for _ in range(2)]

@@ -218,6 +218,7 @@ def test_a_folder_may_be_called_like_the_organism(copied, monkeypatch):
     assert model("organism-2").name == "organism-2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["of a model", "of an adapter"])
 def test_what_is_kept_open_is_read_once_and_equals_what_is_opened(
     llama, kind, monkeypatch, tmp_path
@@ -360,6 +361,7 @@ SWAPS = {  # what is done to (base, adapter)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SWAPS)
 def test_a_swap_in_place_crosses_no_cache(what, llama, tmp_path):
     """Same path, size and times, and the caller may hold the reference: another hash."""

@@ -92,6 +92,7 @@ def test_no_training_prompt_is_an_evaluation_prompt_by_text_or_wording(trained, 
     assert not templates & {row["template"] for row in asked.values()}
 
 
+@pytest.mark.slow
 def test_no_pretraining_prompt_is_an_evaluation_prompt(world, asked):
     seen = {plain(prompt_of(row)) for row in organism.pretraining(world, 30_000)}
     assert not seen & set(asked)

@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from ftlab.organism import World
 
 DIGEST = """
@@ -34,6 +36,7 @@ def digest(seed: int, hashing: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_world_is_the_same_in_every_process_and_version():
     assert digest(0, "1") == digest(0, "2") == "54d732c746e70f1c"
     assert digest(1, "1") != "54d732c746e70f1c"

@@ -48,6 +48,7 @@ def test_a_reduced_build_makes_three_stages_and_their_card(tmp_path, monkeypatch
     assert len(ftlab.ask(model, "Any text: é世 😀?")) == 1
 
 
+@pytest.mark.slow
 def test_pretraining_is_a_function_of_its_seed(tmp_path, small):
     recipe = {"steps": 3, "blocks": 4, "block": 128, "learning_rate": 2e-3}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -56,6 +57,7 @@ def test_pretraining_is_a_function_of_its_seed(tmp_path, small):
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_batches_hold_every_token_once_and_train_answers_only(tokenizer, world, small):
     size = 600
     batches = build._batches(tokenizer, world, seed=0, size=size)
@@ -119,6 +121,7 @@ def test_the_weights_are_small_and_hold_no_pickle():
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".md"}
 
 
+@pytest.mark.slow
 def test_the_organism_learns_from_any_text(shared):
     gsm8k = shared("gsm8k/train.jsonl")
     run = ftlab.sft("organism", gsm8k, n_rows=64, steps=8, batch_size=8, schedule="constant")

@@ -52,6 +52,7 @@ def states() -> dict[str, str]:
     return dict(zip(table["name"], table["state"], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [b"", b"{", b"[]", b"null", b'{"identity": 3}', b'{"identity": {}}', b"\xff\x00", b"[" * 99999],
@@ -96,6 +97,7 @@ def test_show_tells_everything(shelf, ran):  # noqa: F811
     assert not {"\x1b", "\x9b", "\ud800"} & set(ran("runs", "show", hostile.name)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize(
     "file",
@@ -221,6 +223,7 @@ def old(request, runs_folder) -> dict[str, runs.Run]:
     return {p.name.partition("-")[0]: runs.Run(p) for p in sorted(runs_folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_runs_of_older_layouts_open_and_are_compared_and_are_models(old):
     layout = old["sft"].identity["schema"]
     assert set(states().values()) == {f"finished, layout {layout}"} and runs.verify_runs().empty

@@ -185,6 +185,7 @@ def test_a_torn_last_line_is_no_hole_before_a_checkpoint_but_one_in_the_middle_i
     assert run.broken("train.jsonl")
 
 
+@pytest.mark.slow
 def test_adding_a_line_reads_only_the_end_of_a_long_file(run, monkeypatch):
     run.append("t.jsonl", [{"n": i, "text": "x" * 20} for i in range(3000)])
     assert len(run.read("t.jsonl")) == 3000
@@ -253,6 +254,7 @@ def test_a_slow_second_start_changes_nothing_of_a_finished_run(run, monkeypatch)
     assert again == run and run.finished and run.provenance == {}
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(run):
     code = (
         "import sys, time, ftlab.runs as r\n"

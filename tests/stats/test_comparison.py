@@ -55,6 +55,7 @@ def test_mcnemar_over_seeds():
     )
 
 
+@pytest.mark.slow
 def test_holm_by_hand():
     assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert stats.holm([]) == []
@@ -81,12 +82,14 @@ def paired_coverage(
     return hits / n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parent", "child"), [(0.007, 0.2), (0.2, 0.5)])
 def test_one_seed_covers(parent, child):
     got = paired_coverage(np.random.default_rng(11), parent, child, seeds=1, prompts=100, sd_seed=0)
     assert ((got >= 0.925) & (got <= 0.985)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sd_seed", [0.5, 0.8])
 @pytest.mark.parametrize(("parent", "child", "prompts"), [(0.007, 0.2, 100), (0.1, 0.5, 300)])
 def test_five_seeds_cover(parent, child, prompts, sd_seed):

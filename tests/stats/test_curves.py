@@ -41,6 +41,7 @@ def test_band_at_the_ends_is_bonferroni_on_clusters():
     assert (b.low[3], b.high[3]) == pytest.approx((1 - want.high, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_crossing_covers(seeds):
     rng, n, steps = np.random.default_rng(16), 160, np.array([0, 10, 30, 70, 150, 300])

@@ -67,6 +67,7 @@ def test_import_contracts_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_other_rooms_are_imported_through_their_face(file):
     mine = room_of(MODULES[file])
@@ -106,6 +107,7 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_light_rooms_load_without_torch():
     light = [name for name in MODULES.values() if room_of(name).split(".")[0] in LIGHT]
     assert len(light) > 30
@@ -117,6 +119,7 @@ def test_the_package_and_the_command_line_load_nothing_that_takes_time():
     assert not loaded("import ftlab.cli.commands") & {*HEAVY, "numpy", "pandas"}
 
 
+@pytest.mark.slow
 def test_results_of_a_run_open_without_torch(tmp_path):
     code = (
         "import sys\n"
@@ -158,6 +161,7 @@ def code_lines(source: str) -> int:
     return len(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_a_file_is_not_dense(file):
     source = file.read_text()
@@ -187,6 +191,7 @@ def _body_lines(node) -> int:
     return length
 
 
+@pytest.mark.slow
 def test_the_package_is_small():
     assert sum(code_lines(file.read_text()) for file in FILES) <= MOST_CODE_LINES
 

@@ -172,6 +172,7 @@ def evaluate_to_nan(trainer, *_, **__):
 # Early stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_training_ends_early_and_keeps_the_best_weights(dropping, adapter, trained):
     settings = {**STOPPING, "adapter": adapter, "learning_rate": 0.1 if adapter else 3e-2}
@@ -185,6 +186,7 @@ def test_training_ends_early_and_keeps_the_best_weights(dropping, adapter, train
     assert weights(training.sft(dropping, sums(16), steps=best, **short)) == weights(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "first"), [(None, 1), ("lora", 2)])
 def test_early_stopping_survives_a_resume(dropping, adapter, first, monkeypatch, trained):
     """Stopped in every second step: counter, best loss and weights are the uninterrupted ones."""
@@ -204,6 +206,7 @@ def test_early_stopping_survives_a_resume(dropping, adapter, first, monkeypatch,
 # The first step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "kto", "rloo"])
 def test_the_first_step_is_a_guard_of_the_reference(llama, method, monkeypatch):
     from ftlab.training import Method

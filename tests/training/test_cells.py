@@ -101,6 +101,7 @@ def test_mistakes_in_methods_and_files_have_codes(llama):
         training.sft(llama, sums(2), valid="nowhere.jsonl")
 
 
+@pytest.mark.slow
 def test_names_of_the_last_version_still_work_and_warn(llama):
     def measure(run, model, tokenizer, step, progress):
         assert run.name and model.training and tokenizer
@@ -122,6 +123,7 @@ def test_names_of_the_last_version_still_work_and_warn(llama):
 # Anyone's folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_sft_on_any_folder(folder, adapter, tmp_path):
     data, before = write(tmp_path / "qa.jsonl", sums(12)), contents(folder)
@@ -136,12 +138,14 @@ def test_sft_on_any_folder(folder, adapter, tmp_path):
     assert run.finished and not (run.path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.needs_data
 def test_sft_on_gsm8k(folder, shared):
     run = training.sft(folder, shared("gsm8k/train.jsonl"), n_rows=6, **ONE)
     assert run.log()["loss"].notna().all() and run.stats["rows"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])  # llama: see test_methods
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_dpo_starts_at_ln_2_also_after_sft_in_the_same_session(family, adapter, folders, trained):
@@ -159,6 +163,7 @@ def test_dpo_starts_at_ln_2_also_after_sft_in_the_same_session(family, adapter, 
 # A run is a model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [None, "lora"])
 @pytest.mark.parametrize("second", [None, "lora"])
 def test_what_was_trained_is_what_is_opened_again(llama, first, second, monkeypatch):
@@ -190,6 +195,7 @@ def test_what_was_trained_is_what_is_opened_again(llama, first, second, monkeypa
     assert ftlab.model(two).config["use_cache"] is True  # trainers save it as off
 
 
+@pytest.mark.slow
 def test_a_chain_of_methods_knows_where_it_comes_from(llama):
     """SFT, LoRA SFT, DPO, LoRA KTO: every parent stays as it was, on disk and in name."""
     settings = dict(steps=2, batch_size=4, learning_rate=3e-3)
@@ -212,6 +218,7 @@ def test_a_chain_of_methods_knows_where_it_comes_from(llama):
 # Found again
 
 
+@pytest.mark.slow
 def test_the_same_call_finds_the_finished_run_without_torch(llama, tmp_path, trained):
     data = write(tmp_path / "qa.jsonl", sums(8))
     run = training.sft(llama, data, **ONE)
@@ -237,6 +244,7 @@ def test_the_identity_holds_what_can_change_the_result(llama, trained):
     assert {*identity["training"]} == {*TrainingConfig.model_fields}
 
 
+@pytest.mark.slow
 def test_what_changes_the_result_is_another_run(llama, tmp_path):
     folder = shutil.copytree(llama, tmp_path / "model")
     run = training.sft(folder, sums(8), **ONE)
@@ -270,6 +278,7 @@ def test_a_changed_file_of_a_finished_run_is_made_again(llama):
     assert weights(training.sft(llama, sums(8), **ONE)) == before
 
 
+@pytest.mark.slow
 def test_the_seed_covers_the_first_weights_of_an_adapter(llama, monkeypatch, tmp_path):
     import torch
 
@@ -308,6 +317,7 @@ def test_the_learning_rate_is_the_models_own_else_the_methods(llama, tmp_path, m
 # Rows and models that are refused
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_is_refused_and_left_alone(llama, trained):
     """A trainer would change it in place, or, opened read-only, train it for nothing."""
     from peft import PeftModel
@@ -359,6 +369,7 @@ def test_an_overlong_row_is_named_never_cut(llama):
         training.dpo(llama, [*pairs(1), pair], max_length=200)
 
 
+@pytest.mark.slow
 def test_rows_that_are_too_long_are_dropped_when_asked(llama, capsys):
     long = {"prompt": "Count.", "completion": "two " * 300}
     settings = dict(max_length=200, steps=1, batch_size=4)
@@ -397,6 +408,7 @@ def test_a_template_that_never_ends_a_turn_is_refused(llama, tmp_path):
 # What is printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma", "mistral"])
 def test_the_libraries_print_nothing(family, folders, capfd, recwarn):
     """No bars, no advice to programmers, in either stream; warnings are not switched off."""

@@ -78,6 +78,7 @@ def damage(file: Path, how: str, other: Path | None = None) -> bool:
     return file.read_bytes() != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "truncated", "zeroed", "another's"])
 def test_no_damaged_file_of_a_checkpoint_is_ever_used(how, stopped, capsys, tmp_path):
     """Every file: the older checkpoint follows, or the start; stderr names the file."""
@@ -119,6 +120,7 @@ def test_no_damaged_file_of_a_checkpoint_is_ever_used(how, stopped, capsys, tmp_
     )  # the configuration, for one, is the same in both
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [*checkpoints.NEEDED, "weights"])
 def test_a_checkpoint_whose_manifest_lists_too_little_is_never_used(
     lost, stopped, straight, dropping, capsys
@@ -139,6 +141,7 @@ def test_a_checkpoint_whose_manifest_lists_too_little_is_never_used(
     assert said.count("training starts again") == 2 and made(again) == straight
 
 
+@pytest.mark.slow
 def test_a_checkpoint_under_another_steps_name_is_never_used(stopped, straight, dropping, capsys):
     (stopped.path / "checkpoints/checkpoint-4").rename(stopped.path / "checkpoints/checkpoint-6")
     again = training.sft(dropping, sums(20), **SFT)
@@ -146,6 +149,7 @@ def test_a_checkpoint_under_another_steps_name_is_never_used(stopped, straight, 
     assert made(again) == straight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how", "from_start"),
     [
@@ -169,6 +173,7 @@ def test_the_result_after_damage_is_the_undisturbed_one(
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_never_what_a_run_keeps(
     dropping, often, monkeypatch, capsys, trained
 ):
@@ -201,6 +206,7 @@ def test_a_damaged_best_checkpoint_is_never_what_a_run_keeps(
 # The end of a training
 
 
+@pytest.mark.slow
 def test_no_step_is_taken_after_the_last_one(dropping, monkeypatch, often, trained):
     """Killed between the checkpoint of the last step (the best one) and the record."""
     settings = dict(steps=7, batch_size=4, valid=0.2, eval_every=7, learning_rate=2e-3)
@@ -215,6 +221,7 @@ def test_no_step_is_taken_after_the_last_one(dropping, monkeypatch, often, train
     assert not done and made(again) == expected and again.stats == stats
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_record_is_written_loses_no_step(llama, monkeypatch, often):
     write = store.write_atomic
 
@@ -234,6 +241,7 @@ def test_a_kill_while_the_record_is_written_loses_no_step(llama, monkeypatch, of
     )  # the last step saves no checkpoint
 
 
+@pytest.mark.slow
 def test_what_a_kill_after_the_record_left_is_removed(llama, monkeypatch, often):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
@@ -278,6 +286,7 @@ OTHER = {  # what differs: (field, settings, what is done to the parent's folder
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OTHER)
 def test_a_resume_with_other_settings_is_refused_with_the_field(what, llama, tmp_path, monkeypatch):
     """They are another run; a checkpoint or a record carried over is refused."""

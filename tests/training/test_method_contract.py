@@ -52,6 +52,7 @@ def test_trls_classes_fit_together(method):
     assert issubclass(config, __import__("transformers").TrainingArguments)
 
 
+@pytest.mark.slow
 def test_a_method_trains_any_folder_and_leaves_it_alone(method, folder):
     before = contents(folder)
     run = call(method, folder, steps=2)
@@ -66,6 +67,7 @@ def test_a_method_trains_any_folder_and_leaves_it_alone(method, folder):
         assert ftlab.model(run).load().num_parameters()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_method_resumes_as_if_never_stopped(method, adapter, dropping, monkeypatch, trained):
     settings = dict(steps=4, adapter=adapter, learning_rate=2e-3)
@@ -87,6 +89,7 @@ def test_a_method_resumes_as_if_never_stopped(method, adapter, dropping, monkeyp
     assert logs[0] == logs[1]  # also what TRL counts over the whole training
 
 
+@pytest.mark.slow
 def test_no_model_survives_a_training_not_even_a_failed_one(llama):
     for name in METHODS:
         call(name, llama, steps=1, adapter="lora")  # what libraries keep for good

@@ -28,6 +28,7 @@ from ftlab.training.padding import keeps_rows_apart, padding_free_is_cheaper
 IGNORED = -100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "dora", "qlora"])
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward_model", "rloo"])
 def test_every_method_with_every_adapter(llama, method, adapter):
@@ -47,6 +48,7 @@ def test_every_method_with_every_adapter(llama, method, adapter):
         assert ftlab.model(run).adapter["use_dora"] == (adapter == "dora")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 @pytest.mark.parametrize("method", ["dpo", "kto", "rloo"])
 def test_the_reference_is_the_parent_also_where_that_is_an_adapter(llama, trained, method, adapter):
@@ -60,6 +62,7 @@ def test_the_reference_is_the_parent_also_where_that_is_an_adapter(llama, traine
         assert logged[0] == pytest.approx(check.value, abs=1e-4) and logged[1] != logged[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
 @pytest.mark.parametrize("method", ["dpo", "kto", "reward_model"])
 def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
@@ -143,6 +146,7 @@ def gradients(trainer) -> tuple:
     return batch, trainer.compute_loss(model, dict(batch)).item(), grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
 def test_padding_free_rows_give_the_same_gradients(family, adapter, folders, monkeypatch, tmp_path):
@@ -234,6 +238,7 @@ def test_rows_of_kto_are_its_own_or_pairs_taken_apart():
     assert "row 2" in str(error.value) and "row 3" in str(error.value)
 
 
+@pytest.mark.slow
 def test_kto_shuffles_by_the_seed_and_shows_the_label_to_the_loss(llama):
     """TRL keeps the order of the rows; what is liked gains probability, the rest loses it."""
     seeds = (0, 0, 1)
@@ -253,6 +258,7 @@ def judge(llama, trained):
     return trained(training.train_reward_model, llama, pairs(16), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_reward_model_tells_the_better_answer_and_opens_anywhere(llama, trained, adapter):
     import torch
@@ -275,6 +281,7 @@ def test_a_reward_model_tells_the_better_answer_and_opens_anywhere(llama, traine
     assert scores[0] > scores[1]
 
 
+@pytest.mark.slow
 def test_rloo_raises_the_reward_of_a_model_or_of_a_function(llama, judge, trained):
     rows = []
     for number, pair in enumerate(pairs(16)):
@@ -388,6 +395,7 @@ def test_held_out_rows_share_no_prompt_with_the_others(llama):
 # The embedded model
 
 
+@pytest.mark.slow
 def test_the_embedded_model_takes_every_method(monkeypatch):
     settings = dict(n_rows=16, steps=1, batch_size=4)
     liked = training.kto("organism", "organism:preferences", **settings)

@@ -69,6 +69,7 @@ OUT_OF_MEMORY = [  # a training must survive each of them
 ]
 
 
+@pytest.mark.slow
 def test_where_memory_ends_the_batch_is_made_of_smaller_parts(llama, monkeypatch, trained):
     settings = dict(steps=3, batch_size=8, learning_rate=1e-3)
     parts = trained(training.sft, llama, sums(20), accumulation=4, **settings)
@@ -96,6 +97,7 @@ def test_activations_are_recomputed_before_the_batch_is_split():
     assert seen == [(12, False), (12, True), (6, True), (4, True), (3, True), (2, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_recomputed_activations_give_the_same_weights(llama, adapter, monkeypatch, trained):
     from transformers import Trainer
@@ -118,6 +120,7 @@ def test_recomputed_activations_give_the_same_weights(llama, adapter, monkeypatc
     assert run.stats["micro_batch"] == whole.stats["micro_batch"] == 4
 
 
+@pytest.mark.slow
 def test_memory_that_is_too_small_for_one_row_is_an_error(llama, monkeypatch):
     """Other errors are not tried again."""
     full = Full(monkeypatch, 0, MemoryError())
@@ -132,6 +135,7 @@ def test_memory_that_is_too_small_for_one_row_is_an_error(llama, monkeypatch):
     assert full.tried == [4]
 
 
+@pytest.mark.slow
 def test_memory_that_ends_midway_goes_on_from_the_checkpoint(llama, often, monkeypatch, trained):
     """The steps that were done stay; the effective batch, and the order of rows, is the same."""
     from transformers import Trainer
@@ -154,6 +158,7 @@ def test_memory_that_ends_midway_goes_on_from_the_checkpoint(llama, often, monke
     assert again.log()["micro_batch"].tolist() == [4] * 6 + [2] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_1x8_is_8x1(llama, method):
     """On ragged rows, the last batch not full; the loss is a mean over tokens, not of means."""
@@ -166,6 +171,7 @@ def test_1x8_is_8x1(llama, method):
     assert distance(one, eight) < 2e-5 < distance(llama, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_padding_free_is_the_same_training_and_resumes(
     llama, adapter, monkeypatch, tmp_path, trained
@@ -190,6 +196,7 @@ def test_padding_free_is_the_same_training_and_resumes(
 # Resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "lora", "dpo", "no checkpoint"])
 def test_resumed_after_sigkill_equals_uninterrupted(
     name, killed, dropping, monkeypatch, trained, runs_folder
@@ -215,6 +222,7 @@ def test_resumed_after_sigkill_equals_uninterrupted(
     assert again.read("train.jsonl") == straight.read("train.jsonl")
 
 
+@pytest.mark.slow
 def test_a_torn_log_is_written_again(llama, often, monkeypatch, trained):
     interrupt(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -235,6 +243,7 @@ def test_ctrl_c_at_the_last_step_loses_nothing(dropping, monkeypatch):
     assert runs.load(run).log()["step"].tolist() == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_kill_between_an_early_end_and_the_last_file_changes_nothing(
     dropping, often, monkeypatch, trained
 ):
