@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks._report import share_note
 from benchmarks._work import Size, Work, prepare
+from ftlab._core.threads import cores
 
 
 class BenchmarkFailed(RuntimeError):
@@ -81,7 +82,4 @@ def run_arm(arm: str, work: Work, name: str) -> dict:
 
 def threads() -> int:
     """Return the threads of every arm: OMP_NUM_THREADS, else all cores this process may use."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return int(os.environ.get("OMP_NUM_THREADS") or cores)
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())

@@ -21,6 +21,8 @@ from typing import Any
 
 import lazy_loader
 
+from ftlab._core import threads
+
 __version__ = "0.4.0"
 
 _NAMESPACES = [
@@ -80,6 +82,7 @@ _MOVED = {  # names of version 0.3: where each is now
     "write_report": "analysis.report",
 }
 
+threads.settle()  # before anything imports torch
 _lazy, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_NAMESPACES, submod_attrs=_VERBS)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import raises_code
 
+from ftlab._core.threads import cores
 from ftlab.experiments.backends import Job, LocalBackend, local, open_backend
 
 WAIT_S = 20
@@ -58,7 +59,7 @@ def test_lanes_run_side_by_side_and_results_keep_the_order_of_the_jobs(work):
     assert [result.value for result in results] == [f"value of {name}" for name in "abc"]
     assert not any(result.error for result in results)
     assert all(result.seconds >= 0 for result in results)
-    assert set(work.threads.values()) == {str(max(1, local.cores() // 2))}
+    assert set(work.threads.values()) == {str(max(1, cores() // 2))}
 
 
 def test_jobs_of_one_lane_run_one_after_the_other(work):
@@ -70,7 +71,7 @@ def test_without_side_by_side_all_lanes_are_one(work):
     jobs = [work.job(name, lane) for lane, name in enumerate("abc")]
     LocalBackend(side_by_side=False).map(jobs)
     assert work.events == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
-    assert set(work.threads.values()) == {str(local.cores())}
+    assert set(work.threads.values()) == {str(cores())}
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, OSError, ValueError, KeyError])

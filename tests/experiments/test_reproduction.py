@@ -14,6 +14,7 @@ from helpers import raises_code
 
 from ftlab import analysis
 from ftlab._core.errors import NotebookFailed
+from ftlab._core.threads import cores
 from ftlab.experiments import reproduce, reproduction
 from ftlab.experiments.backends import local
 
@@ -246,7 +247,7 @@ def test_with_real_kernels(same_ftlab, tmp_path):
     for name in NAMES:
         assert (out / name / f"{name}.ipynb").is_file()
         seen = json.loads((out / name / "seen.json").read_text())
-        assert seen == {"threads": str(max(1, local.cores() // 2)), "batch": "1"}
+        assert seen == {"threads": str(max(1, cores() // 2)), "batch": "1"}
 
 
 @pytest.mark.slow

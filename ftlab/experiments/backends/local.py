@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ftlab._core.progress import clock
+from ftlab._core.threads import cores
 from ftlab.experiments.backends.base import Backend, Job, Result
 
 LINE_S = 30.0  # seconds between two lines of progress
@@ -129,13 +129,6 @@ class _Work:
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 BACKEND = LocalBackend
