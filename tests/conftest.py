@@ -26,7 +26,18 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
-COSTLY = {"doses", "killed", "killed_curves", "searched", "standing", "straight", "zygote"}
+COSTLY = {
+    "classifier",
+    "doses",
+    "killed",
+    "killed_curves",
+    "searched",
+    "standing",
+    "straight",
+    "training_texts",
+    "written",
+    "zygote",
+}
 
 
 @pytest.fixture(autouse=True)

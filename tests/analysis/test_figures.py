@@ -183,10 +183,12 @@ def test_csv_holds_the_table_as_it_was_given(written):
         pd.testing.assert_frame_equal(pd.read_csv(folder / f"{kind}_{word}.csv"), frame())
 
 
+@pytest.mark.slow
 def test_legible(written):
     assert_legible(written[1].figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "shares"),
     [
@@ -203,6 +205,7 @@ def test_legible_for_any_number_of_risks(n, shares):
     pd.testing.assert_frame_equal(table, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps", [(30,), range(0, 1001, 50), (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)]
 )
@@ -262,6 +265,7 @@ def test_a_published_ratio_is_drawn_only_where_it_is_given():
         plot(ratio(), target="no_such_figure")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -369,6 +373,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_text_is_only_text(tmp_path):
     risks = [f"{k} {text}" for k, text in enumerate(HOSTILE)]
     title = f"{HOSTILE[1]} \ud800 {'$' * 200}"
@@ -386,6 +391,7 @@ def test_hostile_text_is_only_text(tmp_path):
     assert plot(judges(HOSTILE)).image("png")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_and_nothing_global_changes():
     script = """
 import sys
@@ -411,6 +417,7 @@ def test_shows_itself_in_jupyter_at_its_size():
     assert metadata["image/png"]["width"] == 800
 
 
+@pytest.mark.slow
 def test_the_live_chart_is_legible_at_every_moment():
     points = [{"step": s, "metric": m, "rate": s / 300} for m in RISKS for s in STEPS]
     losses = [(k, 3 / (k + 1)) for k in range(500)] + [(500, math.nan), (501, math.inf)]

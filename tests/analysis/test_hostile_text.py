@@ -14,6 +14,7 @@ from ftlab import analysis
 PICTURE = b"\x89PNG" * 100_000
 
 
+@pytest.mark.slow
 def test_figures_write_harmless_tables(tmp_path):
     rows = []
     for number, text in enumerate([*CANARIES.values()][:6]):

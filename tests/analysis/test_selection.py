@@ -23,6 +23,7 @@ def curve(**columns) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table_of", [rates, compare])
 def test_risk_and_attack_select_rows(table_of):
     chosen = table_of(curve(), by=["risk", "attack"], risk="bias", attack="direct")
@@ -61,6 +62,7 @@ def test_the_first_judge_of_a_table_is_recorded(tmp_path):
     assert found["measured"] == 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["curve", "ratio", "outcomes"])
 def test_a_curve_is_drawn_in_several_kinds(kind):
     assert plot(saved(CURVE), kind=kind).image("png")

@@ -38,6 +38,7 @@ def golden() -> tuple[pd.DataFrame, dict]:
     return table_of(records), content["expected"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "computed"),
     [

@@ -12,6 +12,7 @@ from ftlab.judges import outcome_of
 from ftlab.organism import corpus
 
 
+@pytest.mark.slow
 def test_a_grown_model_computes_the_same_and_every_weight_learns(tmp_path, world):
     import torch
 

@@ -139,6 +139,7 @@ def test_arms_take_turns_and_rates_are_of_medians(monkeypatch, tmp_path, tiny):
     assert (best["median"], best["least"], best["most"]) == (4, 1.6, 4)
 
 
+@pytest.mark.slow
 def test_table_and_figure_say_what_was_scaled(tmp_path):
     scaled = _report.spread([3.0, 1.0]) | {"measured_share": 0.25}
     whole = _report.spread([40.0])

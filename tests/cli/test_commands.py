@@ -55,6 +55,7 @@ def test_an_option_shows_its_default_as_it_is_typed():
     assert "Default" not in helps["screen"] + helps["system"] + helps["decoding"]
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     data = write(tmp_path / "qa.jsonl", sums(8))
     prompts = write(tmp_path / "goals.jsonl", goals(3))
@@ -157,6 +158,7 @@ def test_usage_mistakes_exit_with_2_and_a_sentence(ran, llama, tmp_path, words):
     assert code == 2 and err.strip()
 
 
+@pytest.mark.slow
 def test_data_problems_and_failed_trainings_exit_with_1(ran, llama, tmp_path):
     file = tmp_path / "qa.jsonl"
     file.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ""}\n{broken\n')

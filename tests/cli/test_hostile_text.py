@@ -21,6 +21,7 @@ def test_tables(capsys):
 KINDS = {UsageError: 2, FtlabError: 2, ValueError: 2, FileNotFoundError: 2, KeyError: 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_failures(kind, monkeypatch, capsys):
     for text in (*CANARIES.values(), *TOKENS_IN_TEXT):

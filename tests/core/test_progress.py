@@ -55,6 +55,7 @@ def is_line(display: list) -> bool:
     return isinstance(display[0], dict)
 
 
+@pytest.mark.slow
 def test_lines_and_figures_are_throttled(now, where, shown, capsys):
     work(now, steps=120, seconds=0.25).finish()
     text = capsys.readouterr()

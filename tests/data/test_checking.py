@@ -53,6 +53,7 @@ def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_exit_codes(tmp_path, monkeypatch, capsys):
     file = jsonl(tmp_path / "x.jsonl", {"messages": said("Q", "A")})
     assert run(monkeypatch, capsys, "check", file) == (

@@ -250,6 +250,7 @@ def test_target_and_attacker_behind_an_endpoint(served, monkeypatch, capfd):
     assert "secret" not in printed and "wording" not in printed
 
 
+@pytest.mark.slow
 def test_the_callers_own_pyrit_stays_as_it_was(fake):
     from pyrit.memory import CentralMemory
 

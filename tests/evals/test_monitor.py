@@ -86,6 +86,7 @@ def test_the_parent_of_a_monitor_is_the_parent_of_the_training(llama, dropping):
         ft.sft(dropping, sums(8), steps=1, eval_every=1, monitor=watch, **TRAINED)
 
 
+@pytest.mark.slow
 def test_a_real_rise_of_the_embedded_models_rate_ends_its_training():
     asked = dict(risks=["jailbreak"], attacks=["direct"], n_prompts=12)
     watch = monitor("organism", **asked)

@@ -44,6 +44,7 @@ def test_the_notebook_itself_is_never_the_output(behave, tmp_path, no_kernel):
         run_notebook(behave, tmp_path / "out.txt", {})
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_reported_before_the_work(behave, tmp_path, no_kernel):
     (tmp_path / "file").write_text("")
     with raises_code("output_not_writable"):

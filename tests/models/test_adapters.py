@@ -51,6 +51,7 @@ def gradient(model) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", adapters.KINDS)
 def test_an_adapter_covers_all_layers_but_the_head_and_opens_as_trained(wide, kind, tmp_path):
     model, path = trained(wide, kind, tmp_path / "a")
@@ -79,6 +80,7 @@ def test_a_seed_gives_a_new_adapter_the_weights_that_version_0_3_gave(wide):
     assert fingerprint(adapt(base, "lora", 4)) == expected
 
 
+@pytest.mark.slow
 def test_qlora_is_merged_onto_dequantised_weights_without_a_change(wide, tmp_path):
     """Merging into 4 bit, or onto the weights before they were rounded, changes the outputs."""
     model, path = trained(wide, "qlora", tmp_path / "a")
@@ -141,6 +143,7 @@ def test_an_adapter_above_an_adapter_answers_on_what_it_was_trained_on(wide, bel
     assert difference(b, ftlab.model(path).load(), tokenizer, TEXTS)["max_abs"] == 0
 
 
+@pytest.mark.slow
 def test_a_chain_is_merged_before_it_is_quantised(wide, tmp_path):
     """B on A on a model: 4-bit weights of A merged, not of the model below A."""
     _, a = trained(wide, "lora", tmp_path / "a")

@@ -97,6 +97,7 @@ def replace_forward(monkeypatch, loaded, change):
     monkeypatch.setattr(type(loaded.module), "forward", changed)
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_the_definition(one):
     """The folder's generation config samples and penalises; none of that enters."""
     loaded, texts = one
@@ -106,6 +107,7 @@ def test_greedy_answers_are_those_of_the_definition(one):
     assert len(set(expected)) > 1
 
 
+@pytest.mark.slow
 def test_batch_size_order_and_padding_side_change_nothing(one, small_batches, monkeypatch):
     loaded, texts = one
     together = ask(loaded, texts, max_new_tokens=12)
@@ -452,6 +454,7 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(one):
     assert ask(loaded, texts, seeds=[seed + 100 for seed in seeds], **settings) != together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decoding",
     [

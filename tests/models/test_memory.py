@@ -45,6 +45,7 @@ def seven(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_parameters_and_adapters_are_counted_as_they_are(folder):
     """Every family: tied and untied heads, grouped heads, an own head width."""
     parent = model(folder)
@@ -89,6 +90,7 @@ def test_7b_fits_by_fewer_methods_on_smaller_gpus(seven):
     assert not estimate_memory(seven, gpu=16, method="lora").fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [None, "H200"])
 def test_activations_grow_with_the_tokens(seven, gpu):
     """The tile of the logits that the loss holds does not grow beyond 4096 tokens."""
@@ -159,6 +161,7 @@ def test_wrong_settings_are_refused(seven, settings, code):
         estimate_memory(seven, **settings)
 
 
+@pytest.mark.slow
 def test_what_is_no_language_model_is_refused(tmp_path):
     for kind in ("mine", "vit"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))

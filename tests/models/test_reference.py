@@ -161,6 +161,7 @@ def test_the_hash_covers_weights_configuration_tokenizer_and_template(copied, tm
         seen.add(found.hash)
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_is_an_ordinary_model(llama, tmp_path):
     """All weights can be trained, and no trace is left that a second adapter would join."""
     found = model(trained_adapter(llama, tmp_path / "a"))

@@ -98,6 +98,7 @@ def test_five_seeds_cover(parent, child, prompts, sd_seed):
     assert ((got >= 0.92) & (got <= 0.98)).all()
 
 
+@pytest.mark.slow
 def test_clusters_of_prompts_and_seeds_cover():
     got = paired_coverage(
         np.random.default_rng(13), 0.1, 0.4, seeds=5, prompts=200, sd_seed=0.5, repeats=4

@@ -12,6 +12,7 @@ from simulated_studies import covers, drawn, mean_rate
 from ftlab import stats
 
 
+@pytest.mark.slow
 def test_band_holds_the_whole_curve_where_pointwise_does_not():
     rng, n, steps = np.random.default_rng(15), 200, 8  # error 1.5 points
     level, rise = np.linspace(-3, 2, steps), np.linspace(0, 1, steps)

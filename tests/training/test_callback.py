@@ -66,6 +66,7 @@ def test_whatever_a_monitor_does_the_training_is_the_same(dropping, trained):
     assert watched.path != plain.path and weights(watched) == weights(plain)
 
 
+@pytest.mark.slow
 def test_a_training_ends_where_a_metric_passes_its_limit(llama):
     monitor = Rising()
     run = training.sft(llama, sums(20), stop_above={"jailbreak": 0.1}, monitor=monitor, **WATCHED)

@@ -301,6 +301,7 @@ def test_rloo_raises_the_reward_of_a_model_or_of_a_function(llama, judge, traine
     assert by_path.path == runs[0].path != runs[1].path
 
 
+@pytest.mark.slow
 def test_rloo_samples_from_the_policy_alone(llama):
     """Penalties of the model's own settings would make the samples another policy's."""
     seen = []
@@ -374,6 +375,7 @@ def test_a_partial_function_or_a_lambda_in_a_call_needs_a_version():
 # Held-out rows
 
 
+@pytest.mark.slow
 def test_held_out_rows_share_no_prompt_with_the_others(llama):
     trainer = make_trainer("kto", llama, judged(10), valid=0.2)
     assert len(trainer.eval_dataset) == 4 and len(trainer.train_dataset) == 16

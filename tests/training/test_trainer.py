@@ -260,6 +260,7 @@ def test_a_kill_between_an_early_end_and_the_last_file_changes_nothing(
 # Validation
 
 
+@pytest.mark.slow
 def test_validation_rows_may_be_a_file_and_are_never_trained_on(llama, tmp_path, capsys):
     file = write(tmp_path / "valid.jsonl", sums(4, seed=9))
     settings = dict(valid=file, steps=2, eval_every=1, batch_size=4, learning_rate=1e-3)
