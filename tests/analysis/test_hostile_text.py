@@ -7,6 +7,7 @@ import json
 import math
 
 import pandas as pd
+import pytest
 from hostile import CANARIES, TOKENS, assert_csv, assert_page, assert_seen
 
 from ftlab import analysis

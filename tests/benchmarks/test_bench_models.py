@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
+import pytest
+
 import ftlab
 from benchmarks import _models, _today, _work
 from ftlab._core.types import Sample
