@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from ftlab.models.engines import Endpoint, endpoint
 
-Reply = tuple[int, dict, str]  # status, headers, body
+Reply = tuple[int, dict, str | bytes]  # status, headers, body
 
 
-def good(text: str | None, finish: str = "stop", **message) -> Reply:
+def good(text: Any, finish: str | None = "stop", **message) -> Reply:
     """Return a reply of the protocol."""
     choice = {
         "index": 0,
@@ -37,19 +38,20 @@ def chat_server(reply: Callable[[dict, dict, str], Reply]) -> Iterator[Endpoint]
             size = int(self.headers["Content-Length"])
             request = json.loads(self.rfile.read(size))
             status, more, body = reply(request, self.headers, self.path)
+            body = body.encode() if isinstance(body, str) else body
             self.send_response(status)
             sizes = {"Content-Type": "application/json", "Content-Length": str(len(body))}
             for name, value in (sizes | more).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # a client that has hung up
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield endpoint(f"api:m@http://127.0.0.1:{server.server_port}/v1")
     finally:

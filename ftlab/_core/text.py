@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # What spreadsheets run as a formula (OWASP, CSV injection).
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+FORMULA_STARTS = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)
 # Control characters other than tab and line feed, marks of text direction, unpaired surrogates.
 CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 NUMBER = re.compile(r"[+-]?([\d.]+(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
 SECRET_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN")  # their values are never shown either
+NO_LETTER = re.compile(r"[\W_]")
+BETWEEN = r"(?:%[0-9a-f]{2}|[\W_]){0,4}"  # what may stand between two characters of a secret
 # A prefix and a length, so that `risk-curve`, `task-...` and `sk-` before short words are not
 # taken for tokens. The first line also finds tokens after an escaped \n and after ANSI colours.
 TOKENS = re.compile(
@@ -55,11 +72,46 @@ def _visible(character: str) -> str:
 
 def redacted(text: str) -> str:
     """Return the text without tokens, passwords in addresses, and values of secret variables."""
+    return TOKENS.sub(_removed, without_secrets(text, words=True))
+
+
+def without_secrets(text: str, words: bool = False) -> str:
+    """Return the text without values of secret variables, encoded or spelled out ones included.
+
+    Args:
+        text: Anything that another machine may have written.
+        words: Also a value that is a word, such as the "anything" that a local server is given
+            for a key: fit for messages, not for answers, which may well hold it.
+    """
     for name in SECRET_VARIABLES:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:
-            text = text.replace(value, f"[{name}]")
-    return TOKENS.sub(_removed, text)
+        value = os.environ.get(name, "").strip()
+        ordinary = value.isalpha() and len(value) < 16
+        if len(value) >= 8 and (words or not ordinary):
+            text = _written(value).sub(f"[{name}]", text)
+    return text
+
+
+@lru_cache
+def _written(secret: str) -> re.Pattern:
+    """Return a pattern of a secret, as it is or with other capitals.
+
+    One that no sentence holds is also found in base64, in hexadecimal or percent codes, and with
+    a few characters between its letters and digits.
+    """
+    patterns = [re.escape(secret)]
+    unlike_words = re.search(r"\d", secret) and len(NO_LETTER.sub("", secret)) >= 12
+    if unlike_words:
+        raw = secret.encode("utf-8", "surrogateescape")
+        forms = [secret, raw.hex(), quote(raw, safe="")]
+        for before, first in enumerate((0, 2, 3)):  # bytes before it in its group of three
+            encoded = b64encode(bytes(before) + raw).decode()
+            last = (before + len(raw)) * 8 // 6
+            forms.append(encoded[first:last])
+        for form in forms:
+            letters = NO_LETTER.sub("", form)
+            patterns.append(BETWEEN.join(letters))
+    either = "|".join(patterns)
+    return re.compile(either, re.IGNORECASE)
 
 
 def _removed(found: re.Match) -> str:

@@ -44,7 +44,8 @@ def prepare(
     table = source
     if isinstance(source, Run):
         table = source.table()
-        stats = source.stats
+        complete = (source.path / "stats.json").exists()  # not where an endpoint failed
+        stats = source.stats if complete else {}
         table.attrs["model"] = stats.get("parent") or stats.get("model", "")
     missing = ", ".join(sorted(NEEDED.difference(getattr(table, "columns", ()))))
     if missing:

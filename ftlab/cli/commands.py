@@ -32,11 +32,13 @@ def print_table(table: Any) -> None:
 
 
 def print_rates(run: Any) -> None:
-    """Print the rate of each risk under each attack."""
+    """Print the rate of each risk under each attack; exit with 1 where some answers failed."""
     from ftlab import analysis
 
     print_path(run)
     print_table(analysis.summary(analysis.rates(run, by=["risk", "attack"])))
+    if not run.finished:
+        raise typer.Exit(1)
 
 
 def print_comparison(table: Any) -> None:

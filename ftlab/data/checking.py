@@ -31,7 +31,7 @@ from ftlab.data.files import first_lines, open_source
 from ftlab.data.overlap import PromptIndex, find_repeats
 from ftlab.data.prompts import load_prompts, prompt_row
 from ftlab.data.schemas import PAIR_COLUMNS
-from ftlab.models import model as open_model
+from ftlab.models import local_model
 
 KINDS = CONVERTERS | {"prompts": prompt_row}
 SNIFFED = 50  # rows that decide what kind a file holds
@@ -233,7 +233,7 @@ def _unfit(
     on_too_long,
 ):
     """Return the problems of training on the rows; note what would be dropped or cut."""
-    model = open_model(model)
+    model = local_model(model)
     config = model.config.get("text_config") or model.config
     own = config.get("max_position_embeddings") or 10**9
     most = min(max_length or encoding.MAX_LENGTH, own)

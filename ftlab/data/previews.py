@@ -9,7 +9,7 @@ from typing import Any
 from ftlab._core.text import safe
 from ftlab.data.dataset import load
 from ftlab.data.encoding import IGNORED, encode
-from ftlab.models import model as open_model
+from ftlab.models import local_model
 
 TRAINED = "background:#cfe8cf;color:#000"
 UNTRAINED = "color:#777"
@@ -57,7 +57,7 @@ def preview(data: Any, model: Any, *, n_rows: int = 3) -> Preview:
         UsageError: The chat template cannot be trained.
     """
     shown = load(data).rows[:n_rows]  # before the slow part, so that a bad file fails at once
-    tokenizer = open_model(model).tokenizer()
+    tokenizer = local_model(model).tokenizer()
     found = []
     for row in shown:
         ids, labels = encode(row["messages"], tokenizer)

@@ -20,8 +20,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Message
 from ftlab.data import load_prompts
 from ftlab.evals.risks import open_risk
-from ftlab.models import Model, released
-from ftlab.models import model as open_model
+from ftlab.models import Model, local_model, released
 from ftlab.models.engines import open_engine
 from ftlab.organism import World
 
@@ -69,7 +68,7 @@ def refusal_direction(
     import pandas as pd
 
     several = models if isinstance(models, (list, tuple)) else [models]
-    references = [open_model(model) for model in several]
+    references = [local_model(model) for model in several]
     sides = _prompts(references, harmful, harmless, n_prompts)
     head = [{"role": "system", "content": system}] if system else []
     engine = open_engine("huggingface")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab import runs
 from ftlab._core.errors import FtlabDeprecationWarning, NotFoundError, UsageError
 from ftlab._core.files import file_hash, write_atomic
-from ftlab.models import model as open_model
-from ftlab.models import precision, quiet, released
+from ftlab.models import local_model, precision, quiet, released
 from ftlab.runs import Run
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def lm_eval(
     if limit is not None:
         warnings.warn("limit= is now n_prompts=.", FtlabDeprecationWarning, stacklevel=2)
     harness, manager_class = _harness()
-    reference = open_model(model)
+    reference = local_model(model)
     single = isinstance(tasks, (str, Path))
     asked = [_task(str(task)) for task in ([tasks] if single else tasks)]
     named = [task for task in asked if isinstance(task, str)]

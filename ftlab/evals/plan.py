@@ -20,8 +20,7 @@ from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
 from ftlab.evals.risks import Risk, open_risk
 from ftlab.judges import Judge, open_judge
-from ftlab.models import Model, is_reward_model
-from ftlab.models import model as open_model
+from ftlab.models import Model, is_reward_model, local_model
 from ftlab.models.engines import Engine, open_engine
 from ftlab.organism import World
 
@@ -66,7 +65,7 @@ class Plan:
         }
         classifier = self.config.toxicity_model.partition("#")[0]
         if classifier and "toxicity" in self.risks:
-            identity["toxicity_model"] = open_model(classifier).hash
+            identity["toxicity_model"] = local_model(classifier).hash
         return identity
 
     @property

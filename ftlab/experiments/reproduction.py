@@ -132,7 +132,7 @@ class _Request:
 
     @cached_property
     def in_world(self) -> bool:
-        return models.model(self.model).is_organism
+        return models.local_model(self.model).is_organism
 
     def check(self) -> None:
         """Raise UsageError or NotFoundError for a wrong argument, before any work."""

@@ -190,9 +190,9 @@ def _row(found: dict, number: int) -> dict:
 
 @lru_cache(maxsize=8)  # a hub id is resolved once
 def _model(reference: str):
-    from ftlab.models import model
+    from ftlab.models import local_model
 
-    return model(reference)
+    return local_model(reference)
 
 
 def _chat(zoo, pair: Pair) -> list[dict]:

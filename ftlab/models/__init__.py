@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hashing": ["fingerprint", "weights_hash"],
         "loading": ["keep_open"],
         "memory": ["MemoryEstimate", "estimate_memory"],
-        "reference": ["Model", "is_reward_model", "model"],
+        "reference": ["Model", "is_reward_model", "local_model", "model"],
     },
 )

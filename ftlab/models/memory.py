@@ -240,9 +240,7 @@ def _config_folder(model) -> Path:
     whole = (folder / "config.json").exists() and not adapter.exists()
     if whole and not run.exists():
         return folder
-    found = reference.model(model)
-    if not isinstance(found, reference.Model):
-        raise UsageError("endpoint_without_weights", "The model of an endpoint cannot be trained.")
+    found = reference.local_model(model)
     while found.parent:
         found = found.parent
     return found.path

@@ -202,7 +202,7 @@ def model(ref, base=None) -> Model | Endpoint:
         above = model(ref)
         if not above.adapter:
             raise UsageError("base_without_adapter", f"{above.name} is no adapter: drop `base`.")
-        return replace(above, base=model(base))
+        return replace(above, base=local_model(base))
     if isinstance(ref, (Model, Endpoint)):
         return ref
     text = _as_text(ref)
@@ -223,6 +223,22 @@ def model(ref, base=None) -> Model | Endpoint:
     if hub:
         return _of_hub(*hub)
     return Model(path.resolve().name, check(path))
+
+
+def local_model(ref) -> Model:
+    """Return a reference to a model whose files are here, as opening or training it takes.
+
+    Raises:
+        UsageError: `endpoint_without_weights`, and what `model` raises.
+    """
+    found = model(ref)
+    if isinstance(found, Model):
+        return found
+    raise UsageError(
+        "endpoint_without_weights",
+        f"{found.name} is behind an endpoint: it can be asked, but its weights and its tokenizer "
+        "are not here. Give a folder, a run or a hub id.",
+    )
 
 
 def _as_text(ref) -> str:

@@ -95,7 +95,7 @@ def test_every_chat_has_its_own_outcome(local, served):
         "garbage": ("", "error"),
         "other": ("", "error"),
         "empty": ("", "stop"),
-        "nothing": ("", "stop"),
+        "nothing": ("", "error"),
         "declined": ("I cannot.", "stop"),
         "cut": ("and so", "length"),
         "filtered": ("", "error"),

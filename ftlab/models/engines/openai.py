@@ -1,9 +1,10 @@
 """Models behind an OpenAI-compatible endpoint (extra `api`).
 
 A reference is `api:MODEL@URL`, such as `api:qwen2.5-7b@http://127.0.0.1:8000/v1`. The key is read
-from OPENAI_API_KEY when something is asked, sent to that URL, and neither kept nor shown. The
-`openai` client retries (429, 5xx, timeouts, lost connections) with back-off and honours
-Retry-After; an unreachable server is reported within seconds.
+from OPENAI_API_KEY when something is asked, sent to that server alone, and neither kept nor shown,
+also where an answer repeats it. The `openai` client retries (429, 5xx, timeouts, lost connections)
+with back-off and honours Retry-After; an unreachable server is reported within seconds. A reply
+is bounded in size and time, and one without an answer in it is an error, never an empty answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from urllib.parse import urlsplit
 from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
 from ftlab._core.progress import clock
-from ftlab._core.text import redacted, safe
+from ftlab._core.text import redacted, safe, without_secrets
 from ftlab._core.types import Answer, Message
 from ftlab.models.engines.base import GREEDY, Collector, Decoding, Engine, OnAnswer
 
@@ -28,7 +30,14 @@ LONGEST = 300  # characters of an error that are kept
 HUNG = 8  # requests in a row without an answer after which no others are sent
 NOT_ASKED = f"not asked, because {HUNG} others in a row had no answer"
 POLL_S = 1.0  # between two looks at what is overdue
+LARGEST = 4 << 20  # bytes of a reply
+REDIRECTS = 5  # followed in a row, within one server
+NOT_WHOLE = (  # reasons for the end of an answer that was withheld or broken off
+    "content_filter", "safety", "recitation", "blocklist", "prohibited_content",
+    "error", "abort", "aborted", "cancelled", "insufficient_system_resource",
+)  # fmt: skip
 KEY = "OPENAI_API_KEY"
+TEXT_OF_PART = {"text": "text", "output_text": "text", "refusal": "refusal"}  # by its type
 UNSUPPORTED = {
     "choices": "an endpoint gives no likelihoods of choices",
     "openings": "an endpoint does not continue an answer that was begun",
@@ -36,8 +45,16 @@ UNSUPPORTED = {
 }
 
 
-class _Unreachable(BaseException):
-    """No server is there. Not an Exception: those the client would retry for half a minute."""
+class _Final(BaseException):
+    """The answer to a request, or the error that ends all: no Exception, which would be retried.
+
+    Args:
+        outcome: An answer with `error`, or a UsageError.
+    """
+
+    def __init__(self, outcome: Answer | UsageError) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 @dataclass(frozen=True)
@@ -96,8 +113,9 @@ class Endpoint:
 
         Raises:
             UsageError: Where no request can succeed: `opening_unsupported`, `api_not_installed`,
-                `endpoint_unreachable`, `endpoint_denied`, `endpoint_model_unknown`. A request
-                that fails alone is an answer with `error`.
+                `endpoint_unreachable`, `endpoint_denied`, `endpoint_model_unknown`,
+                `endpoint_redirects`, `endpoint_key_unusable`. A request that fails alone is an
+                answer with `error`.
         """
         if any(chat[-1]["role"] == "assistant" for chat in chats):
             raise _opening_unsupported()
@@ -175,8 +193,14 @@ class _Calls:
         except openai.APIConnectionError as error:
             self.hung += 1
             return _failed(f"no connection, {tries} times ({_said(error.__cause__ or error)})")
-        except (openai.APIStatusError, _Unreachable) as error:
+        except openai.APIStatusError as error:
             answer = self._refused(error)
+        except _Final as final:
+            if isinstance(final.outcome, UsageError):
+                raise final.outcome from None
+            answer = final.outcome
+        except UnicodeEncodeError:
+            answer = _failed("the prompt holds half a character (an unpaired surrogate)")
         except Exception as error:  # broken JSON, or JSON of another shape
             answer = _failed(f"not a reply of the protocol ({type(error).__name__})")
         self.hung = 0
@@ -185,25 +209,16 @@ class _Calls:
     def _send(self, chat: list[Message], seed: int | None) -> Answer:
         messages = [{"role": m["role"], "content": m["content"]} for m in chat]
         settings = self.settings if seed is None else self.settings | {"seed": seed}
-        reply = self.client.chat.completions.create(
+        reply = self.client.chat.completions.with_raw_response.create(
             model=self.endpoint.model, messages=messages, **settings
         )
-        choice = reply.choices[0]
-        if choice.finish_reason == "content_filter":
-            return _failed("the endpoint's content filter withheld the answer")
-        text = choice.message.content or getattr(choice.message, "refusal", None) or ""
-        tokens = reply.usage.completion_tokens if reply.usage else 0
-        finish = "length" if choice.finish_reason == "length" else "stop"
-        return Answer(text, finish=finish, tokens=tokens)
+        return _answer(json.loads(reply.http_response.content))
 
-    def _refused(self, error: BaseException) -> Answer:
+    def _refused(self, error: Any) -> Answer:
         """Return what one request met; raise UsageError where every other would meet it too."""
         url, model = self.endpoint.url, self.endpoint.model
-        status = getattr(error, "status_code", None)
+        status = error.status_code
         said = _said(error)
-        if isinstance(error, _Unreachable):
-            message = f"No server answers at {url} ({said}). Start it or correct the address."
-            raise UsageError("endpoint_unreachable", message) from None
         if status in (401, 403):
             message = f"{url} denies access to {model!r} ({status}: {said}). Set {KEY} to a key."
             raise UsageError("endpoint_denied", message) from None
@@ -211,6 +226,43 @@ class _Calls:
             message = f"{url} does not know the model {model!r} ({said}). Give the server's name."
             raise UsageError("endpoint_model_unknown", message) from None
         return _failed(f"{status}: {said}")
+
+
+def _answer(reply: dict[str, Any]) -> Answer:
+    """Return the answer in a reply. One of another shape raises whatever it raises."""
+    if reply.get("error") and not reply.get("choices"):
+        return _failed(f"the server reports an error ({_said(reply['error'])})")
+    if len(reply["choices"]) != 1:
+        return _failed(f"{len(reply['choices'])} answers to one question")
+    [choice] = reply["choices"]
+    message = choice["message"]
+    reason = (choice.get("finish_reason") or "stop").lower()
+    if reason in NOT_WHOLE:
+        return _failed(f"the endpoint withheld the answer or broke it off ({_said(reason)})")
+    content = message.get("content")
+    text = _text(content) or _text(message.get("refusal"))
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    called = message.get("tool_calls") or message.get("function_call")
+    plain = isinstance(content, str) and reason == "stop"
+    if not text.strip() and (thought or called or not plain):
+        return _failed(f"the endpoint said nothing ({_said(reason)})")
+    usage = reply.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else 0
+    return Answer(
+        without_secrets(text),
+        finish="length" if reason in ("length", "max_tokens") else "stop",
+        tokens=tokens if type(tokens) is int and 0 < tokens < 2**31 else 0,
+    )
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message's content, which may come in parts; thoughts are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError(type(content))
+    found = [part.get(TEXT_OF_PART.get(part.get("type"))) for part in content]
+    return "".join(text for text in found if text is not None)
 
 
 def _client(endpoint: Endpoint) -> Any:
@@ -223,19 +275,81 @@ def _client(endpoint: Endpoint) -> Any:
 
     class Client(DefaultHttpxClient):
         def send(self, request: Any, **how) -> Any:
-            try:
-                return super().send(request, **how)
-            except Exception as error:
-                if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
-                    raise _Unreachable(str(error) or type(error).__name__) from None
-                raise
+            how |= {"stream": True, "follow_redirects": False}
+            overdue = clock() + endpoint.limit
+            for _ in range(REDIRECTS + 1):
+                if self.is_closed:  # everybody was given up
+                    raise _Final(_failed(NOT_ASKED))
+                try:
+                    response = super().send(request, **how)
+                except Exception as error:
+                    _raise_unreachable(endpoint, error)
+                    raise
+                if response.next_request is None:
+                    return _read(response, endpoint, overdue)
+                response.close()
+                request = _redirected(request, response.next_request, endpoint)
+            raise _Final(_failed("redirects without end"))
 
     return OpenAI(
         base_url=endpoint.url,
-        api_key=os.environ.get(KEY) or "none",  # local servers take any; the client wants one
+        api_key=_key(),
         max_retries=endpoint.retries,
         timeout=Timeout(endpoint.timeout, connect=min(5.0, endpoint.timeout)),
+        default_headers={"Accept-Encoding": "identity"},
         http_client=Client(),
+    )
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        message = f"{KEY} holds a character that no header can. Copy the key again."
+        raise UsageError("endpoint_key_unusable", message)
+    return key or "none"  # local servers take any; the client wants one
+
+
+def _raise_unreachable(endpoint: Endpoint, error: Exception) -> None:
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+        said = _said(str(error) or type(error).__name__)
+        message = f"No server answers at {endpoint.url} ({said}). Start it or correct the address."
+        raise _Final(UsageError("endpoint_unreachable", message)) from None
+
+
+def _redirected(request: Any, following: Any, endpoint: Endpoint) -> Any:
+    """Return the request that a redirect asks for: the same, to the same server."""
+    old, new = request.url, following.url
+    same = (new.scheme, new.port) in ((old.scheme, old.port), ("https", None))
+    if same and new.host == old.host and following.method == request.method:
+        return following
+    raise _Final(
+        UsageError(
+            "endpoint_redirects",
+            f"{endpoint.url} redirects to {safe(redacted(str(new)), LONGEST)}, where nothing was "
+            "sent. Give the address of the server that answers.",
+        )
+    )
+
+
+def _read(response: Any, endpoint: Endpoint, overdue: float) -> Any:
+    """Return a response with its body, which is read to a bounded size for a bounded time."""
+    body = bytearray()
+    try:
+        for chunk in response.iter_raw():
+            body += chunk
+            if clock() > overdue:
+                raise _Final(_failed(f"no whole answer within {endpoint.limit:g} s"))
+            if len(body) > LARGEST:
+                break
+    finally:
+        response.close()
+    headers = response.headers.copy()
+    if headers.pop("content-encoding", "") in ("gzip", "deflate"):  # which was not asked for
+        body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(bytes(body), LARGEST + 1)
+    if len(body) > LARGEST:
+        raise _Final(_failed(f"a reply of more than {LARGEST >> 20} MiB"))
+    return type(response)(
+        response.status_code, headers=headers, content=bytes(body), request=response.request
     )
 
 
@@ -243,11 +357,12 @@ def _failed(error: str) -> Answer:
     return Answer("", finish="error", error=error)
 
 
-def _said(error: BaseException) -> str:
+def _said(error: Any) -> str:
     """Return what an error says, shortened, without the key, which a server may repeat."""
-    body = getattr(error, "body", None)
+    body = getattr(error, "body", error)
     text = body.get("message") if isinstance(body, dict) else None
-    return safe(" ".join(redacted(str(text or error)).split()), LONGEST)
+    found = text if isinstance(text, str) else str(error)
+    return safe(redacted(" ".join(found.split())[: 64 * LONGEST]), LONGEST)
 
 
 def _opening_unsupported() -> UsageError:
@@ -265,20 +380,29 @@ def endpoint(reference: str) -> Endpoint:
         UsageError: `wrong_endpoint`, `endpoint_credentials`.
     """
     found = re.fullmatch(r"api:(.+?)@(https?://\S+)", reference)
-    shown = redacted(reference)
-    if not found:
+    shown = safe(redacted(reference), LONGEST)
+    if not found or not reference.isprintable() or not _is_address(found[2]):
         raise UsageError(
             "wrong_endpoint",
             f"{shown!r} is not an endpoint. Give api:MODEL@URL, such as "
             "api:qwen2.5-7b@http://127.0.0.1:8000/v1.",
         )
     model, url = found.groups()
-    if shown != reference or urlsplit(url).query:
+    if redacted(reference) != reference or urlsplit(url).query:
         raise UsageError(
             "endpoint_credentials",
             f"{shown!r} holds credentials or a query. Put the key into {KEY}.",
         )
     return Endpoint(url.rstrip("/"), model)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        return bool(host) and parts.port != 0 and not parts.fragment
+    except ValueError:  # a port or host that there cannot be
+        return False
 
 
 class OpenAIEngine(Engine):

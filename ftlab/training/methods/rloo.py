@@ -11,8 +11,7 @@ from pydantic import field_validator
 from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, encode_rows, load, load_prompts
-from ftlab.models import Model, device, is_reward_model, stop_ids
-from ftlab.models import model as open_model
+from ftlab.models import Model, device, is_reward_model, local_model, stop_ids
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.methods.base import FirstStep, Job, Method
@@ -99,7 +98,7 @@ class RLOO(Method):
         allowed = "Give a run of train_reward_model, its folder, or a function."
         if reward is None:
             raise UsageError("reward_missing", f"RLOO needs a reward. {allowed}")
-        model = open_model(reward)
+        model = local_model(reward)
         if not is_reward_model(model):
             raise UsageError("not_a_reward_model", f"{model.name} is no reward model. {allowed}")
         return Reward(model.hash, model=model)
