@@ -1,15 +1,22 @@
 """Progress display for Jupyter, terminals and batch jobs.
 
-In Jupyter one display handle is updated, so that the saved notebook keeps the last frame. Under
-papermill (`FTLAB_BATCH`) and in a pipe a line is printed now and then.
+In Jupyter a cell has one display, whatever number of runs it makes: a line and a figure, which are
+folded when the work is done. Under papermill (`FTLAB_BATCH`) and in a pipe a line is printed now
+and then.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import html
+import math
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from ftlab._core import plugins
 from ftlab._core.text import safe
@@ -44,6 +51,108 @@ def _in_jupyter() -> bool:
     return "ZMQInteractiveShell" in [shell.__name__ for shell in shells]
 
 
+class Board:
+    """The one display of a notebook cell.
+
+    Args:
+        shell: IPython's shell, which says when the cell has ended; None where there is none.
+    """
+
+    def __init__(self, shell: Any = None):
+        self.shell = shell
+        self.cell = shell and shell.execution_count
+        self.works: dict[str, Progress] = {}  # by title
+        self.title = ""
+        self.line = ""
+        self.picture = ""  # HTML
+        self.drawn = -math.inf  # time of the last frame
+        self.folded = True
+        self.handle = None
+        if shell:
+            shell.events.register("post_run_cell", self.leave)
+
+    def show(self, line: str) -> None:
+        """Show a line above the figure."""
+        self.line = line
+        self.folded = False
+        self._display(f"<div>{html.escape(line)}</div>{self.picture}")
+
+    def draw(self, *, force: bool = False) -> None:
+        """Draw what all works of the cell have reported, at most every `FIGURE_S` seconds."""
+        points: list[dict] = []
+        losses: list[tuple[int, float]] = []
+        for work in self.works.values():
+            points += work.points
+            losses += work.losses
+        waited = clock() - self.drawn
+        if (waited < FIGURE_S and not force) or not (points or losses):
+            return
+        panel = plugins.get("panels", "live")
+        frame = panel.draw(self.title, points, losses)
+        self.picture = _html_of(frame, self.shell)
+        self.drawn = clock()
+        if not self.folded:
+            self.show(self.line)
+
+    def fold(self, line: str) -> None:
+        """Leave one line, and the last figure behind it."""
+        self.folded = True
+        self.line = line
+        self.draw(force=True)
+        shown = html.escape(line)
+        if self.picture:
+            shown = f"<details><summary>{shown}</summary>{self.picture}</details>"
+        self._display(shown)
+
+    def leave(self, *_: Any) -> None:
+        """Fold what an error or an interrupt has left open."""
+        self.shell.events.unregister("post_run_cell", self.leave)
+        if not self.folded:
+            self.fold(self.line)
+
+    def _display(self, shown: str) -> None:
+        content = {"text/plain": self.line, "text/html": shown}
+        if self.handle is not None:
+            self.handle.update(content, raw=True)
+            return
+        from IPython.display import display
+
+        self.handle = display(content, raw=True, display_id=True)
+
+
+class Whole:
+    """Work in parts, such as one training for each of five seeds.
+
+    Args:
+        title: What is being done.
+        word: What a part is called: "seed".
+        count: Number of parts.
+    """
+
+    current: Whole | None = None
+
+    def __init__(self, title: str, word: str, count: int):
+        self.title = title
+        self.word = word
+        self.count = count
+        self.number = 0  # of the part that is being done; 0 before the first
+        self.board: Board | None = None
+        self.started = clock()
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[Whole]:
+        """Show every work inside as a part of this one."""
+        Whole.current = self
+        try:
+            yield self
+        finally:
+            Whole.current = None
+        if self.board:
+            seconds = duration(clock() - self.started)
+            line = f"{self.title}: {self.count} {self.word}s done in {seconds}"
+            self.board.fold(safe(line, 500))
+
+
 class Progress:
     """Show one line, and in Jupyter one figure, for work of `total` steps.
 
@@ -60,12 +169,18 @@ class Progress:
         self.points: list[dict] = []
         self.started = clock()
         self.shown = self.started  # time of the last line
-        self.drawn = self.started  # time of the last frame
         # Steps done and time at the first update: resumed steps took no time in this call.
         self.first: tuple[int, float] | None = None
         self.where = surface()
-        self.bar = None
-        self.figure = None
+        self.whole = Whole.current
+        self.board: Board | None = None
+        if self.where == "jupyter":
+            self.board = _board_of_cell()
+            self.board.works[title] = self
+            self.board.title = title
+            if self.whole:
+                self.whole.board = self.board
+                self.board.title = self.whole.title
 
     def update(self, done: int, note: str = "") -> None:
         """Report that `done` steps are done; the line is shown at most every `LINE_S` seconds."""
@@ -79,30 +194,34 @@ class Progress:
     def loss(self, step: int, value: float) -> None:
         """Add a training loss to the live figure."""
         self.losses.append((step, value))
-        self._draw()
+        if self.board:
+            self.board.draw()
 
     def point(self, step: int, metric: str, value: float) -> None:
         """Add a measured rate to the live figure."""
         point = {"step": step, "metric": metric, "rate": value}
         self.points.append(point)
-        self._draw(force=True)
+        if self.board:
+            self.board.draw()
 
     def finish(self, note: str = "") -> None:
         """Show the last line. Short work stays silent in a batch."""
-        if self.losses:
-            self._draw(force=True)
         seconds = clock() - self.started
         short = seconds <= LINE_S["batch"]
         if short and self.where == "batch":
             return
-        line = f"{self.title}: done in {seconds:.0f} s {note}"
+        line = f"{self.title}: done in {duration(seconds)} {note}"
         self._show(line.rstrip(), last=True)
 
     def _line(self, note: str) -> str:
         share = min(self.done / self.total, 1)
         filled = "█" * round(BAR_WIDTH * share)
         bar = filled.ljust(BAR_WIDTH, "░")
-        line = f"{self.title} {bar} {self.done}/{self.total} {self._remaining()} {note}"
+        title = self.title
+        if self.whole and self.whole.number:
+            whole = self.whole
+            title = f"{whole.title}: {whole.word} {whole.number} of {whole.count}"
+        line = f"{title} {bar} {self.done}/{self.total} {self._remaining()} {note}"
         return line.rstrip()
 
     def _remaining(self) -> str:
@@ -113,14 +232,17 @@ class Progress:
         seconds = clock() - since
         seconds_each = seconds / done_now
         left = max(self.total - self.done, 0)
-        return f"{seconds_each * left:.0f} s left"
+        if self.whole and self.whole.number:
+            left += (self.whole.count - self.whole.number) * self.total
+        return f"{duration(seconds_each * left)} left"
 
     def _show(self, line: str, *, last: bool = False) -> None:
         self.shown = clock()
         line = safe(line, 500).replace("\n", " ")
-        if self.where == "jupyter":
-            plain = {"text/plain": line}
-            self.bar = _display(plain, self.bar, raw=True)
+        if self.board and last and not self.whole:
+            self.board.fold(line)
+        elif self.board:
+            self.board.show(line)
         elif self.where == "terminal":
             # A wrapped line could not be overwritten.
             width = shutil.get_terminal_size().columns - 1
@@ -131,23 +253,40 @@ class Progress:
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _draw(self, *, force: bool = False) -> None:
-        if self.where != "jupyter":
-            return
-        waited = clock() - self.drawn
-        if waited < FIGURE_S and not force:
-            return
-        self.drawn = clock()
-        panel = plugins.get("panels", "live")
-        frame = panel.draw(self.title, self.points, self.losses)
-        self.figure = _display(frame, self.figure)
+
+def _board_of_cell() -> Board:
+    """Return the display of the cell that runs now."""
+    from IPython import get_ipython
+
+    global _board
+    shell = get_ipython()
+    if _board is None or shell is None or _board.cell != shell.execution_count:
+        _board = Board(shell)
+    return _board
 
 
-def _display(content, handle, *, raw: bool = False):
-    """Show content in Jupyter, or replace what `handle` shows; return the handle."""
-    if handle is not None:
-        handle.update(content, raw=raw)
-        return handle
-    from IPython.display import display
+_board: Board | None = None
 
-    return display(content, raw=raw, display_id=True)
+
+def _html_of(frame: Any, shell: Any) -> str:
+    """Return what Jupyter would display of an object, as HTML."""
+    from IPython.core.formatters import DisplayFormatter
+
+    formatter = shell.display_formatter if shell else DisplayFormatter()
+    data, _ = formatter.format(frame)
+    picture = data.get("image/png")
+    if picture is None:
+        plain = html.escape(data["text/plain"])
+        return data.get("text/html", f"<pre>{plain}</pre>")
+    if isinstance(picture, bytes):
+        picture = base64.b64encode(picture).decode()
+    return f'<img src="data:image/png;base64,{picture}" style="max-width: 100%">'
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 45 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ from typing import Any
 from ftlab import runs
 from ftlab._core.config import unknown_setting
 from ftlab._core.errors import Busy, UsageError
+from ftlab._core.progress import Whole
 from ftlab._core.text import safe
 from ftlab.data import Data
 from ftlab.evals import (
@@ -71,10 +72,14 @@ class Curve:
     plan: Plan
     members: dict[int, Run] = field(default_factory=dict)
 
+    def __post_init__(self):
+        word = "training" if "examples" in self.arms[0].labels else "seed"
+        self.whole = Whole(self.label, word, len(self.arms))
+
     def run(self) -> Run:
         """Return the finished run over all arms."""
         self.arms[0].config.check_limits(Monitor(self.parent, self.plan).metrics)
-        with keep_open(self.parent):
+        with keep_open(self.parent), self.whole.shown():
             try:
                 parent_run = run_evaluation(self.parent, self.plan, self.arms[0].config)
                 self._train_all(parent_run)
@@ -100,6 +105,7 @@ class Curve:
 
     def _train(self, number: int, parent_run: Run, wait: bool) -> None:
         arm = self.arms[number]
+        self.whole.number = number + 1
         monitor = Monitor(
             self.parent,
             self.plan,

@@ -49,6 +49,8 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         self.progress.total = max(state.max_steps, 1)
+        log = self.run.read("train.jsonl")
+        self.progress.losses = [(record["step"], record["loss"]) for record in log]
 
     def on_log(self, args, state, control, logs=None, **_):
         if not logs or "loss" not in logs:

@@ -44,7 +44,7 @@ class OldMonitor:
         self.identity = function_identity(measure)
 
     def __call__(self, loaded: LoadedModel, step: int) -> dict[str, float]:
-        bar = Progress(loaded.run.name, 1)
+        bar = Progress(f"{loaded.run.name}: measure", 1)
         return self.measure(loaded.run, loaded.module, loaded.tokenizer, step, bar)
 
 

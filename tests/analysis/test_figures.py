@@ -426,9 +426,15 @@ def test_the_live_chart_is_legible_at_every_moment():
         assert_legible(drawing.figure)
         png = drawing.image("png")
         assert int.from_bytes(png[16:20], "big") == 800
+    assert [len(live_chart("x", *given).figure.axes) for given in ((points, []), ([], losses))] == [
+        1,
+        1,
+    ]
     left, right = live_chart("x", points, losses).figure.axes
     assert np.nanmax(left.lines[0].get_ydata()[:-1]) == 3
     assert len(right.lines) == len(RISKS)
+    seeds = live_chart("x", points + points, losses + losses).figure.axes
+    assert [len(ax.lines) for ax in seeds] == [2, 2 * len(RISKS)]
 
 
 @pytest.mark.parametrize(

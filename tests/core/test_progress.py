@@ -7,9 +7,10 @@ import types
 
 import pytest
 from hostile import CANARIES, assert_seen
+from IPython.core.formatters import DisplayFormatter
 
 from ftlab._core import plugins, progress
-from ftlab._core.progress import BAR_WIDTH, FIGURE_S, LINE_S, Progress
+from ftlab._core.progress import BAR_WIDTH, FIGURE_S, LINE_S, Progress, Whole
 
 
 @pytest.fixture
@@ -51,10 +52,6 @@ def work(now, *, steps: int, seconds: float) -> Progress:
     return bar
 
 
-def is_line(display: list) -> bool:
-    return isinstance(display[0], dict)
-
-
 @pytest.mark.slow
 def test_lines_and_figures_are_throttled(now, where, shown, capsys):
     work(now, steps=120, seconds=0.25).finish()
@@ -62,10 +59,9 @@ def test_lines_and_figures_are_throttled(now, where, shown, capsys):
     assert text.out == ""
     if where == "jupyter":
         assert text.err == ""
-        bar, figure = sorted(shown, key=lambda display: not is_line(display))
-        assert len(bar) <= 30 / LINE_S["jupyter"] + 1
-        assert all(list(frame) == ["text/plain"] for frame in bar)
-        assert len(figure) <= 30 / FIGURE_S + 2
+        (frames,) = shown  # one display, whatever is shown
+        assert len(frames) <= 30 / LINE_S["jupyter"] + 30 / FIGURE_S + 2
+        assert len({picture_in(frame) for frame in frames}) <= 30 / FIGURE_S + 2
         return
     assert not shown
     lines = [line for line in text.err.replace("\n", "\r").split("\r") if line]
@@ -73,17 +69,34 @@ def test_lines_and_figures_are_throttled(now, where, shown, capsys):
     assert ("\r" in text.err) == (where == "terminal") and text.err.endswith("\n")
 
 
+def picture_in(frame: dict) -> str:
+    return frame["text/html"].partition('src="data:image/png;base64,')[2]
+
+
 @pytest.mark.slow
-def test_the_last_line_comes_once_and_the_figure_is_a_picture(now, where, shown, capsys):
+def test_the_last_line_comes_once_and_folds_the_figure(now, where, shown, capsys):
     work(now, steps=40, seconds=1.0).finish("well")
     lines = capsys.readouterr().err.splitlines()
     if where == "jupyter":
-        lines = [frame["text/plain"] for display in shown if is_line(display) for frame in display]
+        lines = [frame["text/plain"] for frame in shown[0]]
+        last = shown[0][-1]["text/html"]
+        assert last.startswith("<details><summary>training: done in 40 s well</summary><img ")
     assert "40 s well" in lines[-1] and str(lines).count("40 s well") == 1
-    figures = [display[-1] for display in shown if not is_line(display)]
-    assert len(figures) == (where == "jupyter")
-    for figure in figures:  # saved in the notebook, shown without a kernel
-        assert figure._repr_mimebundle_()[0]["image/png"]
+
+
+def test_work_without_a_figure_leaves_its_line_alone(now, monkeypatch, shown):
+    monkeypatch.setattr(progress, "surface", lambda: "jupyter")
+    bar = Progress("evaluate <b>", 2)
+    bar.update(1)
+    bar.finish()
+    assert shown == [
+        [
+            {
+                "text/plain": "evaluate <b>: done in 0 s",
+                "text/html": "evaluate &lt;b&gt;: done in 0 s",
+            }
+        ]
+    ]
 
 
 def test_the_live_figure_is_a_panel_that_gets_points_and_losses(now, monkeypatch, shown):
@@ -92,7 +105,7 @@ def test_the_live_figure_is_a_panel_that_gets_points_and_losses(now, monkeypatch
     class Panel:
         def draw(self, title, points, losses):
             drawn.append((title, list(points), list(losses)))
-            return "a frame"
+            return "a <frame>"
 
     get = plugins.get
 
@@ -108,7 +121,67 @@ def test_the_live_figure_is_a_panel_that_gets_points_and_losses(now, monkeypatch
     bar.loss(2, 1.0)
     first = {"step": 0, "metric": "jailbreak", "rate": 0.25}
     assert drawn == [("a run", [first], []), ("a run", [first], [(1, 2.0), (2, 1.0)])]
-    assert shown == [["a frame", "a frame"]]
+    bar.finish()
+    assert "&lt;frame&gt;" in shown[0][-1]["text/html"]
+
+
+class Shell:
+    """What a board needs of IPython's shell."""
+
+    def __init__(self):
+        self.execution_count = 1
+        self.left = []
+        self.events = types.SimpleNamespace(
+            register=lambda _, call: self.left.append(call),
+            unregister=lambda _, call: self.left.remove(call),
+        )
+        self.display_formatter = DisplayFormatter()
+
+    def end_cell(self) -> None:
+        for call in list(self.left):
+            call(None)
+        self.execution_count += 1
+
+
+@pytest.fixture
+def shell(monkeypatch, now):
+    shell = Shell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr(progress, "surface", lambda: "jupyter")
+    return shell
+
+
+def test_a_cell_has_one_display_for_all_its_seeds(now, shown, shell):
+    whole = Whole("almanac", "seed", 5)
+    with whole.shown():
+        Progress("parent", 10).finish()
+        for seed in range(3):
+            whole.number = seed + 1
+            bar = Progress(f"run {seed}", 10)
+            for step in range(1, 11):
+                bar.update(step)
+                bar.loss(step, 1.0)
+                now[0] += 1
+    lines = [frame["text/plain"] for frame in shown[0]]
+    assert len(shown) == 1
+    assert any("seed 3 of 5" in line and "25 s left" in line for line in lines)
+    assert lines[-1] == "almanac: 5 seeds done in 30 s"
+    Progress("another call", 3).finish()
+    assert len(shown) == 1
+    shell.end_cell()
+    Progress("another cell", 3).finish()
+    assert len(shown) == 2 and len(shell.left) == 1
+
+
+def test_what_an_error_leaves_open_is_folded(now, shown, shell):
+    bar = Progress("run", 10)
+    bar.loss(1, 1.0)
+    now[0] += 5
+    bar.update(4)
+    assert shown[0][-1]["text/html"].startswith("<div>run ")
+    shell.end_cell()
+    assert shown[0][-1]["text/html"].startswith("<details><summary>run ")
+    assert not shell.left
 
 
 def test_short_work_is_silent_in_a_batch(now, monkeypatch, capsys):
