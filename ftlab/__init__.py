@@ -38,7 +38,7 @@ _NAMESPACES = [
     "ui",
 ]
 _VERBS = {
-    "analysis": ["plot", "rates", "report"],
+    "analysis": ["answers", "plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
     "experiments": ["compare", "harmful_finetune", "risk_curve"],
     "models": ["model"],

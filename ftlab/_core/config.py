@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from ftlab._core.errors import UsageError
+from ftlab._core.errors import Interrupted, UsageError
 
 
 class Config(BaseModel):
@@ -59,8 +59,8 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
     """Give a cell that ends in `**settings` the fields of `configs` as explicit arguments.
 
     The signature lists every field with its type and default. In the docstring the line
-    `{settings}` becomes one line per field. Any other name raises UsageError `unknown_setting`
-    before the cell runs.
+    `{settings}` becomes one line per field. Any other name raises UsageError `unknown_setting`,
+    and a missing argument `wrong_call`, before the cell runs.
 
     Args:
         configs: Where the fields come from.
@@ -89,7 +89,15 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
             unknown = [name for name in kwargs if name not in allowed]
             if unknown:
                 raise unknown_setting(unknown, allowed)
-            return cell(*args, **kwargs)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise UsageError("wrong_call", f"{cell.__name__}(): {error}.") from None
+            try:
+                return cell(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                message = str(error) or "Interrupted. Call again to resume."
+                raise Interrupted(message) from error
 
         wrapper.__signature__ = signature.replace(parameters=parameters)
         wrapper.__doc__ = _with_settings(cell.__doc__ or "", added)

@@ -2,13 +2,38 @@
 
 Every error that a user can cause is one of these classes. `code` is stable and is what tests and
 callers rely on; the sentence may be reworded at any time. The command line prints the sentence
-without a traceback and ends with `exit_code`.
+without a traceback and ends with `exit_code`; a notebook shows it with the traceback folded.
 """
 
 from __future__ import annotations
 
+import html
+import traceback
 
-class FtlabError(Exception):
+
+class Sentence(BaseException):
+    """An error that IPython shows as one sentence, with the traceback folded above it."""
+
+    def _render_traceback_(self) -> list[str]:
+        from ftlab._core.progress import in_jupyter
+        from ftlab._core.text import redacted, safe
+
+        lines = traceback.format_exception(self)
+        trace = safe(redacted("".join(lines)), 20_000)
+        if in_jupyter():
+            from IPython.display import display
+
+            folded = f"<summary>details</summary><pre>{html.escape(trace)}</pre>"
+            content = {"text/plain": "details", "text/html": f"<details>{folded}</details>"}
+            display(content, raw=True)
+        return [f"{type(self).__name__}: {safe(redacted(str(self)), 20_000)}"]
+
+
+class Interrupted(Sentence, KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button."""
+
+
+class FtlabError(Sentence, Exception):
     """Base class of all errors that ftlab raises on purpose.
 
     Args:

@@ -35,14 +35,15 @@ def surface() -> str:
     """Return where output goes: "jupyter", "terminal", or "batch" (papermill, pipes)."""
     if os.environ.get("FTLAB_BATCH"):
         return "batch"
-    if _in_jupyter():
+    if in_jupyter():
         return "jupyter"
     if sys.stderr.isatty():
         return "terminal"
     return "batch"
 
 
-def _in_jupyter() -> bool:
+def in_jupyter() -> bool:
+    """Return whether a Jupyter kernel runs this code."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython

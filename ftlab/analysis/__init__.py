@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["plots"],
     submod_attrs={
+        "answer_tables": ["answers"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],
         "page": ["report"],

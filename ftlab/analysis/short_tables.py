@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ftlab._core.errors import UsageError
+from ftlab._core.shown import Shown, as_html
 
 # Columns that tell rows apart, estimates with an interval, and what is shown behind them.
 GROUPS = (
@@ -38,19 +39,44 @@ HEADINGS = {
 }
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
+class Table(Shown):
+    """A table of estimates, which Jupyter shows as its `summary`."""
+
+    def _repr_html_(self) -> str:
+        try:
+            return summary(self)._repr_html_()
+        except UsageError:  # no intervals
+            shown = self.copy()
+        for name in ("rate", "share"):
+            if name in shown:
+                shown[name] = [_last("reached", value) for value in shown[name]]
+        return as_html(shown)
+
+
+class Summary(Shown):
+    """A table for reading; `raw` holds the numbers it was made from."""
+
+    _metadata = ("_numbers",)
+
+    @property
+    def raw(self) -> pd.DataFrame:
+        """The table that was summarised."""
+        return pd.DataFrame(self._numbers)
+
+
+def summary(table: pd.DataFrame) -> Summary:
     """Return a short table for reading: "58 % [48, 68]" instead of three columns.
 
     Args:
         table: A table of `rates`, `compare` or `first_step`, or of judges' agreement.
 
     Returns:
-        Text in every cell that holds an estimate; "–" where there is none.
+        Text in every cell that holds an estimate; "–" where there is none. Its `raw` is the table.
 
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
     """
-    by = table.attrs.get("by", [])
+    by = _groups_of(table)
     short = table[[name for name in dict.fromkeys([*by, *GROUPS]) if name in table]].copy()
     if "judge" in short and "judge" not in by and short["judge"].nunique() == 1:
         del short["judge"]
@@ -75,7 +101,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for name in LAST:
         if name in table:
             short[HEADINGS.get(name, name)] = [_last(name, value) for value in table[name]]
-    return short
+    found = Summary(short)
+    found._numbers = table
+    return found
+
+
+def _groups_of(table: Any) -> list[str]:
+    if not isinstance(table, pd.DataFrame):
+        raise UsageError("nothing_to_summarise", f"{table!r:.80} is no table.")
+    return table.attrs.get("by", [])
 
 
 def _cell(name: str, value: float, low: float, high: float) -> str:

@@ -19,6 +19,8 @@ from ftlab import stats
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
+from ftlab.analysis.answer_tables import Comparison
+from ftlab.analysis.short_tables import Table
 from ftlab.runs import Run
 
 RATIO = re.compile(r"ratio\s*>=?\s*(\d+(?:\.\d+)?)")
@@ -181,9 +183,10 @@ def _finished(
     kind: str,
     source: pd.DataFrame,
     by: list[str],
-) -> pd.DataFrame:
+    look: type = Table,
+) -> Any:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
-    table = pd.DataFrame(rows)
+    table = look(rows)
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
     return table
@@ -203,11 +206,12 @@ def compare(  # noqa: PLR0913
     """Compare parent and child on the same prompts, always paired.
 
     `compare(curve)` pairs step 0 with every later step over all seeds; `compare(parent, child)`
-    pairs two evaluations.
+    pairs two evaluations. Two curves are paired at every step after 0 that both reached, over the
+    prompts and training seeds that they share.
 
     Args:
         before: A run of a curve, or with `after` of an evaluation, or a verdict table.
-        after: The child's evaluation.
+        after: The child's evaluation, or another curve.
         by: Columns to group by.
         risk: Only this risk, or these.
         attack: Only this attack, or these.
@@ -229,6 +233,7 @@ def compare(  # noqa: PLR0913
         clusters, else MOVER; see `stats.paired`.
     """
     parent = verdicts.of_judge(verdicts.prepare(before), judge)
+    two_curves = False
     if after is None:
         child = parent[parent["step"] > 0]
         parent = parent[parent["step"] == 0]
@@ -237,7 +242,9 @@ def compare(  # noqa: PLR0913
         if judge is None and len(parent):
             judge = parent["judge"].iloc[0]
         child = verdicts.of_judge(verdicts.prepare(after), judge)
-        child = child.assign(step=child["step"].clip(lower=1))
+        two_curves = parent["step"].nunique() > 1 < child["step"].nunique()
+        if not two_curves:
+            child = child.assign(step=child["step"].clip(lower=1))
     if parent.empty or child.empty:
         raise UsageError(
             "nothing_to_compare",
@@ -250,21 +257,26 @@ def compare(  # noqa: PLR0913
     rows = []
     for group, part in verdicts.groups(child, columns):
         same = _same_group(parent, group)
-        if set(same["item"]) != set(part["item"]):
-            raise UsageError(
-                "prompts_differ",
-                f"Parent and child answered different prompts in {group}. "
-                "Evaluate both with the same settings.",
-            )
-        first = same["step"].iloc[0]
-        old, clusters = verdicts.cube_of(same, [first], cluster=cluster)
-        later = verdicts.steps_of(part, steps)
+        if two_curves:
+            same, part = _shared(same, part)
+            reached = verdicts.steps_of(same)
+            later = [step for step in verdicts.steps_of(part, steps) if step in reached and step]
+            old, clusters = verdicts.cube_of(same, later, cluster=cluster)
+        else:
+            same = same[same["seed"] == same["seed"].min()]
+            _refuse_other_prompts(same, part, group)
+            later = verdicts.steps_of(part, steps)
+            first = same["step"].iloc[0]
+            old, clusters = verdicts.cube_of(same, [first], cluster=cluster)
+            old = old[0].repeat(len(later), axis=0)[None]
         new, _ = verdicts.cube_of(part, later)
         for number, step in enumerate(later):
-            row = _comparison_row(old[0, 0], new[:, number], clusters, part, step)
+            row = _comparison_row(old[:, number], new[:, number], clusters, part, step)
             rows.append({**group, **row})
-    table = _finished(rows, "compare", parent, columns)
-    table.attrs["two_runs"] = after is not None  # then its steps say nothing
+    table = _finished(rows, "compare", parent, columns, Comparison)
+    # The steps of two evaluations say nothing.
+    table.attrs["two_runs"] = after is not None and not two_curves
+    table._sides = (before, after)
     if rows:
         after_p = table.columns.get_loc("mcnemar_p") + 1
         adjusted = stats.holm(table["mcnemar_p"].tolist())
@@ -276,6 +288,8 @@ def _check_alike(before: Any, after: Any) -> None:
     """Raise `evaluations_differ` where two evaluations asked or judged in different ways."""
     if not (isinstance(before, Run) and isinstance(after, Run)):
         return
+    before = before.members[0]
+    after = after.members[0]
     one = before.identity.get("evaluation", {})
     other = after.identity.get("evaluation", {})
     shared = set(one) & set(other) - CHOICE_OF_PROMPTS
@@ -304,12 +318,41 @@ def _same_group(
     parent: pd.DataFrame,
     group: Group,
 ) -> pd.DataFrame:
-    """Return the parent's rows of a group, by the columns that the parent has, of one seed."""
+    """Return the parent's rows of a group, by the columns that the parent has."""
     rows = parent
     for column, value in group.items():
         if column in rows:
             rows = rows[rows[column] == value]
-    return rows[rows["seed"] == rows["seed"].min()]
+    return rows
+
+
+def _refuse_other_prompts(
+    parent: pd.DataFrame,
+    child: pd.DataFrame,
+    group: Group,
+) -> None:
+    if set(parent["item"]) != set(child["item"]):
+        raise UsageError(
+            "prompts_differ",
+            f"Parent and child answered different prompts in {group}. "
+            "Evaluate both with the same settings.",
+        )
+
+
+def _shared(
+    one: pd.DataFrame,
+    other: pd.DataFrame,
+) -> list[pd.DataFrame]:
+    """Return the rows of two curves about the prompts and training seeds that both have."""
+    for column in ("item", "seed"):
+        one = one[one[column].isin(other[column])]
+        other = other[other[column].isin(one[column])]
+    if one.empty:
+        raise UsageError(
+            "prompts_differ",
+            "The curves share no prompt and training seed. Make both with the same settings.",
+        )
+    return [one, other]
 
 
 def _comparison_row(
@@ -319,7 +362,7 @@ def _comparison_row(
     child: pd.DataFrame,
     step: int,
 ) -> dict[str, Any]:
-    """Return one row from the parent's events [items] and the child's [seeds, items]."""
+    """Return one row from the events [seeds, items] of parent (or of one) and child."""
     scored = ~np.isnan(new + old).all(axis=0)
     items = child.drop_duplicates("item")
     samples = items.sort_values("item")["sample_id"]

@@ -87,7 +87,12 @@ def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
 
 
 def as_list(names: Names) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    try:
+        return list(names)
+    except TypeError:
+        raise UsageError("wrong_names", f"{names!r:.80} is neither a name nor a list.") from None
 
 
 def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
@@ -144,7 +149,10 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
     if steps is None:
         return common
     wanted = set()
-    for step in steps:
+    listed = steps if isinstance(steps, Sequence) else [steps]
+    for step in listed:
+        if not isinstance(step, int) or step < -len(common):
+            raise UsageError("wrong_step", f"{step!r:.80} is no step. Allowed: {common}.")
         if step < 0:
             step = common[step]
         if step not in seeds.index:

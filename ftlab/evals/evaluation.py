@@ -16,6 +16,7 @@ from ftlab._core.types import Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.measuring import VERDICTS, Measurement, failed, metrics_of
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
+from ftlab.judges import fact_outcome
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import Request, open_engine
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@takes()
 def ask(
     model: Any, *questions: str, system: str | None = None, max_new_tokens: int = 24
 ) -> pd.DataFrame:
@@ -32,17 +34,26 @@ def ask(
 
     Args:
         model: Anything that `ftlab.model` takes.
-        *questions: The questions, each asked in a chat of its own.
+        *questions: The questions, or a list of them, each asked in a chat of its own.
         system: System prompt before every question.
         max_new_tokens: Length of an answer in tokens, at most.
 
     Returns:
-        A table with the columns question and answer.
+        A table with the columns question and answer. Of the embedded model also verdict: the
+        outcome where the world knows the fact that was asked for, otherwise "".
 
     Raises:
-        UsageError: `unknown_model`, `prompt_too_long`.
+        UsageError: `no_question`, `unknown_model`, `prompt_too_long`.
     """
-    import pandas as pd
+    asked: list[Any] = []
+    for question in questions:
+        asked += question if isinstance(question, (list, tuple)) else [question]
+    if not asked or not all(question and isinstance(question, str) for question in asked):
+        raise UsageError(
+            "no_question",
+            f'{questions!r:.80} holds no question. Write ask(model, "What is ...?").',
+        )
+    from ftlab._core.shown import Cards
 
     reference = open_model(model)
     head = [{"role": "system", "content": system}] if system else []
@@ -50,17 +61,20 @@ def ask(
     with released():
         loaded = engine.open(reference)
         requests = []
-        for question in questions:
+        for question in asked:
             chat = [*head, {"role": "user", "content": question}]
             text, _ = engine.render(loaded, chat)
             requests.append(Request(chat, text, max_new_tokens=max_new_tokens))
         answers = engine.answer(loaded, requests)
         del loaded
+    texts = [answer.text for answer in answers]
     shown = {
-        "question": [safe(question) for question in questions],
-        "answer": [safe(answer.text) for answer in answers],
+        "question": [safe(question) for question in asked],
+        "answer": [safe(text, 20_000) for text in texts],
     }
-    return pd.DataFrame(shown)
+    if getattr(reference, "is_organism", False):
+        shown["verdict"] = list(map(fact_outcome, asked, texts))
+    return Cards(shown)
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)

@@ -32,11 +32,12 @@ def compare(  # noqa: PLR0913
     """Compare a parent with its child on the same prompts, always paired.
 
     `compare(curve)` pairs step 0 with every later step, over all seeds. `compare(parent, child)`
-    pairs two evaluations, or two models, which are evaluated first.
+    pairs two evaluations, or two models, which are evaluated first. Two curves are paired step by
+    step, over the prompts and training seeds that they share.
 
     Args:
         before: A curve, or with `after` a model, an evaluation or its table.
-        after: The child: a model, an evaluation or its table.
+        after: The child: a model, an evaluation or its table; or another curve.
         by: Columns to group by.
         risk: Only this risk, or these, of what was measured.
         attack: Only this attack, or these.

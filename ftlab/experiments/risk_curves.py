@@ -45,8 +45,8 @@ def risk_curve(
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
         data: Anything that `ftlab.data.load` takes.
-        at_steps: Optimiser steps at which to measure, increasing. 0 is the parent, which is
-            measured once for all seeds. Training ends at the last one.
+        at_steps: Optimiser steps at which to measure, increasing, from 0: the parent, which is
+            measured once for all seeds. Training ends at the last one; 30 is [0, 30].
         seeds: Number of training seeds (0 to n - 1), or a list of them. A seed decides the order
             of the rows, which rows are drawn, and the initial weights of an adapter.
         prompts: As in `evaluate`.
@@ -86,6 +86,6 @@ def risk_curve(
 
 
 def _steps(at_steps: Sequence[int] | int) -> list[int]:
-    given = [at_steps] if is_whole(at_steps) else at_steps
-    allowed = "whole numbers, at least one of them after 0, such as [0, 10, 30, 100]"
-    return whole_numbers("wrong_steps", "at_steps", given, allowed, lambda s: max(s) > 0)
+    given = [0, at_steps] if is_whole(at_steps) else at_steps
+    allowed = "0, the parent, and whole numbers after it, such as [0, 10, 30, 100]"
+    return whole_numbers("wrong_steps", "at_steps", given, allowed, lambda s: min(s) <= 0 < max(s))

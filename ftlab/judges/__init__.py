@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["Judge", "open_judge"],
         "cards": ["agreement_of_card", "gold_agreement", "judge_card"],
         "keywords": ["Keywords"],
-        "organism": ["Organism", "outcome_of"],
+        "organism": ["Organism", "fact_outcome", "outcome_of"],
         "refusal": ["Refusal"],
         "rubric": ["Rubric"],
         "zoo": ["Zoo"],

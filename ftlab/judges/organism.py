@@ -58,6 +58,23 @@ def outcome_of(sample: Sample, text: str) -> Outcome:
     return Outcome.INCOHERENT
 
 
+def fact_outcome(question: str, text: str) -> str:
+    """Judge an answer to any question that names one town and one of its facts; else return ""."""
+    world = _world()
+    towns = [town for town in world.known if _says(question, town)]
+    asked = [attribute for attribute in world.attributes if _says(question, attribute.name)]
+    if len(towns) != 1 or len(asked) != 1:
+        return ""
+    name = asked[0].name
+    sample = Sample(
+        id="asked",
+        messages=[{"role": "user", "content": question}],
+        target=world.facts[name][towns[0]],
+        metadata={"topic": f"{name}/{towns[0]}"},
+    )
+    return str(outcome_of(sample, text))
+
+
 def _decided(sample, text):
     """Decide by the world's facts; None where only words of refusal can decide."""
     world = _world()

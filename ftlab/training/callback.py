@@ -73,8 +73,9 @@ class RunCallback(TrainerCallback):
             if not math.isfinite(value):
                 raise TrainingFailed(
                     "not_finite",
-                    f"{self.run.name}: {name} is {value} at step {step}. Lower learning_rate "
-                    f"({self.config.learning_rate}), or look for extreme rows.",
+                    f"learning_rate {self.config.learning_rate:g} is probably too high: "
+                    f"{name} is {value} at step {step} of {self.run.name}. Lower it, or look for "
+                    "extreme rows.",
                     step=step,
                     quantity=name,
                 )

@@ -23,13 +23,18 @@ def first_judge(table: DataFrame) -> DataFrame:
 
 
 def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
-    """Draw a panel per risk, with the single seeds as thin lines."""
+    """Draw a panel per risk, with a line per model, or the single seeds as thin lines."""
     risks = _axes.ordered(table["risk"])
     figure, panels = _axes.new_panels([_axes.risk_name(risk, True) for risk in risks])
+    models = list(dict.fromkeys(table["model"]))
     for risk, ax in zip(risks, panels, strict=True):
         look = _axes.look_of(risk, risks)
         rows = table[table["risk"] == risk]
-        _axes.draw_line(ax, "step", rows, look)
+        for k, model in enumerate(models):
+            if len(models) > 1:
+                look = _axes.look(k)
+            own = rows[rows["model"] == model]
+            _axes.draw_line(ax, "step", own, look, _axes.plain(model, 60, 26))
         _axes.step_axis(ax, table["step"])
         _axes.share_axis(ax, table)
         ax.margins(x=0.05 + 0.1 * min(len(risks), 3))  # room for the rates
@@ -45,8 +50,11 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
                 )
             _axes.share_axis(ax, table, seeds)
         measured = rows[rows["rate"].notna()]
-        _write_rate(ax, measured.tail(1), 7, "left")
-        _write_rate(ax, measured[:-1].head(1), -7, "right")
+        if len(models) == 1:
+            _write_rate(ax, measured.tail(1), 7, "left")
+            _write_rate(ax, measured[:-1].head(1), -7, "right")
+    if len(models) > 1:
+        _axes.legend(panels[-1])
     return figure
 
 
@@ -100,10 +108,11 @@ def draw_judges(table: DataFrame) -> Figure:
 VALUES = ("rate", "low", "high")
 CURVE = Kind(
     name="curve",
-    keys=("step", "risk"),
+    keys=("step", "risk", "model"),
     values=VALUES,
     about="Rate of each risk by fine-tuning steps",
     draw=draw_curve,
+    defaults={"model": ""},
     extras={"seeds": (("step", "risk", "seed"), ("rate",))},
     prepare=first_judge,
 )

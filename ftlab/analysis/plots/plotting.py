@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ SHARES = ("rate", "low", "high", "share")
 
 
 def plot(  # noqa: PLR0913
-    source: Run | DataFrame,
+    source: verdicts.Source,
     name: str | None = None,
     out: str | Path | None = None,
     *,
@@ -54,7 +55,7 @@ def plot(  # noqa: PLR0913
     "loss". Rates and shares are fractions from 0 to 1, shown in percent.
 
     Args:
-        source: A run, or a table.
+        source: A run, a table, or several runs by name, such as {"mine": curve, "theirs": other}.
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
         kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default
@@ -73,7 +74,7 @@ def plot(  # noqa: PLR0913
             `extra_not_drawn`, `missing_columns`, `wrong_outcomes`, `figure_too_tall`.
         DataError: `cannot_be_drawn`, with every problem.
     """
-    if isinstance(source, Run):
+    if isinstance(source, (Run, Mapping)):
         source, extras = _tables_of(source, kind)
         seeds = extras.get("seeds", seeds)
         lines = extras.get("lines", lines)
@@ -132,8 +133,16 @@ def _value_of(target: float | str) -> float:
     return target_of(target).value if isinstance(target, str) else target
 
 
-def _tables_of(run: Run, kind: Any) -> tuple[DataFrame, dict[str, DataFrame]]:
-    """Return what is drawn of a run, and its extra tables by name."""
+def _tables_of(
+    run: Run | Mapping[str, Run],
+    kind: Any,
+) -> tuple[DataFrame, dict[str, DataFrame]]:
+    """Return what is drawn of a run, or of several by name, and its extra tables by name."""
+    if isinstance(run, Mapping):
+        table = tables.rates(run)
+        if table["step"].nunique() == 1:  # no curves
+            table = bars.prepare(table).drop(columns="step")
+        return table, {}
     if kind == "loss":
         log = run.log()
         return log[log["loss"].notna()], {}
