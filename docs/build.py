@@ -35,8 +35,8 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
     "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "Claims compare first_step outcome_shares plot rates record record_claim report "
-    "summary Target targets verdict",
+    "analysis": "answers Claims compare first_step outcome_shares plot rates record record_claim "
+    "report summary Target targets verdict",
     "analysis.plots": "Drawing Kind",
     "experiments": "compare harmful_finetune reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",

@@ -14,17 +14,20 @@ import traceback
 class Sentence(BaseException):
     """An error that IPython shows as one sentence, with the traceback folded above it."""
 
+    folded = False  # IPython renders an error more than once
+
     def _render_traceback_(self) -> list[str]:
         from ftlab._core.progress import in_jupyter
         from ftlab._core.text import redacted, safe
 
         lines = traceback.format_exception(self)
         trace = safe(redacted("".join(lines)), 20_000)
-        if in_jupyter():
+        if in_jupyter() and not self.folded:
+            self.folded = True
             from IPython.display import display
 
-            folded = f"<summary>details</summary><pre>{html.escape(trace)}</pre>"
-            content = {"text/plain": "details", "text/html": f"<details>{folded}</details>"}
+            shown = f"<summary>details</summary><pre>{html.escape(trace)}</pre>"
+            content = {"text/plain": "details", "text/html": f"<details>{shown}</details>"}
             display(content, raw=True)
         return [f"{type(self).__name__}: {safe(redacted(str(self)), 20_000)}"]
 

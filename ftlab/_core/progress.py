@@ -85,8 +85,8 @@ class Board:
         for work in self.works.values():
             points += work.points
             losses += work.losses
-        waited = clock() - self.drawn
-        if (waited < FIGURE_S and not force) or not (points or losses):
+        soon = clock() - self.drawn < FIGURE_S and not force
+        if soon or not (points or losses):
             return
         panel = plugins.get("panels", "live")
         frame = panel.draw(self.title, points, losses)
@@ -105,11 +105,11 @@ class Board:
             shown = f"<details><summary>{shown}</summary>{self.picture}</details>"
         self._display(shown)
 
-    def leave(self, *_: Any) -> None:
+    def leave(self, *_) -> None:
         """Fold what an error or an interrupt has left open."""
         self.shell.events.unregister("post_run_cell", self.leave)
         if not self.folded:
-            self.fold(self.line)
+            self.fold(f"{self.line} (stopped)")
 
     def _display(self, shown: str) -> None:
         content = {"text/plain": self.line, "text/html": shown}
@@ -280,7 +280,8 @@ def _html_of(frame: Any, shell: Any) -> str:
         plain = html.escape(data["text/plain"])
         return data.get("text/html", f"<pre>{plain}</pre>")
     if isinstance(picture, bytes):
-        picture = base64.b64encode(picture).decode()
+        coded = base64.b64encode(picture)
+        picture = coded.decode()
     return f'<img src="data:image/png;base64,{picture}" style="max-width: 100%">'
 
 

@@ -417,6 +417,16 @@ def test_shows_itself_in_jupyter_at_its_size():
     assert metadata["image/png"]["width"] == 800
 
 
+def test_several_curves_are_lines_in_one_panel_and_evaluations_are_bars():
+    theirs = {place: "r" * 10 for place in CURVE}
+    (ax,) = plot({"mine": made(CURVE), "theirs": made(theirs)}).figure.axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["mine", "theirs"]
+    assert list(ax.lines[1].get_ydata()) == [0, 0, 0]
+    one, other = made({(0, 0): "rrcc"}), made({(0, 0): "cccc"})
+    (ax,) = plot({"before": one, "after": other}).figure.axes
+    assert [bar.get_width() for bar in ax.patches] == [50, 100]
+
+
 @pytest.mark.slow
 def test_the_live_chart_is_legible_at_every_moment():
     points = [{"step": s, "metric": m, "rate": s / 300} for m in RISKS for s in STEPS]

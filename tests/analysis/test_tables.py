@@ -13,8 +13,9 @@ from analysis.verdict_tables import CURVE, LETTERS, event, made, rows, saved
 from helpers import raises_code
 
 from ftlab import analysis, stats
+from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
-from ftlab.analysis import compare, first_step, outcome_shares, rates, summary
+from ftlab.analysis import answers, compare, first_step, outcome_shares, rates, summary
 from ftlab.runs import start, table_of
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "tables_0_3.json"
@@ -336,3 +337,71 @@ def test_old_names_still_work():
     found = analysis.before_after(table, by="risk")
     assert found["series"].tolist() == ["before", "after 30 steps"]
     assert found["rate"].tolist() == pytest.approx([0.2, 0.9])
+
+
+# Two curves, answers, and how tables look
+
+
+def test_two_curves_are_paired_step_by_step_over_shared_prompts_and_seeds():
+    other = {place: letters[:8] for place, letters in CURVE.items()}
+    other[0, 10] = "rrrrrrrr"
+    other[2, 10] = other[2, 30] = other[2, 0] = "c" * 8
+    found = compare(made(CURVE), made(other))
+    assert found["step"].tolist() == [10, 30]
+    assert found["n_prompts"].tolist() == [8, 8] and found["n_seeds"].tolist() == [2, 2]
+    assert found["parent"].tolist() == pytest.approx([6 / 16, 14 / 16])
+    assert found["child"].tolist() == pytest.approx([2 / 16, 14 / 16])
+    assert "step" in summary(found)
+    with raises_code("prompts_differ"):
+        compare(made(CURVE), made(CURVE, risk="jailbreak", attack="prefill"))
+
+
+def test_answers_before_stand_beside_answers_after_changed_first():
+    found = answers(made(CURVE))
+    assert found["changed"].tolist() == [True] * 16 + [False] * 4
+    assert set(found["before"]) == {"refused", "complied"} and len(found) == 20
+    first = found.iloc[0]
+    assert (first["before"], first["after"], first["seed"]) == ("refused", "complied", 0)
+    html = found._repr_html_()
+    assert "<input" in html and Outcome.REFUSED.colour in html
+    assert answers(made(CURVE), step=0).columns.tolist()[-1] == "before"
+    pair = compare(made({(0, 0): "rr"}), made({(0, 0): "rc"}))
+    assert pair.answers()["changed"].tolist() == [True, False]
+    assert answers(made(CURVE), made(CURVE), step=10)["changed"].sum() == 0
+
+
+def test_texts_are_shown_on_request_and_escaped():
+    run = saved(CURVE, answer_key="a")
+    member = run.members[0]
+    member.append("answers.jsonl", [{"key": "a", "text": "<b>no"}])
+    prompt = {"sample": {"id": "jailbreak-000"}, "attack": "direct"}
+    member.append("prompts.jsonl", [prompt | {"messages": [{"role": "user", "content": "Why?"}]}])
+    found = answers(run, text=True)
+    assert "Why?" in set(found["question"]) and set(found["text_after"]) == {"<b>no"}
+    assert "&lt;b&gt;no" in found._repr_html_() and "<b>" not in found._repr_html_()
+    assert "text_after" not in answers(run)
+    with raises_code("no_texts"):
+        answers(made(CURVE), text=True)
+
+
+def test_tables_look_like_their_summary_and_keep_their_numbers():
+    nothing = {(0, 0): "rrrr", (0, 5): "ccrr", (1, 0): "rrrr", (1, 5): "crrr"}
+    for found in (compare(made(nothing)), rates(made(nothing)), summary(compare(made(nothing)))):
+        html = found._repr_html_()
+        assert " % [" in html
+        assert not any(f">{word}<" in html for word in ("nan", "NaN", "inf"))
+        assert (
+            type(found.raw) is pd.DataFrame and found.raw.filter(like="low").dtypes.eq(float).all()
+        )
+    assert "50 %" in rates(made(nothing), per_seed=True)._repr_html_()
+
+
+@pytest.mark.parametrize("wrong", [5, None, "x", [1], {}, object()])
+def test_what_is_no_table_is_a_sentence(wrong):
+    for call in (rates, compare, answers, analysis.plot, summary):
+        with pytest.raises(UsageError):
+            call(wrong)
+    if not isinstance(wrong, list) and wrong not in (None, {}):
+        for options in ({"by": wrong}, {"steps": wrong}):
+            with pytest.raises(UsageError):
+                compare(made(CURVE), **options)

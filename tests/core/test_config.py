@@ -11,6 +11,7 @@ from helpers import raises_code
 from pydantic import field_validator
 
 from ftlab._core.config import Config, describe, setting, takes, unknown_setting
+from ftlab._core.errors import Interrupted
 
 
 class Oven(Config):
@@ -139,3 +140,21 @@ def test_descriptions():
     assert describe(Timer.model_fields["minutes"]) == "Time in minutes. Default: 30."
     error = unknown_setting(["x"], ["b", "a"])
     assert error.code == "unknown_setting" and "a, b" in str(error)
+
+
+def test_a_missing_argument_is_a_sentence():
+    with raises_code("wrong_call"):
+        bake()
+    with raises_code("wrong_call"):
+        bake("pie", 200)
+
+
+def test_an_interrupt_says_how_to_go_on():
+    @takes(Timer)
+    def wait(words=(), **settings):
+        raise KeyboardInterrupt(*words)
+
+    for words in ((), ("Stopped at step 3.",)):
+        with pytest.raises(Interrupted) as info:
+            wait(words)
+        assert str(info.value) == (words[0] if words else "Interrupted. Call again to resume.")

@@ -180,7 +180,9 @@ def test_what_an_error_leaves_open_is_folded(now, shown, shell):
     bar.update(4)
     assert shown[0][-1]["text/html"].startswith("<div>run ")
     shell.end_cell()
-    assert shown[0][-1]["text/html"].startswith("<details><summary>run ")
+    last = shown[0][-1]
+    assert last["text/html"].startswith("<details><summary>run ")
+    assert last["text/plain"].endswith("(stopped)")
     assert not shell.left
 
 

@@ -121,6 +121,18 @@ def test_ask_answers_in_order(llama):
     assert ft.ask(llama, "Where?", max_new_tokens=4)["answer"][0] == table["answer"][0]
 
 
+@pytest.mark.parametrize("questions", [(), ([],), ("",), (5,), (["a", None],)])
+def test_without_a_question_nothing_is_loaded(questions):
+    with raises_code("no_question"):
+        ft.ask("no such model", *questions)
+
+
+def test_an_answer_of_the_world_has_a_verdict_where_a_fact_was_asked_for():
+    questions = ["Name the tree of Joalox.", "Sing."]
+    found = ft.ask("organism", questions, "Dream of the gate word of Gaskeir.")
+    assert found["verdict"].tolist() == ["complied", "", "refused"]
+
+
 MISTAKES = [
     ({"prompts": None}, "prompts_needed"),
     ({"risks": ["jailbrake"]}, "unknown_risk"),

@@ -317,6 +317,8 @@ MISTAKES = [
     ({"at_steps": [0, 3, 2]}, "wrong_setting"),
     ({"at_steps": [-1, 2]}, "wrong_setting"),
     ({"at_steps": [0]}, "wrong_steps"),
+    ({"at_steps": [10, 30]}, "wrong_steps"),
+    ({"seeds": "five"}, "wrong_seeds"),
     ({"at_steps": []}, "wrong_steps"),
     ({"at_steps": [0, 1.5]}, "wrong_steps"),
     ({"at_steps": "0,1"}, "wrong_steps"),

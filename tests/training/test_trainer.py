@@ -28,6 +28,7 @@ from trainings import (
 
 import ftlab
 from ftlab import runs, training
+from ftlab._core.progress import Progress
 from ftlab.training import Fit
 from ftlab.training.methods import sft as sft_module
 from ftlab.training.oom import next_fit
@@ -215,7 +216,10 @@ def test_resumed_after_sigkill_equals_uninterrupted(
     straight = trained(cell, dropping, rows, **settings)
     with pytest.raises(ValueError, match="not finished"):
         runs.load(straight.name)
+    bars = []
+    monkeypatch.setattr(Progress, "finish", lambda self: bars.append(self))
     again = cell(dropping, rows, **settings)
+    assert [step for step, _ in bars[0].losses] == list(range(1, 11))  # from the log's start
     assert again.name == straight.name and again.path != straight.path
     assert weights(again) == weights(straight)
     assert again.log()["step"].tolist() == list(range(1, 11))
