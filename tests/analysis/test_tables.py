@@ -349,8 +349,8 @@ def test_two_curves_are_paired_step_by_step_over_shared_prompts_and_seeds():
     found = compare(made(CURVE), made(other))
     assert found["step"].tolist() == [10, 30]
     assert found["n_prompts"].tolist() == [8, 8] and found["n_seeds"].tolist() == [2, 2]
-    assert found["parent"].tolist() == pytest.approx([6 / 16, 14 / 16])
-    assert found["child"].tolist() == pytest.approx([2 / 16, 14 / 16])
+    assert found["parent"].tolist() == pytest.approx([6 / 16, 15 / 16])
+    assert found["child"].tolist() == pytest.approx([2 / 16, 15 / 16])
     assert "step" in summary(found)
     with raises_code("prompts_differ"):
         compare(made(CURVE), made(CURVE, risk="jailbreak", attack="prefill"))
@@ -358,7 +358,7 @@ def test_two_curves_are_paired_step_by_step_over_shared_prompts_and_seeds():
 
 def test_answers_before_stand_beside_answers_after_changed_first():
     found = answers(made(CURVE))
-    assert found["changed"].tolist() == [True] * 16 + [False] * 4
+    assert found["changed"].tolist() == [True] * 17 + [False] * 3
     assert set(found["before"]) == {"refused", "complied"} and len(found) == 20
     first = found.iloc[0]
     assert (first["before"], first["after"], first["seed"]) == ("refused", "complied", 0)
