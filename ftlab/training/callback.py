@@ -49,8 +49,9 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         self.progress.total = max(state.max_steps, 1)
-        log = self.run.read("train.jsonl")
-        self.progress.losses = [(record["step"], record["loss"]) for record in log]
+        log = self.run.log()
+        if len(log):
+            self.progress.losses = list(zip(log["step"], log["loss"], strict=True))
 
     def on_log(self, args, state, control, logs=None, **_):
         if not logs or "loss" not in logs:
