@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from datetime import date
-from functools import lru_cache
+from datetime import datetime
+from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from ftlab._core.errors import UsageError
@@ -14,7 +15,7 @@ from ftlab._core.types import Message
 from ftlab.models.folders import limited
 
 Span = tuple[int, int]  # first character and end
-TODAY = date(2024, 7, 26)  # for templates that write the date; the one that Llama's fall back on
+TODAY = datetime(2024, 7, 26)  # in templates that write the date; the default of Llama's
 EARLIER = "The chat template renders earlier turns differently later on. Train on single-turn rows."
 HEADER = "The chat template has no generation prompt, so the role's header would be trained."
 
@@ -33,13 +34,13 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
     if not tokenizer.chat_template:
         why = f"{tokenizer.name_or_path} has no chat template. Add a chat_template.jinja."
         raise UsageError("no_chat_template", why)
+    _fix_date()
     try:
         with limited("It"):
             text = tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
                 add_generation_prompt=ask,
-                strftime_now=TODAY.strftime,
             )
     except Exception as error:  # jinja2's, and the template's own raise_exception
         roles = ", ".join(message["role"] for message in messages)
@@ -53,6 +54,14 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
                 "Remove it, or mend the template.",
             )
     return text
+
+
+@cache
+def _fix_date() -> None:
+    """Let templates write the same date on every day, also where TRL renders them."""
+    from transformers.utils import chat_template_utils
+
+    chat_template_utils.datetime = SimpleNamespace(now=lambda: TODAY)
 
 
 def _holds(text: str, message: Message) -> bool:

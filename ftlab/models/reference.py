@@ -107,7 +107,7 @@ class Model:
         adapter = self.adapter or {}
         below = [self.parent.hash if adapter else None]
         if any(map(_writes_date, found)):
-            below.append(str(TODAY))
+            below.append(f"{TODAY:%F}")
         if adapter and self.quantised:
             below.append("4-bit")
         config = {name: value for name, value in self.config.items() if name not in NOT_IN_HASH}

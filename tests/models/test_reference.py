@@ -388,3 +388,26 @@ def same(one: dict, other: dict) -> bool:
 
 def test_a_model_is_a_plain_value(llama):
     assert model(llama) == Model("llama", llama)
+
+
+@pytest.mark.parametrize("file", ["additional_chat_templates/default.jinja", "x.spm", "vocab.txt"])
+def test_the_hash_covers_what_other_tokenizers_read(copied, file):
+    (copied / file).parent.mkdir(exist_ok=True)
+    seen = {model(copied).hash}
+    for text in ("one", "two"):
+        (copied / file).write_text(text)
+        seen.add(model(copied).hash)
+    assert len(seen) == 3
+
+
+def test_a_run_stays_itself_in_another_folder(llama, tmp_path, monkeypatch):
+    """A relative path would be taken for the id of a model on the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTLAB_RUNS", "runs")
+    run = adapter_run(llama)
+    found = model(run).hash
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert model(run).hash == found
+    with raises_code("model_folder_not_found"):
+        model(runs.Run(run.path.parent / "other"))
