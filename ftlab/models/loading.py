@@ -156,8 +156,8 @@ def _open_weights(model: Model, training: bool, four_bit: bool, frozen: bool):
         return adapted.eval()
     if four_bit and not model.quantised:
         quantisation = adapters.four_bit_config(dtype)
-        return _open_folder(model.path, dtype, quantization_config=quantisation)
-    module = _open_folder(model.path, dtype)
+        return open_folder(model.path, dtype, quantization_config=quantisation)
+    module = open_folder(model.path, dtype)
     if model.quantised and training and not four_bit:
         return adapters.dequantised(module, dtype)
     return module
@@ -180,13 +180,23 @@ def _qlora(model: Model, training: bool, dtype):
     return adapters.put_on(adapters.prepared(base), model.path).eval()
 
 
-def _open_folder(path: Path, dtype, **settings):
-    """Open a folder as transformers does, and check that every weight is there."""
-    from transformers import AutoModelForCausalLM
+def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **settings):
+    """Open a folder as transformers does, and check that every weight is there.
+
+    Args:
+        path: The folder, or a hub id.
+        dtype: Numbers of its weights.
+        kind: What of transformers opens it.
+        **settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        UsageError: `weights_unreadable`, `weights_missing`, `weights_not_used`.
+    """
+    import transformers
 
     attention = devices.attention()
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        module, info = getattr(transformers, kind).from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention,
@@ -196,14 +206,15 @@ def _open_folder(path: Path, dtype, **settings):
             **settings,
         )
     except Exception as error:
-        message = f"{torn(path)}: the weights cannot be opened ({safe(error, 300)})."
+        message = f"{torn(Path(path))}: the weights cannot be opened ({safe(error, 300)})."
         raise UsageError("weights_unreadable", message) from None
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would continue with random numbers in their place
         message = f"{path} lacks {len(missing)} tensors of the model, such as {missing[0]}."
         raise UsageError("weights_missing", safe(message))
     unused = sorted(name for name in info["unexpected_keys"] if not UNUSED.search(name))
-    if unused:  # transformers would leave them out: another model
+    causal = kind == "AutoModelForCausalLM"  # classifiers leave the heads of their models out
+    if unused and causal:  # transformers would leave them out: another model
         message = f"{path}: its configuration has no place for {len(unused)} tensors of its files, "
         message += f"such as {safe(unused[0], 200)}. Save the model again."
         raise UsageError("weights_not_used", message)

@@ -14,7 +14,16 @@ from small_models import contents, make_model
 
 from ftlab import runs
 from ftlab._core.errors import UsageError
-from ftlab.models import Model, adapt, devices, is_reward_model, keep_open, model, save_adapter
+from ftlab.models import (
+    Model,
+    adapt,
+    devices,
+    is_reward_model,
+    keep_open,
+    model,
+    open_folder,
+    save_adapter,
+)
 
 
 @pytest.fixture
@@ -88,6 +97,12 @@ def test_missing_weights_are_never_made_up(copied):
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with raises_code("weights_missing"):
         model(copied).load()
+
+
+def test_missing_weights_of_a_classifier_are_never_made_up(llama):
+    """Its answers would be random numbers."""
+    with raises_code("weights_missing"):
+        open_folder(llama, torch.float32, "AutoModelForSequenceClassification")
 
 
 def test_a_tokenizer_of_another_model_is_refused(copied, folders):
