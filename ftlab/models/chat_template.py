@@ -67,13 +67,13 @@ def _fix_date() -> None:
 def _holds(text: str, message: Message) -> bool:
     """Whether a chat's text holds a message, which a template may trim, wrap or escape.
 
-    Templates of reasoning models leave the thoughts of earlier answers out on purpose.
+    Templates of reasoning models leave the thoughts out with which earlier answers begin.
     """
     content = message["content"].strip()
     if content in text:
         return True
     if message["role"] == "assistant":
-        content = content.rpartition("</think>")[2]
+        content = content.split()[-1]
     squeezed = "".join(text.split())
     for variant in (content, json.dumps(content, ensure_ascii=False)[1:-1]):
         if "".join(variant.split()) in squeezed:

@@ -14,7 +14,7 @@ from ftlab.models import render, stop_ids
 CHAT = [
     {"role": "system", "content": "Speak as  harbour master."},
     {"role": "user", "content": 'Name "one"\nbird.'},
-    {"role": "assistant", "content": "<think>A bird.</think>Robin."},
+    {"role": "assistant", "content": "<think>A bird.</think> Robin."},
 ]
 TURN = "<|im_start|>{{ m['role'] }}\n%s<|im_end|>\n"
 LOOP = "{%% for m in messages %%}%s{%% endfor %%}"
