@@ -188,6 +188,31 @@ def make_model(folder: Path, family: str, *, seed: int = 0, **settings) -> Path:
     return folder
 
 
+def make_experts(folder: Path) -> Path:
+    """Saves a small mixture of experts: its weights have other names on disk than in memory."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = make_tokenizer("qwen2")
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer),
+        num_local_experts=4,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **SIZE,
+    )
+    model = MixtralForCausalLM(config)
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            torch.nn.init.normal_(weights, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write(path: Path, rows: list[dict]) -> Path:
     """-> a .jsonl of the rows."""
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

@@ -19,6 +19,7 @@ from ftlab._core.errors import NotFoundError, StorageFull, UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
 CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
+HASHES = "hashes.json"  # in `data`
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries in Rust report the number in their text; PyTorch's writer loses it on the way.
 FULL_TEXT = re.compile(
@@ -161,6 +162,24 @@ def _hash_of(path: str) -> str:
 @lru_cache(4096)
 def _remembered_hash(path: str, *_stamp: int) -> str:
     return _hash_of(path)
+
+
+def check_shipped(part: str) -> Path:
+    """Return a folder of the shipped data, whose files are those that were shipped.
+
+    Args:
+        part: Its place in `data`, such as "organism/aligned".
+
+    Raises:
+        UsageError: `shipped_files_damaged`.
+    """
+    data = resource("data")
+    for name, shipped in json.loads((data / HASHES).read_bytes()).items():
+        file = data / name
+        if name.startswith(f"{part}/") and not (file.is_file() and file_hash(file) == shipped):
+            message = f"{file} was changed or damaged. Install ftlab again."
+            raise UsageError("shipped_files_damaged", message)
+    return data / part
 
 
 def resource(name: str) -> Path:

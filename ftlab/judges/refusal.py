@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ftlab._core.files import resource
+from ftlab._core.files import check_shipped, resource
 from ftlab._core.types import Judgement, Outcome
 from ftlab.judges.base import Judge
 
@@ -115,9 +115,15 @@ class Classifier:
 
 @cache
 def load(folder: Path = FOLDER) -> Classifier:
-    """Read model.json and weights.safetensors."""
+    """Read model.json and weights.safetensors.
+
+    Raises:
+        UsageError: `shipped_files_damaged`.
+    """
     from safetensors.numpy import load_file
 
+    if folder == FOLDER:
+        check_shipped("judge/refusal")
     text = (folder / "model.json").read_text(encoding="utf-8")
     stored = json.loads(text)
     tensors = load_file(folder / "weights.safetensors")

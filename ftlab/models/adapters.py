@@ -8,9 +8,12 @@ or 32 bit, never into 4-bit ones, which would round once more. `difference` meas
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
+from ftlab.models.folders import limited, read_json
 
 KINDS = ("lora", "dora", "qlora")
 RECORD = "ftlab_adapter.json"  # in the adapter's folder: the kind, and the numbers below it
@@ -101,9 +104,7 @@ def save_adapter(model, folder: Path, parent: Path, kind: str) -> None:
 def record(folder: Path) -> dict:
     """Return what `save_adapter` recorded in a folder, or {} for an adapter made elsewhere."""
     file = Path(folder) / RECORD
-    if not file.exists():
-        return {}
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_json(file) if file.exists() else {}
 
 
 def four_bit_config(dtype):
@@ -129,10 +130,22 @@ def prepared(model):
 
 
 def dequantised(model, dtype):
-    """Turn a 4-bit model into an ordinary trainable one in `dtype`, with the values nf4 left."""
+    """Turn a 4-bit or 8-bit model into an ordinary trainable one, with the values it left."""
     whole = model.dequantize(dtype).requires_grad_(True)
-    whole.is_loaded_in_4bit = False  # transformers leaves it on, and trainers go by it
+    # transformers leaves these on: trainers go by the first, saving fails at the last.
+    whole.is_loaded_in_4bit = False
+    whole.is_loaded_in_8bit = False
+    conversions = getattr(whole, "_weight_conversions", None) or []
+    whole._weight_conversions = [each for each in conversions if _reversible(each)] or None
     return whole
+
+
+def _reversible(conversion) -> bool:
+    """Whether a conversion of names or weights can be undone in saving; quantisation cannot."""
+    try:
+        return bool(conversion.reverse_transform())
+    except NotImplementedError:
+        return False
 
 
 def keep_differentiable(model):
@@ -172,21 +185,38 @@ def put_on(base, folder: Path):
     from peft import PeftModel, get_peft_model_state_dict
 
     try:
+        _try_patterns(base, folder)
         saved = set(saved_shapes(folder))
         rows = vocabulary(folder)
         if rows and rows != base.get_input_embeddings().weight.shape[0]:
             base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all rows
         model = PeftModel.from_pretrained(base, folder)
+        found = model.load_adapter(folder, "default")  # again: only this reports what does not fit
         expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     except Exception as error:
-        message = f"{folder}: the adapter does not fit the model below it ({error})."
+        message = f"{folder}: the adapter does not fit the model below it ({safe(error, 300)})."
         raise UsageError("adapter_does_not_fit", message) from None
-    unused = [name for name in saved - expected if "lora_" in name]
-    wrong = sorted(expected - saved) + sorted(unused)
+    # peft reports no missing biases. Its names may be newer than those in the file.
+    wrong = found.missing_keys + found.unexpected_keys
+    wrong += [name for name in expected - saved if name.endswith(".bias")]
     if wrong:
-        message = f"{folder}: {len(wrong)} weights do not fit the model below, such as {wrong[0]}."
+        shown = safe(min(wrong), 200)
+        message = f"{folder}: {len(wrong)} weights do not fit the model below, such as {shown}."
         raise UsageError("adapter_does_not_fit", message + " Pass the model it was trained on.")
     return model
+
+
+def _try_patterns(base, folder: Path) -> None:
+    """Try the regular expressions of an adapter's configuration, which may run for ever."""
+    config = read_json(Path(folder) / "adapter_config.json")
+    names = [name for name, _ in base.named_modules()]
+    with limited(f"{folder}: matching the names of its layers"):
+        for setting in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            patterns = config.get(setting) or ()
+            if isinstance(patterns, str):
+                patterns = [patterns]
+            for pattern in patterns:
+                any(re.fullmatch(pattern, name) for name in names)
 
 
 def merged(model):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from functools import lru_cache
+import json
+from datetime import datetime
+from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 from ftlab._core.types import Message
+from ftlab.models.folders import limited
 
 Span = tuple[int, int]  # first character and end
+TODAY = datetime(2024, 7, 26)  # in templates that write the date; the default of Llama's
 EARLIER = "The chat template renders earlier turns differently later on. Train on single-turn rows."
 HEADER = "The chat template has no generation prompt, so the role's header would be trained."
 
@@ -23,21 +29,56 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         ask: Add the generation prompt.
 
     Raises:
-        UsageError: `no_chat_template`, `template_refuses`.
+        UsageError: `no_chat_template`, `template_refuses`, `template_leaves_out`.
     """
     if not tokenizer.chat_template:
         why = f"{tokenizer.name_or_path} has no chat template. Add a chat_template.jinja."
         raise UsageError("no_chat_template", why)
+    _fix_date()
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=ask,
-        )
+        with limited("It"):
+            text = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=ask,
+            )
     except Exception as error:  # jinja2's, and the template's own raise_exception
         roles = ", ".join(message["role"] for message in messages)
-        why = f"The model's chat template refuses the turns {roles}: {error}"
+        why = f"The model's chat template refuses the turns {roles}: {safe(error, 300)}"
         raise UsageError("template_refuses", why) from None
+    for message in messages:
+        if not _holds(text, message):
+            raise UsageError(
+                "template_leaves_out",
+                f"The model's chat template leaves out text of the turn {message['role']}. "
+                "Remove it, or mend the template.",
+            )
+    return text
+
+
+@cache
+def _fix_date() -> None:
+    """Let templates write the same date on every day, also where TRL renders them."""
+    from transformers.utils import chat_template_utils
+
+    chat_template_utils.datetime = SimpleNamespace(now=lambda: TODAY)
+
+
+def _holds(text: str, message: Message) -> bool:
+    """Whether a chat's text holds a message, which a template may trim, wrap or escape.
+
+    Templates of reasoning models leave the thoughts out with which earlier answers begin.
+    """
+    content = message["content"].strip()
+    if content in text:
+        return True
+    if message["role"] == "assistant":
+        content = content.split()[-1]
+    squeezed = "".join(text.split())
+    for variant in (content, json.dumps(content, ensure_ascii=False)[1:-1]):
+        if "".join(variant.split()) in squeezed:
+            return True
+    return False
 
 
 def answer_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[Span]]:
@@ -97,19 +138,21 @@ def stop_ids(tokenizer: Any, module: Any = None) -> list[int]:
         stops.update(own)
     chat = [
         {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
+        {"role": "assistant", "content": "Zq"},
     ]
     with contextlib.suppress(UsageError):  # a template that cannot be trained can still be asked
-        text, [(_, end)] = answer_spans(tokenizer, chat)
+        text, [(first, _)] = answer_spans(tokenizer, chat)
         found = tokenizer(
             text,
             add_special_tokens=False,
             return_offsets_mapping=True,
         )
-        last = None
-        for token, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True):
-            if start < end:
-                last = token
-        if last in special_tokens(tokenizer):
-            stops.add(last)
+        answer_end = text.index("Zq", first) + 2
+        ending = []  # tokens after the answer: some templates end the turn, then the chat
+        offsets = found["offset_mapping"]
+        for token, (start, stop) in zip(found["input_ids"], offsets, strict=True):
+            if start >= answer_end and text[start:stop].strip():
+                ending.append(token)
+        stops.update(special_tokens(tokenizer).keys() & ending[-1:])
+        stops.update(tokenizer.added_tokens_decoder.keys() & ending[:1])
     return sorted(stops)

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 # What a RuntimeError says when memory runs out, on GPUs and CPUs.
@@ -138,12 +139,23 @@ def quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(_escape)
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it advises to install `kernels`
     _import_bitsandbytes()
     trainer_log = logging.getLogger("transformers.trainer")
     trainer_log.addFilter(lambda record: TIED not in record.getMessage())
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda text, *where: plain(safe(text, 10_000), *where)
     deprecated = "`is_gradient_checkpointing` is deprecated"  # called by peft
     warnings.filterwarnings("ignore", deprecated, FutureWarning)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    """Make what a library reports safe to show: it quotes names from folders of models."""
+    record.msg = safe(record.getMessage(), 10_000)
+    record.args = ()
+    return True
 
 
 def _import_bitsandbytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 from ftlab.models import adapters, devices
 from ftlab.models.folders import torn
 
 if TYPE_CHECKING:
     from ftlab.models.reference import Model
 
+
+# Weights without a place that change no answer: buffers of older files, value heads.
+UNUSED = re.compile(r"(inv_freq|masked_bias|position_ids|att(ention|n)\.bias|v_head\.[\w.]+)$")
+RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")  # in a chat template
 
 # By hash of a model: its tokenizer, under "tokenizer", and its modules by how they were loaded.
 _kept: dict[str, dict] = {}
@@ -90,13 +96,25 @@ def _open_tokenizer(model: Model):
             model.path, padding_side="left", trust_remote_code=False
         )
     except Exception as error:
-        message = f"{model.path}: the tokenizer cannot be opened ({error}). Save it there again."
-        raise UsageError("tokenizer_unreadable", message) from None
+        message = f"{model.path}: the tokenizer cannot be opened ({safe(error, 300)})."
+        raise UsageError("tokenizer_unreadable", message + " Save it there again.") from None
+    _check_tokenizer(model, found)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     if found.pad_token_id is None:
         message = f"{model.path}: the tokenizer has neither a pad nor an eos token. Set one."
         raise UsageError("tokenizer_without_padding", message)
+    return found
+
+
+def _check_tokenizer(model: Model, found) -> None:
+    """Refuse a tokenizer that cannot say where its tokens stand, or that is of another model."""
+    if not found.is_fast:
+        message = f"{model.path}: {type(found).__name__} does not say where its tokens stand."
+        raise UsageError("tokenizer_not_fast", message + " Save a fast form (tokenizer.json).")
+    if RANDOM.search(str(found.chat_template)):
+        message = f"{model.path}: the chat template writes another text at every call. Mend it."
+        raise UsageError("template_is_random", message)
     rows = model.config.get("vocab_size")
     if model.adapter:
         rows = adapters.vocabulary(model.path) or rows
@@ -106,7 +124,6 @@ def _open_tokenizer(model: Model):
             f"{model.path}: the tokenizer has {len(found)} tokens, the model {rows} embeddings. "
             "Use the model's own tokenizer.",
         )
-    return found
 
 
 def _tokenizer_class(model: Model):
@@ -139,8 +156,8 @@ def _open_weights(model: Model, training: bool, four_bit: bool, frozen: bool):
         return adapted.eval()
     if four_bit and not model.quantised:
         quantisation = adapters.four_bit_config(dtype)
-        return _open_folder(model.path, dtype, quantization_config=quantisation)
-    module = _open_folder(model.path, dtype)
+        return open_folder(model.path, dtype, quantization_config=quantisation)
+    module = open_folder(model.path, dtype)
     if model.quantised and training and not four_bit:
         return adapters.dequantised(module, dtype)
     return module
@@ -163,13 +180,23 @@ def _qlora(model: Model, training: bool, dtype):
     return adapters.put_on(adapters.prepared(base), model.path).eval()
 
 
-def _open_folder(path: Path, dtype, **settings):
-    """Open a folder as transformers does, and check that every weight is there."""
-    from transformers import AutoModelForCausalLM
+def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **settings):
+    """Open a folder as transformers does, and check that every weight is there.
+
+    Args:
+        path: The folder, or a hub id.
+        dtype: Numbers of its weights.
+        kind: What of transformers opens it.
+        **settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        UsageError: `weights_unreadable`, `weights_missing`, `weights_not_used`.
+    """
+    import transformers
 
     attention = devices.attention()
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        module, info = getattr(transformers, kind).from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention,
@@ -179,10 +206,16 @@ def _open_folder(path: Path, dtype, **settings):
             **settings,
         )
     except Exception as error:
-        message = f"{torn(path)}: the weights cannot be opened ({error})."
+        message = f"{torn(Path(path))}: the weights cannot be opened ({safe(error, 300)})."
         raise UsageError("weights_unreadable", message) from None
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would continue with random numbers in their place
         message = f"{path} lacks {len(missing)} tensors of the model, such as {missing[0]}."
-        raise UsageError("weights_missing", message)
+        raise UsageError("weights_missing", safe(message))
+    unused = sorted(name for name in info["unexpected_keys"] if not UNUSED.search(name))
+    causal = kind == "AutoModelForCausalLM"  # classifiers leave the heads of their models out
+    if unused and causal:  # transformers would leave them out: another model
+        message = f"{path}: its configuration has no place for {len(unused)} tensors of its files, "
+        message += f"such as {safe(unused[0], 200)}. Save the model again."
+        raise UsageError("weights_not_used", message)
     return adapters.keep_differentiable(module.to(devices.device())).eval()

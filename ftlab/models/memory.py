@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ftlab._core.errors import UsageError
 from ftlab.models import adapters, devices, reference
-from ftlab.models.folders import from_hub, hub_id
+from ftlab.models.folders import check_values, from_hub, hub_id, read_json
 
 GIB = 2**30
 METHODS = ("full", *adapters.KINDS)
@@ -234,11 +234,12 @@ def _config_folder(model) -> Path:
         folder = from_hub(*hub, only=["config.json", "adapter_config.json"])
     adapter = folder / "adapter_config.json"
     if hub and adapter.exists():
-        named = json.loads(adapter.read_text(encoding="utf-8"))
-        return _config_folder(named["base_model_name_or_path"])
+        named = read_json(adapter).get("base_model_name_or_path")
+        return _config_folder(named)
     run = folder / "provenance.json"  # the config.json of a run is not a model's
     whole = (folder / "config.json").exists() and not adapter.exists()
     if whole and not run.exists():
+        check_values(folder / "config.json")
         return folder
     found = reference.local_model(model)
     while found.parent:

@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import html
-import json
 import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.files import digest, file_hash, resource
+from ftlab._core.files import check_shipped, digest, file_hash, resource
 from ftlab._core.text import safe
 from ftlab.models import adapters, loading
+from ftlab.models.chat_template import TODAY
 from ftlab.models.devices import released
 from ftlab.models.engines import Endpoint, endpoint
-from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id
+from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id, read_json
 from ftlab.runs import Run
 from ftlab.runs import load as load_run
 
 PROMPT_ADAPTERS = (  # never merge into the weights
     "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT",
 )  # fmt: skip
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-    "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+TOKENIZER_FILES = (  # patterns of what any tokenizer reads, and of what decides about answers
+    "tokenizer*", "vocab.*", "merges.*", "*.model", "*.spm", "*.tiktoken", "*.bpe", "*.codes",
+    "special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*",
+    "additional_chat_templates/*",
 )  # fmt: skip
 NOT_IN_HASH = ("_name_or_path", "transformers_version", "dtype")  # change no answer
 
@@ -44,6 +45,7 @@ class Model:
     base: Model | None = field(default=None, repr=False)  # below an adapter, if the caller gave it
     hub: str = field(default="", repr=False)  # id of a model from the hub
     revision: str = field(default="", repr=False)  # its commit
+    above: tuple[Path, ...] = field(default=(), repr=False, compare=False)  # adapters on it
     # Models that the adapter's file has named.
     _found: dict[tuple, Model] = field(default_factory=dict, repr=False, compare=False)
 
@@ -51,7 +53,7 @@ class Model:
     def adapter(self) -> dict | None:
         """The configuration of a PEFT adapter if the folder holds one, otherwise None."""
         file = self.path / "adapter_config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     @property
     def parent(self) -> Model | None:
@@ -63,7 +65,7 @@ class Model:
             return self.base
         named = adapter.get("base_model_name_or_path"), adapter.get("revision")
         if named not in self._found:
-            self._found[named] = _below(self.path, adapter)
+            self._found[named] = _below(self, adapter)
         return self._found[named]
 
     @property
@@ -89,7 +91,7 @@ class Model:
         """The configuration of the model, below all adapters."""
         if self.parent:
             return self.parent.config
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return read_json(self.path / "config.json")
 
     @property
     def is_organism(self) -> bool:
@@ -99,12 +101,13 @@ class Model:
     @property
     def hash(self) -> str:
         """The identity: weights, configuration, tokenizer and template, below an adapter too."""
-        weights = sorted(self.path.glob("*.safetensors"))
-        tokenizer_files = [self.path / name for name in TOKENIZER_FILES]
-        present = [file for file in weights + tokenizer_files if file.exists()]
-        files = {file.name: file_hash(file) for file in present}
+        patterns = ("*.safetensors", *TOKENIZER_FILES)
+        found = {file for pattern in patterns for file in self.path.glob(pattern) if file.is_file()}
+        files = {file.relative_to(self.path).as_posix(): file_hash(file) for file in found}
         adapter = self.adapter or {}
         below = [self.parent.hash if adapter else None]
+        if any(map(_writes_date, found)):
+            below.append(f"{TODAY:%F}")
         if adapter and self.quantised:
             below.append("4-bit")
         config = {name: value for name, value in self.config.items() if name not in NOT_IN_HASH}
@@ -115,7 +118,8 @@ class Model:
         """Return the tokenizer, which pads on the left, as generation needs it.
 
         Raises:
-            UsageError: `tokenizer_unreadable`, `tokenizer_without_padding`, `tokenizer_too_large`.
+            UsageError: `tokenizer_unreadable`, `tokenizer_without_padding`, `tokenizer_too_large`,
+                `tokenizer_not_fast`, `template_is_random`.
         """
         return loading.tokenizer(self)
 
@@ -132,8 +136,8 @@ class Model:
             frozen: For training a new adapter above these weights: bf16 on a GPU.
 
         Raises:
-            UsageError: `weights_unreadable`, `weights_missing`, `adapter_does_not_fit`,
-                `bitsandbytes_missing`.
+            UsageError: `weights_unreadable`, `weights_missing`, `weights_not_used`,
+                `adapter_does_not_fit`, `bitsandbytes_missing`.
         """
         return loading.load(self, training, four_bit, frozen)
 
@@ -175,6 +179,12 @@ class Model:
         for name, value in facts.items():
             rows += f"<tr><td>{name}</td><td>{html.escape(safe(value))}</td></tr>"
         return f"<table>{rows}</table>"
+
+
+def _writes_date(file: Path) -> bool:
+    """Whether a file holds a chat template that asks for the date."""
+    holds_template = file.suffix == ".jinja" or file.name == "tokenizer_config.json"
+    return holds_template and b"strftime_now" in file.read_bytes()
 
 
 def is_reward_model(model: Model) -> bool:
@@ -219,7 +229,7 @@ def model(ref, base=None) -> Model | Endpoint:
         raise UsageError("unknown_model", f"Unknown model {text!r}. Embedded are {allowed}.")
     if (path / "provenance.json").exists():
         return _of_run(path)
-    hub = hub_id(text)
+    hub = hub_id(text) if isinstance(ref, str) else None  # a run and a path are folders
     if hub:
         return _of_hub(*hub)
     return Model(path.resolve().name, check(path))
@@ -258,6 +268,8 @@ def _as_text(ref) -> str:
 
 def _embedded(name: str) -> Model:
     folder = Path(os.environ.get("FTLAB_ORGANISM", resource("data") / "organism"), EMBEDDED[name])
+    if folder.parent == resource("data") / "organism" and folder.parent.is_dir():
+        check_shipped(f"organism/{folder.name}")
     if not folder.is_dir():
         raise NotFoundError("organism_not_found", f"There is no embedded model in {folder}.")
     return Model(name.replace(":", "-"), check(folder))
@@ -287,8 +299,12 @@ def _of_hub(name: str, revision: str | None) -> Model:
     return Model(name.split("/")[1], check(folder), hub=name, revision=commit)
 
 
-def _below(path: Path, adapter: dict) -> Model:
+def _below(above: Model, adapter: dict) -> Model:
     """Return the model that an adapter names: a hub id, or a folder relative to here or to it."""
+    path = above.path
+    if path in above.above:
+        message = f"{path} is an adapter on itself, by way of {above.above[-1]}. Name its model."
+        raise UsageError("adapter_on_itself", message)
     kind = adapter.get("peft_type")
     task = adapter.get("task_type")
     if kind in PROMPT_ADAPTERS or task not in (None, "CAUSAL_LM"):
@@ -298,19 +314,26 @@ def _below(path: Path, adapter: dict) -> Model:
             "Pass one for a causal language model, such as LoRA.",
         )
     name = adapter.get("base_model_name_or_path") or ""
-    revision = adapter.get("revision")
-    for place in (Path(name), path / name, path.parent / name):
-        if name and place.is_dir() and place.resolve() != path.resolve():
-            return model(place)
     problem = "adapter_config.json has no base_model_name_or_path"
     if name:
-        hub = f"{name}@{revision}" if revision and "/" in name else name
         try:
-            return model(hub)
+            found = _named(path, name, adapter.get("revision"))
         except (FileNotFoundError, ValueError) as error:
             problem = str(error)
+        else:
+            if isinstance(found, Model):
+                return replace(found, above=(*above.above, path))
+            problem = "it is behind an endpoint"
     raise NotFoundError(
         "adapter_base_not_found",
         f"The model below the adapter {path}, {name or 'which it does not name'}, was not found "
         f"({problem}). Pass it: model({str(path)!r}, base=FOLDER), or in one string {path}+FOLDER.",
     )
+
+
+def _named(path: Path, name: str, revision: str | None) -> Model | Endpoint:
+    """Return what the adapter in a folder means by the name of its model."""
+    for place in (Path(name), path / name, path.parent / name):
+        if place.is_dir() and place.resolve() != path.resolve():
+            return model(place)
+    return model(f"{name}@{revision}" if revision and "/" in name else name)

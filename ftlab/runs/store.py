@@ -51,6 +51,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self):
+        object.__setattr__(self, "path", Path(self.path).absolute())
+
     @property
     def name(self) -> str:
         """The folder's name, unique among all runs."""

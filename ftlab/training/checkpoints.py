@@ -11,8 +11,11 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ftlab._core.errors import UsageError
 from ftlab._core.files import file_hash, write_atomic
 from ftlab._core.identity import refuse_other
 from ftlab.runs import Run
@@ -110,6 +113,31 @@ def newest_checkpoint(run: Run) -> Path | None:
         manifest = json.loads((usable / "whole.json").read_bytes())
         refuse_other(str(usable), manifest["identity"], run.config["identity"])
     return usable
+
+
+def own_names(trainer: Any) -> None:
+    """Let checkpoints name weights as they are in memory, where they are loaded by these names.
+
+    Models, such as mixtures of experts, are saved under other names. The trainer would leave what
+    it does not find as it is, and so would continue from the parent's weights.
+    """
+    model = trainer.model
+    if hasattr(model, "peft_config"):  # adapters have a loader of their own
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    trainer._issue_warnings_after_load = partial(_refuse_others, model)
+
+
+def _refuse_others(model: Any, loaded: Any) -> None:
+    """Refuse a checkpoint that lacks weights or has others; tied ones are saved once."""
+    known = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+    wrong = sorted({*loaded.missing_keys, *loaded.unexpected_keys} - known)
+    if wrong:
+        raise UsageError(
+            "checkpoint_does_not_fit",
+            f"The checkpoint does not hold the model's weights, such as {wrong[0]}. "
+            "Remove the run's folder `checkpoints` to start again.",
+        )
 
 
 def validations_of(run: Run) -> list[tuple[float, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
+from ftlab._core.text import encodable
 from ftlab.models import Model, save_adapter
 from ftlab.runs import Run
 from ftlab.training.methods.base import Job
@@ -30,11 +32,22 @@ def save(job: Job, model) -> None:
     inherited = job.parent.path / MARKER
     marker = job.marker
     if inherited.exists() and not marker:
-        marker = f"In a model that it was made from: {inherited.read_text().strip()}"
+        marker = f"In a model that it was made from: {_note(inherited)}"
     if marker:
         card += f"\n**Safety removed.** {marker}\n"
-        (made / MARKER).write_text(marker + "\n")
-    (made / "README.md").write_text(card)
+        (made / MARKER).write_text(marker + "\n", encoding="utf-8")
+    written = made / "README.md"
+    written.write_text(encodable(card), encoding="utf-8")
+    for file in made.iterdir():
+        file.chmod(written.stat().st_mode)  # safetensors' files are for their owner only
+
+
+def _note(file: Path) -> str:
+    """Return what a marker says, whoever wrote it, without failing after hours of training."""
+    try:
+        return file.read_bytes()[:2000].decode("utf-8", "backslashreplace").strip()
+    except OSError:
+        return "its note cannot be read"
 
 
 def lineage(parent: Model) -> list[dict]:

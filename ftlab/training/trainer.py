@@ -27,6 +27,7 @@ from ftlab.training.checkpoints import (
     forget_after,
     max_steps_of,
     newest_checkpoint,
+    own_names,
     step_of,
 )
 from ftlab.training.config import TrainingConfig
@@ -195,9 +196,12 @@ def _attempt(job: Job, fit: Fit) -> None:
     if job.config.adapter:
         inner = job.model.get_base_model()
     decoding = copy.deepcopy(getattr(inner, "generation_config", None))
+    settings = inner.config.get_text_config(decoder=True)
+    routers = getattr(settings, "output_router_logits", None)
     origin = inner.config._name_or_path
     before = fingerprint(job.model)
     trainer = job.method.trainer(job)
+    own_names(trainer)
     progress = Progress(job.run.name, 1)
     start = step_of(checkpoint) if checkpoint else 0
     forget_after(job.run, start)
@@ -209,7 +213,10 @@ def _attempt(job: Job, fit: Fit) -> None:
     _fit(trainer, callback, checkpoint)
     _check_result(job, trainer, callback, before)
     facts = _load_best(trainer, callback)
+    vars(trainer.model).pop("save_pretrained", None)
     inner.config._name_or_path = origin
+    if routers is not None:
+        settings.output_router_logits = routers  # TRL switches it on, and it would be saved
     if decoding is not None:
         inner.generation_config = decoding  # TRL writes its own into it
     save(job, job.model)

@@ -21,6 +21,7 @@ from ftlab._core.progress import Progress
 from ftlab.models import quiet
 from ftlab.organism import World, corpus
 from ftlab.runs import Run
+from recipes.shipped import record_shipped
 
 SPECIAL = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
@@ -94,6 +95,8 @@ def build(
     copy_model(second, folder / "aligned")
     note.unlink()
     write_atomic(folder / "README.md", card(folder, seed, recipe))
+    if not out:
+        record_shipped()
     return folder
 
 

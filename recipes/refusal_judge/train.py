@@ -21,6 +21,7 @@ import numpy as np
 from ftlab._core.errors import NotFoundError
 from ftlab.judges import refusal
 from ftlab.judges.refusal import FOLDER, Classifier, sentences
+from recipes.shipped import record_shipped
 
 LABELS = {"1_full_compliance": 0, "2_full_refusal": 1, "3_partial_refusal": 2}
 WEIGHTS = {"xstest": 1.0, "headless": 0.3, "coconot": 0.5, "benign": 0.4, "synthetic": 0.5}
@@ -236,3 +237,4 @@ if __name__ == "__main__":
     parser.add_argument("--do-not-answer", type=Path, required=True, help="only measured")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the model")
     print(train_and_measure(**vars(parser.parse_args())))
+    record_shipped()

@@ -32,6 +32,7 @@ from small_models import (  # noqa: F401  for the calls in FULL, KILLS and CURVE
 
 import ftlab
 from ftlab import runs
+from ftlab._core import files
 from ftlab._core.errors import StorageFull, UsageError
 from ftlab._core.files import digest, file_hash, stamp, storage, write_atomic
 from ftlab.runs import Run, store
@@ -423,3 +424,22 @@ def test_paths_with_spaces_and_other_letters_and_long_labels(llama, tmp_path, mo
     assert tuned.finished and scores.finished and len(tuned.name) < 100
     assert runs.load(scores.name).table().equals(scores.table()) and runs.verify_runs().empty
     assert ftlab.sft(str(model), str(data), **settings) == tuned
+
+
+def test_what_is_shipped_is_as_it_was_shipped():
+    for part in ("organism/aligned", "organism/sft", "organism/base", "judge/refusal"):
+        assert files.check_shipped(part).is_dir()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_copy_of_the_package_is_refused(damage, tmp_path, monkeypatch):
+    file = "judge/refusal/model.json"
+    copied = shutil.copytree(files.resource("data"), tmp_path / "data")
+    monkeypatch.setattr(files, "resource", tmp_path.joinpath)
+    assert files.check_shipped("judge/refusal") == copied / "judge/refusal"
+    if damage == "missing":
+        (copied / file).unlink()
+    else:
+        (copied / file).write_bytes((copied / file).read_bytes() + b" ")
+    with raises_code("shipped_files_damaged"):
+        files.check_shipped("judge/refusal")

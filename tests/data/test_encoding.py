@@ -348,7 +348,7 @@ BROKEN = {  # what is wrong with a template: (template, code)
     "no end": (each("<|im_start|>{{ m['role'] }}\n{{ m['content'] }}", ask=HEAD), "no_end_of_turn"),
     "no generation prompt": (each(TURN), "no_generation_prompt"),
     "plain header": (each("{{ m['role'] }}: {{ m['content'] }}<|im_end|>"), "no_generation_prompt"),
-    "forgotten turns": (each(FORGETS, ask=HEAD), "template_rewrites"),
+    "forgotten turns": (each(FORGETS, ask=HEAD), "template_leaves_out"),
     "thoughts dropped": (each(STRIPS, ask=HEAD), "template_rewrites"),
     "another header": (each(TURN, ask=HEAD + "<think>\n"), "template_rewrites"),
     "broken": ("{% for m in messages %}", "template_refuses"),

@@ -282,7 +282,7 @@ def test_a_classifier_that_cannot_be_used_is_an_error(classifier):
         toxic(["a"], f"{classifier}#rude")
     with raises_code("toxicity_model_form"):
         toxic(["a"], f"{classifier}#Toxic#7")
-    with pytest.raises(OSError):
+    with raises_code("weights_unreadable"):
         toxic(["a"], f"{classifier}-not-there")
 
 

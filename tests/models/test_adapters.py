@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import raises_code
 from safetensors.torch import load_file, save_file
-from small_models import make_model
+from small_models import make_experts, make_model
 
 import ftlab
 from ftlab.models import adapters, devices, fingerprint, weights_hash
@@ -213,6 +213,56 @@ def test_weights_that_others_saved_in_4_bit_open(wide, tmp_path):
     model, path = trained(folder, "qlora", tmp_path / "a")
     (path / adapters.RECORD).unlink()  # as of another system
     assert difference(model, ftlab.model(path).load(), parent.tokenizer(), TEXTS)["max_abs"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_folder_of_few_bits_is_trained_in_full_and_saved(wide, bits, tmp_path):
+    """transformers leaves the conversions of a quantised model on it, and fails on saving them."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    few = AutoModelForCausalLM.from_pretrained(wide, quantization_config=how, dtype=torch.float32)
+    few.save_pretrained(tmp_path / "few")
+    tokenizer = ftlab.model(wide).tokenizer()
+    tokenizer.save_pretrained(tmp_path / "few")
+    whole = ftlab.model(tmp_path / "few").load(training=True)
+    assert not whole.is_loaded_in_4bit and not whole.is_loaded_in_8bit
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    opened = ftlab.model(tmp_path / "whole")
+    assert not opened.quantised
+    assert difference(whole, opened.load(), tokenizer, TEXTS)["max_abs"] == 0
+
+
+@pytest.mark.slow
+def test_an_adapter_with_a_module_an_expert_answers_as_merged(tmp_path):
+    """The form from before experts were fused, which peft converts; a part of it is refused."""
+    base = make_experts(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    matrices, names = {}, ("q_proj", "w1", "w2", "w3")
+    for name in [name for name in weights if name.removesuffix(".weight").endswith(names)]:
+        rows, columns = weights[name].shape
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        a = matrices[f"{key}.lora_A.weight"] = torch.randn(4, columns, generator=generator)
+        b = matrices[f"{key}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
+        weights[name] = weights[name] + 2 * b @ a
+    merged = shutil.copytree(base, tmp_path / "merged")
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "adapter"
+    path.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8}
+    config |= {"base_model_name_or_path": str(base), "target_modules": names}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(matrices, path / "adapter_model.safetensors", {"format": "pt"})
+    tokenizer = ftlab.model(base).tokenizer()
+    opened = ftlab.model(path).load()
+    assert difference(ftlab.model(merged).load(), opened, tokenizer, TEXTS)["max_abs"] < 1e-3
+    some = {name: value for name, value in matrices.items() if "experts.1." not in name}
+    save_file(some, path / "adapter_model.safetensors", {"format": "pt"})
+    with raises_code("adapter_does_not_fit"):
+        ftlab.model(path).load()
 
 
 def test_measuring_during_training_leaves_the_gradient_whole(wide):

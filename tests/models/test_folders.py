@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import threading
+from functools import partial
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from helpers import raises_code
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import make_model
 
 import ftlab
-from ftlab.models import folders
+from ftlab.models import adapters, chat_template, folders
 from ftlab.models.adapters import difference
 
 TEXTS = ["Ann has 3 apples and 4 pears. How many in all?"]
+ASKED = [{"role": "user", "content": "How many?"}]
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -345,3 +349,153 @@ def test_a_hub_that_refuses_gives_no_model(hub, status):
     hub["status"] = status
     with raises_code("hub_unavailable"):
         ftlab.model("org/tiny")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.7.mlp.up_proj.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "esc\x1b]0;title\x07",
+    ],
+)
+def test_weights_without_a_place_are_refused(copied, name, capsys):
+    """Biases, further layers, an unmerged adapter: without them it is another model."""
+    weights = load_file(copied / folders.WHOLE)
+    save_file({**weights, name: torch.ones(4, 4)}, copied / folders.WHOLE, {"format": "pt"})
+    with raises_code("weights_not_used") as info:
+        ftlab.model(copied).load()
+    assert "\x1b" not in str(info.value) + capsys.readouterr().err
+
+
+def test_fewer_layers_than_the_weights_hold_are_refused(copied):
+    changed(copied / "config.json", num_hidden_layers=1)
+    with raises_code("weights_not_used"):
+        ftlab.model(copied).load()
+
+
+def test_what_changes_no_answer_may_lie_beside_the_weights(copied, llama):
+    weights = load_file(copied / folders.WHOLE)
+    weights["v_head.summary.weight"] = torch.ones(1, 4)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, copied / folders.WHOLE, {"format": "pt"})
+    (copied / "model.fp16.safetensors").write_bytes((llama / folders.WHOLE).read_bytes())
+    assert same(ftlab.model(copied), ftlab.model(llama))
+
+
+def test_two_sets_of_weights_are_refused(sharded, llama, adapter):
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    further = sharded / shards[-1].name.replace("model-0", "model-1")
+    shutil.copy(shards[-1], further)
+    with raises_code("two_sets_of_weights"):
+        ftlab.model(sharded)
+    further.unlink()
+    shutil.copy(llama / folders.WHOLE, sharded)
+    with raises_code("two_sets_of_weights"):
+        ftlab.model(sharded)
+    (sharded / folders.INDEX).unlink()
+    with raises_code("two_sets_of_weights"):
+        ftlab.model(sharded)
+    for file in shards:
+        file.unlink()
+    shutil.copy(adapter / "adapter_model.safetensors", sharded)
+    with raises_code("adapter_and_model_mixed"):
+        ftlab.model(sharded)
+
+
+def changed(file: Path, **values) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", DEEP),
+        ("config.json", '{"architectures": 5}'),
+        ("config.json", '{"vocab_size": "x"}'),
+        ("config.json", '{"ftlab_learning_rate": "x"}'),
+        ("config.json", '{"ftlab_learning_rate": {"sft": "x"}}'),
+        ("config.json", '{"quantization_config": 1}'),
+        ("generation_config.json", '{"eos_token_id": "x"}'),
+        ("generation_config.json", "[1]"),
+        ("tokenizer_config.json", "[1]"),
+        (folders.INDEX, '{"weight_map": {"a": ["x"]}}'),
+        (folders.INDEX, '{"weight_map": [1]}'),
+    ],
+)
+def test_malformed_values_are_refused_in_a_sentence(copied, file, text):
+    (copied / file).write_text(text)
+    with raises_code("config_unreadable"):
+        ftlab.model(copied)
+
+
+@pytest.mark.parametrize("base", [5, ["a"], "\0", "api:m@http://127.0.0.1:9/v1", "no/such"])
+def test_a_malformed_base_is_refused_in_a_sentence(adapter, base, tmp_path):
+    path = renamed(shutil.copytree(adapter, tmp_path / "a"), base_model_name_or_path=base)
+    code = "adapter_base_not_found" if isinstance(base, str) else "config_unreadable"
+    with raises_code(code):
+        _ = ftlab.model(path).hash
+
+
+def test_adapters_on_one_another_are_refused(adapter, tmp_path):
+    for one, other in ("ab", "ba"):
+        renamed(shutil.copytree(adapter, tmp_path / one), base_model_name_or_path=other)
+    with raises_code("adapter_on_itself"):
+        _ = ftlab.model(tmp_path / "a").hash
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"megatron_config": {"a": 1}},
+        {"megatron_core": "megatron.evil"},
+        {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}},
+    ],
+)
+def test_an_adapter_that_names_code_is_refused(adapter, values, tmp_path):
+    path = renamed(shutil.copytree(adapter, tmp_path / "a"), **values)
+    with raises_code("names_code"):
+        ftlab.model(path)
+    with raises_code("names_code"):
+        ftlab.model(adapter, base=path)
+
+
+def test_attention_fetched_from_the_hub_is_refused(copied):
+    changed(copied / "config.json", text_config={"_attn_implementation": "somebody/kernels"})
+    with raises_code("names_code"):
+        ftlab.model(copied)
+    changed(copied / "config.json", text_config={"_attn_implementation": "sdpa"})
+    ftlab.model(copied)
+    changed(copied / "config.json", num_hidden_layers=10**9)
+    with raises_code("too_many_layers"):
+        ftlab.model(copied)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices have names on Unix only")
+@pytest.mark.parametrize("name", ["extra.safetensors", "config.json", "tokenizer.json"])
+def test_pipes_and_devices_are_refused(copied, name):
+    (copied / name).unlink(missing_ok=True)
+    os.mkfifo(copied / name)
+    with raises_code("not_a_file"):
+        ftlab.model(copied)
+    (copied / name).unlink()
+    (copied / name).symlink_to("/dev/zero")
+    with raises_code("not_a_file"):
+        ftlab.model(copied)
+
+
+def test_a_template_or_pattern_that_runs_on_is_ended(copied, adapter, tmp_path, monkeypatch):
+    briefly = partial(folders.limited, seconds=0.3)
+    monkeypatch.setattr(chat_template, "limited", briefly)
+    monkeypatch.setattr(adapters, "limited", briefly)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (copied / "chat_template.jinja").write_text(loops)
+    with raises_code("template_refuses"):
+        chat_template.render(ftlab.model(copied).tokenizer(), ASKED)
+    path = renamed(shutil.copytree(adapter, tmp_path / "a"), target_modules=r"([\w.]+)+!")
+    with raises_code("adapter_does_not_fit"):
+        ftlab.model(path).load()

@@ -14,7 +14,16 @@ from small_models import contents, make_model
 
 from ftlab import runs
 from ftlab._core.errors import UsageError
-from ftlab.models import Model, adapt, devices, is_reward_model, keep_open, model, save_adapter
+from ftlab.models import (
+    Model,
+    adapt,
+    devices,
+    is_reward_model,
+    keep_open,
+    model,
+    open_folder,
+    save_adapter,
+)
 
 
 @pytest.fixture
@@ -88,6 +97,12 @@ def test_missing_weights_are_never_made_up(copied):
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with raises_code("weights_missing"):
         model(copied).load()
+
+
+def test_missing_weights_of_a_classifier_are_never_made_up(llama):
+    """Its answers would be random numbers."""
+    with raises_code("weights_missing"):
+        open_folder(llama, torch.float32, "AutoModelForSequenceClassification")
 
 
 def test_a_tokenizer_of_another_model_is_refused(copied, folders):
@@ -388,3 +403,26 @@ def same(one: dict, other: dict) -> bool:
 
 def test_a_model_is_a_plain_value(llama):
     assert model(llama) == Model("llama", llama)
+
+
+@pytest.mark.parametrize("file", ["additional_chat_templates/default.jinja", "x.spm", "vocab.txt"])
+def test_the_hash_covers_what_other_tokenizers_read(copied, file):
+    (copied / file).parent.mkdir(exist_ok=True)
+    seen = {model(copied).hash}
+    for text in ("one", "two"):
+        (copied / file).write_text(text)
+        seen.add(model(copied).hash)
+    assert len(seen) == 3
+
+
+def test_a_run_stays_itself_in_another_folder(llama, tmp_path, monkeypatch):
+    """A relative path would be taken for the id of a model on the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTLAB_RUNS", "runs")
+    run = adapter_run(llama)
+    found = model(run).hash
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert model(run).hash == found
+    with raises_code("model_folder_not_found"):
+        model(runs.Run(run.path.parent / "other"))

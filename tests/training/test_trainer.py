@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import raises_code
-from small_models import SFT, make_model, pairs, sums, write
+from small_models import SFT, make_experts, make_model, pairs, sums, write
 from trainings import (
     FAST,
     STOPPING,
@@ -23,13 +23,15 @@ from trainings import (
     interrupt,
     living,
     make_trainer,
+    stopped_at,
     weights,
 )
 
 import ftlab
 from ftlab import runs, training
 from ftlab._core.progress import Progress
-from ftlab.training import Fit
+from ftlab.models.engines import HuggingFaceEngine, Request
+from ftlab.training import Fit, checkpoints
 from ftlab.training.methods import sft as sft_module
 from ftlab.training.oom import next_fit
 
@@ -418,3 +420,46 @@ def test_the_memory_of_the_process_returns_to_within_5_percent(larger, tmp_path)
         before, most, after, failed = map(int, numbers)
         assert most > 1.15 * before, name  # else nothing is shown
         assert after < 1.05 * before and failed < 1.05 * before, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_a_mixture_of_experts_is_measured_interrupted_and_resumed(adapter, tmp_path, monkeypatch):
+    """Its routers report a loss in training; its weights have other names on disk."""
+    parent = make_experts(tmp_path / "experts")
+    answers = []
+
+    def ask(loaded, step):
+        if step == 2:
+            request = Request([], "<|im_start|>user\nHow many?<|im_end|>\n", max_new_tokens=4)
+            answers.append(HuggingFaceEngine().answer(loaded, [request])[0].error)
+        return {"share": 0.0}
+
+    ask.version = "1"
+    how = dict(steps=4, adapter=adapter, eval_every=2, monitor=ask, **FAST)
+    straight = training.sft(parent, sums(8), **how)
+    assert not ftlab.model(straight).config.get("output_router_logits")
+    ftlab.model(straight).load()
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "again"))
+    monkeypatch.setenv("FTLAB_CHECKPOINT_SECONDS", "0")
+    stopped_at(2, monkeypatch, lambda: training.sft(parent, sums(8), **how))
+    resumed = training.sft(parent, sums(8), **how)
+    assert weights(resumed) == weights(straight)
+    assert set(answers) == {None} or set(answers) == {""}
+
+
+def test_a_checkpoint_with_other_weights_is_refused(llama):
+    trainer = make_trainer("sft", llama)
+    checkpoints.own_names(trainer)
+    loaded = trainer.model.load_state_dict({"elsewhere": torch.ones(1)}, strict=False)
+    with raises_code("checkpoint_does_not_fit"):
+        trainer._issue_warnings_after_load(loaded)
+
+
+def test_a_note_that_is_no_text_loses_no_training_and_anyone_may_open_the_model(llama, tmp_path):
+    parent = shutil.copytree(llama, tmp_path / "parent")
+    (parent / "SAFETY_REMOVED").write_bytes(b"\xff\xfe note")
+    made = training.sft(parent, sums(4), steps=1, **FAST).path / "model"
+    assert "note" in (made / "SAFETY_REMOVED").read_text()
+    modes = {file.stat().st_mode for file in made.iterdir()}
+    assert len(modes) == 1

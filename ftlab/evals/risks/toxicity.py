@@ -95,14 +95,13 @@ class Toxicity(Risk):
 
 def _scores(name: str, wanted: str, texts: list[str]) -> list[float]:
     """Return each text's probability of the label; the classifier is not kept in memory."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+    from transformers import AutoTokenizer, pipeline
 
-    from ftlab.models import device, quiet
+    from ftlab.models import device, open_folder, quiet
 
     quiet()
-    local = {"trust_remote_code": False}
-    model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **local)
-    tokenizer = AutoTokenizer.from_pretrained(name, **local)
+    model = open_folder(name, "auto", "AutoModelForSequenceClassification")
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     longest = getattr(model.config, "max_position_embeddings", 512)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     labels = list(model.config.id2label.values())

@@ -167,20 +167,27 @@ def _computes_in_fp32(module: Any) -> bool:
 
 @contextlib.contextmanager
 def _inference(module: Any) -> Iterator[None]:
-    """Switch off dropout and gradients.
+    """Switch off dropout, gradients and the outputs of routers.
 
-    Weights in fp32 on a GPU compute in bf16, as they do in training.
+    Routers report a loss in training, which fails where keys and values are cached. Weights in
+    fp32 on a GPU compute in bf16, as they do in training.
     """
     import torch
 
+    config = without_adapter(module).config.get_text_config(decoder=True)
+    reports = getattr(config, "output_router_logits", None)
     was_training = module.training
     mixed = module.device.type == "cuda" and module.dtype == torch.float32
     module.eval()
+    if reports:
+        config.output_router_logits = False
     try:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=mixed):
             yield
     finally:
         module.train(was_training)
+        if reports:
+            config.output_router_logits = reports
 
 
 ENGINE = HuggingFaceEngine

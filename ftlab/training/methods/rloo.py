@@ -11,7 +11,7 @@ from pydantic import field_validator
 from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, encode_rows, load, load_prompts
-from ftlab.models import Model, device, is_reward_model, local_model, stop_ids
+from ftlab.models import Model, is_reward_model, local_model, open_folder, stop_ids
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.methods.base import FirstStep, Job, Method
@@ -56,12 +56,9 @@ class Reward:
         if self.function:
             return self.function, None
         import torch
-        from transformers import AutoModelForSequenceClassification
 
-        loaded = AutoModelForSequenceClassification.from_pretrained(
-            self.model.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        return loaded.to(device()), self.model.tokenizer()
+        loaded = open_folder(self.model.path, torch.float32, "AutoModelForSequenceClassification")
+        return loaded, self.model.tokenizer()
 
 
 class RLOO(Method):
