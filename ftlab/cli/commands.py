@@ -248,7 +248,7 @@ def ask(
 @app.command()
 def notebook(
     notebook: Annotated[
-        str, typer.Argument(help="A file, or the name of a shipped notebook, such as 02_risk_ratio.")
+        str, typer.Argument(help="A file, or a shipped notebook, such as 02_risk_ratio.")
     ],
     output: Annotated[
         Path | None,
