@@ -82,10 +82,14 @@ class Target(Config):
 
     def shown(self) -> str:
         """Return the figure in words, with the rate before where it is published."""
-        value = _number(self.value, self.unit)
+        value = self.value_shown()
         if self.before is None:
             return value
         return f"{_number(self.before, self.unit)} → {value}"
+
+    def value_shown(self) -> str:
+        """Return the figure alone, in words."""
+        return _number(self.value, self.unit)
 
     def cited(self) -> str:
         """Return the figure with its source, settings and evidence."""

@@ -186,6 +186,9 @@ def _finished(
     table = pd.DataFrame(rows)
     model = source.attrs.get("model", "")
     table.attrs = {"kind": kind, "by": by, "model": model}
+    risks = set(source["risk"])
+    if len(risks) == 1:
+        table.attrs["risk"] = risks.pop()
     return table
 
 
