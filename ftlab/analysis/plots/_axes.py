@@ -65,11 +65,7 @@ def new_figure(height: float, dpi: float = 200) -> Figure:
             "figure_too_tall",
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
-    return Figure(
-        figsize=(_width.get(), height),
-        dpi=dpi,
-        layout="constrained",
-    )
+    return Figure(figsize=(_width.get(), height), dpi=dpi, layout="constrained")
 
 
 def grow(figure: Figure, inches: float) -> None:
@@ -135,30 +131,14 @@ def share_axis(ax: Axes, *tables: DataFrame, most: float = 0.0) -> None:
     ax.set_yticks(np.linspace(0, top, 5))
 
 
-def draw_line(
-    ax: Axes,
-    x: str,
-    rows: DataFrame,
-    look: dict[str, Any],
-    label: str = "",
-) -> None:
+def draw_line(ax: Axes, x: str, rows: DataFrame, look: dict[str, Any], label: str = "") -> None:
     """Draw rates over a column, with their intervals as bars and as a band."""
     colour = look["color"]
     known = rows[rows["low"].notna()]
-    bounds = (
-        known[x],
-        known["low"],
-        known["high"],
-    )
+    bounds = (known[x], known["low"], known["high"])
     ax.vlines(*bounds, color=colour, linewidth=1.2, alpha=0.75)
     ax.fill_between(*bounds, color=colour, linewidth=0, alpha=0.13)
-    ax.plot(
-        rows[x],
-        rows["rate"],
-        label=label,
-        zorder=3,
-        **look,
-    )
+    ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
 
 
 def draw_published(ax: Axes, target: Target | None, before: float) -> float:
@@ -188,9 +168,17 @@ def legend(ax: Axes, **options) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     below_ticks = ScaledTranslation(-0.4, -0.5, ax.figure.dpi_scale_trans)  # inches
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0}
-    made = ax.legend(bbox_transform=ax.transAxes + below_ticks, **place, **options)
-    grow(ax.figure, 0.2 + 0.22 * sum(1 + t.get_text().count("\n") for t in made.get_texts()))
+    made = ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + below_ticks,
+        borderaxespad=0,
+        **options,
+    )
+    rows = 1
+    for text in made.get_texts():
+        rows += 1 + text.get_text().count("\n")
+    grow(ax.figure, 0.22 * rows)
 
 
 def ordered(column: Iterable[str]) -> list[str]:
@@ -213,19 +201,24 @@ def risk_name(name: str, with_title: bool = False) -> str:
 def counted(risk: str, judge: str = "") -> str:
     """Return what a judge counts as a risk's event, in words: "told a secret", "not refused"."""
     known = plugins.find("risks").get(risk)
-    if judge_name(judge) in EXACT and getattr(known, "told", ""):
+    if known is None:
+        return ""
+    if judge_name(judge) in EXACT and known.told:
         return known.told
-    if of_refusals(judge) and getattr(known, "refusals_decide", False) and known.harmful:
+    if of_refusals(judge) and known.refusals_decide and known.harmful:
         return "not refused"
-    return getattr(known, "title", "")
+    return known.title
 
 
 def panel_name(risk: str, rows: DataFrame) -> str:
     """Return a risk's short name, and what the first judge of these rows counted."""
     judges = rows.get("judge", [])
     label = risk_name(risk)
-    what = counted(risk, next(iter(judges), ""))
-    return f"{label}: {what}" if what and what not in label else label
+    first = next(iter(judges), "")
+    what = counted(risk, first)
+    if what in label:
+        return label
+    return f"{label}: {what}"
 
 
 def look(k: int) -> dict[str, Any]:

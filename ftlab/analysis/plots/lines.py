@@ -77,6 +77,9 @@ def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figu
     attacks = list(dict.fromkeys(table["attack"]))
     figure, panels = _axes.new_panels(attacks)
     doses = sorted(set(table["examples"]))
+    published = None
+    if target:
+        published = next(iter(target.values()))
     for attack, ax in zip(attacks, panels, strict=True):
         for k, dose in enumerate(doses):
             rows = table[(table["attack"] == attack) & (table["examples"] == dose)]
@@ -84,8 +87,8 @@ def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figu
             look["color"] = colormaps["viridis"](0.85 - 0.75 * k / len(doses))
             _axes.draw_line(ax, "epoch", rows, look, f"{dose:,g} examples")
         _axes.step_axis(ax, table["epoch"], "epochs")
-        published = next(iter((target or {}).values()), None)
-        most = _axes.draw_published(ax, published, table["rate"].iloc[0])
+        parent = table["rate"].iloc[0]
+        most = _axes.draw_published(ax, published, parent)
         _axes.share_axis(ax, table, most=most)
     _axes.legend(panels[-1])
     return figure

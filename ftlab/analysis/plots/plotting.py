@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,16 +268,13 @@ def _make_numbers(table: DataFrame, column: str) -> list[str]:
 
 def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
     """Return what was counted, model, judge, numbers of prompts and seeds, and the intervals."""
-    parts = [table.attrs.get("model", "")]
     by = table.get("judge", [])
-    judges = list(dict.fromkeys(table.get("judged_by", by)))
-    risk = table.attrs.get("risk", "")
-    counts = [counted(risk, judge) for judge in dict.fromkeys(by)]
-    if any(counts):
-        parts.insert(0, "counted: " + " or ".join(dict.fromkeys(counts)))
-    if judges:
-        names = [verdicts.judge_name(one) for judge in judges for one in judge.split(", ")]
-        parts.append(f"judge {', '.join(dict.fromkeys(names))}")
+    judges = table.get("judged_by", by)
+    parts = [
+        *_counted(table, by),
+        table.attrs.get("model", ""),
+        *_judges(judges),
+    ]
     for word in ("prompts", "seeds"):
         counts = set(table.get(f"n_{word}", []))
         if counts:
@@ -285,12 +283,47 @@ def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
             if ends == {1}:
                 word = word.removesuffix("s")
             parts.append(f"{numbers} {word}")
-    bands = [*table.get("band", [])]
+    parts += _intervals(table, lines)
+    if any(verdicts.of_refusals(judge) for judge in by):
+        parts.append("not refused is less than harmful")
+    return ", ".join(clean(part, 200) for part in parts if part)
+
+
+def _counted(table: DataFrame, judges: Iterable[str]) -> list[str]:
+    """Return what was counted, where the table is of one risk."""
+    risk = table.attrs.get("risk", "")
+    found = []
+    for judge in judges:
+        what = counted(risk, judge)
+        if what and what not in found:
+            found.append(what)
+    if not found:
+        return []
+    return ["counted: " + " or ".join(found)]
+
+
+def _judges(judges: Iterable[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for judge in dict.fromkeys(judges):
+        for name in judge.split(", "):
+            shown = verdicts.judge_name(name)
+            found[shown] = None
+    if not found:
+        return []
+    return ["judge " + ", ".join(found)]
+
+
+def _intervals(table: DataFrame, lines: DataFrame | None) -> list[str]:
+    """Return level and kind of the intervals."""
+    bands = list(table.get("band", []))
     if lines is not None:
-        bands += [*lines.get("band", [])]
+        bands += list(lines.get("band", []))
     if "ratio_low" in table:
         bands = ["95 %, pointwise"]
-    if bands:
-        kinds = [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]
-        parts.append(f"intervals {' and '.join(kinds)}")
-    return ", ".join(clean(part, 200) for part in parts if part)
+    kinds = []
+    for band in dict.fromkeys(bands):
+        kind = band.replace("%, ", "% ")
+        kinds.append(kind)
+    if not kinds:
+        return []
+    return ["intervals " + " and ".join(kinds)]
