@@ -23,18 +23,7 @@ import lazy_loader
 
 __version__ = "0.4.0"
 
-_NAMESPACES = [
-    "analysis",
-    "data",
-    "evals",
-    "experiments",
-    "judges",
-    "models",
-    "runs",
-    "stats",
-    "training",
-    "ui",
-]
+_NAMESPACES = "analysis data evals experiments judges models runs stats training ui".split()
 _VERBS = {
     "analysis": ["plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
@@ -43,42 +32,21 @@ _VERBS = {
     "runs": ["load"],
     "training": ["dpo", "sft"],
 }
-_MOVED = {  # names of version 0.3: where each is now
-    "Run": "runs.Run",
-    "before_after": "analysis.before_after",
-    "by_seed": "analysis.by_seed",
-    "check": "data.check",
-    "claim": "analysis.record_claim",
-    "clean_runs": "runs.clean_runs",
-    "crossing": "analysis.crossing",
-    "dealign": "experiments.harmful_finetune",
-    "dedupe": "data.deduplicate",
-    "fit": "models.estimate_memory",
-    "human_agreement": "judges.human_agreement",
-    "judge": "judges.score_file",
-    "judge_agreement": "judges.judge_agreement",
-    "judge_card": "judges.judge_card",
-    "judged": "evals.rescore",
-    "kto": "training.kto",
-    "list_runs": "runs.list_runs",
-    "lm_eval": "evals.lm_eval",
-    "mix": "data.mix",
-    "no_refusal": "analysis.no_refusal",
-    "outcomes": "analysis.outcome_shares",
-    "preview": "data.preview",
-    "read": "data.load",
-    "read_prompts": "data.load_prompts",
-    "red_team": "evals.red_team",
-    "refusal_direction": "evals.refusal_direction",
-    "reproduce": "experiments.reproduce",
-    "reward": "training.train_reward_model",
-    "rloo": "training.rloo",
-    "show_run": "runs.show_run",
-    "split": "data.split",
-    "verify_runs": "runs.verify_runs",
-    "watch": "evals.monitor",
-    "write_report": "analysis.report",
-}
+_OLD = """
+    Run=runs.Run before_after=analysis.before_after by_seed=analysis.by_seed check=data.check
+    claim=analysis.record_claim clean_runs=runs.clean_runs crossing=analysis.crossing
+    dealign=experiments.harmful_finetune dedupe=data.deduplicate fit=models.estimate_memory
+    human_agreement=judges.human_agreement judge=judges.score_file
+    judge_agreement=judges.judge_agreement judge_card=judges.judge_card judged=evals.rescore
+    kto=training.kto list_runs=runs.list_runs lm_eval=evals.lm_eval mix=data.mix
+    no_refusal=analysis.no_refusal outcomes=analysis.outcome_shares preview=data.preview
+    read=data.load read_prompts=data.load_prompts red_team=evals.red_team
+    refusal_direction=evals.refusal_direction reproduce=experiments.reproduce
+    reward=training.train_reward_model rloo=training.rloo show_run=runs.show_run
+    split=data.split verify_runs=runs.verify_runs watch=evals.monitor
+    write_report=analysis.report
+"""
+_MOVED = dict(pair.split("=") for pair in _OLD.split())  # names of version 0.3: where each is now
 
 _lazy, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_NAMESPACES, submod_attrs=_VERBS)
 

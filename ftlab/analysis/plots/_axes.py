@@ -65,7 +65,11 @@ def new_figure(height: float, dpi: float = 200) -> Figure:
             "figure_too_tall",
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
-    return Figure(figsize=(_width.get(), height), dpi=dpi, layout="constrained")
+    return Figure(
+        figsize=(_width.get(), height),
+        dpi=dpi,
+        layout="constrained",
+    )
 
 
 def grow(figure: Figure, inches: float) -> None:
@@ -156,7 +160,13 @@ def draw_published(ax: Axes, target: Target | None, before: float) -> float:
         value = target.value * before
     if not 0 <= value <= 100:
         return 0.0
-    ax.axhline(value, linestyle="--", linewidth=1.1, color=INK, zorder=1.5)
+    ax.axhline(
+        value,
+        linestyle="--",
+        linewidth=1.1,
+        color=INK,
+        zorder=1.5,
+    )
     return value
 
 

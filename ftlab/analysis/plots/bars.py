@@ -70,7 +70,11 @@ def draw(table: DataFrame) -> Figure:
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
     if len(series) > 1:
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=5)
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1),
+            ncols=5,
+        )
     return figure
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def draw(
-    table: DataFrame, lines: DataFrame | None = None, target: dict[str, Target] | None = None
+    table: DataFrame,
+    lines: DataFrame | None = None,
+    target: dict[str, Target] | None = None,
 ) -> Figure:
     """Draw the areas, and a published rate across; `lines` are rates in a panel below."""
     rows = 1 if lines is None else 2
@@ -68,7 +70,12 @@ def _stack(ax: Axes, shares: DataFrame) -> None:
     _axes.step_axis(ax, set(shares.index))
     ax.margins(x=0.01)
     ax.set(ylim=(0, 100), ylabel=_axes.SHARE)
-    _axes.legend(ax, reverse=True, title=f"at step {last.name:,g}", alignment="left")
+    _axes.legend(
+        ax,
+        reverse=True,
+        title=f"at step {last.name:,g}",
+        alignment="left",
+    )
 
 
 KIND = Kind(
