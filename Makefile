@@ -1,26 +1,49 @@
 # make reproduce | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
+# TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
+# the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
+TORCH ?= auto
 BIN = .venv/bin
+PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
+CPU_INDEX = https://download.pytorch.org/whl/cpu
 
 .PHONY: setup reproduce test fast soak lab check docs bench organism refusal-judge perf clean
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ftlab needs Python >= 3.11, found " + sys.version.split()[0] + "; call make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "ftlab needs Python >= 3.11, found " + sys.version.split()[0] + "; call make PYTHON=python3.11 ...")'
+	@echo "Set-up, once. 1 of 3: a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(torch)
+	@echo "3 of 3: ftlab and its other dependencies (some minutes)"
+	@$(PIP) -e .
+	@touch $@
+	@echo "Done. For commands of your own: source .venv/bin/activate, then ftlab --help"
+
+# Falls back to pip's own choice where the index cannot be reached.
+define torch
+index='$(TORCH)'; wanted=$$($(PYTHON) -c 'import tomllib; print(*[d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch")])'); \
+if [ "$$index" = auto ] && [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ ! -e /proc/driver/nvidia ]; then index=cpu; fi; \
+if [ "$$index" = cpu ]; then index='$(CPU_INDEX)'; fi; \
+if $(BIN)/python -c 'import torch' 2>/dev/null; then echo "2 of 3: torch is there already"; \
+elif [ "$$index" = auto ] || [ "$$index" = default ]; then echo "2 of 3: torch as pip chooses it (up to 3 GB)"; $(PIP) "$$wanted"; \
+else echo "2 of 3: torch from $$index (for CPUs 0.2 GB; make TORCH=default for pip's choice)"; \
+	$(PIP) --timeout 15 --retries 1 --index-url "$$index" "$$wanted" || { echo "That index did not answer: torch as pip chooses it"; $(PIP) "$$wanted"; }; \
+fi
+endef
 
 .venv/test: .venv/ready
-	$(BIN)/python -m pip install --quiet -e '.[test]'
-	touch $@
+	@echo "Installing what the tests need"
+	@$(PIP) -e '.[test]'
+	@touch $@
 
 .venv/lab: .venv/ready
-	$(BIN)/python -m pip install --quiet -e '.[lab]'
-	touch $@
+	@echo "Installing JupyterLab"
+	@$(PIP) -e '.[lab]'
+	@touch $@
 
 reproduce: .venv/ready
 	$(BIN)/ftlab reproduce --out runs/reproduce $(ARGS)

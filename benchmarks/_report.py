@@ -16,6 +16,7 @@ from ftlab.runs import provenance
 ROW_IN = 0.34  # height of a bar, in inches
 BAR = "#0072B2"
 INK = "#222222"
+LEGEND = "Medians; dark lines: least to most; hatched: scaled from a share of the answers."
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
@@ -69,13 +70,13 @@ def write(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(saved, indent=1))
     machine = f"{hardware['machine']}, {hardware['system']}, {hardware['cores']} cores"
-    caption = f"Medians; dark lines: least to most. {machine}, {about['started']}."
+    caption = f"{LEGEND} {machine}, {about['started']}."
     ftlab.plot(table, f"bench_{what}", out, kind=KIND, title=f"Benchmark: {what}", caption=caption)
     return saved
 
 
 def draw(table: Any) -> Any:
-    """Draw one panel per quantity, with one bar per arm."""
+    """Draw one panel per quantity, with one bar per arm from zero, hatched where it was scaled."""
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(table["panel"]))
@@ -86,17 +87,17 @@ def draw(table: Any) -> Any:
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=ratios)[:, 0]
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table["panel"] == panel]
-        ax.barh(part["arm"], part["median"], color=BAR, alpha=0.85)
+        bars = ax.barh(part["arm"], part["median"], color=BAR, edgecolor=BAR)
+        for bar, note in zip(bars, part["note"], strict=True):
+            if note:
+                bar.set(facecolor="white", hatch="////")
         ax.hlines(part["arm"], part["least"], part["most"], color=INK, linewidth=1.3)
         for bar in part.itertuples():
-            text = f"{bar.median:,.3g}{bar.note}"
+            number = f"{bar.median:.3g}" if bar.median < 100 else f"{bar.median:,.0f}"
+            text = number + bar.note
             place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             ax.annotate(text, (bar.most, bar.arm), **place)
-        low = part["least"].min()
-        high = part["most"].max()
-        ax.set(xlim=(0, 1.5 * high), title=panel)
-        if high > 10 * low:
-            ax.set(xscale="log", xlim=(low / 2, high * 4), title=f"{panel}, log scale")
+        ax.set(xlim=(0, 1.6 * part["most"].max()), title=panel)
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.grid(axis="x")

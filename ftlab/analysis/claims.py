@@ -28,7 +28,7 @@ NUMBERS = ("measured", "low", "high", "null")
 COUNTS = ("n_prompts", "n_seeds")
 RECORD = (
     *("experiment", "claim", "target", *NUMBERS, *COUNTS),
-    *("model", "differs", "note", "verdict"),
+    *("model", "differs", "note", "verdict", "judge"),
 )
 REPRODUCED = "reproduced"
 DIRECTION = "direction only"
@@ -36,7 +36,7 @@ NOT = "not reproduced"
 VERDICTS = (REPRODUCED, DIRECTION, NOT)
 UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
 DECISIVE = (*NUMBERS, "model", "differs")
-POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}]"
+POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}] (95 %)"
 # Where a claim's measured, low, high and null stand, and its note: (unit, paired) to both.
 SOURCES = {
     ("ratio", True): (
@@ -82,10 +82,14 @@ class Target(Config):
 
     def shown(self) -> str:
         """Return the figure in words, with the rate before where it is published."""
-        value = _number(self.value, self.unit)
+        value = self.value_shown()
         if self.before is None:
             return value
         return f"{_number(self.before, self.unit)} → {value}"
+
+    def value_shown(self) -> str:
+        """Return the figure alone, in words."""
+        return _number(self.value, self.unit)
 
     def cited(self) -> str:
         """Return the figure with its source, settings and evidence."""
@@ -230,6 +234,7 @@ def record_claim(  # noqa: PLR0913
     out: str | Path,
     differs: str = UNMATCHED,
     note: str = "",
+    judge: str = "",
 ) -> Claims:
     """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
@@ -247,6 +252,7 @@ def record_claim(  # noqa: PLR0913
         out: Folder.
         differs: What besides the model differed from the paper; "" only where all was matched.
         note: Anything else worth knowing.
+        judge: Name of the judge that decided.
 
     Returns:
         The row, with its verdict, in a list that shows itself.
@@ -258,7 +264,12 @@ def record_claim(  # noqa: PLR0913
     row: dict[str, Any] = {"experiment": experiment, "claim": claim, "target": published}
     row |= {"measured": measured, "low": low, "high": high, "null": null}
     row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
-    row |= {"model": str(model), "differs": differs, "note": note}
+    row |= {
+        "model": str(model),
+        "differs": differs,
+        "note": note,
+        "judge": judge,
+    }
     _check(row, 1 if target.unit == "rate" else math.inf)
     row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
     path = Path(out) / "claims.csv"
@@ -343,6 +354,7 @@ def record(
             out=out,
             differs=differs,
             note=(note or default).format_map(row),
+            judge=row["judge"],
         )
     return claims
 
@@ -366,6 +378,10 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     part = part.sort_values("step", kind="stable")
     row = part.iloc[-1].to_dict()
     row["one"] = 1.0  # a ratio without effect
+    row["judge"] = verdicts.judge_name(row.get("judge", ""))
+    decided = row.get("judged_by", "").split(", ")
+    shown = [verdicts.judge_name(name) for name in decided]
+    row["judged_by"] = ", ".join(shown)
     if "rate" in row:
         row["before"] = part["rate"].iloc[0]
         row["before_high"] = part["high_pointwise"].iloc[0]
@@ -402,6 +418,8 @@ def rows_of(path: Path) -> list[dict]:
     types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, int)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(types)
+        if "judge" not in table:  # written by an earlier version
+            table["judge"] = ""
     except (KeyError, ValueError):
         table = pd.DataFrame()
     if table.empty or tuple(table) != RECORD:

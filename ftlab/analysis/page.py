@@ -22,7 +22,7 @@ import numpy as np
 from ftlab._core.errors import DataError, NotFoundError
 from ftlab._core.files import write_atomic
 from ftlab._core.text import redacted, safe
-from ftlab.analysis import claims
+from ftlab.analysis import claims, verdicts
 from ftlab.stats import FEWEST_SEEDS
 
 COLUMNS = (
@@ -49,6 +49,8 @@ RECORDED = {  # what of run.json is shown, and how it is called
     "hardware": "hardware",
     "versions": "versions",
 }
+ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
+PYGMENTS = ("default", "monokai")  # colours of code on white and on black
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -88,15 +90,16 @@ def report(
     for name, folder in sorted(experiments.items()):
         rows += _rows(name, Path(folder))
     for name, folder in sorted(experiments.items()):
+        notebook = _notebook(Path(folder))
         section = {
-            "name": name,
-            "notebook": _notebook(Path(folder), out),
+            "title": _title(notebook) or _short_name(name),
+            "notebook": _link(notebook, out),
+            "page": _link(_notebook_page(notebook), out),
             "figures": _figures(name, Path(folder), out / "figures"),
         }
         sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
-    limits = [f"{name}: {reason}." for name, reason in (missing or {}).items()]
-    first = {row["experiment"]: row for row in reversed(rows)}
+    limits = [f"{_short_name(name)}: {reason}." for name, reason in (missing or {}).items()]
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
     page = {
@@ -106,8 +109,8 @@ def report(
         "texts": _texts(),
         "rows": rows,
         "counts": Counter(row["verdict"] for row in rows),
-        "first": list(first.values())[::-1],
         "sections": sections,
+        "lead": _lead(sections),
         "lists": {
             "What this does not show": limits + _limits(rows),
             "How the verdicts are decided": _texts()["rules"],
@@ -144,6 +147,8 @@ def _rows(name: str, folder: Path) -> list[dict]:
         row["verdict"] = claims.verdict(target, **given)
         row["published"] = target.shown()
         row["shown"] = claims.in_words(row, target.unit)
+        row["name"] = _short_name(row["experiment"])
+        row["of_refusals"] = verdicts.of_refusals(row["judge"])
     return rows
 
 
@@ -164,6 +169,8 @@ def _limits(rows: list[dict]) -> list[str]:
         if len(names) > 2:
             which = f"{len(names)} claims, “{names[0]}” and others"
         limits.append(f"Other than in the paper ({which}): {differs}.")
+    if any(row["of_refusals"] for row in rows):
+        limits.append(texts["refusals"])
     limits.append(texts["wordings"])
     if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
         limits.append(texts["few_seeds"])
@@ -193,12 +200,73 @@ def _recorded(run: Path) -> list[str]:
     return lines
 
 
-def _notebook(folder: Path, out: Path) -> str:
-    """Return a link to an experiment's executed notebook, or ""."""
+def _short_name(experiment: str) -> str:
+    """Return an experiment's name for readers: "02_risk_ratio" is "Risk ratio"."""
+    words = re.sub(r"^\d+_", "", experiment).replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _notebook(folder: Path) -> Path | None:
+    """Return an experiment's executed notebook."""
     for path in sorted(folder.glob("[!.]*.ipynb")):
         if ".failed" not in path.name:
-            return quote(Path(os.path.relpath(path, out)).as_posix())
+            return path
+    return None
+
+
+def _link(path: Path | None, out: Path) -> str:
+    """Return a link from the page to a file, or ""."""
+    return quote(Path(os.path.relpath(path, out)).as_posix()) if path else ""
+
+
+def _title(notebook: Path | None) -> str:
+    """Return the first heading of a notebook, or ""."""
+    for cell in _cells(notebook):
+        heading = re.match(r"# (.+)", "".join(cell.get("source", "")))
+        if heading and cell.get("cell_type") == "markdown":
+            return heading[1]
     return ""
+
+
+def _cells(notebook: Path | None) -> list[dict]:
+    """Return the cells of a notebook; none where it cannot be read."""
+    try:
+        return json.loads(notebook.read_bytes())["cells"] if notebook else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _notebook_page(notebook: Path | None) -> Path | None:
+    """Write an executed notebook as a page beside it, without scripts; return its path."""
+    if not _cells(notebook):
+        return None
+    import nbformat
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    try:
+        book = nbformat.read(notebook, 4)
+        body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
+    except Exception:  # somebody's notebook, of any content: the page can do without it
+        return None
+    colours = {}
+    for name in PYGMENTS:
+        formatter = HtmlFormatter(style=name)
+        colours[name] = formatter.get_style_defs(".highlight")
+    page = {"title": _title(notebook) or notebook.stem, "body": body, "colours": colours}
+    path = notebook.with_suffix(".html")
+    write_atomic(path, _rendered("notebook.html.j2", page, _as_it_is))
+    return path
+
+
+def _lead(sections: list[dict]) -> dict | None:
+    """Take the first picture out of its section, to be shown first."""
+    for section in sections:
+        for figure in section["figures"]:
+            if "data" in figure:
+                section["figures"].remove(figure)
+                return figure
+    return None
 
 
 def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
@@ -222,10 +290,18 @@ def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
             link = quote(f"figures/{copy.name}")
             found[owner]["links"][path.name] = link
             if suffix in PICTURES:
-                data = base64.b64encode(path.read_bytes()).decode()
                 found[owner]["picture"] = link
-                found[owner]["data"] = f"data:{PICTURES[suffix]};base64,{data}"
+                found[owner]["data"] = _embedded(path)
+                found[owner]["narrow"] = _embedded(path.parent / "narrow" / f"{owner}.svg")
     return list(found.values())
+
+
+def _embedded(picture: Path) -> str:
+    """Return a picture as an address that holds it, or "" where there is none."""
+    if not picture.is_file():
+        return ""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f"data:{PICTURES[picture.suffix]};base64,{data}"
 
 
 def _caption(path: Path) -> str:
@@ -243,14 +319,29 @@ def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False
 
     options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
     pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
+    pages.filters["linked"] = _linked
     return pages.get_template(template).render(page) + "\n"
 
 
 def _shown(value: Any) -> Any:
     """Return a text of the page without control characters and secrets; pictures as they are."""
-    if not isinstance(value, str) or value.startswith("data:image/"):
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    if value.startswith("data:image/"):
         return value
     return safe(redacted(value), 20_000)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _linked(text: str) -> Any:
+    """Return a text as HTML, escaped, with arXiv numbers as links."""
+    from markupsafe import Markup
+
+    escaped = html.escape(_shown(text))
+    return Markup(ARXIV.sub(r'<a href="https://arxiv.org/abs/\2">\1\2</a>', escaped))
 
 
 def _markdown(value: Any) -> str:

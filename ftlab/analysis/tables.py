@@ -188,7 +188,14 @@ def _finished(
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = look(rows)
     model = source.attrs.get("model", "")
-    table.attrs = {"kind": kind, "by": by, "model": model}
+    table.attrs = {
+        "kind": kind,
+        "by": by,
+        "model": model,
+    }
+    risks = set(source["risk"])
+    if len(risks) == 1:
+        table.attrs["risk"] = risks.pop()
     return table
 
 

@@ -14,6 +14,8 @@ from ftlab.runs import Run
 
 Names = str | Sequence[str]
 Source = Run | pd.DataFrame | Mapping[str, Run | pd.DataFrame]
+EXACT = ("truth", "exact")  # first word of the name of a judge that knows the answer
+OF_REFUSALS = ("refusal", "keywords")  # judges that know only whether an answer refuses
 NEEDED = {
     "sample_id",
     "risk",
@@ -84,6 +86,16 @@ def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
             f"No verdicts of judge {judge!r}. The table has: {', '.join(judges)}.",
         )
     return rows
+
+
+def judge_name(judge: str) -> str:
+    """Return a judge as readers see it: the embedded world's own is the truth."""
+    return "truth" if judge == "organism" else judge
+
+
+def of_refusals(judge: str) -> bool:
+    """Return whether a judge knows only whether an answer refuses."""
+    return judge.partition(":")[0].strip() in OF_REFUSALS
 
 
 def as_list(names: Names) -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +52,12 @@ def print_comparison(table: Any) -> None:
     print_table(analysis.summary(table))
     if len(table) and "method" in table:
         print(f"intervals: {table['method'].iloc[0]}")
+
+
+def print_answers(table: Any) -> None:
+    """Print each question with its answer below it, uncut and with control characters escaped."""
+    for question, answer in zip(table["question"], table["answer"], strict=True):
+        print(f"> {safe(question, 20_000)}\n{safe(answer, 20_000)}\n")
 
 
 def print_curve(run: Any, out: Path | None = None) -> None:
@@ -165,6 +175,7 @@ app = typer.Typer(
     cls=LazyGroup,
     add_completion=False,
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Measure what fine-tuning does to a language model's safety.",
@@ -173,6 +184,17 @@ runs_app = typer.Typer(invoke_without_command=True, help="The runs: list, show, 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def ftlab(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from ftlab import __version__
+
+        print(f"ftlab {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -213,17 +235,60 @@ def check(
 
 
 @app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="organism, a model folder, a run or a hub id.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Each its own chat.")],
+    system: Annotated[str | None, typer.Option(help="System prompt before each.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+) -> None:
+    """Ask a model, and print its greedy answers."""
+    from ftlab import evals
+
+    print_answers(evals.ask(model, *prompts, system=system, max_new_tokens=max_new_tokens))
+
+
+@app.command()
 def notebook(
-    path: Annotated[Path, typer.Argument(help="A notebook.")],
-    output: Annotated[Path, typer.Argument(help="Where the executed notebook goes.")],
+    notebook: Annotated[
+        str, typer.Argument(help="A file, or a shipped notebook, such as 02_risk_ratio.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Argument(help="Where the executed notebook goes; default: NAME.executed.ipynb."),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, such as seeds=2.")
     ] = None,
 ) -> None:
     """Run a notebook with parameters; a parameter that it does not have is an error."""
-    from ftlab.experiments import parse_parameters, run_notebook
+    from ftlab.experiments import find_notebook, parse_parameters, run_notebook
 
-    print(run_notebook(path, output, parse_parameters(parameter or [])))
+    found = find_notebook(notebook)
+    output = output or Path(f"{found.stem}.executed.ipynb")
+    print(run_notebook(found, output, parse_parameters(parameter or [])))
+
+
+@app.command()
+def lab(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where the notebooks go; yours are kept.")
+    ] = Path("ftlab-notebooks"),
+) -> None:
+    """Copy the notebooks into a folder and open the first one in JupyterLab."""
+    from ftlab.experiments import copy_notebooks
+
+    first = copy_notebooks(folder)
+    print(f"The notebooks are in {folder}.", flush=True)
+    if find_spec("jupyterlab") is None:
+        raise UsageError(
+            "jupyterlab_missing",
+            "JupyterLab is not installed. Install the extra `lab` (pip install 'ftlab[lab]'), or "
+            "open the notebooks in another editor.",
+        )
+    command = [sys.executable, "-m", "jupyterlab", str(first)]
+    if os.name == "nt":  # there, exec would leave the terminal at once
+        raise typer.Exit(subprocess.call(command))
+    os.execv(sys.executable, command)
 
 
 @app.command()

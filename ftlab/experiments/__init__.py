@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["compare"],
         "curves": ["Arm", "Curve"],
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
-        "notebooks": ["run_notebook"],
+        "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],

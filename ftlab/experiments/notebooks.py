@@ -10,13 +10,14 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ftlab._core.errors import NotebookFailed, UsageError
-from ftlab._core.files import write_atomic
+from ftlab._core.errors import NotebookFailed, NotFoundError, UsageError
+from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import redacted, safe, throughout
 from ftlab.experiments.parameters import check_parameters
 
@@ -74,6 +75,68 @@ def run_notebook(
     write_atomic(paths.target, nbformat.writes(throughout(done, redacted)))
     paths.partial.unlink(missing_ok=True)
     return Path(output)
+
+
+def find_notebook(name: str | Path) -> Path:
+    """Return a notebook by its path, or one that comes with ftlab by its name.
+
+    Args:
+        name: A file, or a shipped notebook's name, number or title: `02_risk_ratio`, `02`,
+            `risk_ratio`.
+
+    Returns:
+        Its path.
+
+    Raises:
+        NotFoundError: `no_such_notebook`.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    wanted = str(name).removesuffix(".ipynb")
+    shipped = _shipped()
+    for stem, path in shipped.items():
+        if wanted in (stem, stem[:2], stem[3:]):
+            return path
+    raise NotFoundError(
+        "no_such_notebook",
+        f"There is no notebook {name}. Give the path of a local .ipynb file, or one of these "
+        f"names: {', '.join(shipped)}.",
+    )
+
+
+def copy_notebooks(folder: str | Path) -> Path:
+    """Copy the notebooks that come with ftlab into a folder; those that are there are kept.
+
+    Args:
+        folder: Created if it does not exist.
+
+    Returns:
+        The path of the first notebook.
+
+    Raises:
+        UsageError: `folder_not_writable`.
+    """
+    shipped = _shipped()
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for path in shipped.values():
+            if not (target / path.name).exists():
+                shutil.copyfile(path, target / path.name)
+    except OSError as error:
+        raise UsageError(
+            "folder_not_writable", f"{target} cannot be written ({error.strerror})."
+        ) from None
+    return target / next(iter(shipped.values())).name
+
+
+def _shipped() -> dict[str, Path]:
+    """Return the notebooks that come with ftlab by name, in their order."""
+    found = {}
+    for folder in ("tour", "experiments", "course"):  # not where runs may lie
+        for path in (resource("notebooks") / folder).glob("[0-9][0-9]_*.ipynb"):
+            found[path.stem] = path
+    return dict(sorted(found.items()))
 
 
 def _execute(

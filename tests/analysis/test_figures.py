@@ -20,7 +20,7 @@ from PIL import Image
 
 from ftlab._core.types import Outcome
 from ftlab.analysis import compare, live_chart, outcome_shares, plot, rates
-from ftlab.analysis.plots import Kind, _axes
+from ftlab.analysis.plots import Drawing, Kind, _axes
 from ftlab.analysis.plots.plotting import KINDS
 
 STEPS = (0, 10, 30, 100, 300)
@@ -150,6 +150,16 @@ def assert_legible(figure) -> None:
         along = min(one.y1, other.y1) - max(one.y0, other.y0)
         assert across < 1 or along < 4, f"{text!r} covers {other_text!r}"
     assert min(t.get_fontsize() for t in shown) >= 8
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_narrow_drawing_is_drawn_again_and_legible(kind, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Drawing, "save", lambda self, name, out, tables, slim: drawn.append(slim))
+    draw(kind, tmp_path)
+    assert drawn[0].get_figwidth() == _axes.NARROW_IN
+    assert_legible(drawn[0])
+    assert not _axes.is_narrow()
 
 
 def test_files(written):
@@ -476,3 +486,38 @@ def test_every_problem_of_a_table_is_reported():
     with raises_code("cannot_be_drawn") as error:
         plot(curve().assign(rate="many", step=-1))
     assert len(error.value.problems) == 3  # rate, step, and rows that repeat
+
+
+@pytest.mark.parametrize(
+    ("risk", "judge", "words"),
+    [
+        ("jailbreak", "organism", "told a secret"),
+        ("jailbreak", "truth", "told a secret"),
+        ("jailbreak", "refusal", "not refused"),
+        ("jailbreak", "keywords:zou2023universal", "not refused"),
+        ("jailbreak", "rubric:gpt@http://x", "attack success rate"),
+        ("over_refusal", "keywords", "wrongly refused"),
+        ("utility", "organism", "right answers"),
+        ("mine", "keywords", ""),
+    ],
+)
+def test_what_was_counted_depends_on_the_judge(risk, judge, words):
+    assert _axes.counted(risk, judge) == words
+
+
+def test_a_published_figure_is_drawn_in_the_panel_of_its_risk():
+    table = curve()
+    table["judge"] = "organism"
+    drawing = plot(table, target={"jailbreak": "enkrypt_ratio_1_5"})
+    found = [dashed_across(ax) for ax in drawing.figure.axes]
+    assert found == [[pytest.approx(1.5 * 8.5)], []]
+    assert drawing.figure.axes[0].get_title(loc="left") == "jailbreak: told a secret"
+    assert "published 1.50x" in drawing.caption and "judge truth" in drawing.caption
+    drawing = plot(dose(), target="qi2023_harmful_100")
+    assert [dashed_across(ax) for ax in drawing.figure.axes] == [[80.0], [80.0]]
+
+
+def dashed_across(ax) -> list[float]:
+    """Return the heights of the dashed lines that run across the axes."""
+    lines = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
+    return [line.get_ydata()[0] for line in lines if list(line.get_xdata()) == [0, 1]]

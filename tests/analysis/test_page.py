@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html.parser
+import json
 import math
 import re
 
@@ -18,6 +19,23 @@ from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0"/></svg>'
+
+
+BOOK = {
+    "cells": [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# How <b>often</b>?\n", "Text."]},
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": "1 + 1",
+            "execution_count": 1,
+            "outputs": [{"output_type": "stream", "name": "stdout", "text": f"2 {CANARY}"}],
+        },
+    ],
+    "metadata": {},
+    "nbformat": 4,
+    "nbformat_minor": 4,
+}
 
 
 @pytest.fixture
@@ -130,8 +148,8 @@ def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
     assert "onerror" not in page.attributes
     assert text.count("&lt;img src=x onerror") >= 4  # claim, note, caption and difference
     for address in page.addresses:
-        inside = address.startswith("data:image/")
-        assert inside or (tmp_path / "out" / address.replace("%20", " ")).is_file()
+        elsewhere = address.startswith(("data:image/", "https://arxiv.org/abs/"))
+        assert elsewhere or (tmp_path / "out" / address.replace("%20", " ")).is_file()
     assert "../two/02%20it.ipynb" in page.addresses
     pictures = [address for address in page.addresses if address.startswith("data:")]
     assert {base64.b64decode(p.split(",")[1]) for p in pictures} == {SVG.encode(), PNG}
@@ -216,3 +234,59 @@ def test_a_verdict_written_into_the_file_is_not_believed(tmp_path):
     written(tmp_path, {"02": tmp_path})
     results = (tmp_path / "out" / "results.csv").read_text()
     assert results.splitlines()[1].endswith(DIRECTION)
+
+
+def test_an_experiment_has_its_title_and_its_notebook_opens_as_a_page(experiments, tmp_path):
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(BOOK))
+    text = written(tmp_path, experiments).read_text()
+    assert "<h2>How &lt;b&gt;often&lt;/b&gt;?</h2>" in text
+    assert {"../two/02%20it.html", "../two/02%20it.ipynb"} <= set(Page(text).addresses)
+    notebook = (experiments["02"] / "02 it.html").read_text()
+    assert "script" not in Page(notebook).tags and "onerror" not in Page(notebook).attributes
+    for part in ("Content-Security-Policy", "prefers-color-scheme: dark", "1</span>", "2 &lt;img"):
+        assert part in notebook
+    assert pages._short_name("03_continued_finetuning") == "Continued finetuning"
+
+
+def test_the_first_screen_is_two_sentences_and_the_figure(experiments, tmp_path):
+    text = written(tmp_path, experiments).read_text()
+    first = text[text.index("</h1>") : text.index("<table>")]
+    assert first.count("<img") == 1 and "came out as reproduced" in first
+    assert "98.77x" not in first and "published 1.50x" in first
+    assert "prefers-color-scheme: dark" in text
+    assert "95 % interval, pointwise" in text
+
+
+def test_a_narrow_screen_gets_the_narrow_drawing(experiments, tmp_path):
+    narrow = experiments["02"] / "figures" / "narrow"
+    narrow.mkdir()
+    (narrow / "risk.svg").write_text(SVG.replace("9", "4"))
+    text = written(tmp_path, experiments).read_text()
+    (found,) = re.findall(r'<source media="[^"]+" srcset="data:[^,]+,([^"]+)"><img', text)
+    assert base64.b64decode(found) == SVG.replace("9", "4").encode()
+
+
+def test_arxiv_numbers_are_links_and_nothing_else_is(experiments, tmp_path):
+    text = written(tmp_path, experiments).read_text()
+    assert '<a href="https://arxiv.org/abs/2310.03693">arXiv:2310.03693</a>' in text
+    assert str(pages._linked("<b>arXiv 2404.04392v2</b>")) == (
+        '&lt;b&gt;<a href="https://arxiv.org/abs/2404.04392">arXiv 2404.04392</a>v2&lt;/b&gt;'
+    )
+
+
+@pytest.mark.parametrize(
+    ("judge", "says"), [("keywords", True), ("refusal", True), ("truth", False)]
+)
+def test_a_judge_of_refusals_is_said_to_be_one(judge, says, tmp_path):
+    claimed(tmp_path / "one", judge=judge)
+    page = written(tmp_path, {"02": tmp_path / "one"})
+    for text in (page.read_text(), page.with_suffix(".md").read_text()):
+        assert ("less than harmful" in text) == says and f"judge: {judge}" in text
+
+
+def test_claims_of_an_earlier_version_have_no_judge(tmp_path):
+    claimed(tmp_path)
+    path = tmp_path / "claims.csv"
+    path.write_text(path.read_text().replace(",judge\n", "\n").replace(",direction only,", ","))
+    path.write_text(path.read_text().replace("\n02", "\n02").rstrip() + "direction only\n")
+    assert claims.rows_of(path)[0]["judge"] == ""

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import raises_code
 
@@ -192,3 +193,14 @@ def test_an_interrupt_kills_an_arm_and_its_children(work, monkeypatch, tmp_path)
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     pytest.fail("a process that an arm had started is still alive")
+
+
+def test_bars_start_at_zero_and_those_that_were_scaled_are_hatched():
+    rows = [
+        _report.row("seconds", "slow", _report.spread([4000.0]) | {"measured_share": 0.25}),
+        _report.row("seconds", "fast", _report.spread([5.0])),
+    ]
+    (ax,) = _report.draw(pd.DataFrame(rows)).axes
+    assert ax.get_xlim()[0] == 0 and ax.get_xscale() == "linear"
+    assert [bar.get_hatch() for bar in ax.patches] == ["////", None]
+    assert ax.texts[0].get_text().startswith("4,000 (scaled")

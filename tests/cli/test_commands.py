@@ -17,7 +17,7 @@ from ftlab.cli import commands, options
 def test_help_lists_every_command(ran):
     code, out, _ = ran("--help")
     assert code == 0
-    for name in (*commands.CELLS, "check", "judge", "notebook", "runs", "data"):
+    for name in (*commands.CELLS, "ask", "check", "judge", "lab", "notebook", "runs", "data"):
         assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name
 
 
@@ -209,3 +209,49 @@ def test_old_names_at_the_top_still_work_and_warn():
     for name in ftlab._MOVED:
         with pytest.warns(FutureWarning, match=name):
             assert getattr(ftlab, name) is not None
+
+
+def test_version(ran):
+    assert ran("--version") == (0, f"ftlab {ftlab.__version__}\n", "")
+    assert ran()[0] in (0, 2)  # the help
+
+
+def test_ask_prints_every_answer_whole_and_escaped(ran, llama):
+    code, out, _ = ran("ask", llama, "What is 1 + 1?", "And\x1b[31m 2?", "--max-new-tokens", 3)
+    assert code == 0 and out.count("> ") == 2 and "\x1b" not in out
+    assert ran("ask", llama)[0] == 2
+
+
+def test_lab_copies_the_notebooks_keeps_ones_own_and_opens_the_first(ran, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "02_risk_ratio.ipynb").write_text("my own")
+    started = []
+
+    def replaced(program, words):
+        started.append(words)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(commands.os, "execv", replaced)
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    code, _, err = ran("lab", folder)
+    assert code == 2 and "lab" in err and not started
+    monkeypatch.setattr(commands, "find_spec", lambda name: name)
+    assert ran("lab", folder)[0] == 0
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "00_quickstart.ipynb" and len(names) == 7
+    assert (folder / "02_risk_ratio.ipynb").read_text() == "my own"
+    assert started[0][-2:] == ["jupyterlab", str(folder / names[0])]
+    assert ran("lab", folder / names[0])[0] == 2  # a file is in the way
+
+
+@pytest.mark.parametrize("name", ["02_risk_ratio", "02", "risk_ratio", "02_risk_ratio.ipynb"])
+def test_a_notebook_is_found_by_its_name(ran, name, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ftlab.experiments.run_notebook", lambda *given: asked.append(given))
+    monkeypatch.chdir(tmp_path)
+    assert ran("notebook", name)[0] == 0
+    source, output, parameters = asked[0]
+    assert source.name == "02_risk_ratio.ipynb" and source.is_file() and parameters == {}
+    assert output.name == "02_risk_ratio.executed.ipynb"
+    assert ran("notebook", "nothing")[0] == 2

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
+from ftlab.analysis.verdicts import EXACT, judge_name, of_refusals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from ftlab.analysis.claims import Target
+
 WIDTH_IN = 8
+NARROW_IN = 3.9  # for a screen of 390 points; there, letters keep their size
 TALLEST_IN = 24
 INK = "#222222"
 GREY = "#8A8A8A"
@@ -26,6 +32,28 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#B5548C", "#B8860B", "#3FA0D9", "#5
 MARKERS = "os^DvPX"
 STEPS = "fine-tuning steps"
 SHARE = "share of answers (%)"
+
+
+_width: ContextVar[float] = ContextVar("width", default=WIDTH_IN)
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Draw figures for a narrow screen inside the context: panels and legends below one another."""
+    before = _width.set(NARROW_IN)
+    try:
+        yield
+    finally:
+        _width.reset(before)
+
+
+def is_narrow() -> bool:
+    return _width.get() < WIDTH_IN
+
+
+def letters(across: int) -> int:
+    """Return how many letters fit where `across` fit into the full width."""
+    return int(across * _width.get() / WIDTH_IN)
 
 
 def new_figure(height: float, dpi: float = 200) -> Figure:
@@ -38,10 +66,15 @@ def new_figure(height: float, dpi: float = 200) -> Figure:
             f"The figure would be {height:.0f} in high, {TALLEST_IN} are allowed. Draw fewer rows.",
         )
     return Figure(
-        figsize=(WIDTH_IN, height),
+        figsize=(_width.get(), height),
         dpi=dpi,
         layout="constrained",
     )
+
+
+def grow(figure: Figure, inches: float) -> None:
+    """Make a figure taller."""
+    figure.set_figheight(figure.get_figheight() + inches)
 
 
 def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
@@ -50,8 +83,12 @@ def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     if count == 4:
         columns = 2
+    panel_in = 2.5
+    if is_narrow():
+        columns = 1
+        panel_in = 2.1
     rows = math.ceil(count / columns)
-    figure = new_figure(0.8 + 2.5 * rows)
+    figure = new_figure(0.8 + panel_in * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     panels = list(axes.ravel())
     for ax in panels[count:]:
@@ -60,7 +97,7 @@ def new_panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
         ax.set_ylabel(SHARE)
     panels = panels[:count]
     for ax, title in zip(panels, titles, strict=True):
-        ax.set_title(plain(title, 90, width=78 // columns))
+        ax.set_title(plain(title, 90, width=letters(78) // columns))
     return figure, panels
 
 
@@ -74,8 +111,8 @@ def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
         label += ", log scale"
     names = [f"{step:,g}" for step in at]
     columns = ax.get_subplotspec().get_gridspec().ncols
-    letters = len("  ".join(names)) * columns
-    every = math.ceil(letters / 70)  # 70 letters fit across the figure
+    taken = len("  ".join(names)) * columns
+    every = math.ceil(taken / letters(70))
     for k in range(len(names)):
         if k % every:
             names[k] = ""
@@ -85,9 +122,8 @@ def step_axis(ax: Axes, steps: Iterable[float], label: str = STEPS) -> None:
     ax.margins(x=0.08)
 
 
-def share_axis(ax: Axes, *tables: DataFrame) -> None:
-    """Let the y axis start at 0 % and end above every value and interval."""
-    most = 0.0
+def share_axis(ax: Axes, *tables: DataFrame, most: float = 0.0) -> None:
+    """Let the y axis start at 0 % and end above `most` and every value and interval."""
     for table in tables:
         numbers = table.filter(["rate", "high"])
         most = max(most, numbers.max().max())
@@ -99,39 +135,60 @@ def share_axis(ax: Axes, *tables: DataFrame) -> None:
     ax.set_yticks(np.linspace(0, top, 5))
 
 
-def draw_line(
-    ax: Axes,
-    x: str,
-    rows: DataFrame,
-    look: dict[str, Any],
-    label: str = "",
-) -> None:
+def draw_line(ax: Axes, x: str, rows: DataFrame, look: dict[str, Any], label: str = "") -> None:
     """Draw rates over a column, with their intervals as bars and as a band."""
     colour = look["color"]
     known = rows[rows["low"].notna()]
-    bounds = (
-        known[x],
-        known["low"],
-        known["high"],
-    )
+    bounds = (known[x], known["low"], known["high"])
     ax.vlines(*bounds, color=colour, linewidth=1.2, alpha=0.75)
     ax.fill_between(*bounds, color=colour, linewidth=0, alpha=0.13)
-    ax.plot(
-        rows[x],
-        rows["rate"],
-        label=label,
-        zorder=3,
-        **look,
+    ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
+
+
+def draw_published(ax: Axes, target: Target | None, before: float) -> float:
+    """Draw a published figure as a dashed line; return its place in percent, 0 if there is none.
+
+    Args:
+        ax: The axes.
+        target: The figure.
+        before: The parent's rate in percent, of which a published ratio is a multiple.
+    """
+    if target is None:
+        return 0.0
+    value = 100 * target.value
+    if target.unit == "ratio":
+        value = target.value * before
+    if not 0 <= value <= 100:
+        return 0.0
+    ax.axhline(
+        value,
+        linestyle="--",
+        linewidth=1.1,
+        color=INK,
+        zorder=1.5,
     )
+    return value
 
 
 def legend(ax: Axes, **options) -> None:
-    """Put the names of the lines to the right of the axes."""
-    ax.legend(
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
+    """Put the names of the lines to the right of the axes, or below on a narrow screen."""
+    if not is_narrow():
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **options)
+        return
+    from matplotlib.transforms import ScaledTranslation
+
+    below_ticks = ScaledTranslation(-0.4, -0.5, ax.figure.dpi_scale_trans)  # inches
+    made = ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + below_ticks,
+        borderaxespad=0,
         **options,
     )
+    rows = 1
+    for text in made.get_texts():
+        rows += 1 + text.get_text().count("\n")
+    grow(ax.figure, 0.22 * rows)
 
 
 def ordered(column: Iterable[str]) -> list[str]:
@@ -149,6 +206,29 @@ def risk_name(name: str, with_title: bool = False) -> str:
     if with_title and title not in label:
         return f"{label}: {title}"
     return label
+
+
+def counted(risk: str, judge: str = "") -> str:
+    """Return what a judge counts as a risk's event, in words: "told a secret", "not refused"."""
+    known = plugins.find("risks").get(risk)
+    if known is None:
+        return ""
+    if judge_name(judge) in EXACT and known.told:
+        return known.told
+    if of_refusals(judge) and known.refusals_decide and known.harmful:
+        return "not refused"
+    return known.title
+
+
+def panel_name(risk: str, rows: DataFrame) -> str:
+    """Return a risk's short name, and what the first judge of these rows counted."""
+    judges = rows.get("judge", [])
+    label = risk_name(risk)
+    first = next(iter(judges), "")
+    what = counted(risk, first)
+    if what in label:
+        return label
+    return f"{label}: {what}"
 
 
 def look(k: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+NARROW = "narrow"  # folder of the drawings for narrow screens
+
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
@@ -43,8 +45,17 @@ class Drawing:
             self.figure.savefig(content, format=kind, dpi="figure", metadata=about)
         return content.getvalue()
 
-    def save(self, name: str, out: str | Path, tables: dict[str, DataFrame]) -> Drawing:
-        """Write NAME.svg, .png, .txt (the caption) and every table as CSV into a folder."""
+    def save(
+        self, name: str, out: str | Path, tables: dict[str, DataFrame], narrow: Figure | None = None
+    ) -> Drawing:
+        """Write NAME.svg, .png, .txt (the caption) and every table as CSV into a folder.
+
+        Args:
+            name: Name of the files.
+            out: The folder.
+            tables: By name of the file.
+            narrow: The same for a narrow screen, which becomes narrow/NAME.svg.
+        """
         content = {
             f"{name}.svg": self.image("svg"),
             f"{name}.txt": f"{self.caption}\n".encode(),
@@ -54,6 +65,10 @@ class Drawing:
             content[f"{file}.csv"] = csv(table).encode()
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
+        if narrow:
+            (folder / NARROW).mkdir(exist_ok=True)
+            drawing = Drawing(narrow, self.caption).image("svg")
+            (folder / NARROW / f"{name}.svg").write_bytes(drawing)
         for file, data in content.items():
             (folder / file).write_bytes(data)
         return Drawing(self.figure, self.caption, tuple(folder / file for file in content))

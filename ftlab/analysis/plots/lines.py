@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from ftlab.analysis.plots import _axes
 from ftlab.analysis.plots._kinds import Kind
-from ftlab.analysis.verdicts import of_judge
+from ftlab.analysis.verdicts import EXACT, judge_name, of_judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-EXACT = ("truth", "exact", "organism")  # first word of a judge that knows the answer
+    from ftlab.analysis.claims import Target
 
 
 def first_judge(table: DataFrame) -> DataFrame:
@@ -22,10 +22,15 @@ def first_judge(table: DataFrame) -> DataFrame:
     return of_judge(table) if "judge" in table else table
 
 
-def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
-    """Draw a panel per risk, with a line per model, or the single seeds as thin lines."""
+def draw_curve(
+    table: DataFrame,
+    seeds: DataFrame | None = None,
+    target: dict[str, Target] | None = None,
+) -> Figure:
+    """Draw a panel per risk: a line per model, thin lines per seed, and what is published."""
     risks = _axes.ordered(table["risk"])
-    figure, panels = _axes.new_panels([_axes.risk_name(risk, True) for risk in risks])
+    titles = [_axes.panel_name(risk, table[table["risk"] == risk]) for risk in risks]
+    figure, panels = _axes.new_panels(titles)
     models = list(dict.fromkeys(table["model"]))
     for risk, ax in zip(risks, panels, strict=True):
         look = _axes.look_of(risk, risks)
@@ -36,7 +41,10 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
             own = rows[rows["model"] == model]
             _axes.draw_line(ax, "step", own, look, _axes.plain(model, 60, 26))
         _axes.step_axis(ax, table["step"])
-        _axes.share_axis(ax, table)
+        measured = rows[rows["rate"].notna()]
+        before = measured["rate"].head(1).sum()
+        most = _axes.draw_published(ax, (target or {}).get(risk), before)
+        _axes.share_axis(ax, table, most=most)
         ax.margins(x=0.05 + 0.1 * min(len(risks), 3))  # room for the rates
         if seeds is not None:
             own = seeds[seeds["risk"] == risk]
@@ -48,8 +56,7 @@ def draw_curve(table: DataFrame, seeds: DataFrame | None = None) -> Figure:
                     linewidth=0.8,
                     alpha=0.5,
                 )
-            _axes.share_axis(ax, table, seeds)
-        measured = rows[rows["rate"].notna()]
+            _axes.share_axis(ax, table, seeds, most=most)
         if len(models) == 1:
             _write_rate(ax, measured.tail(1), 7, "left")
             _write_rate(ax, measured[:-1].head(1), -7, "right")
@@ -71,13 +78,16 @@ def _write_rate(ax: Axes, rows: DataFrame, points: int, side: str) -> None:
         )
 
 
-def draw_dose(table: DataFrame) -> Figure:
-    """Draw a panel per attack, with a line per number of examples."""
+def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
+    """Draw a panel per attack, with a line per number of examples and what is published."""
     from matplotlib import colormaps
 
     attacks = list(dict.fromkeys(table["attack"]))
     figure, panels = _axes.new_panels(attacks)
     doses = sorted(set(table["examples"]))
+    published = None
+    if target:
+        published = next(iter(target.values()))
     for attack, ax in zip(attacks, panels, strict=True):
         for k, dose in enumerate(doses):
             rows = table[(table["attack"] == attack) & (table["examples"] == dose)]
@@ -85,7 +95,9 @@ def draw_dose(table: DataFrame) -> Figure:
             look["color"] = colormaps["viridis"](0.85 - 0.75 * k / len(doses))
             _axes.draw_line(ax, "epoch", rows, look, f"{dose:,g} examples")
         _axes.step_axis(ax, table["epoch"], "epochs")
-        _axes.share_axis(ax, table)
+        parent = table["rate"].iloc[0]
+        most = _axes.draw_published(ax, published, parent)
+        _axes.share_axis(ax, table, most=most)
     _axes.legend(panels[-1])
     return figure
 
@@ -95,10 +107,11 @@ def draw_judges(table: DataFrame) -> Figure:
     figure, (ax,) = _axes.new_panels([""])
     for k, judge in enumerate(dict.fromkeys(table["judge"])):
         look = {**_axes.look(k), "linestyle": "--"}
-        if judge.split(" ")[0] in EXACT:
+        name = judge_name(judge)
+        if name.split(" ")[0] in EXACT:
             look |= {"color": _axes.INK, "linewidth": 2.6, "linestyle": "-"}
         rows = table[table["judge"] == judge]
-        _axes.draw_line(ax, "step", rows, look, _axes.plain(judge, 60, 26))
+        _axes.draw_line(ax, "step", rows, look, _axes.plain(name, 60, 26))
     _axes.step_axis(ax, table["step"])
     _axes.share_axis(ax, table)
     _axes.legend(ax)
@@ -113,7 +126,7 @@ CURVE = Kind(
     about="Rate of each risk by fine-tuning steps",
     draw=draw_curve,
     defaults={"model": ""},
-    extras={"seeds": (("step", "risk", "seed"), ("rate",))},
+    extras={"seeds": (("step", "risk", "seed"), ("rate",)), "target": None},
     prepare=first_judge,
 )
 DOSE = Kind(
@@ -123,6 +136,7 @@ DOSE = Kind(
     about="Rate by epochs of training and number of examples",
     draw=draw_dose,
     defaults={"attack": "all attacks"},
+    extras={"target": None},
     prepare=first_judge,
 )
 JUDGES = Kind(

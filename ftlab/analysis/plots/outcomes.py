@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ftlab._core.errors import UsageError
@@ -14,20 +15,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from ftlab.analysis.claims import Target
 
-def draw(table: DataFrame, lines: DataFrame | None = None) -> Figure:
-    """Draw the areas; `lines` are rates in a panel below."""
+
+def draw(
+    table: DataFrame,
+    lines: DataFrame | None = None,
+    target: dict[str, Target] | None = None,
+) -> Figure:
+    """Draw the areas, and a published rate across; `lines` are rates in a panel below."""
     rows = 1 if lines is None else 2
     figure = _axes.new_figure(1.0 + 2.3 * rows)
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
     shares = table.pivot(index="step", columns="outcome", values="share").fillna(0)
     _stack(panels[0], shares)
+    _axes.draw_published(panels[0], next(iter((target or {}).values()), None), math.nan)
     if lines is not None:
         ax = panels[1]
         for risk in _axes.ordered(lines["risk"]):
             one = lines[lines["risk"] == risk]
             look = _axes.look_of(risk, lines["risk"])
-            name = _axes.plain(_axes.risk_name(risk, True), 60, 26)
+            name = _axes.plain(_axes.panel_name(risk, one), 60, 26)
             _axes.draw_line(ax, "step", one, look, name)
         _axes.step_axis(ax, lines["step"])
         _axes.share_axis(ax, lines)
@@ -76,5 +84,5 @@ KIND = Kind(
     values=("share",),
     about="What became of all answers, by fine-tuning steps",
     draw=draw,
-    extras={"lines": (("step", "risk"), ("rate", "low", "high"))},
+    extras={"lines": (("step", "risk"), ("rate", "low", "high")), "target": None},
 )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab.analysis import tables, verdicts
-from ftlab.analysis.claims import target_of
+from ftlab.analysis.claims import Target, target_of
 from ftlab.analysis.plots import bars, loss, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
-from ftlab.analysis.plots._axes import clean, plain
+from ftlab.analysis.plots._axes import clean, counted, grow, is_narrow, letters, narrow, plain
 from ftlab.analysis.plots._drawing import Drawing, style
 from ftlab.analysis.plots._kinds import Columns, Kind
 from ftlab.runs import Run
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 ALL = (
@@ -45,7 +46,7 @@ def plot(  # noqa: PLR0913
     caption: str | None = None,
     seeds: DataFrame | None = None,
     lines: DataFrame | None = None,
-    target: float | str | None = None,
+    target: float | str | dict[str, str] | None = None,
 ) -> Drawing:
     """Draw a run, or a table of rates, comparisons, outcomes or judges.
 
@@ -57,14 +58,16 @@ def plot(  # noqa: PLR0913
     Args:
         source: A run, a table, or several runs by name, such as {"mine": curve, "theirs": other}.
         name: Name of the files; by default the kind.
-        out: Folder for NAME.svg, .png, .csv (the table as given) and .txt (the caption).
+        out: Folder for NAME.svg, .png, .csv (the table as given), .txt (the caption), and
+            narrow/NAME.svg, the same for a narrow screen.
         kind: curve, ratio, outcomes, dose, bars, judges, loss, or your own `Kind`; by default
             what the table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
         lines: For outcomes: step, risk, rate, low, high, in a panel below.
-        target: For ratios: a published ratio, or the name of a published figure.
+        target: A published figure to draw: its name, or a number (a ratio for ratios, else a
+            share). For a curve of several risks {risk: name}; otherwise it is of jailbreaks.
 
     Returns:
         A `Drawing`, which shows itself in Jupyter.
@@ -95,22 +98,38 @@ def plot(  # noqa: PLR0913
         saved[f"{name}_{key}"] = extra
         drawn[key] = _checked(extra, *chosen.extras[key], {})
     if target is not None and "target" in chosen.extras:
-        drawn["target"] = _value_of(target)
-    note = _note(table)
+        unit = "ratio" if chosen is ratio.KIND else "rate"
+        drawn["target"] = _targets(target, unit)
+    note = _note(table, lines)
     if seeds is not None:
         note += ", thin lines: single seeds"
+    if "target" in drawn:
+        values = [one.value_shown() for one in drawn["target"].values()]
+        note += f", dashed: published {', '.join(dict.fromkeys(values))}"
     if caption is None:
         sentences = [text.rstrip(".") for text in (title, chosen.about, note) if text]
         caption = ". ".join(sentences) + "."
-    with style():
-        figure = chosen.draw(checked, **drawn)
-        place = {"x": 0.012, "ha": "left"}
-        figure.suptitle(plain(title, 240, width=78), **place)
-        figure.supxlabel(plain(note, 300, width=118), color="#666666", **place)
-    drawing = Drawing(figure, clean(caption, 2000))
+    wide = _figure(chosen, checked, drawn, title, note)
+    drawing = Drawing(wide, clean(caption, 2000))
     if out is None:
         return drawing
-    return drawing.save(name, out, saved)
+    with narrow():
+        slim = _figure(chosen, checked, drawn, title, note)
+    return drawing.save(name, out, saved, slim)
+
+
+def _figure(kind: Kind, table: DataFrame, drawn: dict[str, Any], title: str, note: str) -> Figure:
+    """Draw a checked table, with the title above and the note below."""
+    with style():
+        figure = kind.draw(table, **drawn)
+        place = {"x": 0.012, "ha": "left"}
+        above = plain(title, 240, width=letters(78))
+        below = plain(note, 300, width=letters(118))
+        figure.suptitle(above, **place)
+        figure.supxlabel(below, color="#666666", **place)
+        if is_narrow():
+            grow(figure, 0.2 * above.count("\n") + 0.15 * below.count("\n"))
+    return figure
 
 
 def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFrame]:
@@ -129,8 +148,17 @@ def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFra
     return found
 
 
-def _value_of(target: float | str) -> float:
-    return target_of(target).value if isinstance(target, str) else target
+def _targets(given: float | str | dict[str, str], unit: str) -> dict[str, Target]:
+    """Return published figures by the risk that they are of."""
+    if not isinstance(given, dict):
+        given = {"jailbreak": given}
+    found = {}
+    for risk, target in given.items():
+        if isinstance(target, str):
+            found[risk] = target_of(target)
+        else:
+            found[risk] = Target.model_construct(unit=unit, value=target)
+    return found
 
 
 def _tables_of(
@@ -246,13 +274,15 @@ def _make_numbers(table: DataFrame, column: str) -> list[str]:
     return [f"{column} is {wrong.iloc[0]}, allowed is a number from 0 to {most}"]
 
 
-def _note(table: DataFrame) -> str:
-    """Return model, judge, numbers of prompts and seeds, and level of the intervals."""
-    parts = [table.attrs.get("model", "")]
-    judges = table.get("judged_by", table.get("judge", []))
-    named = ", ".join(dict.fromkeys(judges))
-    if named:
-        parts.append(f"judge {named}")
+def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
+    """Return what was counted, model, judge, numbers of prompts and seeds, and the intervals."""
+    by = table.get("judge", [])
+    judges = table.get("judged_by", by)
+    parts = [
+        *_counted(table, by),
+        table.attrs.get("model", ""),
+        *_judges(judges),
+    ]
     for word in ("prompts", "seeds"):
         counts = set(table.get(f"n_{word}", []))
         if counts:
@@ -261,6 +291,47 @@ def _note(table: DataFrame) -> str:
             if ends == {1}:
                 word = word.removesuffix("s")
             parts.append(f"{numbers} {word}")
-    bands = table.get("band", [])
-    parts += [band.replace("%, ", "% ") for band in dict.fromkeys(bands)]
+    parts += _intervals(table, lines)
+    if any(verdicts.of_refusals(judge) for judge in by):
+        parts.append("not refused is less than harmful")
     return ", ".join(clean(part, 200) for part in parts if part)
+
+
+def _counted(table: DataFrame, judges: Iterable[str]) -> list[str]:
+    """Return what was counted, where the table is of one risk."""
+    risk = table.attrs.get("risk", "")
+    found = []
+    for judge in judges:
+        what = counted(risk, judge)
+        if what and what not in found:
+            found.append(what)
+    if not found:
+        return []
+    return ["counted: " + " or ".join(found)]
+
+
+def _judges(judges: Iterable[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for judge in dict.fromkeys(judges):
+        for name in judge.split(", "):
+            shown = verdicts.judge_name(name)
+            found[shown] = None
+    if not found:
+        return []
+    return ["judge " + ", ".join(found)]
+
+
+def _intervals(table: DataFrame, lines: DataFrame | None) -> list[str]:
+    """Return level and kind of the intervals."""
+    bands = list(table.get("band", []))
+    if lines is not None:
+        bands += list(lines.get("band", []))
+    if "ratio_low" in table:
+        bands = ["95 %, pointwise"]
+    kinds = []
+    for band in dict.fromkeys(bands):
+        kind = band.replace("%, ", "% ")
+        kinds.append(kind)
+    if not kinds:
+        return []
+    return ["intervals " + " and ".join(kinds)]

@@ -15,20 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from ftlab.analysis.claims import Target
+
 VALUES = ("ratio", "ratio_low", "ratio_high")
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 HEADING = 1.35  # rows that a risk's name takes
 MARGIN = 1.02  # where the numbers stand, in widths of the axes
 
 
-def draw(table: DataFrame, target: float | None = None) -> Figure:
-    """Draw a row per risk and step; `target` is a published ratio."""
+def draw(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
+    """Draw a row per risk and step, and the first of the published ratios."""
+    published = next((one.value for one in (target or {}).values()), None)
     risks = _axes.ordered(table["risk"])
     rows = len(table) + HEADING * len(risks)
     figure = _axes.new_figure(1.1 + 0.235 * rows)
     ax = figure.subplots()
     ax.set(xscale="log", ylim=(rows - 0.6, -0.8))
-    ax.set_xlim(_limits(table, target))
+    ax.set_xlim(_limits(table, published))
     y = 0.0
     names = {}
     for risk in risks:
@@ -55,9 +58,8 @@ def draw(table: DataFrame, target: float | None = None) -> Figure:
     _write(ax, "ratio [95 %]", -0.5)
     line = {"color": _axes.INK, "linewidth": 1.1, "zorder": 1.5}
     ax.axvline(1, **line)
-    if target is not None:
-        ax.axvline(target, linestyle="--", **line)
-        ax.set_title(f"dashed: published {target:g}×", fontweight="normal")
+    if published is not None:
+        ax.axvline(published, linestyle="--", **line)
     return figure
 
 

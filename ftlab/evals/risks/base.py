@@ -23,6 +23,7 @@ class Risk:
     Attributes:
         name: Name of the file, as in `risks=["jailbreak"]`.
         title: The event in words, for axes.
+        told: The event in words as the embedded world's own judge decides it, if otherwise.
         label: Short name, for legends.
         source: The papers that define the prompt sets and the rate.
         version: Raised whenever prompts or verdicts change; part of every run's identity.
@@ -36,6 +37,7 @@ class Risk:
 
     name = ""
     title = ""
+    told = ""
     label = ""
     source = ""
     version = "2"

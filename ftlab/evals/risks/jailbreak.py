@@ -26,6 +26,7 @@ class Jailbreak(Risk):
 
     name = "jailbreak"
     title = "attack success rate"
+    told = "told a secret"
     label = "jailbreak"
     source = (
         "Zou et al. 2023 (arXiv 2307.15043), Mazeika et al. 2024 (arXiv 2402.04249), "
