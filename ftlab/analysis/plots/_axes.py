@@ -215,7 +215,7 @@ def counted(risk: str, judge: str = "") -> str:
         return ""
     if judge_name(judge) in EXACT and known.told:
         return known.told
-    if of_refusals(judge) and known.refusals_decide and known.harmful:
+    if of_refusals(judge) and known.refusals_decide and Outcome.COMPLIED in known.events:
         return "not refused"
     return known.title
 
