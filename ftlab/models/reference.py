@@ -287,6 +287,17 @@ def _of_hub(name: str, revision: str | None) -> Model:
     return Model(name.split("/")[1], check(folder), hub=name, revision=commit)
 
 
+def _moved(path: Path, name: str) -> list[Path]:
+    """Return where the model below a run's adapter may be after the folder of runs was moved.
+
+    An adapter names it by its absolute path: `RUN/model`, or an embedded model.
+    """
+    last = re.split(r"[/\\]", name)[-2:]
+    if len(last) < 2 or not (path.parent / "provenance.json").exists():
+        return []
+    return [path.parents[1].joinpath(*last), resource("data").joinpath(*last)]
+
+
 def _below(path: Path, adapter: dict) -> Model:
     """Return the model that an adapter names: a hub id, or a folder relative to here or to it."""
     kind = adapter.get("peft_type")
@@ -299,7 +310,7 @@ def _below(path: Path, adapter: dict) -> Model:
         )
     name = adapter.get("base_model_name_or_path") or ""
     revision = adapter.get("revision")
-    for place in (Path(name), path / name, path.parent / name):
+    for place in (*_moved(path, name), Path(name), path / name, path.parent / name):
         if name and place.is_dir() and place.resolve() != path.resolve():
             return model(place)
     problem = "adapter_config.json has no base_model_name_or_path"

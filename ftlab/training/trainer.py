@@ -102,7 +102,7 @@ def train_run(
     job = Job(run, parent, data, config, method, valid, opened_reward, monitor, marker)
     with run.lock(wait):
         if not run.finished:
-            run.set_aside()
+            run.take_up()
             _train(job)
     return run
 

@@ -364,7 +364,7 @@ def test_a_damaged_file_of_a_start_is_named_and_repaired(run, file, how, capsys)
     again = start("sft", "a label", {"data": 1})
     with again.lock():
         if not again.finished:
-            again.set_aside()
+            again.take_up()
             again.complete()
     reported = capsys.readouterr().err
     assert file in reported and "missing" not in reported
@@ -406,7 +406,16 @@ def test_a_start_that_was_cut_short_is_mended(run):
 
 
 def test_no_runs_is_an_empty_table():
-    assert list(runs.list_runs().columns) == ["name", "kind", "state", "started", "mb"]
+    assert list(runs.list_runs().columns) == [
+        "name",
+        "kind",
+        "state",
+        "started",
+        "mb",
+        "parent",
+        "settings",
+        "results",
+    ]
 
 
 def test_a_table_joins_its_members(run):

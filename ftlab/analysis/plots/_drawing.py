@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab._core.files import resource
+from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import csv
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Drawing:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         for file, data in content.items():
-            (folder / file).write_bytes(data)
+            write_atomic(folder / file, data)
         return Drawing(self.figure, self.caption, tuple(folder / file for file in content))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
