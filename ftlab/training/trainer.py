@@ -23,6 +23,7 @@ from ftlab.models import model as open_model
 from ftlab.models.engines import Endpoint
 from ftlab.runs import Run
 from ftlab.training.checkpoints import (
+    BEFORE_ALL,
     folder,
     forget_after,
     max_steps_of,
@@ -189,7 +190,7 @@ def _attempt(job: Job, fit: Fit) -> None:
     """Train with one way to fit into memory. All that is loaded here dies with this frame."""
     from ftlab.training.callback import RunCallback  # imports transformers
 
-    checkpoint = newest_checkpoint(job.run)
+    checkpoint = _checkpoint(job)
     job = _prepare(replace(job, fit=fit))
     inner = job.model
     if job.config.adapter:
@@ -199,8 +200,6 @@ def _attempt(job: Job, fit: Fit) -> None:
     before = fingerprint(job.model)
     trainer = job.method.trainer(job)
     progress = Progress(job.run.name, 1)
-    start = step_of(checkpoint) if checkpoint else 0
-    forget_after(job.run, start)
     _restore_token_count(trainer, job.run)
     callback = RunCallback(job, trainer, progress)
     trainer.add_callback(callback)
@@ -215,6 +214,25 @@ def _attempt(job: Job, fit: Fit) -> None:
     save(job, job.model)
     progress.finish()
     _complete(job, trainer, callback, facts)
+
+
+def _checkpoint(job: Job) -> Path | None:
+    """Return the checkpoint to continue from, with logs that end there, or None.
+
+    Verdicts come from the answers anew; where some are missing, training starts again.
+    """
+    run = job.run
+    checkpoint = newest_checkpoint(run)
+    forget_after(run, step_of(checkpoint) if checkpoint else BEFORE_ALL)
+    recheck = getattr(job.monitor, "recheck", None)
+    if checkpoint and recheck and not recheck(run):
+        print(
+            f"{run.name}: answers or verdicts are missing; training starts again", file=sys.stderr
+        )
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        forget_after(run, BEFORE_ALL)
+        return None
+    return checkpoint
 
 
 def _prepare(job: Job) -> Job:
