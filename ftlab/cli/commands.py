@@ -224,8 +224,15 @@ def notebook(
 ) -> None:
     """Run a notebook with parameters; a parameter that it does not have is an error."""
     from ftlab.experiments import parse_parameters, run_notebook
+    from ftlab.experiments.backends import Job, LocalBackend
 
-    print(run_notebook(path, output, parse_parameters(parameter or [])))
+    values = parse_parameters(parameter or [])
+    arguments = {"notebook": path, "output": output, "parameters": values}
+    # The backend prints where the notebook is, and ends its kernel on an interrupt.
+    (result,) = LocalBackend().map([Job(path.stem, run_notebook, arguments, kernel=True)])
+    if result.error:
+        raise result.error
+    print(result.value)
 
 
 @app.command()
