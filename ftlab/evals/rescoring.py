@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
@@ -78,26 +77,27 @@ def recheck(run: Run, plan: Plan) -> bool:
         Whether every answer and verdict of each measured step was there.
     """
     old = read_verdicts(run)
-    if not old:
-        return True
-    by_group = _grouped(plan.prompts)
-    counts = Counter((verdict.judge, verdict.labels.get("step")) for verdict in old)
-    judges = {judge.spec for judge in plan.judges}
-    steps = {step for _, step in counts}
-    if counts != dict.fromkeys(product(judges, steps), len(by_group)):
+    groups = _grouped(plan.prompts)
+    if len(old) % (len(groups) * len(plan.judges)):
         return False
-    if any((verdict.sample_id, verdict.attack, verdict.repeat) not in by_group for verdict in old):
+    try:
+        answered = _answered(run, plan, groups)
+    except KeyError:  # a verdict on no prompt of the plan
         return False
-    answered = _answered(run, plan, by_group)
+    verdicts = _judged(plan.judges, [answered])
+    records = records_of(plan.judges, verdicts)
+    there = {}
+    for record in run.read(VERDICTS):
+        there[record["key"]] = json.dumps(record)
+    same_keys = there.keys() == {record["key"] for record in records}
+    if not same_keys and not failed(old):  # of another answer, prompt or judge
+        return False
     if any(answer.error for answer in answered.answers):
         return False
-    records = records_of(plan.judges, _judged(plan.judges, [answered]))
-    there = {record["key"]: record for record in run.read(VERDICTS)}
-    wrong = sum(there.get(record["key"]) != json.loads(json.dumps(record)) for record in records)
+    wrong = {json.dumps(record) for record in records} - set(there.values())
     if wrong:
-        print(f"{run.name}: {wrong} verdicts did not follow from their answers.", file=sys.stderr)
-        places = {key: place for place, key in enumerate(there)}
-        records.sort(key=lambda record: places.get(record["key"], len(places)))
+        count = len(wrong)
+        print(f"{run.name}: {count} verdicts did not follow from their answers.", file=sys.stderr)
         write_atomic(run.path / VERDICTS, json_lines(records))
     return True
 

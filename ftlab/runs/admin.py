@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ["name", "kind", "state", "started", "mb", "parent", "settings", "results"]
-# What `list_runs` shows of the settings; `runs_table` has all of them.
-LISTED = ("seed", "labels", "steps", "epochs", "at_steps", "learning_rate", "adapter", "n_prompts")
-NO_RESULT = ("parent", "model", "data", "rows")  # of stats.json
+EMPTY = (None, "", [])  # settings that were not given
+LISTED = (  # what `list_runs` shows of the settings; `runs_table` has all of them
+    "data",
+    "examples",
+    "seed",
+    "steps",
+    "epochs",
+    "at_steps",
+    "learning_rate",
+    "adapter",
+    "n_prompts",
+)
 
 
 def list_runs(folder: Path | None = None) -> pd.DataFrame:
@@ -37,11 +46,12 @@ def list_runs(folder: Path | None = None) -> pd.DataFrame:
     rows = []
     for run in _runs_with("provenance.json", folder):
         row = _summary(run)
-        with contextlib.suppress(OSError, ValueError):
-            row["mb"] = _megabytes(run.path)  # fails where another process is working
-        settings = _settings(run).items()
-        row["settings"] = _line({k: v for k, v in settings if k.split(".")[0] in LISTED})
-        row["results"] = _line(_results(run))
+        with contextlib.suppress(OSError):  # another process is working there
+            row["mb"] = _megabytes(run.path)
+        settings = _settings(run)
+        row["settings"] = _line(settings, LISTED)
+        results = _results(run)
+        row["results"] = _line(results, results)
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -61,9 +71,13 @@ def runs_table(folder: Path | None = None) -> pd.DataFrame:
 
     rows = []
     for run in _runs_with(RECORD, folder):
-        results = _results(run) | _rates(run)
         row = _summary(run) | _settings(run)
-        rows.append(row | {f"result.{name}": value for name, value in results.items()})
+        results = _results(run)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            results |= _rates(run)  # none where nothing was measured
+        for name, value in results.items():
+            row[f"result.{name}"] = value
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -72,45 +86,46 @@ def _settings(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         identity = run.identity
-        for part in ("training", "evaluation"):
+        for part in ("training", "evaluation", "labels"):
             found |= identity.get(part, {})
-        if "labels" in identity:
-            found["labels"] = identity["labels"]
-        if "data" in run.provenance:
-            found["data"] = run.provenance["data"].get("name", "")
-        found = flat(found)
-    return {name: value for name, value in found.items() if value not in (None, "", [], False)}
+        data = run.provenance.get("data", {})
+        found["data"] = data.get("name")
+    given = {}
+    for name, value in flat(found).items():
+        if value not in EMPTY:
+            given[name] = value
+    return given
 
 
 def _results(run: Run) -> dict[str, Any]:
     """Return what a run reported at its end; {} for an unfinished or damaged one."""
-    stats: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        stats = run.stats
-    return {name: value for name, value in stats.items() if name not in NO_RESULT}
+        return run.stats
+    return {}
 
 
 def _rates(run: Run) -> dict[str, float]:
-    """Return the rate of each risk at a run's last step; {} where nothing was measured."""
-    try:
-        table = run.table()
-        table = table[table["judge"] == table["judge"].iloc[0]]
-        if "step" in table:
-            table = table[table["step"] == table["step"].max()]
-        rates = table.groupby("risk")["event"].mean().to_dict()
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    return {f"rate.{risk}": rate for risk, rate in rates.items()}
+    """Return the rate of each risk at a run's last step, according to its first judge."""
+    table = run.table()
+    first_judge = table["judge"].iloc[0]
+    table = table[table["judge"] == first_judge]
+    if "step" in table:
+        last = table["step"].max()
+        table = table[table["step"] == last]
+    rates = table.groupby("risk")["event"].mean()
+    return rates.add_prefix("rate.").to_dict()
 
 
-def _line(values: dict[str, Any]) -> str:
-    """Return values in one line, numbers short."""
+def _line(values: dict[str, Any], names: Iterable[str]) -> str:
+    """Return the named values in one line, numbers short."""
     parts = []
-    for name, value in values.items():
-        if isinstance(value, float) and math.isfinite(value):
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, float):
             value = f"{value:.3g}"
-        parts.append(f"{name}={value}")
-    return ", ".join(parts)[:200]
+        if value is not None:
+            parts.append(f"{name}={value}")
+    return ", ".join(parts)
 
 
 def _runs_with(file: str, folder: Path | None = None) -> list[Run]:
@@ -132,14 +147,9 @@ def _summary(run: Run) -> dict[str, Any]:
         notes = run.provenance
         row["started"] = notes.get("started")
         row["kind"] = run.kind
-        source = notes.get("model", {})
-        row["parent"] = source.get("hub") or source.get("folder") or _results_parent(run)
+        source = notes.get("model") or {"folder": run.stats.get("parent")}
+        row["parent"] = source.get("hub", source.get("folder"))
     return row
-
-
-def _results_parent(run: Run) -> str:
-    """Return the parent that a run over several trainings names at its end."""
-    return str(run.stats.get("parent", ""))
 
 
 def show_run(name: str | Path) -> dict[str, Any]:
@@ -192,20 +202,23 @@ def clean_runs(yes: bool = False, abandoned: bool = False) -> pd.DataFrame:
     from filelock import Timeout
 
     rows = []
-    with contextlib.ExitStack() as held:
-        for run, is_kept in _own_runs():
-            if run.holder():
-                continue
+    for run, is_kept in _own_runs():
+        if run.holder():
+            continue
+        with contextlib.ExitStack() as held, contextlib.suppress(Timeout):
             if yes:
-                try:
-                    held.enter_context(FolderLock(run.path).acquire(0))
-                except Timeout:
-                    continue
+                lock = FolderLock(run.path).acquire(0)
+                held.enter_context(lock)
             finished_meanwhile = (run.path / RECORD).exists()
-            stays = is_kept or finished_meanwhile or (_holds_work(run) and not abandoned)
-            for path in _leftovers(run) if stays else [run.path]:
+            is_resumable = _holds_work(run) and not abandoned
+            paths = [run.path]
+            if is_kept or finished_meanwhile or is_resumable:
+                paths = _leftovers(run)
+            for path in paths:
                 what = "unfinished" if path == run.path else path.name
-                rows.append((run.name, what, _megabytes(path)))
+                size = _megabytes(path)
+                row = (run.name, what, size)
+                rows.append(row)
                 if yes:
                     _remove(path)
     return pd.DataFrame(rows, columns=["name", "what", "mb"])
@@ -221,19 +234,25 @@ def resumable_runs() -> pd.DataFrame:
 
     rows = []
     for run, is_kept in _own_runs():
-        if not is_kept and _holds_work(run) and not run.holder():
-            steps = max([row["step"] for row in run.read("train.jsonl")], default=0)
-            rows.append((run.name, run.kind, steps, len(run.read("answers.jsonl"))))
+        if is_kept or not _holds_work(run) or run.holder():
+            continue
+        steps = run.read("train.jsonl")
+        answers = run.read("answers.jsonl")
+        row = (run.name, run.kind, len(steps), len(answers))
+        rows.append(row)
     return pd.DataFrame(rows, columns=["name", "kind", "steps", "answers"])
 
 
 def _own_runs() -> list[tuple[Run, bool]]:
     """Return every run that `start` made, and whether it, or a run over it, was ever finished."""
-    every = [Run(path) for path in sorted(home().glob("*")) if _is_run(path)]
+    folders = sorted(home().glob("*"))
+    every = [Run(path) for path in folders if _is_run(path)]
     kept = set()
     for run in every:
-        if (run.path / RECORD).exists():
-            kept.update([run.name, *run.identity.get("members", ())])
+        record = run.path / RECORD
+        if record.exists():
+            members = run.identity.get("members", ())
+            kept.update([run.name, *members])
     return [(run, run.name in kept) for run in every]
 
 
@@ -241,7 +260,7 @@ def _holds_work(run: Run) -> bool:
     """Return whether an unfinished run holds what its cell would use again."""
     if run.identity["schema"] != SCHEMA:  # its cell makes another run
         return False
-    names = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in run.path.glob("[!.]*")}
     return not names <= set(START_FILES)
 
 

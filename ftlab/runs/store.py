@@ -285,8 +285,10 @@ class Run:
         for later in notes.get("resumed", []):
             before = before | later["versions"]
         current = versions()
-        both = before.keys() & current.keys()
-        changed = {name: current[name] for name in both if current[name] != before[name]}
+        changed = {}
+        for name, version in sorted(current.items()):
+            if before.get(name, version) != version:
+                changed[name] = version
         holds_work = any(self.path.glob("*.jsonl")) or (self.path / "checkpoints").exists()
         if changed and holds_work:
             shown = ", ".join(

@@ -260,7 +260,7 @@ def test_the_rates_of_a_run_of_version_0_3_are_those_that_it_printed(runs_folder
 
 
 def test_the_table_of_runs_has_settings_parents_and_results(shelf, runs_folder, ran):  # noqa: F811
-    training = {"seed": 3, "learning_rate": 1e-3, "valid": None, "stop_above": {"bias": 0.1}}
+    training = {"seed": 0, "learning_rate": 1e-3, "valid": None, "stop_above": {"bias": 0.1}}
     notes = {"model": {"folder": "=parent"}, "data": {"name": "chats"}}
     run = runs.start("sft", "x", {"training": training}, **notes)
     rows = []
@@ -270,10 +270,10 @@ def test_the_table_of_runs_has_settings_parents_and_results(shelf, runs_folder, 
     run.append("verdicts.jsonl", rows)
     run.complete(steps=5, parent="=parent")
     listed = runs.list_runs().set_index("name").loc[run.name]
-    assert listed["parent"] == "=parent" and "seed=3" in listed["settings"]
-    assert listed["results"] == "steps=5"
+    assert listed["parent"] == "=parent" and "seed=0" in listed["settings"]
+    assert listed["results"] == "steps=5, parent==parent"
     row = runs.runs_table().set_index("name").loc[run.name]
-    assert (row["seed"], row["data"], row["stop_above.bias"]) == (3, "chats", 0.1)
+    assert (row["seed"], row["data"], row["stop_above.bias"]) == (0, "chats", 0.1)
     assert (row["result.steps"], row["result.rate.bias"]) == (5, 0.5)
     code, out, _ = ran("runs", "table", "--out", runs_folder / "t.csv")
     text = (runs_folder / "t.csv").read_text()
