@@ -418,3 +418,27 @@ def test_the_memory_of_the_process_returns_to_within_5_percent(larger, tmp_path)
         before, most, after, failed = map(int, numbers)
         assert most > 1.15 * before, name  # else nothing is shown
         assert after < 1.05 * before and failed < 1.05 * before, name
+
+
+@pytest.mark.parametrize("note", [b"\xff\xfe note", b"plain", None])
+def test_a_parents_safety_note_of_any_kind_is_inherited(note, llama, tmp_path):
+    """It was read after the last step, where an error loses the training."""
+    from ftlab.training.saving import MARKER, _inherited
+
+    parent = ftlab.model(shutil.copytree(llama, tmp_path / "parent"))
+    assert _inherited(parent) == ""
+    if note is None:
+        os.mkfifo(parent.path / MARKER)
+    else:
+        (parent.path / MARKER).write_bytes(note)
+    inherited = _inherited(parent)
+    assert inherited.startswith("In a model that it was made from: ")
+    inherited.encode()
+
+
+def test_an_adapter_finds_its_parent_in_a_moved_folder_of_runs(llama, runs_folder, tmp_path):
+    parent = call("sft", llama, steps=1)
+    child = call("sft", parent, steps=1, adapter="lora")
+    moved = runs_folder.rename(tmp_path / "moved")
+    found = ftlab.model(moved / child.name)
+    assert found.parent.path == moved / parent.name / "model"
