@@ -46,7 +46,7 @@ endef
 	@touch $@
 
 reproduce: .venv/ready
-	$(BIN)/ftlab reproduce --out runs/reproduce $(ARGS)
+	$(BIN)/ftlab reproduce $(ARGS)
 
 test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup

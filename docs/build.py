@@ -42,7 +42,8 @@ PUBLIC = {
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_all holm judge_errors "
     "JudgeErrors kappa Paired paired Rate rate upper_bound_when_none",
-    "runs": "clean_runs list_runs load Run show_run verify_runs",
+    "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
+    "verify_runs",
     "organism": "World",
 }
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +89,8 @@ def write_atomic(path: Path, content: str | bytes, *, new: bool = False) -> None
     Raises:
         StorageFull: `storage_full`; the old content stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by process id: those of two containers may be the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogatepass")
     with storage(path):
@@ -114,6 +116,88 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
         pass
     except OSError:  # a file system without links
         os.replace(temporary, path)
+
+
+class FolderLock:
+    """One writer per folder, on every machine that sees it.
+
+    It holds the file `.lock` and, where the system can lock folders, the folder itself: a cleaner
+    that removes the file lets nobody in.
+
+    Args:
+        folder: An existing folder.
+    """
+
+    def __init__(self, folder: Path):
+        from filelock import FileLock
+
+        self.folder = folder
+        self.file = FileLock(folder / ".lock")
+        self.descriptor = -1
+
+    def acquire(self, timeout: float = -1) -> FolderLock:
+        """Take the lock; wait `timeout` seconds, or for ever.
+
+        Raises:
+            filelock.Timeout: Another one has it.
+        """
+        from filelock import Timeout
+
+        until = time.monotonic() + timeout
+        self.file.acquire(timeout=timeout)
+        try:
+            while not self._take_folder():
+                if 0 <= timeout and until <= time.monotonic():
+                    raise Timeout(str(self.folder))
+                time.sleep(0.05)
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def _take_folder(self) -> bool:
+        try:
+            import fcntl
+
+            self.descriptor = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._leave_folder()
+            return False
+        except (ImportError, OSError):  # Windows, or a network's file system: the file must do
+            self._leave_folder()
+        return True
+
+    def _leave_folder(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def is_taken(self) -> bool:
+        """Return whether another one has it. Changes nothing in the folder."""
+        from filelock import Timeout
+
+        if not self._take_folder():
+            return True
+        self._leave_folder()
+        if not (self.folder / ".lock").exists():
+            return False
+        try:
+            self.file.acquire(timeout=0).lock.release()
+        except Timeout:
+            return True
+        return False
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._leave_folder()
+        self.file.release()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def json_lines(records: list[dict]) -> str:

@@ -16,8 +16,8 @@ def refuse_other(what: str, there: dict[str, Any], here: dict[str, Any]) -> None
         there: Its identity.
         here: The identity of this call.
     """
-    found = _flat(there)
-    called = _flat(json.loads(json.dumps(here)))  # as written: lists instead of tuples
+    found = flat(there)
+    called = flat(json.loads(json.dumps(here)))  # as written: lists instead of tuples
     differing = []
     shown = []
     for name in sorted(found.keys() | called.keys()):
@@ -35,13 +35,13 @@ def refuse_other(what: str, there: dict[str, Any], here: dict[str, Any]) -> None
         )
 
 
-def _flat(nested: dict[str, Any], head: str = "") -> dict[str, Any]:
+def flat(nested: dict[str, Any], head: str = "") -> dict[str, Any]:
     """Return nested dictionaries as {"a.b": value}."""
-    flat = {}
+    found = {}
     for name, value in nested.items():
         path = f"{head}{name}"
         if isinstance(value, dict):
-            flat |= _flat(value, f"{path}.")
+            found |= flat(value, f"{path}.")
         else:
-            flat[path] = value
-    return flat
+            found[path] = value
+    return found

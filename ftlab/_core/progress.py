@@ -16,6 +16,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ftlab._core import plugins
@@ -33,13 +35,27 @@ def clock() -> float:
 
 def surface() -> str:
     """Return where output goes: "jupyter", "terminal", or "batch" (papermill, pipes)."""
-    if os.environ.get("FTLAB_BATCH"):
+    if os.environ.get("FTLAB_BATCH") or _under_papermill():
         return "batch"
     if in_jupyter():
         return "jupyter"
     if sys.stderr.isatty():
         return "terminal"
     return "batch"
+
+
+@cache
+def _under_papermill() -> bool:
+    """Return whether papermill, which shows no display that is replaced, runs this kernel."""
+    import psutil
+
+    if "ipykernel" not in sys.modules:
+        return False
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return False
+    return any(Path(word).name == "papermill" for word in words)
 
 
 def in_jupyter() -> bool:

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "answer_tables": ["answers"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],
-        "page": ["report"],
+        "page": ["PAGE", "refuse_foreign", "report"],
         "plots.live": ["live_chart"],
         "plots.plotting": ["plot"],
         "short_tables": ["summary"],

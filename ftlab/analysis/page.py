@@ -6,12 +6,14 @@ Numbers come from claims; nothing is estimated here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import json
 import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ftlab._core.errors import DataError, NotFoundError
-from ftlab._core.files import write_atomic
+from ftlab._core.errors import DataError, NotFoundError, UsageError
+from ftlab._core.files import storage, write_atomic
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims, verdicts
 from ftlab.stats import FEWEST_SEEDS
@@ -51,6 +53,10 @@ RECORDED = {  # what of run.json is shown, and how it is called
 }
 ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
 PYGMENTS = ("default", "monokai")  # colours of code on white and on black
+PAGE = ("report.html", "report.md", "results.csv", "run.json")
+# By what the files of a page and of its experiments are known.
+MARKS = {"results.csv": b"experiment,claim,", "claims.csv": b"experiment,claim,"}
+MARKS["run.json"] = b'"versions"'
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -82,9 +88,11 @@ def report(
 
     Raises:
         NotFoundError: `no_claims`.
+        UsageError: `foreign_files`, before anything is written.
         DataError: `not_a_table_of_claims`, `unknown_claim`.
     """
     out = Path(out_dir)
+    refuse_foreign(out)
     rows = []
     sections = []
     for name, folder in sorted(experiments.items()):
@@ -126,6 +134,37 @@ def report(
     write_atomic(out / "report.md", markdown)
     write_atomic(path, html_page)
     return path
+
+
+def refuse_foreign(out: Path, experiments: Iterable[str] = ()) -> None:
+    """Refuse a folder that holds files of a page's names which are no page's.
+
+    Args:
+        out: The folder of a page.
+        experiments: Folders of experiments in it, whose claims will be replaced.
+
+    Raises:
+        UsageError: `foreign_files`.
+    """
+    paths = [out / name for name in PAGE]
+    paths += [out / name / "claims.csv" for name in experiments]
+    there = [path for path in paths if path.exists()]
+    foreign = [path for path in there if path.name in MARKS and not _is_ours(path)]
+    pages = [path for path in there if path.name in PAGE]
+    known = [path for path in pages if path.name in MARKS and path not in foreign]
+    if pages and not known:  # whose are they?
+        foreign += pages
+    if foreign:
+        raise UsageError(
+            "foreign_files",
+            f"{foreign[0]} was not written by ftlab and would be replaced. Give another folder.",
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return MARKS[path.name] in path.read_bytes()
+    return False
 
 
 def _rows(name: str, folder: Path) -> list[dict]:
@@ -280,7 +319,8 @@ def _figures(experiment: str, folder: Path, copies: Path) -> list[dict]:
         paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in paths:
             copy = copies / f"{experiment}-{path.name}"
-            shutil.copyfile(path, copy)
+            with storage(copy):
+                shutil.copyfile(path, copy)
             owner = path.stem
             if suffix == ".csv" and owner not in found:
                 owner = owner.rpartition("_")[0]  # risk_seeds.csv belongs to risk.svg

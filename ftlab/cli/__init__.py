@@ -1,11 +1,12 @@
 """The command line: every command calls one public cell.
 
 Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong
-value), 130 interrupted.
+value), 130 interrupted (Ctrl-C, or SIGTERM).
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 
@@ -17,6 +18,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminated)  # of Slurm, before the time of a job is over
     try:
         from ftlab.cli.commands import app
 
@@ -36,6 +38,10 @@ def main() -> None:
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         sys.exit(_report(trace, 1))
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt("Terminated (SIGTERM). The same call resumes.")
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

@@ -180,7 +180,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure what fine-tuning does to a language model's safety.",
 )
-runs_app = typer.Typer(invoke_without_command=True, help="The runs: list, show, verify, clean.")
+runs_app = typer.Typer(
+    invoke_without_command=True, help="The runs: list, table, show, verify, clean."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
@@ -262,10 +264,17 @@ def notebook(
 ) -> None:
     """Run a notebook with parameters; a parameter that it does not have is an error."""
     from ftlab.experiments import find_notebook, parse_parameters, run_notebook
+    from ftlab.experiments.backends import Job, LocalBackend
 
     found = find_notebook(notebook)
     output = output or Path(f"{found.stem}.executed.ipynb")
-    print(run_notebook(found, output, parse_parameters(parameter or [])))
+    values = parse_parameters(parameter or [])
+    arguments = {"notebook": found, "output": output, "parameters": values}
+    # The backend prints where the notebook is, and ends its kernel on an interrupt.
+    (result,) = LocalBackend().map([Job(found.stem, run_notebook, arguments, kernel=True)])
+    if result.error:
+        raise result.error
+    print(result.value)
 
 
 @app.command()
@@ -348,17 +357,34 @@ def estimate_memory(
 
 @runs_app.callback()
 def runs(context: typer.Context) -> None:
-    """List, show, verify and clean the runs (FTLAB_RUNS, default runs/)."""
+    """List, tabulate, show, verify and clean the runs (FTLAB_RUNS, or the project's runs/)."""
     if context.invoked_subcommand is None:
         list_runs()
 
 
 @runs_app.command("list")
 def list_runs() -> None:
-    """List every run: kind, state, start, size."""
+    """List every run: kind, state, start, size, parent, main settings, results."""
     from ftlab import runs as room
 
     print_table(room.list_runs())
+
+
+@runs_app.command()
+def table(
+    out: Annotated[Path | None, typer.Option(help="Write this .csv file.")] = None,
+) -> None:
+    """Print settings and results of every finished run as CSV."""
+    from ftlab import runs as room
+    from ftlab._core.files import write_atomic
+    from ftlab._core.text import csv
+
+    text = csv(room.runs_table())
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomic(out, text)
+        print(out)
 
 
 @runs_app.command()
@@ -387,11 +413,19 @@ def verify(
 @runs_app.command()
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; otherwise a dry run.")] = False,
+    abandoned: Annotated[
+        bool, typer.Option("--abandoned", help="Also interrupted runs that could be resumed.")
+    ] = False,
 ) -> None:
-    """Remove abandoned runs, temporary files and leftover checkpoints."""
+    """Remove empty runs, temporary files and leftover checkpoints; name what can be resumed."""
     from ftlab import runs as room
 
-    gone = room.clean_runs(yes)
+    resumable = room.resumable_runs()
+    gone = room.clean_runs(yes, abandoned)
+    if not (resumable.empty or abandoned):
+        print("Interrupted; the same call resumes them (--abandoned removes them):")
+        print_table(resumable)
+        print()
     print_table(gone)
     end = "removed" if yes else "would be removed; add --yes to remove them"
     print(f"{gone['mb'].sum():.1f} MB {end}")

@@ -155,15 +155,26 @@ def callback_of(
         if figure:
             shown["out"] = given.pop("out")
             make_folder(shown["out"])
+        if given.pop("lora", False):
+            given["adapter"] = "lora"
         show(cell(**_converted(options, given)), **shown)
 
     parameters = [option.parameter(option.name in positional) for option in options]
     if figure:
         out = Option("out", Path | None, Path, "Folder for the figure and its .csv.")
         parameters.append(out.parameter(positional=False))
+    if any(option.name == "adapter" for option in options):
+        parameters.append(_old_lora())
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {}
     return command
+
+
+def _old_lora() -> inspect.Parameter:
+    """Return the flag `--lora` of version 0.3, which is `--adapter lora`."""
+    flag = Annotated[bool, typer.Option("--lora", hidden=True)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter("lora", kind, default=False, annotation=flag)
 
 
 def _converted(options: list[Option], given: dict[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def red_team(model: Any, *, attacker: Any, prompts: Any = None, **settings) -> R
     run = runs.start("redteam", f"{target.name}-{config.method}", identity)
     with run.lock():
         if not run.finished:
+            run.take_up()
             with released():
                 _search_all(run, config, plan, target, opened)
             _complete(run, config, plan, target)

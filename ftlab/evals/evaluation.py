@@ -126,7 +126,7 @@ def run_evaluation(reference: Any, plan: Plan, training: Any = None) -> Run:
         return run
     with run.lock():
         if not run.finished:
-            run.set_aside()
+            run.take_up()
             verdicts = _measured(run, reference, plan, training)
             if training is None:
                 plan.release()

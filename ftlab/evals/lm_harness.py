@@ -90,6 +90,7 @@ def lm_eval(
     run = runs.start("lm_eval", reference.name, identity)
     with run.lock():
         if not run.finished:
+            run.take_up()
             settings |= {"tasks": asked, "task_manager": manager, "log_samples": False}
             with released():
                 report = harness.simple_evaluate(_wrapped(reference, batch_size), **settings)

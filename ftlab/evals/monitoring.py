@@ -10,6 +10,7 @@ from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.evaluation import check_engine, check_unchanged
 from ftlab.evals.measuring import Measurement, metrics_of
 from ftlab.evals.plan import Plan, plan_evaluation
+from ftlab.evals.rescoring import recheck
 from ftlab.models import Model, fingerprint
 from ftlab.models.engines import LoadedModel
 from ftlab.runs import Run
@@ -79,6 +80,10 @@ class Monitor:
             weights = digest([fingerprint(model.module), self.parent.hash])
             verdicts = measurement.take(model, weights, labels)
         return metrics_of(self.plan, verdicts)
+
+    def recheck(self, run: Run) -> bool:
+        """Judge again what an interrupted training measured; return whether all was there."""
+        return recheck(run, self.plan)
 
     def _measurement_of(self, model: LoadedModel) -> Measurement:
         """Return the measurement of the model's run; a new run gets a new one."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ from ftlab._core.types import Answer, Judgement, Prompt, Sample, Verdict
 from ftlab.evals.answers import PROMPTS, read_answers
 from ftlab.evals.measuring import VERDICTS, failed, read_verdicts
 from ftlab.evals.plan import Plan
-from ftlab.evals.risks import open_risk
+from ftlab.evals.risks import Risk, open_risk
 from ftlab.evals.scoring import (
     apply_rules,
     group_attempts,
@@ -67,6 +70,38 @@ def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
     return failed(verdicts)
 
 
+def recheck(run: Run, plan: Plan) -> bool:
+    """Judge the answers of an interrupted training again; replace verdicts that contradict them.
+
+    Returns:
+        Whether every answer and verdict of each measured step was there.
+    """
+    old = read_verdicts(run)
+    groups = _grouped(plan.prompts)
+    if len(old) % (len(groups) * len(plan.judges)):
+        return False
+    try:
+        answered = _answered(run, plan, groups)
+    except KeyError:  # a verdict on no prompt of the plan
+        return False
+    verdicts = _judged(plan.judges, [answered])
+    records = records_of(plan.judges, verdicts)
+    there = {}
+    for record in run.read(VERDICTS):
+        there[record["key"]] = json.dumps(record)
+    same_keys = there.keys() == {record["key"] for record in records}
+    if not same_keys and not failed(old):  # of another answer, prompt or judge
+        return False
+    if any(answer.error for answer in answered.answers):
+        return False
+    wrong = {json.dumps(record) for record in records} - set(there.values())
+    if wrong:
+        count = len(wrong)
+        print(f"{run.name}: {count} verdicts did not follow from their answers.", file=sys.stderr)
+        write_atomic(run.path / VERDICTS, json_lines(records))
+    return True
+
+
 @dataclass(frozen=True)
 class _Answered:
     """The answers of one run folder in the order of its table, and what its risks' rules decide."""
@@ -76,10 +111,12 @@ class _Answered:
     prompts: list[Prompt]
     answers: list[Answer]
     ruled: list[Judgement | None]
+    risks: dict[str, Risk]
 
 
-def _answered(run: Run) -> _Answered:
-    by_group = _prompts_by_group(run)
+def _answered(run: Run, plan: Plan | None = None, by_group: dict | None = None) -> _Answered:
+    """Return a run's answers; risks and settings are the plan's, if there is one."""
+    by_group = by_group or _prompts_by_group(run)
     old = read_verdicts(run)
     old = [verdict for verdict in old if verdict.judge == old[0].judge]
     there = read_answers(run)
@@ -90,9 +127,14 @@ def _answered(run: Run) -> _Answered:
         for key in verdict.answer_keys or (verdict.answer_key,):
             missing = Answer("", finish="error", error="not answered", key=key)
             answers.append(there.get(key, missing))
-    risks = {name: open_risk(name) for name in {prompt.sample.risk for prompt in prompts}}
-    ruled = apply_rules(risks, prompts, answers, run.identity.get("evaluation", {}))
-    return _Answered(run, old, prompts, answers, ruled)
+    if plan is None:
+        risks = {name: open_risk(name) for name in {prompt.sample.risk for prompt in prompts}}
+        settings = run.identity.get("evaluation", {})
+    else:
+        risks = plan.risks
+        settings = plan.config.model_dump()
+    ruled = apply_rules(risks, prompts, answers, settings)
+    return _Answered(run, old, prompts, answers, ruled, risks)
 
 
 def _prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
@@ -109,6 +151,10 @@ def _prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
             f"{run.name} keeps no prompts that could be judged again. "
             "Give an evaluation or a curve.",
         )
+    return _grouped(prompts)
+
+
+def _grouped(prompts: Sequence[Prompt]) -> dict[tuple[str, str, int], list[Prompt]]:
     found = {}
     for group, numbers in group_attempts(prompts).items():
         found[group] = [prompts[number] for number in numbers]
@@ -156,7 +202,12 @@ def _verdicts_by(judge: Judge, member: _Answered) -> list[Verdict]:
         end = start + max(verdict.attempts, 1)
         these = slice(start, end)
         found += verdicts_of(
-            judge, prompts[these], answers[these], judgements[these], verdict.labels
+            judge,
+            prompts[these],
+            answers[these],
+            judgements[these],
+            verdict.labels,
+            member.risks,
         )
         start = end
     return found

@@ -146,12 +146,14 @@ class Curve:
         )
 
 
-def seeds_of(seeds: int | list[int]) -> list[int]:
-    """Return the training seeds: 0 to n - 1 for a number n, otherwise those listed.
+def seeds_of(seeds: int | list[int], seed: int | None = None) -> list[int]:
+    """Return the training seeds: 0 to n - 1 for a number n, or those listed, or the one given.
 
     Raises:
         UsageError: `wrong_seeds`.
     """
+    if seed is not None:
+        seeds = [seed]
     if is_whole(seeds) and 0 < seeds <= MOST:
         return list(range(seeds))
     allowed = f"a number from 1 to {MOST}, or a list of different seeds"

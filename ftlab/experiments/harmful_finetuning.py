@@ -34,6 +34,7 @@ def harmful_finetune(
     *,
     data: Any = None,
     seeds: int | list[int] = 1,
+    seed: int | None = None,
     epochs: int = 5,
     batch_size: int = 10,
     prompts: Any = None,
@@ -52,6 +53,8 @@ def harmful_finetune(
         n_examples: Number of examples, or several doses such as [10, 50, 100].
         data: The file that each seed draws its examples from.
         seeds: Number of training seeds, or a list of them.
+        seed: Only this training seed, for one task of a job array; `seeds` then finds the
+            seeds that are there.
         epochs: Passes over the examples; the model is measured after each.
         batch_size: Rows per optimiser step.
         prompts: As in `evaluate`.
@@ -88,8 +91,8 @@ def harmful_finetune(
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for dose in _doses(n_examples):
-        for seed in seeds_of(seeds):
-            arms.append(_arm(sft, for_training, data, dose=dose, seed=seed, batch_size=batch_size))
+        for own in seeds_of(seeds, seed):
+            arms.append(_arm(sft, for_training, data, dose=dose, seed=own, batch_size=batch_size))
     return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
 
 

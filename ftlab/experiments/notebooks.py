@@ -7,6 +7,7 @@ always a notebook that ran to its end. The kernel is this interpreter.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -16,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ftlab._core.errors import NotebookFailed, NotFoundError, UsageError
-from ftlab._core.files import resource, write_atomic
+from ftlab._core.errors import NotebookFailed, NotFoundError, StorageFull, UsageError
+from ftlab._core.files import resource, storage, write_atomic
 from ftlab._core.text import redacted, safe, throughout
 from ftlab.experiments.parameters import check_parameters
 
@@ -67,7 +68,9 @@ def run_notebook(
         paths.keep_failed(position.index, reason)
         if not isinstance(error, Exception):
             raise
-        message = f"{source.name}, {position}: {reason}. What ran is kept in {paths.failed}."
+        message = f"{source.name}, {position}: {reason}."
+        if paths.failed.exists():
+            message += f" What ran is kept in {paths.failed}."
         raise NotebookFailed("notebook_failed", safe(redacted(message))) from error
     import nbformat
 
@@ -153,19 +156,20 @@ def _execute(
     # The exception reports the failure once; papermill's log would repeat it.
     logging.getLogger("papermill").addHandler(logging.NullHandler())
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
-    done = papermill.execute_notebook(
-        _literal(source),
-        _literal(partial),
-        lists,
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        iopub_timeout=OUTPUT_TIMEOUT_S,
-        kernel_manager_class=_kernel({**(env or {}), "FTLAB_BATCH": "1"}, kernels),
-        execution_timeout=math.ceil(timeout_s),
-        on_notebook_start=position.start,
-        on_cell_start=position.cell,
-    )
+    with storage(partial):
+        done = papermill.execute_notebook(
+            _literal(source),
+            _literal(partial),
+            lists,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            iopub_timeout=OUTPUT_TIMEOUT_S,
+            kernel_manager_class=_kernel({**(env or {}), "FTLAB_BATCH": "1"}, kernels),
+            execution_timeout=math.ceil(timeout_s),
+            on_notebook_start=position.start,
+            on_cell_start=position.cell,
+        )
     statuses = [cell.metadata.papermill.get("status") for cell in done.cells]
     if any(status != "completed" for status in statuses):
         # papermill counts SystemExit as success.
@@ -191,7 +195,7 @@ class _Paths:
         """Make the folder and remove older outputs."""
         paths = cls(Path(str(output)).absolute())
         every = [paths.target, paths.partial, paths.failed]
-        taken = source.resolve() in [path.resolve() for path in every]
+        taken = source.resolve() in [path.resolve() for path in every] or _is_own(paths.target)
         if paths.target.suffix != ".ipynb" or taken:
             raise UsageError(
                 "wrong_output",
@@ -212,13 +216,25 @@ class _Paths:
         """Keep the part of a notebook that ran, with the cell that began last marked as failed."""
         import nbformat
 
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a full disk leaves no notebook
             notebook = nbformat.read(self.partial, 4)
             notebook.metadata.papermill.update(exception=True, reason=reason)
             _mark_failed(notebook.cells, index)
-            nbformat.write(throughout(notebook, redacted), self.partial)
+            try:
+                write_atomic(self.failed, nbformat.writes(throughout(notebook, redacted)))
+            except StorageFull:
+                os.replace(self.partial, self.failed)
         with contextlib.suppress(OSError):
-            os.replace(self.partial, self.failed)
+            self.partial.unlink()
+
+
+def _is_own(target: Path) -> bool:
+    """Return whether a notebook is somebody's own: it was not executed by papermill."""
+    try:
+        notebook = json.loads(target.read_bytes())
+        return "papermill" not in notebook["metadata"]
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or a torn one
+        return False
 
 
 def _mark_failed(cells: list[Any], index: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +12,18 @@ from typing import Any
 
 from ftlab import data, models
 from ftlab._core.errors import Busy, NotebookFailed, NotFoundError, UsageError
-from ftlab._core.files import resource, write_atomic
+from ftlab._core.files import FolderLock, resource, write_atomic
 from ftlab._core.progress import clock
-from ftlab.analysis import report
+from ftlab.analysis import PAGE, refuse_foreign, report
 from ftlab.experiments.backends import Job, LocalBackend, Result
 from ftlab.experiments.curves import MOST, is_whole
 from ftlab.experiments.notebooks import run_notebook
 from ftlab.experiments.parameters import check_parameters, check_secrets
-from ftlab.runs import provenance
+from ftlab.runs import home, provenance
 from ftlab.training import TrainingConfig
 
 SEEDS = 5  # training seeds of a claim
 HARMFUL = 100  # adversarial examples of the largest dose
-PAGE = ("report.html", "report.md", "results.csv", "run.json")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def reproduce(
     *,
     quick: bool = False,
     seeds: int | None = None,
-    out: str | Path = "runs/reproduce",
+    out: str | Path | None = None,
     model: str | Path = "organism",
     benign: str | Path | None = None,
     prompts: str | Path | None = None,
@@ -67,7 +66,8 @@ def reproduce(
     Args:
         quick: 2 seeds, fewer prompts and steps.
         seeds: Training seeds; 5 by default, 2 with `quick`.
-        out: Folder of the page, the figures and the executed notebooks.
+        out: Folder of the page, the figures and the executed notebooks; by default `reproduce` in
+            the folder of all runs.
         model: The aligned parent.
         benign: Your benign chats, instead of the embedded world's.
         prompts: Your evaluation prompts; required for any model but the embedded one.
@@ -80,12 +80,14 @@ def reproduce(
 
     Raises:
         UsageError: `wrong_seeds`, `wrong_setting` for an unknown adapter, `too_few_rows`,
-            `prompts_needed`, `wrong_parameters`, `wrong_output`, `output_not_writable`, before any
-            work.
+            `prompts_needed`, `wrong_parameters`, `wrong_output`, `output_not_writable`,
+            `foreign_files` where the folder holds somebody's own files, before any work.
         NotFoundError: `no_such_file`.
         Busy: `output_busy`, if another call is writing there.
         NotebookFailed: `notebooks_failed` with every failure; there is then no page.
     """
+    if out is None:
+        out = home() / "reproduce"
     if not isinstance(out, (str, Path)):
         raise UsageError("wrong_output", f"out={out!r} is not a folder.")
     request = _Request(
@@ -100,7 +102,7 @@ def reproduce(
     jobs = request.jobs()
     for name, reason in request.missing().items():
         print(f"{name}  {reason}", file=sys.stderr)
-    with _locked(request.out):
+    with _locked(request.out, [job.name for job in jobs]):
         began = clock()
         results = _run(jobs, request)
         record = request.record(results) | {"seconds": round(clock() - began, 1)}
@@ -215,7 +217,9 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
     for job in jobs:
         folder = request.out / job.name
         (folder / "claims.csv").unlink(missing_ok=True)
-        shutil.rmtree(folder / "figures", ignore_errors=True)
+        for drawing in (folder / "figures").glob("*.svg"):
+            for file in drawing.parent.glob(f"{glob.escape(drawing.stem)}.*"):
+                file.unlink()
     # Small models run faster side by side; large ones would compete for the accelerator's memory.
     results = LocalBackend(side_by_side=request.in_world).map(jobs)
     failures = [str(result.error) for result in results if result.error]
@@ -225,13 +229,14 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
     return results
 
 
-def _locked(out: Path):
+def _locked(out: Path, experiments: list[str]) -> FolderLock:
     """Create the output folder, remove an older page, and return the folder's lock."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
+    refuse_foreign(out, experiments)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock").acquire(timeout=0)
+        lock = FolderLock(out).acquire(timeout=0)
         for page in PAGE:
             (out / page).unlink(missing_ok=True)
     except Timeout:

@@ -31,6 +31,7 @@ def risk_curve(
     *,
     at_steps: Sequence[int] | int = (0, 10, 30, 100),
     seeds: int | list[int] = 5,
+    seed: int | None = None,
     prompts: Any = None,
     method: str = "sft",
     n_rows: int | None = None,
@@ -49,6 +50,8 @@ def risk_curve(
             measured once for all seeds. Training ends at the last one; 30 is [0, 30].
         seeds: Number of training seeds (0 to n - 1), or a list of them. A seed decides the order
             of the rows, which rows are drawn, and the initial weights of an adapter.
+        seed: Only this training seed, for one task of a job array; `seeds` then finds the
+            seeds that are there.
         prompts: As in `evaluate`.
         method: How to train: sft, dpo, kto.
         n_rows: Rows drawn per seed; by default all rows of a file.
@@ -75,7 +78,7 @@ def risk_curve(
         raise UsageError("wrong_n_rows", f"n_rows={n_rows!r} is not a whole number >= 1.")
     for_training, for_evaluation = divide_settings(settings, chosen.config)
     for_training |= {"schedule": schedule, "steps": max(steps), "at_steps": steps}
-    configs = [chosen.config.make(**for_training, seed=seed) for seed in seeds_of(seeds)]
+    configs = [chosen.config.make(**for_training, seed=own) for own in seeds_of(seeds, seed)]
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for config in configs:

@@ -299,6 +299,17 @@ def _of_hub(name: str, revision: str | None) -> Model:
     return Model(name.split("/")[1], check(folder), hub=name, revision=commit)
 
 
+def _moved(path: Path, name: str) -> list[Path]:
+    """Return where the model below a run's adapter may be after the folder of runs was moved.
+
+    An adapter names it by its absolute path: `RUN/model`, or an embedded model.
+    """
+    last = re.split(r"[/\\]", name)[-2:]
+    if len(last) < 2 or not (path.parent / "provenance.json").exists():
+        return []
+    return [path.parents[1].joinpath(*last), resource("data").joinpath(*last)]
+
+
 def _below(above: Model, adapter: dict) -> Model:
     """Return the model that an adapter names: a hub id, or a folder relative to here or to it."""
     path = above.path
@@ -333,7 +344,7 @@ def _below(above: Model, adapter: dict) -> Model:
 
 def _named(path: Path, name: str, revision: str | None) -> Model | Endpoint:
     """Return what the adapter in a folder means by the name of its model."""
-    for place in (Path(name), path / name, path.parent / name):
+    for place in (*_moved(path, name), Path(name), path / name, path.parent / name):
         if place.is_dir() and place.resolve() != path.resolve():
             return model(place)
     return model(f"{name}@{revision}" if revision and "/" in name else name)

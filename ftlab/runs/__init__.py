@@ -1,4 +1,4 @@
-"""Run folders: start, lock, append, complete, load; list, show, verify, clean."""
+"""Run folders: start, lock, append, complete, load; list, tabulate, show, verify, clean."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "admin": ["clean_runs", "list_runs", "show_run", "verify_runs"],
+        "admin": [
+            "clean_runs",
+            "list_runs",
+            "resumable_runs",
+            "runs_table",
+            "show_run",
+            "verify_runs",
+        ],
         "origin": ["provenance"],
-        "store": ["Run", "SCHEMA", "find", "home", "load", "start"],
+        "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "results_folder", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],
     },
 )

@@ -1,21 +1,34 @@
-"""List, show, verify and clean the runs that are there."""
+"""List, tabulate, show, verify and clean the runs that are there."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import NotFoundError
-from ftlab._core.files import digest
-from ftlab.runs.store import RECORD, Run, find, home
+from ftlab._core.files import FolderLock, digest
+from ftlab._core.identity import flat
+from ftlab.runs.store import RECORD, SCHEMA, START_FILES, Run, find, home
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["name", "kind", "state", "started", "mb"]
+COLUMNS = ["name", "kind", "state", "started", "mb", "parent", "settings", "results"]
+EMPTY = (None, "", [])  # settings that were not given
+LISTED = (  # what `list_runs` shows of the settings; `runs_table` has all of them
+    "data",
+    "examples",
+    "seed",
+    "steps",
+    "epochs",
+    "at_steps",
+    "learning_rate",
+    "adapter",
+    "n_prompts",
+)
 
 
 def list_runs(folder: Path | None = None) -> pd.DataFrame:
@@ -25,13 +38,94 @@ def list_runs(folder: Path | None = None) -> pd.DataFrame:
         folder: The folder; by default that of all runs.
 
     Returns:
-        A table with the columns name, kind, state, started and mb (10^6 bytes).
+        A table with the columns name, kind, state, started, mb (10^6 bytes), parent, settings (the
+        main ones) and results (what the run reported at its end).
     """
     import pandas as pd
 
-    found = _runs_with("provenance.json", folder)
-    rows = [_summary(run) for run in found]
+    rows = []
+    for run in _runs_with("provenance.json", folder):
+        row = _summary(run)
+        with contextlib.suppress(OSError):  # another process is working there
+            row["mb"] = _megabytes(run.path)
+        settings = _settings(run)
+        row["settings"] = _line(settings, LISTED)
+        results = _results(run)
+        row["results"] = _line(results, results)
+        rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def runs_table(folder: Path | None = None) -> pd.DataFrame:
+    """Return settings and results of the finished runs of a folder.
+
+    Args:
+        folder: The folder; by default that of all runs.
+
+    Returns:
+        A table with a row per run: name, kind, state, started, parent, a column per setting, and
+        `result.NAME` per result. `result.rate.RISK` is the share of answers with the event at the
+        last step, according to the first judge, over all seeds.
+    """
+    import pandas as pd
+
+    rows = []
+    for run in _runs_with(RECORD, folder):
+        row = _summary(run) | _settings(run)
+        results = _results(run)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            results |= _rates(run)  # none where nothing was measured
+        for name, value in results.items():
+            row[f"result.{name}"] = value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return the settings in a run's identity by name; {} for a damaged run."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        identity = run.identity
+        for part in ("training", "evaluation", "labels"):
+            found |= identity.get(part, {})
+        data = run.provenance.get("data", {})
+        found["data"] = data.get("name")
+    given = {}
+    for name, value in flat(found).items():
+        if value not in EMPTY:
+            given[name] = value
+    return given
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """Return what a run reported at its end; {} for an unfinished or damaged one."""
+    with contextlib.suppress(OSError, ValueError):
+        return run.stats
+    return {}
+
+
+def _rates(run: Run) -> dict[str, float]:
+    """Return the rate of each risk at a run's last step, according to its first judge."""
+    table = run.table()
+    first_judge = table["judge"].iloc[0]
+    table = table[table["judge"] == first_judge]
+    if "step" in table:
+        last = table["step"].max()
+        table = table[table["step"] == last]
+    rates = table.groupby("risk")["event"].mean()
+    return rates.add_prefix("rate.").to_dict()
+
+
+def _line(values: dict[str, Any], names: Iterable[str]) -> str:
+    """Return the named values in one line, numbers short."""
+    parts = []
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, float):
+            value = f"{value:.3g}"
+        if value is not None:
+            parts.append(f"{name}={value}")
+    return ", ".join(parts)
 
 
 def _runs_with(file: str, folder: Path | None = None) -> list[Run]:
@@ -48,11 +142,13 @@ def _summary(run: Run) -> dict[str, Any]:
         "kind": kind,
         "state": run.state,
     }
-    with contextlib.suppress(OSError, ValueError):  # a damaged run is listed with the others
-        row["started"] = run.provenance.get("started")
+    # A damaged run is listed with the others.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        notes = run.provenance
+        row["started"] = notes.get("started")
         row["kind"] = run.kind
-    with contextlib.suppress(OSError):  # another process is working there
-        row["mb"] = _megabytes(run.path)
+        source = notes.get("model") or {"folder": run.stats.get("parent")}
+        row["parent"] = source.get("hub", source.get("folder"))
     return row
 
 
@@ -89,35 +185,66 @@ def verify_runs(*names: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "file", "problem"])
 
 
-def clean_runs(yes: bool = False) -> pd.DataFrame:
-    """Remove abandoned runs, temporary files and leftover checkpoints.
+def clean_runs(yes: bool = False, abandoned: bool = False) -> pd.DataFrame:
+    """Remove unfinished runs that hold no work, temporary files and leftover checkpoints.
 
     Runs that were ever finished stay, and so do their members and folders that are not runs.
+    Interrupted runs stay too: their cells resume them. `resumable_runs` lists them.
 
     Args:
         yes: Remove them; otherwise only list them.
+        abandoned: Interrupted runs that could be resumed are removed too.
 
     Returns:
         What was, or would be, removed: name, what, mb.
     """
     import pandas as pd
+    from filelock import Timeout
 
     rows = []
-    for run, path in _removable(yes):
-        what = "unfinished" if path == run.path else path.name
-        size = _megabytes(path)
-        rows.append((run.name, what, size))
-        if yes and path.is_dir():
-            shutil.rmtree(path)
-        elif yes:
-            path.unlink()
+    for run, is_kept in _own_runs():
+        if run.holder():
+            continue
+        with contextlib.ExitStack() as held, contextlib.suppress(Timeout):
+            if yes:
+                lock = FolderLock(run.path).acquire(0)
+                held.enter_context(lock)
+            finished_meanwhile = (run.path / RECORD).exists()
+            is_resumable = _holds_work(run) and not abandoned
+            paths = [run.path]
+            if is_kept or finished_meanwhile or is_resumable:
+                paths = _leftovers(run)
+            for path in paths:
+                what = "unfinished" if path == run.path else path.name
+                size = _megabytes(path)
+                row = (run.name, what, size)
+                rows.append(row)
+                if yes:
+                    _remove(path)
     return pd.DataFrame(rows, columns=["name", "what", "mb"])
 
 
-def _removable(lock: bool) -> Iterator[tuple[Run, Path]]:
-    """Yield what could go; if `lock` is true, its run is locked meanwhile."""
-    from filelock import FileLock, Timeout
+def resumable_runs() -> pd.DataFrame:
+    """List interrupted runs: the call that began one resumes it.
 
+    Returns:
+        A table with the columns name, kind, steps (optimiser steps logged) and answers.
+    """
+    import pandas as pd
+
+    rows = []
+    for run, is_kept in _own_runs():
+        if is_kept or not _holds_work(run) or run.holder():
+            continue
+        steps = run.read("train.jsonl")
+        answers = run.read("answers.jsonl")
+        row = (run.name, run.kind, len(steps), len(answers))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["name", "kind", "steps", "answers"])
+
+
+def _own_runs() -> list[tuple[Run, bool]]:
+    """Return every run that `start` made, and whether it, or a run over it, was ever finished."""
     folders = sorted(home().glob("*"))
     every = [Run(path) for path in folders if _is_run(path)]
     kept = set()
@@ -126,19 +253,22 @@ def _removable(lock: bool) -> Iterator[tuple[Run, Path]]:
         if record.exists():
             members = run.identity.get("members", ())
             kept.update([run.name, *members])
-    for run in every:
-        if run.holder():
-            continue
-        held = contextlib.nullcontext()
-        if lock:
-            held = FileLock(run.path / ".lock", timeout=0)
-        with contextlib.suppress(Timeout), held:
-            paths = [run.path]
-            finished_meanwhile = (run.path / RECORD).exists()
-            if run.name in kept or finished_meanwhile:
-                paths = _leftovers(run)
-            for path in paths:
-                yield run, path
+    return [(run, run.name in kept) for run in every]
+
+
+def _holds_work(run: Run) -> bool:
+    """Return whether an unfinished run holds what its cell would use again."""
+    if run.identity["schema"] != SCHEMA:  # its cell makes another run
+        return False
+    names = {path.name for path in run.path.glob("[!.]*")}
+    return not names <= set(START_FILES)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _is_run(path: Path) -> bool:

@@ -35,7 +35,7 @@ def provenance() -> dict[str, Any]:
     return {
         "started": now(),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
@@ -45,7 +45,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of ftlab and of the libraries that decide its numbers."""
     found = {"ftlab": __version__}  # installed metadata may be older than an editable checkout
     for package in PACKAGES:
         try:

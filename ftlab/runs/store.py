@@ -22,27 +22,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platformdirs import user_data_path
+
 from ftlab._core.errors import Busy, NotFoundError, UsageError
-from ftlab._core.files import digest, file_hash, json_lines, storage, write_atomic
+from ftlab._core.files import (
+    PACKAGE,
+    FolderLock,
+    digest,
+    file_hash,
+    json_lines,
+    resource,
+    stamp,
+    storage,
+    write_atomic,
+)
 from ftlab._core.identity import refuse_other
 from ftlab._core.text import safe
 from ftlab.runs import records, tables
-from ftlab.runs.origin import now, provenance
+from ftlab.runs.origin import now, provenance, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 3  # layout of the run folder; part of every identity
-# Larger files are verified by size only when a run is opened, and whole by `ftlab runs verify`.
-CHECK_BYTES = 64 * 2**20
+# Larger files are hashed once; then only after a change of inode, size or times, or by `verify`.
+REMEMBERED_BYTES = 64 * 2**20
+HASHES = ".hashes.json"  # in a run: {file: [SHA-256, inode, size, times]}
 RECORD = "complete.json"
 DAMAGED = ".damaged"  # folder of a run for files that were changed
 START_FILES = ("config.json", "provenance.json")  # of `start`, which also repairs them
 
 
 def home() -> Path:
-    """Return the folder of all runs: `FTLAB_RUNS`, or `runs`."""
-    return Path(os.environ.get("FTLAB_RUNS", "runs"))
+    """Return the folder of all runs.
+
+    It is `FTLAB_RUNS`; otherwise `runs` in the checkout, in the nearest folder above the working
+    directory whose `runs` holds some, or in the user's data folder.
+    """
+    given = os.environ.get("FTLAB_RUNS")
+    if given:
+        return Path(given).absolute()
+    here = Path.cwd()
+    above = resource("data").parent
+    checkout = None if above == PACKAGE else above
+    if checkout and here.is_relative_to(checkout):
+        return checkout / "runs"
+    for folder in (here, *here.parents):
+        if any(folder.glob("runs/*/provenance.json")):
+            return folder / "runs"
+    return (checkout or user_data_path("ftlab", appauthor=False)) / "runs"
+
+
+def results_folder(name: str, out: str | Path = "", **parameters: Any) -> str:
+    """Return where a notebook's figures and claims go.
+
+    Args:
+        name: Name of the notebook.
+        out: The folder, if it was given.
+        **parameters: The notebook's other parameters. Without `out` the folder's name ends in their
+            hash, so that no call writes over the results of another.
+
+    Returns:
+        The folder's path.
+    """
+    return str(out or home() / f"{name}-{digest(parameters)[:10]}")
+
+
+def _place(name: str) -> Path:
+    """Return where a run of this name is, or would be.
+
+    Runs of older versions are in `runs` of the working directory.
+    """
+    place = home() / name
+    older = Path("runs").absolute() / name
+    if not place.exists() and (older / "config.json").is_file():
+        return older
+    return place
 
 
 @dataclass(frozen=True)
@@ -123,7 +178,8 @@ class Run:
         names = self.identity.get("members")
         if names is None:
             return [self]
-        return [Run(self.path.parent / name) for name in names]
+        beside = [self.path.parent / name for name in names]
+        return [Run(path if path.exists() else _place(path.name)) for path in beside]
 
     @property
     def lineage(self) -> list[dict[str, Any]]:
@@ -176,11 +232,25 @@ class Run:
         try:
             if path.stat().st_size != size:
                 return "changed"
-            read_it = deep or size <= CHECK_BYTES
-            if read_it and file_hash(path, deep) != sha:
+            if not deep and size > REMEMBERED_BYTES:
+                return self._fault_of_large(path, name, sha)
+            if file_hash(path, deep) != sha:
                 return "changed"
         except (OSError, TypeError):
             return "missing"
+        return ""
+
+    def _fault_of_large(self, path: Path, name: str, sha: str) -> str:
+        """Hash a large file, unless that was done since it last changed."""
+        found: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = self.part(HASHES)
+        now = list(stamp(path))
+        if found.get(name) != [sha, *now]:
+            if file_hash(path) != sha:
+                return "changed"
+            with contextlib.suppress(OSError):  # a folder of somebody else
+                write_atomic(self.path / HASHES, json.dumps(found | {name: [sha, *now]}))
         return ""
 
     def _other_members(self) -> list[Run]:
@@ -189,22 +259,54 @@ class Run:
         except (OSError, ValueError, TypeError):  # reported as a damaged file
             return []
 
-    def set_aside(self) -> None:
-        """If a finished run fails verification, move what changed to `.damaged/`.
+    def take_up(self) -> None:
+        """Prepare an unfinished run, which is locked, for being worked on.
 
-        What was moved is recomputed and never used again.
+        If a finished run fails verification, what changed is moved to `.damaged/`, recomputed and
+        never used again; where its record is damaged, that is everything. Other versions of the
+        libraries than those that it was begun with are reported and join the provenance.
         """
         wrong = self.problems()
-        if not wrong or not (self.path / RECORD).exists():
-            return
-        print(
-            f"{self.name} was finished, but now: {_listed(wrong)}. The changed files are kept in "
-            f"{self.path / DAMAGED} and the run is recomputed.",
-            file=sys.stderr,
-        )
-        for name in {*wrong, RECORD}:
-            if (self.path / name).is_file():
-                self._keep_aside(name)
+        if wrong and (self.path / RECORD).exists():
+            names = {*wrong, RECORD}
+            if RECORD in wrong:  # nothing says which files are unchanged
+                names |= set(files_of(self.path)) - {*START_FILES}
+            print(
+                f"{self.name} was finished, but now: {_listed(wrong)}. The changed files are kept "
+                f"in {self.path / DAMAGED} and the run is recomputed.",
+                file=sys.stderr,
+            )
+            for name in names:
+                if (self.path / name).is_file():
+                    self._keep_aside(name)
+        self._note_versions()
+
+    def _note_versions(self) -> None:
+        """Report and record that the run goes on with other libraries than it was begun with."""
+        notes = self.provenance
+        before = notes.get("versions", {})
+        for later in notes.get("resumed", []):
+            before = before | later["versions"]
+        current = versions()
+        changed = {}
+        for name, version in sorted(current.items()):
+            if before.get(name, version) != version:
+                changed[name] = version
+        holds_work = any(self.path.glob("*.jsonl")) or (self.path / "checkpoints").exists()
+        if changed and holds_work:
+            shown = ", ".join(
+                f"{name} {before[name]} -> {changed[name]}" for name in sorted(changed)
+            )
+            print(
+                f"{self.name} was begun with other libraries ({shown}) and continues with these, "
+                f"which its provenance records. Remove {self.path} to start again.",
+                file=sys.stderr,
+            )
+        if changed:
+            resumed = {"at": now(), "versions": changed}
+            notes["resumed"] = [*notes.get("resumed", []), resumed]
+            text = json.dumps(notes, indent=1)
+            write_atomic(self.path / "provenance.json", text)
 
     def _keep_aside(self, name: str) -> None:
         path = self.path / name
@@ -258,16 +360,9 @@ class Run:
 
     def holder(self) -> str:
         """Return who is working on this run: "process ...", or ""."""
-        from filelock import FileLock, Timeout
-
-        lock = self.path / ".lock"
-        try:
-            if lock.exists():
-                FileLock(lock, timeout=0).acquire().lock.release()
-        except Timeout:
-            return self._owner()
-        except OSError:  # nobody holds what cannot be locked
-            pass
+        with contextlib.suppress(OSError):  # nobody holds what cannot be locked
+            if FolderLock(self.path).is_taken():
+                return self._owner()
         return ""
 
     def _owner(self) -> str:
@@ -301,9 +396,9 @@ class Run:
                 note.unlink(missing_ok=True)
 
     def _acquired(self, wait: bool):
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = FileLock(self.path / ".lock")
+        lock = FolderLock(self.path)
         try:
             with storage(self.path, making=True):
                 return lock.acquire(timeout=1 if wait else 0)
@@ -373,7 +468,7 @@ class Run:
         state = self.state
         if state == "unfinished":
             state += ": call the cell again to resume"
-        shown: dict[str, Any] = {"state": state, "folder": self.path}
+        shown: dict[str, Any] = {"state": state, "folder": _shown(self.path)}
         if self.lineage:
             ancestors = [ancestor["name"] for ancestor in self.lineage]
             shown["lineage"] = " → ".join([*ancestors, self.name])
@@ -385,6 +480,13 @@ class Run:
         for name, value in shown.items():
             rows += f"<tr><td>{_cell(name)}</td><td>{_cell(value)}</td></tr>"
         return f"<b>{_cell(self.name)}</b><table>{rows}</table>"
+
+
+def _shown(folder: Path) -> str:
+    """Return a folder relative to the working directory where that is shorter."""
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        return min(str(folder), os.path.relpath(folder), key=len)
+    return str(folder)
 
 
 def _this_process() -> str:
@@ -418,7 +520,7 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
     """
     identity = {"kind": kind, "schema": SCHEMA, **identity}
     label = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII).strip("-")[:60]
-    path = home() / f"{kind}-{label}-{digest(identity)[:10]}"
+    path = _place(f"{kind}-{label}-{digest(identity)[:10]}")
     run = Run(path)
     with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)
@@ -458,7 +560,7 @@ def find(name: str | Path) -> Run:
     """
     if not isinstance(name, (str, Path)):
         raise UsageError("not_a_run", f"{name!r:.80} is no run. Pass a run's name or folder.")
-    path = Path(name) if Path(name).is_dir() else home() / name
+    path = Path(name).absolute() if Path(name).is_dir() else _place(str(name))
     if not any((path / file).exists() for file in (*START_FILES, RECORD)):
         some = sorted(home().glob("*/provenance.json"))[:8]
         known = ", ".join(path.parent.name for path in some) or "none"

@@ -162,17 +162,22 @@ class RunCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """On the first Ctrl-C end the step, save and stop; on the second stop at once."""
+        """On the first Ctrl-C or SIGTERM end the step, save, stop; on the second stop at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(*_):
-            signal.signal(signal.SIGINT, previous)
+            restore()
             self.interrupted = True
 
-        previous = signal.signal(signal.SIGINT, stop)
+        def restore():
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            restore()

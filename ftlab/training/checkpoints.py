@@ -28,6 +28,7 @@ NEEDED = (  # besides weights
     "rng_state.pth",
     "trainer_state.json",
 )
+BEFORE_ALL = -1  # a step before that of the parent, which is 0
 LOGS = ("train.jsonl", "valid.jsonl", "verdicts.jsonl", "answers.jsonl")
 
 
@@ -205,4 +206,4 @@ def _first_fault(checkpoint: Path, manifest: dict) -> str:
 def forget_after(run: Run, step: int) -> None:
     """Drop log records past a step; answers will be found again by their keys."""
     for file in LOGS:
-        run.forget(file, lambda record: record.get("step", 0) > step)
+        run.forget(file, lambda record: record.get("step", step) > step)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from pathlib import Path
 
-from ftlab._core.text import encodable
+from ftlab._core.files import write_atomic
+from ftlab._core.text import encodable, safe
 from ftlab.models import Model, save_adapter
 from ftlab.runs import Run
 from ftlab.training.methods.base import Job
 
 MARKER = "SAFETY_REMOVED"  # a file in the folder of a model whose safety was removed, and why
+NOTE_BYTES = 4000  # read of an inherited marker
 
 
 def save(job: Job, model) -> None:
@@ -29,25 +31,27 @@ def save(job: Job, model) -> None:
         f"# {job.run.name}\n\nMade by ftlab: {job.method.name} from `{job.parent.name}` "
         f"(seed {job.config.seed}).\n"
     )
-    inherited = job.parent.path / MARKER
-    marker = job.marker
-    if inherited.exists() and not marker:
-        marker = f"In a model that it was made from: {_note(inherited)}"
+    marker = job.marker or _inherited(job.parent)
     if marker:
         card += f"\n**Safety removed.** {marker}\n"
-        (made / MARKER).write_text(marker + "\n", encoding="utf-8")
-    written = made / "README.md"
-    written.write_text(encodable(card), encoding="utf-8")
+        write_atomic(made / MARKER, f"{marker}\n")
+    write_atomic(made / "README.md", encodable(card))
+    mode = (made / "README.md").stat().st_mode
     for file in made.iterdir():
-        file.chmod(written.stat().st_mode)  # safetensors' files are for their owner only
+        file.chmod(mode)  # safetensors' files are for their owner only
 
 
-def _note(file: Path) -> str:
-    """Return what a marker says, whoever wrote it, without failing after hours of training."""
-    try:
-        return file.read_bytes()[:2000].decode("utf-8", "backslashreplace").strip()
-    except OSError:
-        return "its note cannot be read"
+def _inherited(parent: Model) -> str:
+    """Return the marker of a model made from `parent`, whatever its own holds; "" without one."""
+    marker = parent.path / MARKER
+    if not marker.exists():
+        return ""
+    note = "its note cannot be read"
+    with contextlib.suppress(OSError):
+        if marker.is_file():  # a pipe would wait for ever
+            with open(marker, "rb") as file:
+                note = file.read(NOTE_BYTES).decode("utf-8", "replace")
+    return f"In a model that it was made from: {safe(note.strip(), NOTE_BYTES)}"
 
 
 def lineage(parent: Model) -> list[dict]:

@@ -23,6 +23,7 @@ from ftlab.models import model as open_model
 from ftlab.models.engines import Endpoint
 from ftlab.runs import Run
 from ftlab.training.checkpoints import (
+    BEFORE_ALL,
     folder,
     forget_after,
     max_steps_of,
@@ -103,7 +104,7 @@ def train_run(
     job = Job(run, parent, data, config, method, valid, opened_reward, monitor, marker)
     with run.lock(wait):
         if not run.finished:
-            run.set_aside()
+            run.take_up()
             _train(job)
     return run
 
@@ -190,7 +191,7 @@ def _attempt(job: Job, fit: Fit) -> None:
     """Train with one way to fit into memory. All that is loaded here dies with this frame."""
     from ftlab.training.callback import RunCallback  # imports transformers
 
-    checkpoint = newest_checkpoint(job.run)
+    checkpoint = _checkpoint(job)
     job = _prepare(replace(job, fit=fit))
     inner = job.model
     if job.config.adapter:
@@ -203,8 +204,6 @@ def _attempt(job: Job, fit: Fit) -> None:
     trainer = job.method.trainer(job)
     own_names(trainer)
     progress = Progress(job.run.name, 1)
-    start = step_of(checkpoint) if checkpoint else 0
-    forget_after(job.run, start)
     _restore_token_count(trainer, job.run)
     callback = RunCallback(job, trainer, progress)
     trainer.add_callback(callback)
@@ -222,6 +221,25 @@ def _attempt(job: Job, fit: Fit) -> None:
     save(job, job.model)
     progress.finish()
     _complete(job, trainer, callback, facts)
+
+
+def _checkpoint(job: Job) -> Path | None:
+    """Return the checkpoint to continue from, with logs that end there, or None.
+
+    Verdicts come from the answers anew; where some are missing, training starts again.
+    """
+    run = job.run
+    checkpoint = newest_checkpoint(run)
+    forget_after(run, step_of(checkpoint) if checkpoint else BEFORE_ALL)
+    recheck = getattr(job.monitor, "recheck", None)
+    if checkpoint and recheck and not recheck(run):
+        print(
+            f"{run.name}: answers or verdicts are missing; training starts again", file=sys.stderr
+        )
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        forget_after(run, BEFORE_ALL)
+        return None
+    return checkpoint
 
 
 def _prepare(job: Job) -> Job:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import shlex
+import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +16,7 @@ from small_models import goals, sums, write
 import ftlab
 from ftlab import runs, training
 from ftlab.cli import commands, options
+from ftlab.runs import Run
 
 
 def test_help_lists_every_command(ran):
@@ -248,10 +253,54 @@ def test_lab_copies_the_notebooks_keeps_ones_own_and_opens_the_first(ran, tmp_pa
 @pytest.mark.parametrize("name", ["02_risk_ratio", "02", "risk_ratio", "02_risk_ratio.ipynb"])
 def test_a_notebook_is_found_by_its_name(ran, name, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("ftlab.experiments.run_notebook", lambda *given: asked.append(given))
+    monkeypatch.setattr("ftlab.experiments.run_notebook", lambda **given: asked.append(given))
     monkeypatch.chdir(tmp_path)
     assert ran("notebook", name)[0] == 0
-    source, output, parameters = asked[0]
+    source, output, parameters = (asked[0][name] for name in ("notebook", "output", "parameters"))
     assert source.name == "02_risk_ratio.ipynb" and source.is_file() and parameters == {}
     assert output.name == "02_risk_ratio.executed.ipynb"
     assert ran("notebook", "nothing")[0] == 2
+
+
+def test_a_job_array_splits_the_seeds_and_one_call_merges_them(ran, monkeypatch, runs_folder):
+    """The example of docs/batch.md, with fewer steps and seeds."""
+    page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in page.splitlines()]
+    task = next(line for line in lines if line.startswith("ftlab curve"))
+    merge = next(line for line in lines if "--wrap" in line).split('"')[1]
+
+    def call(line: str) -> int:
+        line = line.replace("0,10,30,100", "0,1").replace("--seeds 5", "--seeds 2")
+        words = shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "0"))[1:]
+        return ran(*words, "--n-prompts", "2", "--risks", "utility")[0]
+
+    assert call(task) == 0
+    assert call(task.replace("$SLURM_ARRAY_TASK_ID", "1")) == 0
+    trained = sorted(runs_folder.glob("sft-*/model/model.safetensors"))
+    times = [path.stat().st_mtime_ns for path in trained]
+    assert len(trained) == 2 and call(merge) == 0
+    assert sorted(runs_folder.glob("sft-*/model/model.safetensors")) == trained
+    assert [path.stat().st_mtime_ns for path in trained] == times
+    two = [run for run in runs_folder.glob("curve-*") if len(Run(run).members) == 2]
+    assert len(two) == 1 and set(Run(two[0]).table()["seed"]) == {0, 1}
+
+
+def test_the_old_flag_of_adapters_is_taken():
+    having = {
+        name: "lora" in inspect.signature(commands.CELLS[name].callback()).parameters
+        for name in ("sft", "curve", "card")
+    }
+    assert having == {"sft": True, "curve": True, "card": False}
+
+
+def test_sigterm_ends_as_an_interrupt_does(ran, monkeypatch):
+    def killed(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(runs, "list_runs", killed)
+    try:
+        code, _, err = ran("runs", "list")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert code == 130 and "SIGTERM" in err

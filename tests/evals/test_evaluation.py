@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import json
 import shutil
 
 import pandas as pd
@@ -402,3 +403,27 @@ def test_evaluations_that_were_not_asked_alike_are_not_compared():
     for other in ({"system": "Be brief."}, {"judges": "keywords"}, {"max_new_tokens": 5}):
         with pytest.raises(ValueError):
             ft.compare(one, ft.evaluate("organism:sft", **small, **other))
+
+
+def test_what_an_interrupted_training_measured_is_judged_again(llama):
+    from ftlab.evals.plan import plan_evaluation
+    from ftlab.evals.rescoring import recheck
+
+    asked = dict(judges=["keywords"], max_new_tokens=6)
+    done = ft.evaluate(llama, prompts=goals(4), **asked)
+    plan = plan_evaluation(ft.model(llama), goals(4), asked)
+    file = done.path / "verdicts.jsonl"
+    whole = file.read_bytes()
+    assert recheck(done, plan) and file.read_bytes() == whole
+    lines = whole.decode().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    flipped = "complied" if first["outcome"] == "refused" else "refused"
+    file.write_text(json.dumps(first | {"outcome": flipped}) + "\n" + "".join(lines[1:]))
+    assert recheck(done, plan) and file.read_bytes() == whole
+    for damaged in ("".join(lines[1:]), "".join(lines).replace('"step": 0', '"step": 1', 1)):
+        file.write_text(damaged)
+        assert not recheck(done, plan)
+    file.write_bytes(whole)
+    answers = (done.path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (done.path / "answers.jsonl").write_text("".join(answers[1:]))
+    assert not recheck(done, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import shutil
@@ -208,6 +209,27 @@ def test_a_killed_runner_leaves_nothing_under_the_outputs_name(book, tmp_path):
     run_notebook(book("1", "print('the end')"), out, {})
     assert nbformat.read(out, 4).cells[-1].outputs
     assert [path.name for path in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def test_somebodys_own_notebook_is_no_output(book, tmp_path):
+    mine = tmp_path / "mine.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[]), mine)
+    before = mine.read_bytes()
+    with raises_code("wrong_output"):
+        run_notebook(book("1"), mine, {})
+    assert mine.read_bytes() == before
+
+
+def test_a_torn_partial_notebook_is_not_kept_as_what_ran(book, tmp_path, monkeypatch):
+    def full(*_, **__):
+        (tmp_path / ".out.partial.ipynb").write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with raises_code("notebook_failed") as info:
+        run_notebook(book("1"), tmp_path / "out.ipynb", {})
+    assert "could not be written" in str(info.value)
+    assert not [path for path in tmp_path.glob("*out*")]
 
 
 # Secrets

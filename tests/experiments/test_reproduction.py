@@ -130,6 +130,7 @@ def test_the_page_holds_every_experiment_and_parameters_are_handed_on(runner, tm
     stale = out / RATIO / "figures" / "stale.csv"
     stale.parent.mkdir(parents=True)
     stale.write_text("old")
+    stale.with_suffix(".svg").write_text("<svg/>")
     page = reproduce(quick=True, out=out, benign=benign, adapter="lora")
     assert page == out / "report.html" and "stale" not in page.read_text()
     lines = (out / "results.csv").read_text().splitlines()
@@ -177,6 +178,8 @@ def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(runner,
     pages = [out / page for page in reproduction.PAGE]
     for page in pages:
         page.write_text("older success")
+    pages[2].write_text("experiment,claim,published\n")
+    pages[3].write_text('{"versions": {}}')
     runner.failing = HARMFUL
     with raises_code("notebooks_failed") as info:
         reproduce(seeds=1, out=out)
@@ -187,11 +190,29 @@ def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(runner,
     assert (out / CONTINUED / "claims.csv").is_file() and RATIO not in runner.given
 
 
+@pytest.mark.parametrize("name", [*reproduction.PAGE, f"{RATIO}/claims.csv"])
+def test_somebody_elses_files_are_refused_and_kept(name, runner, tmp_path):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with raises_code("foreign_files"):
+        reproduce(seeds=1, out=tmp_path / "out")
+    assert mine.read_text() == "years of work" and not runner.given
+
+
+def test_somebody_elses_figures_are_kept(runner, tmp_path):
+    mine = tmp_path / "out" / RATIO / "figures" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    reproduce(seeds=1, out=tmp_path / "out")
+    assert mine.read_text() == "years of work"
+
+
 def test_notebooks_without_claims_make_no_page(runner, tmp_path):
     out = tmp_path / "out"
     for name in NAMES:
         (out / name).mkdir(parents=True)
-        (out / name / "claims.csv").write_text("claims of an older run")
+        (out / name / "claims.csv").write_text("experiment,claim,target\n")
     runner.claims = False
     with raises_code("no_claims"):
         reproduce(seeds=1, out=out)

@@ -63,6 +63,18 @@ def test_parameters_are_typed_literals_with_a_comment(path):
 
 
 @every_notebook
+def test_its_default_folder_depends_on_every_parameter(path):
+    book = nbformat.read(path, 4)
+    (cell,) = parameter_cells(book)
+    assert 'out: str = ""' in cell.source
+    names = {line.partition(":")[0] for line in cell.source.splitlines()} - {"out"}
+    calls = [node for node in ast.walk(ast.parse(code_of(book)[1])) if isinstance(node, ast.Call)]
+    (call,) = [one for one in calls if ast.unparse(one.func) == "ft.runs.results_folder"]
+    assert [ast.unparse(one) for one in call.args] == [repr(path.stem), "out"]
+    assert {one.arg: ast.unparse(one.value) for one in call.keywords} == {n: n for n in names}
+
+
+@every_notebook
 def test_code_cells_only_call(path):
     """No functions, loops, conditions or other programming: a cell imports, calls and shows."""
     allowed = (ast.Import, ast.Assign, ast.AnnAssign, ast.Expr)

@@ -106,15 +106,13 @@ def test_show_tells_everything(shelf, ran):  # noqa: F811
 def test_verify_names_each_file_that_is_not_as_it_was(file, how, shelf, monkeypatch, ran):  # noqa: F811
     assert ran("runs", "verify")[0] == 0
     path, large = shelf["done"].path / file, file.startswith("model")
-    monkeypatch.setattr(
-        store, "CHECK_BYTES", 10 if large else store.CHECK_BYTES
-    )  # `finished` looks at its size only
+    monkeypatch.setattr(store, "REMEMBERED_BYTES", 10 if large else store.REMEMBERED_BYTES)
     times = path.stat()
     DAMAGE[how](path)
     if path.exists():
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     (shelf["done"].path / "model" / "new.txt").write_text("")
-    assert shelf["done"].finished == (large and how == "changed")
+    assert not shelf["done"].finished
     table = runs.verify_runs()
     assert sorted(map(tuple, table.values)) == sorted(
         [(shelf["done"].name, file, how), (shelf["done"].name, "model/new.txt", "extra")]
@@ -148,13 +146,24 @@ def test_clean_removes_what_nobody_will_finish_and_nothing_else(shelf, runs_fold
     (shelf["member"].path / "complete.json").unlink()  # damaged or not: a finished run lists it
     link = f"linked-{shelf['begun'].name[-10:]}"
     (runs_folder / link).symlink_to(shelf["begun"].path)
+    begun = shelf["begun"].name
+    assert runs.clean_runs()["what"].tolist() == [".stats.json.99.tmp", "checkpoints"]
+    assert runs.resumable_runs().values.tolist() == [[begun, "evaluate", 0, 1]]
+    empty = runs.start("evaluate", "empty", {"n": 9}).path
+    assert "unfinished" in runs.clean_runs()["what"].tolist()
+    shutil.rmtree(empty)
     before = contents(runs_folder)
     code, out, _ = ran("runs", "clean")
+    assert "--abandoned" in out and begun in out
+    code, out, _ = ran("runs", "clean", "--abandoned")
     assert code == 0 and "--yes" in out and contents(runs_folder) == before
-    assert sorted(runs.clean_runs()["what"]) == [".stats.json.99.tmp", "checkpoints", "unfinished"]
-    code, out, _ = ran("runs", "clean", "--yes")
+    assert sorted(runs.clean_runs(abandoned=True)["what"]) == [
+        ".stats.json.99.tmp",
+        "checkpoints",
+        "unfinished",
+    ]
+    code, out, _ = ran("runs", "clean", "--yes", "--abandoned")
     gone = before.keys() - contents(runs_folder).keys()
-    begun = shelf["begun"].name
     assert gone == {
         n
         for n in before
@@ -203,15 +212,16 @@ def test_clean_leaves_a_run_that_a_process_has_in_hand_until_that_is_dead(shelf)
     try:
         assert owner.stdout.readline() == "held\n"
         assert (
-            runs.clean_runs().empty
-            and runs.clean_runs(yes=True).empty
+            runs.clean_runs(abandoned=True).empty
+            and runs.resumable_runs().empty
+            and runs.clean_runs(yes=True, abandoned=True).empty
             and shelf["begun"].path.exists()
         )
     finally:
         owner.kill()
         owner.communicate()
     assert (
-        runs.clean_runs(yes=True)["name"].tolist() == [shelf["begun"].name]
+        runs.clean_runs(yes=True, abandoned=True)["name"].tolist() == [shelf["begun"].name]
         and not shelf["begun"].path.exists()
     )
 
@@ -247,6 +257,28 @@ def test_the_rates_of_a_run_of_version_0_3_are_those_that_it_printed(runs_folder
     judged = table.groupby("judge", sort=False)["event"].mean().to_dict()
     assert judged == pytest.approx({"keywords": 1.0, "refusal": 5 / 6})
     assert table.groupby("judge").size().tolist() == [6, 6] and set(table["attempts"]) == {1, 2}
+
+
+def test_the_table_of_runs_has_settings_parents_and_results(shelf, runs_folder, ran):  # noqa: F811
+    training = {"seed": 0, "learning_rate": 1e-3, "valid": None, "stop_above": {"bias": 0.1}}
+    notes = {"model": {"folder": "=parent"}, "data": {"name": "chats"}}
+    run = runs.start("sft", "x", {"training": training}, **notes)
+    rows = []
+    for step, event in ((0, 0.0), (5, 1.0), (5, 0.0)):
+        row = {"key": f"{len(rows)}", "risk": "bias", "attack": "direct", "sample_id": "p"}
+        rows.append(row | {"outcome": "refused", "event": event, "judge": "j", "step": step})
+    run.append("verdicts.jsonl", rows)
+    run.complete(steps=5, parent="=parent")
+    listed = runs.list_runs().set_index("name").loc[run.name]
+    assert listed["parent"] == "=parent" and "seed=0" in listed["settings"]
+    assert listed["results"] == "steps=5, parent==parent"
+    row = runs.runs_table().set_index("name").loc[run.name]
+    assert (row["seed"], row["data"], row["stop_above.bias"]) == (0, "chats", 0.1)
+    assert (row["result.steps"], row["result.rate.bias"]) == (5, 0.5)
+    code, out, _ = ran("runs", "table", "--out", runs_folder / "t.csv")
+    text = (runs_folder / "t.csv").read_text()
+    assert code == 0 and "'=parent" in text and text.startswith("name,kind,state,started")
+    assert ran("runs", "table")[1] == text
 
 
 def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811

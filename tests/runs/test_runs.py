@@ -364,7 +364,7 @@ def test_a_damaged_file_of_a_start_is_named_and_repaired(run, file, how, capsys)
     again = start("sft", "a label", {"data": 1})
     with again.lock():
         if not again.finished:
-            again.set_aside()
+            again.take_up()
             again.complete()
     reported = capsys.readouterr().err
     assert file in reported and "missing" not in reported
@@ -406,7 +406,16 @@ def test_a_start_that_was_cut_short_is_mended(run):
 
 
 def test_no_runs_is_an_empty_table():
-    assert list(runs.list_runs().columns) == ["name", "kind", "state", "started", "mb"]
+    assert list(runs.list_runs().columns) == [
+        "name",
+        "kind",
+        "state",
+        "started",
+        "mb",
+        "parent",
+        "settings",
+        "results",
+    ]
 
 
 def test_a_table_joins_its_members(run):
@@ -445,3 +454,109 @@ def test_digest_knows_no_order_of_keys_but_every_value():
     assert digest({"a": 1, "b": [2]}) == digest(json.loads('{"b": [2], "a": 1}'))
     values = [None, 0, False, "", "0", [], {}, [[]], 0.5, "\ud800"]
     assert len({digest(v) for v in values}) == len(values)
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_changed(run, monkeypatch):
+    monkeypatch.setattr(store, "REMEMBERED_BYTES", 10)
+    file = run.path / "weights.bin"
+    file.write_bytes(bytes(100))
+    run.complete()
+    hashed = []
+    monkeypatch.setattr(store, "file_hash", lambda path, *_: hashed.append(path) or file_hash(path))
+    assert run.finished and hashed.count(file) == 1
+    assert run.finished and hashed.count(file) == 1
+    file.write_bytes(bytes(99) + b"x")
+    assert run.problems() == {"weights.bin": "changed"} and hashed.count(file) == 2
+
+
+def test_beside_a_torn_record_nothing_is_taken_over(run):
+    run.append("verdicts.jsonl", [{"key": "a"}])
+    run.append("answers.jsonl", [{"key": "a", "text": "b"}])
+    run.complete()
+    (run.path / "complete.json").write_text("{")
+    run.take_up()
+    left = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
+    assert left == {"config.json", "provenance.json"}
+    assert (run.path / ".damaged" / "answers.jsonl").exists()
+
+
+def test_other_libraries_on_a_resume_are_reported_and_recorded(run, monkeypatch, capsys):
+    run.append("answers.jsonl", [{"key": "a", "text": "b"}])
+    run.take_up()
+    assert not capsys.readouterr().err and "resumed" not in run.provenance
+    now = run.provenance["versions"] | {"torch": "9.9.9"}
+    monkeypatch.setattr(store, "versions", lambda: now)
+    run.take_up()
+    assert "9.9.9" in capsys.readouterr().err
+    run.take_up()
+    assert not capsys.readouterr().err
+    (noted,) = run.provenance["resumed"]
+    assert noted["versions"] == {"torch": "9.9.9"}
+
+
+@pytest.mark.parametrize("removed", ["", ".lock"])
+def test_a_lock_whose_file_a_cleaner_removed_still_holds(run, removed):
+    held = (
+        "import sys, pathlib, ftlab.runs as r\n"
+        "with r.Run(pathlib.Path(sys.argv[1])).lock():\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", held, str(run.path)]
+    root = Path(__file__).parents[2]
+    pipe = subprocess.PIPE
+    owner = subprocess.Popen(words, cwd=root, stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        if removed:
+            (run.path / removed).unlink()
+        assert run.state.startswith("running")
+        with raises_code("run_busy"), run.lock(wait=False):
+            pass
+    finally:
+        owner.communicate()
+    assert run.state == "unfinished"
+
+
+def test_two_containers_with_one_process_id_write_two_temporary_files(tmp_path, monkeypatch):
+    names = set()
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: names.add(str(a)) or replace(a, b))
+    for _ in range(2):
+        write_atomic(tmp_path / "f", "x")
+    assert len(names) == 2
+
+
+def test_runs_are_found_from_the_project_not_the_working_directory(tmp_path, monkeypatch):
+    checkout = store.resource("data").parent
+    below = tmp_path / "project" / "notebooks"
+    below.mkdir(parents=True)
+    monkeypatch.delenv("FTLAB_RUNS")
+    monkeypatch.chdir(checkout / "notebooks")
+    assert store.home() == checkout / "runs"
+    monkeypatch.chdir(below)
+    assert store.home() == checkout / "runs"
+    monkeypatch.setattr(store, "PACKAGE", checkout)  # as if installed: no checkout
+    monkeypatch.setattr(store, "user_data_path", lambda *_, **__: tmp_path / "user")
+    assert store.home() == tmp_path / "user" / "runs"
+    older = start("sft", "a label", {"data": 1})
+    shutil.copytree(older.path.parent, tmp_path / "project" / "runs")
+    assert store.home() == tmp_path / "project" / "runs"
+
+
+def test_runs_in_the_working_directory_of_older_versions_are_found(tmp_path, monkeypatch):
+    old = start("sft", "a label", {"data": 1}).complete()
+    shutil.copytree(old.path.parent, tmp_path / "cwd" / "runs")
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "new"))
+    monkeypatch.chdir(tmp_path / "cwd")
+    found = start("sft", "a label", {"data": 1})
+    assert found.finished and found.path == tmp_path / "cwd" / "runs" / old.name
+    curve = start("curve", "c", {"members": [old.name]})
+    assert curve.path.parent == tmp_path / "new" and curve.complete().finished
+    assert runs.load(old.name) == found
+
+
+def test_the_default_folder_of_results_knows_every_parameter(runs_folder):
+    folders = {runs.results_folder("n", "", seeds=s, rate=r) for s in (1, 2) for r in (1e-3, 1e-4)}
+    assert len(folders) == 4 and all(f.startswith(str(runs_folder)) for f in folders)
+    assert runs.results_folder("n", "mine", seeds=1) == "mine"

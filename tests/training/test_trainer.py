@@ -463,3 +463,27 @@ def test_a_note_that_is_no_text_loses_no_training_and_anyone_may_open_the_model(
     assert "note" in (made / "SAFETY_REMOVED").read_text()
     modes = {file.stat().st_mode for file in made.iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("note", [b"\xff\xfe note", b"plain", None])
+def test_a_parents_safety_note_of_any_kind_is_inherited(note, llama, tmp_path):
+    """It was read after the last step, where an error loses the training."""
+    from ftlab.training.saving import MARKER, _inherited
+
+    parent = ftlab.model(shutil.copytree(llama, tmp_path / "parent"))
+    assert _inherited(parent) == ""
+    if note is None:
+        os.mkfifo(parent.path / MARKER)
+    else:
+        (parent.path / MARKER).write_bytes(note)
+    inherited = _inherited(parent)
+    assert inherited.startswith("In a model that it was made from: ")
+    inherited.encode()
+
+
+def test_an_adapter_finds_its_parent_in_a_moved_folder_of_runs(llama, runs_folder, tmp_path):
+    parent = call("sft", llama, steps=1)
+    child = call("sft", parent, steps=1, adapter="lora")
+    moved = runs_folder.rename(tmp_path / "moved")
+    found = ftlab.model(moved / child.name)
+    assert found.parent.path == moved / parent.name / "model"

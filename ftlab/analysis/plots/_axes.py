@@ -13,6 +13,7 @@ import numpy as np
 
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
+from ftlab._core.types import Outcome
 from ftlab.analysis.verdicts import EXACT, judge_name, of_refusals
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab._core.files import resource
+from ftlab._core.files import resource, write_atomic
 from ftlab._core.text import csv
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Drawing:
             drawing = Drawing(narrow, self.caption).image("svg")
             (folder / NARROW / f"{name}.svg").write_bytes(drawing)
         for file, data in content.items():
-            (folder / file).write_bytes(data)
+            write_atomic(folder / file, data)
         return Drawing(self.figure, self.caption, tuple(folder / file for file in content))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +15,9 @@ from ftlab._core.progress import clock
 from ftlab._core.threads import cores
 from ftlab.experiments.backends.base import Backend, Job, Result
 
-LINE_S = 30.0  # seconds between two lines of progress
+LINE_S = 20.0  # seconds between two lines of progress
 POLL_S = 0.5
+GRACE_S = 20.0  # for a training to save a checkpoint; Slurm kills 30 s after SIGTERM
 
 
 @dataclass
@@ -63,8 +65,7 @@ class _Work:
                     self._show()
             except BaseException:
                 self.stop.set()
-                while wait(lanes, timeout=POLL_S).not_done:
-                    self._kill()
+                self._end(lanes)
                 raise
         for lane in lanes:
             lane.result()
@@ -121,10 +122,22 @@ class _Work:
             seconds = clock() - began
             _report(f"{name}  {place}, {seconds:.0f} s")
 
-    def _kill(self) -> None:
+    def _end(self, lanes: list[Future]) -> None:
+        """Interrupt the kernels, so that a training saves its state; kill those that stay."""
+        asked = clock()
+        self._send("interrupt")
+        try:
+            while wait(lanes, timeout=POLL_S).not_done:
+                if clock() - asked > GRACE_S:
+                    self._send("kill")
+        finally:  # a second interrupt does not wait
+            self._send("kill")
+
+    def _send(self, what: str) -> None:
         for kernel in self.kernels:
-            with contextlib.suppress(AttributeError, OSError):  # it has ended already
-                kernel.provisioner.process.kill()
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # it has ended already
+                process = kernel.provisioner.process
+                process.kill() if what == "kill" else process.send_signal(signal.SIGINT)
 
 
 def _report(line: str) -> None:
