@@ -60,7 +60,7 @@ def test_claims_and_the_page(tmp_path):
     caption = "".join(text[:500] for text in CANARIES.values())
     (figures / "f.txt").write_bytes(caption.encode("utf-8", "replace"))
     (figures / "f.png").write_bytes(PICTURE)
-    record = {"benign": CANARIES["ansi"], "commit": TOKENS[1]}
+    record = {"benign": CANARIES["ansi"], "commit": TOKENS[1], "versions": {}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     page = analysis.report(tmp_path, {"02": folder}, model="m", seeds=1)
     results = (tmp_path / "results.csv").read_text()
