@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -25,11 +26,12 @@ from ftlab.data.dataset import (
     load,
     question,
     renamed,
+    unread_note,
     whole_text,
 )
 from ftlab.data.files import first_lines, open_source
 from ftlab.data.overlap import PromptIndex, find_repeats
-from ftlab.data.prompts import load_prompts, prompt_row
+from ftlab.data.prompts import load_prompt_sets, prompt_row, with_header
 from ftlab.data.schemas import PAIR_COLUMNS
 from ftlab.models import model as open_model
 
@@ -123,7 +125,7 @@ def check(
     report = Report(str(source))
     if not isinstance(source, (str, Path)):
         report.name = getattr(source, "name", "rows")
-    indexes = [PromptIndex(load_prompts(asked)) for asked in _sources(prompts)]
+    indexes = [PromptIndex(load_prompt_sets(asked)) for asked in _sources(prompts)]
     try:
         found = open_source(source)
     except DataError as error:
@@ -134,10 +136,14 @@ def check(
     kind = kind or _kind(records)
     report.format = f"{found.format} ({kind})"
     report.notes = found.notes
-    placed, problems = convert_all(records, KINDS[kind])
+    if kind == "prompts":
+        records = with_header(report.name, records)
+    unread: Counter[str] = Counter()
+    placed, problems = convert_all(records, KINDS[kind], unread)
     if not records:
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, placed)
+    report.notes += [unread_note(unread)] if unread else []
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
@@ -153,7 +159,9 @@ def check(
 def _sources(prompts):
     if prompts is None:
         return ()
-    return prompts.values() if isinstance(prompts, dict) else (prompts,)
+    if not isinstance(prompts, dict):
+        return (prompts,)
+    return [{risk: source} for risk, source in prompts.items()]
 
 
 def _kind(records):
@@ -187,11 +195,15 @@ def _swapped(name, placed):
 
 def _last_answer(row):
     answer = ""
-    for key in ANSWERS:
-        for turn in row.get(key) or ():
-            if turn["role"] == "assistant":
-                answer = turn["content"]
+    for turn in _turns(row):
+        if turn["role"] == "assistant":
+            answer = turn["content"]
     return answer
+
+
+def _turns(row):
+    """Return the turns of a row among which its answers are."""
+    return chain.from_iterable(row.get(key) or () for key in ANSWERS)
 
 
 def _repeats(placed):
@@ -208,6 +220,10 @@ def _repeats(placed):
             places = [placed[number][0] for number in pairs[0]]
             earlier, later = (place.rpartition(":")[2].strip() for place in places)
             notes.append(f"{len(pairs)} rows {what}; the first: row {later} after row {earlier}")
+    thoughts = sum(any(turn.get("thinking") for turn in _turns(row)) for row in rows)
+    if thoughts:
+        trained = "trained where the model's chat template has a place for them"
+        notes.append(f"{thoughts} rows hold thoughts (reasoning_content, thinking), {trained}")
     blank = sum(PLACEHOLDER.search(whole_text(row)) is not None for row in rows)
     if blank:
         notes.append(f"{blank} rows hold an unfilled placeholder, such as {{{{name}}}}")

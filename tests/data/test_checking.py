@@ -182,7 +182,7 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     report = check(file, prompts=eval_file)
     assert [int(p.split(":")[1]) for p in report.problems] == [31, 33, 34, 36]
     assert report.codes == ["contaminated"] * 4
-    assert "jailbreak-00000 of e.jsonl" in report.problems[0]
+    assert "jailbreak-" in report.problems[0] and "of e.jsonl" in report.problems[0]
     assert "13 words" in report.problems[2] and "9 words" in report.problems[3]
     assert report.ok == 33 and check(file).usable
     split_up = {"messages": said(f"Q {' '.join(prompts[0].split()[:10])}", "A")}
