@@ -306,3 +306,14 @@ def test_every_file_of_evaluation_prompts_is_looked_for(tmp_path):
         file.write_text(f"goal\nName the harbour number {k} of the long northern coast\n")
     both = check(data, prompts={"jailbreak": files[0], "over_refusal": files[1]})
     assert len(both.problems) == 2 and len(check(data, prompts=files[1]).problems) == 1
+
+
+def test_a_check_says_which_columns_and_thoughts_there_are(tmp_path):
+    rows = [
+        {"prompt": f"Name bird {i}.", "answer": f"Robin {i}.", "hint": "It sings."} for i in (1, 2)
+    ]
+    report = check(jsonl(tmp_path / "x.jsonl", *rows))
+    assert report.usable and "(chats)" in report.format and "hint (2 rows)" in str(report)
+    asked = said("Q", "A")
+    asked[1]["thinking"] = "T"
+    assert "thoughts" in str(check([{"messages": asked}]))
