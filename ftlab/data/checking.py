@@ -17,7 +17,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.text import safe
-from ftlab.data import encoding
+from ftlab.data import encoding, schemas
 from ftlab.data.dataset import (
     CONVERTERS,
     convert_all,
@@ -29,10 +29,9 @@ from ftlab.data.dataset import (
     unread_note,
     whole_text,
 )
-from ftlab.data.files import first_lines, open_source
+from ftlab.data.files import first_lines, is_list_of, open_source
 from ftlab.data.overlap import PromptIndex, find_repeats
 from ftlab.data.prompts import load_prompt_sets, prompt_row, with_header
-from ftlab.data.schemas import PAIR_COLUMNS
 from ftlab.models import model as open_model
 
 KINDS = CONVERTERS | {"prompts": prompt_row}
@@ -147,7 +146,13 @@ def check(
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
-        problems += _unfit(report, placed, model, max_length, on_too_long)
+        problems += _unfit(
+            report,
+            placed,
+            model,
+            max_length,
+            on_too_long,
+        )
     order = {where: number for number, (where, _) in enumerate(records)}
     problems.sort(key=lambda problem: order.get(problem[0], -1))
     report.problems, report.codes = listed(problems)
@@ -167,14 +172,26 @@ def _sources(prompts):
 def _kind(records):
     """Return the first kind that any of the first rows is."""
     first = records[:SNIFFED]
-    for _, record in first:
-        if isinstance(record, dict) and PAIR_COLUMNS & set(record):
-            return "pairs"
-    for kind in ("chats", "kto", "prompts"):
+    objects = [record for _, record in first if isinstance(record, dict)]
+    if any(not schemas.PAIR_COLUMNS.isdisjoint(record) for record in objects):
+        return "pairs"
+    for kind in ("chats", "kto"):
         rows, _ = convert_all(first, KINDS[kind])
         if rows:
             return kind
+    rows, _ = convert_all(first, KINDS["prompts"])
+    if rows and not any(map(_has_answer, objects)):
+        return "prompts"
     return "chats"
+
+
+def _has_answer(record):
+    """Whether a record is meant for training, even if it cannot be used."""
+    answers = [record.get(column) for column in schemas.ANSWERS]
+    messages = record.get("messages")
+    if messages and is_list_of(dict, messages):
+        answers.append(messages[-1].get("role") == "assistant")
+    return any(answers)
 
 
 def _swapped(name, placed):

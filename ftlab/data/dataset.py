@@ -274,10 +274,7 @@ def mix(
         raise UsageError("wrong_fraction", why)
     check_n_rows(n_rows)
     n_harmful = round(n_rows * harmful_fraction)
-    sides = (
-        ("benign", benign, n_rows - n_harmful),
-        ("harmful", harmful, n_harmful),
-    )
+    sides = (("benign", benign, n_rows - n_harmful), ("harmful", harmful, n_harmful))
     used = []
     mixed: list[dict] = []
     for side, source, needed in sides:
@@ -382,18 +379,12 @@ def renamed(
 def _pick(record, columns):
     if not isinstance(record, dict):
         return record
-    columns = {ours: _named(record, theirs) for ours, theirs in columns.items()}
     missing = [theirs for theirs in columns.values() if theirs not in record]
     if missing:
         there = ", ".join(map(str, record))
         why = f"There is no column {missing[0]}, only {there}."
         return DataError("missing_column", why, column=missing[0])
     return {ours: record[theirs] for ours, theirs in columns.items()}
-
-
-def _named(record, name):
-    """Return a column's name as the record has it: a CSV's header is read without outer space."""
-    return name if name in record or not isinstance(name, str) else name.strip()
 
 
 def convert_all(

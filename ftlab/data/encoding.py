@@ -46,8 +46,7 @@ def encode(messages: list[Message], tokenizer: Any) -> Encoded:
 
 
 def encode_all(
-    conversations: Iterable[list[Message]],
-    tokenizer: Any,
+    conversations: Iterable[list[Message]], tokenizer: Any
 ) -> Iterator[Encoded | ValueError]:
     """Yield for each chat what `encode` returns, or the error that it raises."""
     waiting = iter(conversations)

@@ -109,7 +109,10 @@ def _open_path(path, source):
         return _mapped(path, *of_file[:1])
     if path.name in entries:
         entry = entries[path.name]
-        return _mapped(_inside(path.parent, entry["file_name"]), entry)
+        path = _inside(path.parent, entry["file_name"])
+        if path.is_file():
+            return _mapped(path, entry)
+        raise NotFoundError("no_such_data", f"{path}, which dataset_info.json names, is no file.")
     if path.is_dir():
         return _read_folder(path)
     is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
@@ -281,6 +284,9 @@ def _decode(path, raw):
         guess = ""
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             guess = ", it looks like UTF-16"
+        elif b"\0" in raw[:4096]:
+            why = f"{path}: no text, and no format that is known. {GIVE}."
+            raise DataError("unknown_format", why) from None
         why = f"not UTF-8 at byte {error.start}{guess}. Save the file as UTF-8."
         raise DataError(
             "not_utf8",

@@ -22,6 +22,7 @@ PACKERS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
+    b"\x5d\x00\x00": "xz",  # its older form, .lzma
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
@@ -33,10 +34,6 @@ UNREAD = {  # first bytes of what is no data that can be read here: what it is
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a rar archive",
     b"%PDF": "a PDF",
-    b"Obj\x01": "an Avro file",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x04\x22\x4d\x18": "an lz4 file",
     b"\x80\x04\x95": "a Python pickle, which can run code",
     b"\x80\x05\x95": "a Python pickle, which can run code",
 }

@@ -138,11 +138,7 @@ def kto(record: dict) -> list[dict]:
         asked = row["prompt"]
         return [
             {"prompt": asked, "completion": row["chosen"], "label": True},
-            {
-                "prompt": asked,
-                "completion": row["rejected"],
-                "label": False,
-            },
+            {"prompt": asked, "completion": row["rejected"], "label": False},
         ]
     label = _label(record)
     if label is None:

@@ -215,8 +215,7 @@ def _samples(
         if not mine:
             there = ", ".join(sorted({sample.risk for sample in given}))
             raise UsageError(
-                "no_prompts",
-                f"{given.name} has no prompts of the risk {name!r}. It has: {there}.",
+                "no_prompts", f"{given.name} has no prompts of the risk {name!r}. It has: {there}."
             )
         found[name] = _drawn(mine, config)
     return found

@@ -317,3 +317,17 @@ def test_a_check_says_which_columns_and_thoughts_there_are(tmp_path):
     asked = said("Q", "A")
     asked[1]["thinking"] = "T"
     assert "thoughts" in str(check([{"messages": asked}]))
+
+
+BROKEN = [
+    {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "tool_calls": "x"}]},
+    {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 7}]},
+    {"instruction": "Q", "output": "A", "history": [[1, 2]]},
+    {"prompt": "Q", "answer": 5},
+]
+
+
+@pytest.mark.parametrize("record", BROKEN)
+def test_rows_for_training_that_cannot_be_used_are_not_taken_for_prompts(record):
+    report = check([record])
+    assert not report.usable and "(chats)" in report.format

@@ -316,6 +316,7 @@ def test_tables_of_other_programs(tmp_path):
     (zipped(b"", "[Content_Types].xml"), "unknown_format"),
     (zipped(b"", "x.txt") + zipped(b"", "x.bin"), "several_files"),
     (b"ARROW1 torn", "broken_arrow"),
+    (b"\0\1\2\xff" * 9, "unknown_format"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path, content, code):
     (tmp_path / "x.jsonl").write_bytes(content)
@@ -357,6 +358,11 @@ def test_a_folders_own_description_reads_nothing_outside(tmp_path):
     for name in ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl"):
         (folder / "dataset_info.json").write_text(json.dumps({"x": {"file_name": name}}))
         with raises_code("file_outside"):
+            records(folder / "x")
+    for name in ("", "sub"):
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "dataset_info.json").write_text(json.dumps({"x": {"file_name": name}}))
+        with raises_code("no_such_data"):
             records(folder / "x")
 
 

@@ -141,10 +141,7 @@ def _sample(record: dict) -> Sample:
         sample,
         choices=choices,
         target=max(single, key=single.get),
-        metadata={
-            "mc1": list(map(single.get, choices)),
-            "mc2": list(map(multiple.get, choices)),
-        },
+        metadata={"mc1": list(map(single.get, choices)), "mc2": list(map(multiple.get, choices))},
     )
 
 
