@@ -26,8 +26,8 @@ PACKERS = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-DAMAGES = (EOFError, OSError, RuntimeError, ValueError, zlib.error, lzma.LZMAError)
-DAMAGES += (zipfile.BadZipFile,)
+OF_PACKERS = (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+DAMAGES = (EOFError, OSError, RuntimeError, ValueError, *OF_PACKERS)
 UNREAD = {  # first bytes of what is no data that can be read here: what it is
     b"\xd0\xcf\x11\xe0": "an old Excel or Word file",
     b"SQLite format 3": "an SQLite database",

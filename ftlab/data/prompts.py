@@ -196,15 +196,15 @@ def _name_of(source):
 
 def _without_harmless(opened):
     """Leave out rows that are labelled harmless and name no other risk than jailbreak."""
-    kept = []
-    for where, record in opened.records:
-        is_row = isinstance(record, dict) and "risk" not in record
-        if not (is_row and is_unsafe(record) is False):
-            kept.append((where, record))
+    kept = [found for found in opened.records if not _is_harmless(found[1])]
     left_out = len(opened.records) - len(kept)
     if left_out:
         print(f"{opened.name}: {left_out} rows are not asked: {SAFE}", file=sys.stderr)
     return replace(opened, records=kept)
+
+
+def _is_harmless(record):
+    return isinstance(record, dict) and "risk" not in record and is_unsafe(record) is False
 
 
 def read_samples(

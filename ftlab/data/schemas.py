@@ -163,10 +163,8 @@ def question_text(record: dict, column: str) -> str:
     Raises:
         DataError: `no_text`, `half_character`.
     """
-    more = []
-    for name in MORE_COLUMNS:  # numbers and the like are no part of a question
-        if name != column and record.get(name) and isinstance(record[name], (str, list, dict)):
-            more.append(name)
+    more = [name for name in MORE_COLUMNS if name != column and record.get(name)]
+    more = [name for name in more if isinstance(record[name], (str, list, dict))]
     return "\n\n".join(text_in(record, name) for name in (column, *more))
 
 
@@ -180,11 +178,11 @@ class Noting(dict):
         super().__init__(record)
         self.looked_at: set[Any] = set()
 
-    def __getitem__(self, name: Any) -> Any:
+    def __getitem__(self, name):
         self.looked_at.add(name)
         return super().__getitem__(name)
 
-    def get(self, name: Any, default: Any = None) -> Any:
+    def get(self, name, default=None):
         self.looked_at.add(name)
         return super().get(name, default)
 

@@ -67,9 +67,8 @@ class Measurement:
             self._ask(model, missing, known, progress)
             tally = self.plan.engine.tally.as_dict()
         self.run.append("generation.jsonl", [labels | tally])
-        answers = []
-        for key, question in zip(keys, self.questions, strict=True):
-            answers.append(marked(question, known[key]))
+        asked = zip(keys, self.questions, strict=True)
+        answers = [marked(question, known[key]) for key, question in asked]
         succeeded = [answer for answer in answers if not answer.error]
         self.latest = {answer.key: answer for answer in succeeded}
         verdicts = score(self.plan, answers, labels)

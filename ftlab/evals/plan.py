@@ -309,15 +309,12 @@ def _versions(
 
 def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str]:
     """Return what joins an identity only where it can change how answers are read."""
-    found = {}
-    if isinstance(reference, Model) and _knows_thoughts(reference):
-        found["thoughts"] = "1"
-    if any(is_foreign(prompt.sample.question) for prompt in prompts):
-        found["languages"] = "1"
-    return found
+    thinks = isinstance(reference, Model) and _knows_thoughts(reference)
+    foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
+    return ({"thoughts": "1"} if thinks else {}) | ({"languages": "1"} if foreign else {})
 
 
-def _knows_thoughts(reference: Model) -> bool:
+def _knows_thoughts(reference):
     """Whether a model's chat template speaks of thoughts."""
     folders = [model.path for model in (reference, reference.parent) if model]
     files = [folder / name for folder in folders for name in TEMPLATES]

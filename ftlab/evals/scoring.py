@@ -65,9 +65,8 @@ def _unanswered(prompt: Prompt, answer: Answer) -> Judgement | None:
 
 def _said(sample: Sample, answer: Answer) -> Answer:
     """Return an answer as rules read it, without thoughts; a choice is taken as it is."""
-    if sample.choices:
-        return answer
-    return replace(answer, text=without_thought(answer.text) or "")
+    text = answer.text if sample.choices else without_thought(answer.text) or ""
+    return replace(answer, text=text)
 
 
 def judge_answers(

@@ -272,11 +272,7 @@ def encode(model: Classifier, texts: list[Sentences]):
         column.append(ZONES * size)
         value.append(1.0)
         document += [number] * (len(column) - len(document))
-    return (
-        np.array(document, dtype=np.int64),
-        np.array(column, dtype=np.int64),
-        np.array(value),
-    )
+    return (np.array(document, dtype=np.int64), np.array(column, dtype=np.int64), np.array(value))
 
 
 def incoherent(
