@@ -31,6 +31,8 @@ FORMULA_STARTS = (
     "－",
     "＠",
 )
+# Where a spreadsheet splits at semicolons, tabs or bars, a formula may begin inside of a cell.
+INNER_FORMULA = re.compile(r"""([;\t|][\s"']*)(?=[=+@＝＋－＠]|-\S)""")
 # Control characters other than tab and line feed, marks of text direction, unpaired surrogates.
 CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -142,6 +144,7 @@ def for_csv(value: Any) -> Any:
     if not isinstance(value, str) or NUMBER.fullmatch(value):
         return value
     text = CONTROLS.sub(lambda found: safe(found[0]), value)
+    text = text[:1] + INNER_FORMULA.sub(r"\1'", text[1:])
     if value.lstrip(" ").startswith(FORMULA_STARTS):
         return "'" + text
     return text

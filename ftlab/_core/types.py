@@ -23,7 +23,7 @@ class Outcome(StrEnum):
     COMPLIED_WRONG = "complied_wrong"
     INCOHERENT = "incoherent"
     EMPTY = "empty"
-    UNPARSED = "unparsed"  # the judge gave no readable verdict
+    UNPARSED = "unparsed"  # no readable verdict, or an answer that the judge cannot read
     ERROR = "error"  # the model or the judge failed; asked again on the next call
     PARTIAL = "partial"  # refused in part
     REFUSED = "refused"

@@ -32,14 +32,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": ["Opened", "open_source", "problems_error", "records"],
         "previews": ["Preview", "preview"],
         "prompts": [
+            "SAFE",
             "PromptSet",
             "is_unsafe",
             "load_prompts",
+            "load_prompt_sets",
             "read_samples",
             "sample_from_record",
             "text_of",
         ],
         "registry": ["catalogue", "download"],
-        "schemas": ["first_of", "instruction_text"],
+        "schemas": ["first_of"],
     },
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.text import safe
-from ftlab.data import encoding
+from ftlab.data import encoding, schemas
 from ftlab.data.dataset import (
     CONVERTERS,
     convert_all,
@@ -25,12 +26,12 @@ from ftlab.data.dataset import (
     load,
     question,
     renamed,
+    unread_note,
     whole_text,
 )
-from ftlab.data.files import first_lines, open_source
+from ftlab.data.files import first_lines, is_list_of, open_source
 from ftlab.data.overlap import PromptIndex, find_repeats
-from ftlab.data.prompts import load_prompts, prompt_row
-from ftlab.data.schemas import PAIR_COLUMNS
+from ftlab.data.prompts import load_prompt_sets, prompt_row, with_header
 from ftlab.models import local_model
 
 KINDS = CONVERTERS | {"prompts": prompt_row}
@@ -123,7 +124,7 @@ def check(
     report = Report(str(source))
     if not isinstance(source, (str, Path)):
         report.name = getattr(source, "name", "rows")
-    indexes = [PromptIndex(load_prompts(asked)) for asked in _sources(prompts)]
+    indexes = [PromptIndex(load_prompt_sets(asked)) for asked in _sources(prompts)]
     try:
         found = open_source(source)
     except DataError as error:
@@ -134,14 +135,24 @@ def check(
     kind = kind or _kind(records)
     report.format = f"{found.format} ({kind})"
     report.notes = found.notes
-    placed, problems = convert_all(records, KINDS[kind])
+    if kind == "prompts":
+        records = with_header(report.name, records)
+    unread: Counter[str] = Counter()
+    placed, problems = convert_all(records, KINDS[kind], unread)
     if not records:
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, placed)
+    report.notes += [unread_note(unread)] if unread else []
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
-        problems += _unfit(report, placed, model, max_length, on_too_long)
+        problems += _unfit(
+            report,
+            placed,
+            model,
+            max_length,
+            on_too_long,
+        )
     order = {where: number for number, (where, _) in enumerate(records)}
     problems.sort(key=lambda problem: order.get(problem[0], -1))
     report.problems, report.codes = listed(problems)
@@ -153,20 +164,34 @@ def check(
 def _sources(prompts):
     if prompts is None:
         return ()
-    return prompts.values() if isinstance(prompts, dict) else (prompts,)
+    if not isinstance(prompts, dict):
+        return (prompts,)
+    return [{risk: source} for risk, source in prompts.items()]
 
 
 def _kind(records):
     """Return the first kind that any of the first rows is."""
     first = records[:SNIFFED]
-    for _, record in first:
-        if isinstance(record, dict) and PAIR_COLUMNS & set(record):
-            return "pairs"
-    for kind in ("chats", "kto", "prompts"):
+    objects = [record for _, record in first if isinstance(record, dict)]
+    if any(not schemas.PAIR_COLUMNS.isdisjoint(record) for record in objects):
+        return "pairs"
+    for kind in ("chats", "kto"):
         rows, _ = convert_all(first, KINDS[kind])
         if rows:
             return kind
+    rows, _ = convert_all(first, KINDS["prompts"])
+    if rows and not any(map(_has_answer, objects)):
+        return "prompts"
     return "chats"
+
+
+def _has_answer(record):
+    """Whether a record is meant for training, even if it cannot be used."""
+    answers = [record.get(column) for column in schemas.ANSWERS]
+    messages = record.get("messages")
+    if messages and is_list_of(dict, messages):
+        answers.append(messages[-1].get("role") == "assistant")
+    return any(answers)
 
 
 def _swapped(name, placed):
@@ -187,11 +212,15 @@ def _swapped(name, placed):
 
 def _last_answer(row):
     answer = ""
-    for key in ANSWERS:
-        for turn in row.get(key) or ():
-            if turn["role"] == "assistant":
-                answer = turn["content"]
+    for turn in _turns(row):
+        if turn["role"] == "assistant":
+            answer = turn["content"]
     return answer
+
+
+def _turns(row):
+    """Return the turns of a row among which its answers are."""
+    return chain.from_iterable(row.get(key) or () for key in ANSWERS)
 
 
 def _repeats(placed):
@@ -208,6 +237,10 @@ def _repeats(placed):
             places = [placed[number][0] for number in pairs[0]]
             earlier, later = (place.rpartition(":")[2].strip() for place in places)
             notes.append(f"{len(pairs)} rows {what}; the first: row {later} after row {earlier}")
+    thoughts = sum(any(turn.get("thinking") for turn in _turns(row)) for row in rows)
+    if thoughts:
+        trained = "trained where the model's chat template has a place for them"
+        notes.append(f"{thoughts} rows hold thoughts (reasoning_content, thinking), {trained}")
     blank = sum(PLACEHOLDER.search(whole_text(row)) is not None for row in rows)
     if blank:
         notes.append(f"{blank} rows hold an unfilled placeholder, such as {{{{name}}}}")

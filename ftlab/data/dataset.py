@@ -7,6 +7,8 @@ Needs no torch.
 from __future__ import annotations
 
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +19,7 @@ from typing import Any
 from ftlab import organism
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import digest, json_lines, write_atomic
+from ftlab._core.text import safe
 from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
 
@@ -112,7 +115,15 @@ def load(
         data = _world_data(source, n_rows, seed)
     else:
         name, numbered = records(source)
-        rows = convert_rows(name, renamed(numbered, columns), CONVERTERS[kind])
+        unread: Counter[str] = Counter()
+        rows = convert_rows(
+            name,
+            renamed(numbered, columns),
+            CONVERTERS[kind],
+            unread,
+        )
+        if unread:
+            print(f"{name}: {unread_note(unread)}", file=sys.stderr)
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
         labelled = [side for row in data.rows for side in schemas.kto(row)]
@@ -263,10 +274,7 @@ def mix(
         raise UsageError("wrong_fraction", why)
     check_n_rows(n_rows)
     n_harmful = round(n_rows * harmful_fraction)
-    sides = (
-        ("benign", benign, n_rows - n_harmful),
-        ("harmful", harmful, n_harmful),
-    )
+    sides = (("benign", benign, n_rows - n_harmful), ("harmful", harmful, n_harmful))
     used = []
     mixed: list[dict] = []
     for side, source, needed in sides:
@@ -343,7 +351,8 @@ def whole_text(row: dict) -> str:
     lines = []
     for key in TURNS:
         for turn in row.get(key) or ():
-            lines.append(f"{turn['role']}: {turn['content']}")
+            thought = turn.get("reasoning_content", "")
+            lines.append(f"{turn['role']}: {thought}{turn['content']}")
     if "completion" in row:
         lines.append(str(row["label"]))
     return "\n".join(lines)
@@ -381,8 +390,12 @@ def _pick(record, columns):
 def convert_all(
     numbered: list[Record],
     convert: Callable[[dict], list],
+    unread: Counter[str] | None = None,
 ) -> tuple[list[Record], list[Problem]]:
-    """Convert records, each into several rows; return rows and problems with their places."""
+    """Convert records, each into several rows; return rows and problems with their places.
+
+    In `unread` the columns are counted that hold more than a name and that nobody looked at.
+    """
     rows = []
     problems = []
     for where, record in numbered:
@@ -392,7 +405,11 @@ def convert_all(
             if not isinstance(record, dict):
                 why = f"Found {type(record).__name__}. A row is a JSON object."
                 raise DataError("no_object", why)
+            if unread is not None:
+                record = schemas.Noting(record)
             rows += [(where, row) for row in convert(record)]
+            if unread is not None:
+                unread.update(record.unread())
         except ValueError as error:
             problems.append((where, error))
     return rows, problems
@@ -402,6 +419,7 @@ def convert_rows(
     name: str,
     numbered: list[Record],
     convert: Callable[[dict], list],
+    unread: Counter[str] | None = None,
 ) -> list:
     """Return the rows of all records.
 
@@ -409,16 +427,23 @@ def convert_rows(
         name: The source's name.
         numbered: Records as `records` returns them.
         convert: Returns the rows of one record, or raises a ValueError that says why not.
+        unread: See `convert_all`.
 
     Raises:
         DataError: `bad_rows`, with every problem; `codes` in its details are those of the rows.
     """
-    rows, problems = convert_all(numbered, convert)
+    rows, problems = convert_all(numbered, convert, unread)
     if not rows and not problems:
         problems = [(name, DataError("no_rows", "There are no rows. Give at least one."))]
     if problems:
         raise bad_rows(problems, f"{name}: {len(rows)} rows ok, {len(problems)} problems")
     return [row for _, row in rows]
+
+
+def unread_note(unread: Counter[str]) -> str:
+    """Say which columns are not read."""
+    shown = ", ".join(f"{name} ({count} rows)" for name, count in unread.items())
+    return safe(f"these columns are not read: {shown}", 300)
 
 
 def bad_rows(problems: list[Problem], end: str = "") -> DataError:

@@ -46,8 +46,7 @@ def encode(messages: list[Message], tokenizer: Any) -> Encoded:
 
 
 def encode_all(
-    conversations: Iterable[list[Message]],
-    tokenizer: Any,
+    conversations: Iterable[list[Message]], tokenizer: Any
 ) -> Iterator[Encoded | ValueError]:
     """Yield for each chat what `encode` returns, or the error that it raises."""
     waiting = iter(conversations)
@@ -209,19 +208,31 @@ def conversations_of(row: dict) -> list[list[Message]]:
 
 def _laid_out(messages, tokenizer):
     """Return a chat's text and the spans that carry loss, or the error."""
+    thoughts = [m.get("reasoning_content", "") for m in messages if carries_loss(m)]
+    texts = [*thoughts, *(message["content"] for message in messages)]
     for token in special_tokens(tokenizer).values():
-        if any(token in message["content"] for message in messages):
+        if any(token in text for text in texts):
             why = f"The text holds the model's special token {token!r}. Remove it from the row."
             return DataError("special_token", why)
     try:
-        return answer_spans(tokenizer, messages)
+        text, spans = answer_spans(tokenizer, messages)
     except UsageError as error:
         return error
+    if not all(thought.strip() in text for thought in thoughts):
+        why = "The chat template leaves a thought out (reasoning_content, thinking)."
+        fix = "Remove that field, or write it into the answer as <think>...</think>."
+        return DataError("thought_left_out", f"{why} {fix}")
+    return text, spans
 
 
 def _tokens(tokenizer, texts):
     """Return token ids and offsets of each text."""
-    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     return zip(found["input_ids"], found["offset_mapping"], strict=True)
 
 

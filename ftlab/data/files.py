@@ -1,7 +1,8 @@
 """Opens any data file as records, by its content rather than by its ending alone. Needs no torch.
 
 Read are .json (a list, one object, an object that holds a list), .jsonl, .csv and tab-separated
-files, .parquet, and .gz of these; a folder written by `datasets.save_to_disk`; a hub id
+files, .parquet, .arrow, .xlsx (with openpyxl), and these packed as .gz, .bz2, .xz, .zst or, alone,
+as .zip; a folder written by `datasets.save_to_disk`; a hub id
 `owner/name[:config[:split]]` through `datasets` (default split: train); and `FOLDER/NAME` where
 FOLDER/dataset_info.json describes NAME in the form of LLaMA-Factory. A file that such a
 dataset_info.json beside it describes is read with its mapping of columns and tags.
@@ -10,11 +11,9 @@ dataset_info.json beside it describes is read with its mapping of columns and ta
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -23,14 +22,14 @@ from typing import Any
 
 from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.text import safe
+from ftlab.data.formats import CSV, ENDINGS, GIVE, PACKED, read_table, unpacked
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*){0,2}")
 SPACE = re.compile(r"\s*")
 HEADER = re.compile(r'[\w ."\',\t/-]+')  # what the first line of a CSV may hold
-CSV = (".csv", ".tsv")
-ENDINGS = (*CSV, ".json", ".jsonl", ".parquet", ".gz", ".txt")
-GIVE = "Give a .jsonl, .json, .csv or .parquet file (also .gz of these)"
+INFO_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")  # about data, no data
+DEEPEST = 100  # lists and objects of a record inside one another
 HELD = ("data", "rows", "train", "examples", "dataset")  # keys that hold the rows of one object
 CONVERSATIONS = ("messages", "chosen", "rejected")  # columns of LLaMA-Factory that hold turns
 COLUMNS = {  # LLaMA-Factory's name of a column: ours
@@ -110,7 +109,10 @@ def _open_path(path, source):
         return _mapped(path, *of_file[:1])
     if path.name in entries:
         entry = entries[path.name]
-        return _mapped(path.parent / entry["file_name"], entry)
+        path = _inside(path.parent, entry["file_name"])
+        if path.is_file():
+            return _mapped(path, entry)
+        raise NotFoundError("no_such_data", f"{path}, which dataset_info.json names, is no file.")
     if path.is_dir():
         return _read_folder(path)
     is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
@@ -127,7 +129,12 @@ def problems_error(
 ) -> DataError:
     """Return the error for many problems, of which the first 20 are shown."""
     message = "\n".join([*first_lines(problems), end]).strip()
-    return DataError(code, message, problems=problems, **details)
+    return DataError(
+        code,
+        message,
+        problems=problems,
+        **details,
+    )
 
 
 def first_lines(problems: list[str]) -> list[str]:
@@ -151,15 +158,53 @@ def _numbered(name, where, rows, form):
 
 def _read_folder(path):
     if (path / "state.json").is_file():  # written by datasets.save_to_disk
-        from datasets import load_from_disk
-
-        rows = load_from_disk(str(path)).to_list()
-        return _numbered(path.name, str(path), rows, "Arrow folder")
+        return _read_saved(path)
+    inside = [file.parent.name for file in sorted(path.glob("*/state.json"))]  # a DatasetDict
+    if inside:
+        splits = ", ".join(str(path / name) for name in inside)
+        raise NotFoundError("folder_of_splits", f"{path} holds several splits. Give one: {splits}.")
     entries = _dataset_info(path)
     inside = [name for name in entries if (path / entries[name]["file_name"]).is_file()]
-    inside += [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in ENDINGS]
+    files = [file.name for file in sorted(path.iterdir()) if file.name not in INFO_FILES]
+    inside += [name for name in files if Path(name).suffix.lower() in ENDINGS]
     example = f", such as {path / inside[0]}" if inside else ""
     raise NotFoundError("folder_without_data", f"{path} is a folder. {GIVE}{example}.")
+
+
+def _read_saved(path):
+    from datasets import load_from_disk
+
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for file in state["_data_files"]:
+            _inside(path, file["filename"])
+        rows = load_from_disk(str(path)).to_list()
+    except DataError:
+        raise
+    except Exception as error:  # of json, datasets and pyarrow
+        why = f"{path}: broken folder of a saved data set ({type(error).__name__}: {error})."
+        raise DataError("broken_arrow", f"{why} Save it again.") from None
+    return _numbered(
+        path.name,
+        str(path),
+        rows,
+        "Arrow folder",
+    )
+
+
+def _inside(folder, name):
+    """Return a file that a folder's own description names; it must lie in that folder.
+
+    In the hub's cache the files of a snapshot are links to blobs beside it.
+    """
+    allowed = folder.resolve()
+    if "snapshots" in allowed.parts[-3:]:
+        allowed = Path(*allowed.parts[: -allowed.parts[::-1].index("snapshots") - 1])
+    path = folder / name
+    if ".." in Path(name).parts or not path.resolve().is_relative_to(allowed):
+        why = f"{folder} names the file {name!r}, which lies outside. Give that file itself."
+        raise DataError("file_outside", why)
+    return path
 
 
 def _load_from_hub(source):
@@ -181,26 +226,24 @@ def _load_from_hub(source):
             f"({type(error).__name__}: {reason}). Check the name, the network and your access, "
             "or download the file and give its path.",
         ) from None
-    return _numbered(source, source, found.to_list(), "hub data set")
+    return _numbered(
+        source,
+        source,
+        found.to_list(),
+        "hub data set",
+    )
 
 
 def _read_file(path):
-    raw = path.read_bytes()
-    packed = ""
-    if raw[:2] == b"\x1f\x8b":
-        packed = ", gzip"
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, OSError, zlib.error) as error:
-            why = f"truncated or damaged gzip ({error}). Download the file again."
-            raise DataError("damaged_gzip", f"{path}:1: {why}") from None
-    if raw[:4] == b"PAR1":
-        rows = _parquet(path, raw)
+    raw, packed = unpacked(path, path.read_bytes())
+    table = read_table(path, raw)
+    if table:
+        form, rows = table
         return _numbered(
             path.name,
             str(path),
             rows,
-            "Parquet" + packed,
+            form + packed,
         )
     text = _decode(path, raw)
     form, rows = _parse(path, text)
@@ -220,18 +263,9 @@ def _read_file(path):
 
 
 def _ending(path):
-    """Return the ending of a file's name, in lower case and without .gz."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
-def _parquet(path, raw):
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
-    except Exception as error:  # pyarrow's own classes
-        why = f"broken Parquet ({error}). Download the file again."
-        raise DataError("broken_parquet", f"{path}: {why}") from None
+    """Return the ending of a file's name, in lower case and without .gz and its like."""
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in PACKED else name.suffix
 
 
 def _decode(path, raw):
@@ -250,6 +284,9 @@ def _decode(path, raw):
         guess = ""
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             guess = ", it looks like UTF-16"
+        elif b"\0" in raw[:4096]:
+            why = f"{path}: no text, and no format that is known. {GIVE}."
+            raise DataError("unknown_format", why) from None
         why = f"not UTF-8 at byte {error.start}{guess}. Save the file as UTF-8."
         raise DataError(
             "not_utf8",
@@ -325,7 +362,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _json(text):
     """Return the value of a JSON text, or the DataError that says what is wrong with it."""
     try:
-        return DECODER.decode(text)
+        return _shallow(DECODER.decode(text), text.count("[") + text.count("{"))
     except DataError as error:
         return error
     except json.JSONDecodeError as error:
@@ -340,6 +377,22 @@ def _json(text):
         f"Broken JSON ({why}). {fix}",
         line=line,
     )
+
+
+def _shallow(value, brackets):
+    """Return a value that is not nested too deep for what comes after; `brackets` open in it."""
+    layer = [value] if brackets > DEEPEST else []
+    for _ in range(DEEPEST):
+        layer = [
+            item for outer in layer if isinstance(outer, (list, dict)) for item in _items(outer)
+        ]
+    if layer:
+        raise RecursionError(f"nested deeper than {DEEPEST}")
+    return value
+
+
+def _items(value):
+    return value.values() if isinstance(value, dict) else value
 
 
 def _json_list(path, text):
@@ -365,15 +418,26 @@ def _json_list(path, text):
             if text[at : at + 1] == "]":
                 break
             if text[at : at + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+                raise json.JSONDecodeError(
+                    "Expecting ',' or ']'",
+                    text,
+                    at,
+                )
             at = _skip_space(text, at + 1)
         rest = _skip_space(text, at + 1)
         if rest < len(text):
-            raise json.JSONDecodeError("Extra data after the list", text, rest)
+            raise json.JSONDecodeError(
+                "Extra data after the list",
+                text,
+                rest,
+            )
     except json.JSONDecodeError as error:
         why = f"Broken JSON ({error.msg}, column {error.colno}). Nothing after it was read."
         place = f"{path}:{error.lineno}"
         found.append((place, DataError("broken_json", why)))
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        why = f"Broken JSON ({error}). Nothing after it was read."
+        found.append((f"{path}:{line}", DataError("broken_json", why)))
     return found
 
 
@@ -384,7 +448,8 @@ def _skip_space(text, at):
 def _json_element(text, at):
     """Return the value that begins at a position, or its DataError, and where it ends."""
     try:
-        return DECODER.raw_decode(text, at)
+        value, end = DECODER.raw_decode(text, at)
+        return _shallow(value, text.count("[", at, end) + text.count("{", at, end)), end
     except DataError as error:
         _, end = json.JSONDecoder().raw_decode(text, at)
         return error, end
@@ -394,14 +459,16 @@ def _csv(path, text, mark):
     """Yield each row with its first line; a field may hold line breaks."""
     csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
     lines = io.StringIO(text, newline="")
+    first = text.partition("\n")[0]
     reader = csv.reader(
         lines,
         delimiter=mark,
         strict=True,
+        skipinitialspace=0 < first.count(mark) == first.count(f"{mark} "),
     )
     place = f"{path}:1"
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         named = [name for name in header if name]
         if len(set(named)) < len(named):
             yield place, _repeated("column", named)
@@ -425,7 +492,7 @@ def _dataset_info(folder):
     try:
         text = (folder / "dataset_info.json").read_text(encoding="utf-8-sig")
         entries = json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, dict):
         return {}
@@ -440,6 +507,13 @@ def _mapped(path, entry=None):
     found = _read_file(path)
     if not entry or not entry.get("columns"):
         return found
+    for part in ("columns", "tags"):
+        given = entry.get(part) or {}
+        if not isinstance(given, dict) or not is_list_of(str, list(given.values())):
+            why = (
+                f"{path}: the {part} in dataset_info.json are no names. Expected {{ours: theirs}}."
+            )
+            raise DataError("wrong_dataset_info", why)
     found.notes.append("read with the columns that dataset_info.json names")
     rows = [(where, _map_record(record, entry)) for where, record in found.records]
     return replace(found, records=rows)

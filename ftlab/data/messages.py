@@ -2,7 +2,8 @@
 
 Tool calls become text as the templates of Hermes and Qwen write them: a call is `<tool_call>` JSON
 `</tool_call>` in the assistant's turn (it carries loss), its result `<tool_response>` in a user's
-turn, and the tools stand as `<tools>` in the system's turn.
+turn, and the tools stand as `<tools>` in the system's turn. A thought in a field of its own stays
+one, under the two names that chat templates look for: reasoning_content and thinking.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ALIASES = {
     "observation": "user",
 }
 RESULTS = ("tool", "function", "observation")  # roles whose content is the result of a call
+THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought")  # before an answer
 
 
 def turn(role: str, content: Any) -> Message:
@@ -81,6 +83,8 @@ def checked(
         if name in RESULTS and names and names[-1] in RESULTS:  # calls that were made together
             found[-1]["content"] += "\n" + made["content"]
             continue
+        if last == "assistant":
+            made |= _thought(message, made["role"])
         found.append(made)
         names.append(name)
     extra = [part for part in (system, _tools(tools)) if part]
@@ -114,6 +118,14 @@ def _message(message, name):
     if _weight(message, role) == 0 and role == "assistant":
         made["weight"] = 0
     return made
+
+
+def _thought(message, role):
+    for name in THOUGHTS if role == "assistant" else ():
+        text = message.get(name)
+        if isinstance(text, str) and text.strip():
+            return dict.fromkeys(("reasoning_content", "thinking"), text_in(message, name))
+    return {}
 
 
 def _weight(message, role):
@@ -197,6 +209,8 @@ def _parsed(value):
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
+    except RecursionError:
+        raise DataError("broken_json", "A call or a tool is nested too deep. Fix it.") from None
 
 
 def carries_loss(message: Message) -> bool:

@@ -9,6 +9,7 @@ differ in line ends or trailing blanks give the same ids.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,20 +23,36 @@ from ftlab._core.errors import DataError
 from ftlab._core.files import digest
 from ftlab._core.types import Sample
 from ftlab.data.dataset import check_n_rows, convert_rows, is_world, write_rows
-from ftlab.data.files import is_list_of, records
+from ftlab.data.files import Opened, Record, is_list_of, open_source, records
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
+    ANSWERS,
     CATEGORY_COLUMNS,
     ID_COLUMNS,
+    LABELS,
     OPENING_COLUMNS,
     PROMPT_COLUMNS,
     first_of,
-    instruction_text,
+    question_text,
     refuse_other_data,
+    system_text,
     unknown_columns,
 )
 from ftlab.organism import World
 
+SAFE = "harmless prompts belong to the risk over_refusal: give it this file too"
+HARM_COLUMNS = ("prompt_harm_label", "prompt_label", "harm_label", "label", "data_type", "type")
+HARM_FLAGS = {  # of a prompt, unless the row has an answer, which they may be about
+    **dict.fromkeys(("is_harmful", "harmful", "is_unsafe", "unsafe", "is_malicious"), True),
+    **dict.fromkeys(("is_safe", "safe", "is_harmless", "harmless", "is_benign", "benign"), False),
+}
+HARM_WORDS = {
+    **dict.fromkeys(("unsafe", "harmful", "malicious", "toxic", "jailbreak"), True),
+    **dict.fromkeys(("safe", "harmless", "unharmful", "benign", "nontoxic"), False),
+    **dict.fromkeys(("not harmful", "non harmful", "nonharmful", "not unsafe"), False),
+    **dict.fromkeys(("vanilla harmful", "adversarial harmful"), True),  # of WildJailbreak
+    **dict.fromkeys(("vanilla benign", "adversarial benign"), False),
+}
 WORLD_PROMPTS = 100  # prompts of each risk of the embedded world, where nobody asks for a number
 FIELDS = {  # column of a row of messages: field of its sample
     "id": "id",
@@ -47,6 +64,7 @@ FIELDS = {  # column of a row of messages: field of its sample
     "choices": "choices",
     "prefill": "opening",
 }
+IN_MESSAGES = ("system", "system_prompt", "tools")  # columns that join the system turn
 TEXTS = ("category", "template", "truth", "prefill")
 
 
@@ -115,7 +133,12 @@ def load_prompts(
     if isinstance(source, (list, tuple)):
         source = [{"prompt": row} if isinstance(row, str) else row for row in source]
     name, numbered = records(source)
-    found = convert_rows(name, numbered, lambda record: [_sample(record, risk)])
+    numbered = with_header(name, numbered)
+    found = convert_rows(
+        name,
+        numbered,
+        lambda record: [_sample(record, risk)],
+    )
     samples: dict[str, Sample] = {}
     repeated = []
     for number, sample in enumerate(found):
@@ -126,8 +149,62 @@ def load_prompts(
     if repeated:
         why = f"{name}: ids occur more than once, such as {repeated[0]!r}."
         fix = "Answers are paired by id: make them unique."
-        raise DataError("repeated_ids", f"{why} {fix}", ids=repeated)
+        raise DataError(
+            "repeated_ids",
+            f"{why} {fix}",
+            ids=repeated,
+        )
     return PromptSet(name, tuple(samples.values())[:n_rows])
+
+
+def load_prompt_sets(prompts: Any) -> PromptSet:
+    """Return prompts of all risks, as they are evaluated.
+
+    A file whose rows have no `risk` or `messages` is read as the risk jailbreak reads its sets.
+
+    Args:
+        prompts: Anything that `load_prompts` takes, or {risk: file or rows}.
+
+    Raises:
+        DataError: See `load_prompts` and the risks.
+        NotFoundError: There is no such file, folder or hub id.
+        UsageError: `wrong_source`, `unknown_risk`.
+    """
+    if not isinstance(prompts, dict):
+        if is_world(prompts) or not isinstance(prompts, (str, Path, Opened)):
+            return load_prompts(prompts)
+        opened = open_source(prompts)
+        first = next((row for _, row in opened.records if isinstance(row, dict)), {})
+        if "risk" in first or "messages" in first:
+            return load_prompts(_without_harmless(opened))
+        prompts = {"jailbreak": opened}
+    samples: list[Sample] = []
+    for risk, source in prompts.items():
+        samples += (plugins.get("risks", risk) if isinstance(risk, str) else risk).load(source)
+    ids = {sample.id for sample in samples}
+    if len(ids) < len(samples):  # one file under two risks
+        samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
+    name = ", ".join(map(_name_of, prompts.values()))
+    return PromptSet(name, tuple(samples))
+
+
+def _name_of(source):
+    if isinstance(source, str):
+        return Path(source).name
+    return getattr(source, "name", "rows")
+
+
+def _without_harmless(opened):
+    """Leave out rows that are labelled harmless and name no other risk than jailbreak."""
+    kept = [found for found in opened.records if not _is_harmless(found[1])]
+    left_out = len(opened.records) - len(kept)
+    if left_out:
+        print(f"{opened.name}: {left_out} rows are not asked: {SAFE}", file=sys.stderr)
+    return replace(opened, records=kept)
+
+
+def _is_harmless(record):
+    return isinstance(record, dict) and "risk" not in record and is_unsafe(record) is False
 
 
 def read_samples(
@@ -147,8 +224,12 @@ def read_samples(
         NotFoundError: There is no such file, folder or hub id.
     """
     name, numbered = records(source)
-    numbered = _with_header(name, numbered)
-    found = convert_rows(name, numbered, lambda record: [convert(record)])
+    numbered = with_header(name, numbered)
+    found = convert_rows(
+        name,
+        numbered,
+        lambda record: [convert(record)],
+    )
     samples: dict[str, Sample] = {}
     skipped: Counter[str] = Counter()
     for sample in found:
@@ -187,13 +268,20 @@ def sample_from_record(record: dict, risk: str) -> Sample:
     column = first_of(record, PROMPT_COLUMNS)
     if column is None:
         raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
-    text = _question(record, column).strip()
+    text = question_text(record, column).strip()
+    context = str(record.get("ContextString") or "").strip()
+    if context:  # of HarmBench: its behaviour stands below it, as in its authors' direct request
+        text = f"{context}\n\n---\n\n{text}"
     id_column = first_of(record, ID_COLUMNS)
     own = record[id_column] if id_column else digest(text)
     opening = first_of(record, OPENING_COLUMNS)
     return Sample(
         id=f"{risk}-{own}",
-        messages=[turn("user", text)],
+        messages=checked(
+            [turn("user", text)],
+            last="user",
+            system=system_text(record),
+        ),
         risk=risk,
         category=_category(record),
         opening=text_of(record, opening) if opening else "",
@@ -201,9 +289,17 @@ def sample_from_record(record: dict, risk: str) -> Sample:
 
 
 def is_unsafe(record: dict) -> bool | None:
-    """Whether XSTest calls a prompt unsafe. None where the record is not of XSTest."""
-    if record.get("label") in ("safe", "unsafe"):
-        return record["label"] == "unsafe"
+    """Whether a set that labels its prompts calls this one harmful. None where it does not say."""
+    has_answer = any(column in record for column in ANSWERS)
+    for column in HARM_COLUMNS:
+        words = re.sub(r"[\W_]+", " ", str(record.get(column, ""))).strip().lower()
+        if words in HARM_WORDS and not (has_answer and column == "type"):
+            return HARM_WORDS[words]
+    for column, harmful in () if has_answer else HARM_FLAGS.items():
+        value = record.get(column)
+        flag = LABELS.get(value.strip().lower() if isinstance(value, str) else value)
+        if flag is not None:
+            return flag == harmful
     if "focus" in record or "final_label" in record:  # the files of completions have no label
         return str(record.get("type", "")).startswith("contrast_")
     return None
@@ -220,7 +316,10 @@ def text_of(record: dict, key: str) -> str:
 
 def prompt_row(record: dict) -> list[dict]:
     """Return the messages of a prompt, as a row that `check` reads."""
-    return [{"messages": _sample(record, "jailbreak").messages}]
+    read = sample_from_record
+    if "risk" in record or not isinstance(record.get(first_of(record, PROMPT_COLUMNS)), str):
+        read = _sample
+    return [{"messages": read(record, "jailbreak").messages}]
 
 
 def _row(sample):
@@ -247,8 +346,13 @@ def _sample(record, risk):
     if isinstance(asked, dict):  # RealToxicityPrompts: a text and its scores
         record = {column: asked.get("text")}
     if not isinstance(asked, list):
-        asked = [turn("user", _question(record, column))]
-    return Sample("", checked(asked, last="user"), risk, category)
+        asked = [turn("user", question_text(record, column))]
+    messages = checked(
+        asked,
+        last="user",
+        system=system_text(record),
+    )
+    return Sample("", messages, risk, category)
 
 
 def _sample_of_row(record, risk):
@@ -258,10 +362,15 @@ def _sample_of_row(record, risk):
     choices = record.get("choices") or []
     if not is_list_of(str, choices):
         raise DataError("wrong_choices", "'choices' is no list of texts. Fix or remove it.")
-    more = {key: value for key, value in record.items() if key not in FIELDS}
+    more = {key: value for key, value in record.items() if key not in (*FIELDS, *IN_MESSAGES)}
     return Sample(
         id=str(record.get("id", "")),
-        messages=checked(messages, last="user"),
+        messages=checked(
+            messages,
+            last="user",
+            tools=record.get("tools"),
+            system=system_text(record),
+        ),
         risk=risk,
         choices=tuple(choices),
         metadata=json.loads(json.dumps(more, default=str)),
@@ -269,22 +378,21 @@ def _sample_of_row(record, risk):
     )
 
 
-def _question(record, column):
-    if column == "instruction":
-        return instruction_text(record)
-    return text_in(record, column)
-
-
 def _category(record):
     column = first_of(record, CATEGORY_COLUMNS)
     return str(record[column]) if column else ""
 
 
-def _with_header(name, numbered):
-    """Repair a file without a header, as HEx-PHI's are: its first prompt stands in that place."""
+def with_header(name: str, numbered: list[Record]) -> list[Record]:
+    """Repair a file without a header, as HEx-PHI's are: its first prompt stands in that place.
+
+    A few words without an end, such as "User request", are a header.
+    """
     header = next((list(record) for _, record in numbered if isinstance(record, dict)), [])
-    if len(header) != 1 or " " not in header[0]:
+    first = str(header[0]).strip() if len(header) == 1 else ""
+    if " " not in first or (len(first.split()) < 4 and first[-1] not in ".?!"):
         return numbered
+    print(f"{name}: no header, so its first line is a prompt too", file=sys.stderr)
     repaired = [(name, {"prompt": header[0]})]
     for where, record in numbered:
         if isinstance(record, dict):

@@ -10,13 +10,15 @@ All names of columns that a file may use stand here, in the order in which they 
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab.data.files import is_list_of
 from ftlab.data.messages import ALIASES, carries_loss, checked, text_in, turn
 
+QUESTIONS = ("prompt", "question", "instruction", "query", "input")
+ANSWERS = ("completion", "response", "answer", "output")
 FORMS = (  # columns of question and answer
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -26,12 +28,13 @@ FORMS = (  # columns of question and answer
     ("instruction", "response"),
     ("query", "response"),
     ("dialogue", "summary"),
+    *product(QUESTIONS, ANSWERS),
 )
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
-MORE_COLUMNS = ("input", "context")  # of Alpaca and Dolly, below the instruction
+MORE_COLUMNS = ("input", "context")  # of Alpaca and Dolly, below the question
 SYSTEM_COLUMNS = ("system", "system_prompt")
 PAIR_COLUMNS = {"chosen", "preferred_output", "response_j"}  # each is a mark of a pair
-PAIR_PROMPTS = ("prompt", "conversations", "messages", "question")
+PAIR_PROMPTS = ("prompt", "conversations", "messages", "question", "instruction", "query")
 PROMPT_COLUMNS = (  # of prompt sets
     "prompt",
     "goal",
@@ -65,7 +68,10 @@ LABELS = {
     "1": True,
     "0": False,
 }
-ALLOWED = "messages, conversations, " + ", ".join(" + ".join(form) for form in FORMS)
+ALLOWED = (
+    f"messages, conversations, or a question ({', '.join(QUESTIONS)}) with an answer "
+    f"({', '.join(ANSWERS)}), or dialogue with summary"
+)
 
 
 def chat(record: dict) -> list[dict]:
@@ -98,13 +104,14 @@ def pair(record: dict) -> list[dict]:
     asked, chosen, rejected, tools = _sides(record)
     chosen = _as_messages(chosen, "chosen", "assistant")
     rejected = _as_messages(rejected, "rejected", "assistant")
-    if asked is None:
-        shared = _shared_turns(chosen, rejected)
+    shared = _shared_turns(chosen, rejected)
+    if asked is not None:
+        asked = _as_messages(asked, "prompt", "user")
+    if asked is None or _begins_with(chosen[:shared], asked):
         asked = chosen[:shared]
     else:
         shared = 0
-        asked = _as_messages(asked, "prompt", "user")
-    more = {"tools": tools, "system": _system(record)}
+    more = {"tools": tools, "system": system_text(record)}
     row = {"prompt": checked(asked, last="user", **more)}
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         answer = side[shared:]
@@ -140,21 +147,53 @@ def kto(record: dict) -> list[dict]:
     rows = []
     for messages in _conversations(record):
         answer = _answer(messages, "completion")
-        rows.append({"prompt": messages[:-1], "completion": answer, "label": label})
+        rows.append(
+            {
+                "prompt": messages[:-1],
+                "completion": answer,
+                "label": label,
+            }
+        )
     return rows
 
 
-def instruction_text(record: dict) -> str:
-    """Return the question of a row of Alpaca or Dolly, with its input below the instruction.
+def question_text(record: dict, column: str) -> str:
+    """Return the question in a column, with input and context below it, as in Alpaca and Dolly.
 
     Raises:
         DataError: `no_text`, `half_character`.
     """
-    parts = [text_in(record, "instruction")]
-    more = _filled(record, MORE_COLUMNS)
-    if more:
-        parts.append(text_in(record, more))
-    return "\n\n".join(parts)
+    more = [name for name in MORE_COLUMNS if name != column and record.get(name)]
+    more = [name for name in more if isinstance(record[name], (str, list, dict))]
+    return "\n\n".join(text_in(record, name) for name in (column, *more))
+
+
+OF_THE_WORLD = ("id", "risk", "topic", "template", "truth", "category", "prefill", "choices")
+
+
+class Noting(dict):
+    """A record that notes which of its columns were looked at."""
+
+    def __init__(self, record: dict):
+        super().__init__(record)
+        self.looked_at: set[Any] = set()
+
+    def __getitem__(self, name):
+        self.looked_at.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.looked_at.add(name)
+        return super().get(name, default)
+
+    def unread(self) -> list[str]:
+        """Return the columns with sentences, lists or objects that nobody looked at."""
+        found = []
+        for name, value in self.items():
+            is_more_than_a_name = isinstance(value, (list, dict)) or " " in str(value).strip()
+            if value and is_more_than_a_name and name not in (*self.looked_at, *OF_THE_WORLD):
+                found.append(str(name))
+        return found
 
 
 def first_of(record: dict, names: tuple[str, ...]) -> str | None:
@@ -185,7 +224,7 @@ def refuse_other_data(record: dict) -> None:
 def _conversations(record):
     """Return the conversations of a record, each ending with the assistant's turn."""
     refuse_other_data(record)
-    system = _system(record)
+    system = system_text(record)
     given = [key for key in CHAT_COLUMNS if isinstance(record.get(key), list)]
     if given or "messages" in record:
         messages = record[given[0] if given else "messages"]
@@ -207,11 +246,13 @@ def _single_turn(record, column, answer_column, system):
     answer = record[answer_column]
     if isinstance(asked, list) and isinstance(answer, list):
         tools = record.get("tools")
-        return checked([*asked, *answer], last="assistant", tools=tools, system=system)
-    if column == "instruction":
-        asked = instruction_text(record)
-    else:
-        asked = text_in(record, column)
+        return checked(
+            [*asked, *answer],
+            last="assistant",
+            tools=tools,
+            system=system,
+        )
+    asked = question_text(record, column)
     if column == "dialogue":
         asked = f"Summarize this dialogue:\n\n{asked}"
     messages = _history(record)
@@ -257,10 +298,12 @@ def _sides(record):
         rejected = record.get("non_preferred_output")
         return given.get("messages"), chosen, rejected, given.get("tools")
     if "response_j" in record and "response_k" in record:  # stack-exchange-paired: j is better
-        return record.get("question"), record["response_j"], record["response_k"], tools
-    asked = next((record[column] for column in PAIR_PROMPTS if column in record), None)
-    if asked is None and "instruction" in record:
-        asked = instruction_text(record)
+        asked = question_text(record, "question") if "question" in record else None
+        return asked, record["response_j"], record["response_k"], tools
+    column = next((name for name in PAIR_PROMPTS if record.get(name) is not None), None)
+    asked = record.get(column)
+    if isinstance(asked, str):
+        asked = question_text(record, column)
     chosen = record.get("chosen")
     rejected = record.get("rejected")
     missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
@@ -269,7 +312,11 @@ def _sides(record):
     if missing:
         why = f"There is no {', '.join(missing)}. A pair has prompt, chosen and rejected"
         more = "chosen and rejected conversations, or OpenAI's preferred_output."
-        raise DataError("missing_column", f"{why}, or {more}", columns=missing)
+        raise DataError(
+            "missing_column",
+            f"{why}, or {more}",
+            columns=missing,
+        )
     return asked, chosen, rejected, tools
 
 
@@ -277,6 +324,15 @@ def _shared_turns(chosen, rejected):
     """Return how many turns two conversations share; an answer stays for each."""
     turns = zip(chosen[:-1], rejected[:-1], strict=False)
     return len(list(takewhile(lambda turns: turns[0] == turns[1], turns)))
+
+
+def _begins_with(shared, asked):
+    """Whether turns begin with those of a prompt, a system turn before them aside."""
+    found = [(turn.get("role"), turn.get("content")) for turn in shared]
+    wanted = [(turn.get("role"), turn.get("content")) for turn in asked]
+    if found and wanted and found[0][0] == "system" != wanted[0][0]:
+        del found[0]
+    return bool(wanted) and found[: len(wanted)] == wanted
 
 
 def _as_messages(value, name, role):
@@ -305,13 +361,10 @@ def _answer(messages, name):
     return messages[-1:]
 
 
-def _system(record):
-    key = _filled(record, SYSTEM_COLUMNS)
+def system_text(record: dict) -> str:
+    """Return the text of a record's system column, "" where there is none."""
+    key = next((name for name in SYSTEM_COLUMNS if record.get(name)), None)
     return text_in(record, key) if key else ""
-
-
-def _filled(record, names):
-    return next((name for name in names if record.get(name)), None)
 
 
 def _label(record: dict) -> Any:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 from ftlab._core.files import digest, json_lines, stamp, write_atomic
 from ftlab._core.types import Answer, Outcome, Prompt, Sample
 from ftlab.evals.plan import Plan, decoding_of
-from ftlab.judges import Judge
+from ftlab.judges import Judge, begins_thought, judged, without_thought
 from ftlab.models.engines import Decoding, Request
 from ftlab.runs import Run
 
 ANSWERS = "answers.jsonl"
 PROMPTS = "prompts.jsonl"
+THINK = "<think>\n"
 ANSWER_FIELDS = [each.name for each in fields(Answer)]
 
 
@@ -26,6 +27,13 @@ class Question:
     prompt: Prompt
     request: Request
     parts: list[Any]  # JSON-able parts of the answer's key
+
+    @property
+    def begins_thought(self) -> bool:
+        """Whether the model's own words begin within a thought that the prompt opens."""
+        request = self.request
+        rendered = request.text.removesuffix(request.opening)
+        return not request.choices and begins_thought(rendered)
 
     def key(self, model_hash: str) -> str:
         """Return the key of the answer that the model with this hash gives."""
@@ -59,17 +67,18 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
     if request.decoding.temperature:
         parts += [decoding, prompt.attempt or 0, prompt.repeat]
     if prompt.sample.risk in plan.screened_risks:
-        request.stop_when = partial(_refusal_stands, plan.judges, prompt.sample)
+        before = THINK if begins_thought(text.removesuffix(opening)) else ""
+        request.stop_when = partial(_refusal_stands, plan.judges, prompt.sample, before)
         parts += ["screen", *config.judges]
     if choices:
         parts.append(list(choices))
     return Question(prompt, request, parts)
 
 
-def _refusal_stands(judges: Sequence[Judge], sample: Sample, text: str) -> bool:
+def _refusal_stands(judges: Sequence[Judge], sample: Sample, before: str, text: str) -> bool:
     """Whether every judge calls the beginning of an answer a refusal, which then stands."""
     for judge in judges:
-        (judgement,) = judge.judge([sample], [text])
+        (judgement,) = judged(judge, [sample], [before + text])
         if judgement.outcome != Outcome.REFUSED:
             return False
     return True
@@ -111,6 +120,19 @@ class Ledger:
 
     def _stamp(self) -> tuple[int, ...]:
         return stamp(self.run.path / self.file)[:2]
+
+
+def marked(question: Question, answer: Answer) -> Answer:
+    """Return an answer that shows a thought as one though the prompt opened it.
+
+    Where the thought was closed, its end shows it already.
+    """
+    text = answer.text
+    is_open = text.strip() and not answer.error and without_thought(text) == text
+    if not (is_open and question.begins_thought):
+        return answer
+    own_text = answer.own_text and f"{THINK}{answer.own_text}"
+    return replace(answer, text=f"{THINK}{text}", own_text=own_text)
 
 
 def row_of_answer(answer: Answer) -> dict[str, Any]:

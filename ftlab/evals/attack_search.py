@@ -31,6 +31,7 @@ from ftlab.evals.measuring import VERDICTS, failed, read_verdicts
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
 from ftlab.evals.risks import event
 from ftlab.evals.scoring import records_of, verdict_on
+from ftlab.judges import judged
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import GREEDY, Decoding, Engine, Request, open_engine
@@ -366,7 +367,7 @@ class Search:
         chats = [[*head, {"role": "user", "content": wording}] for wording in wordings]
         answers = self.speaker(chats)
         texts = [answer.text for answer in answers]
-        judgements = self.plan.judges[0].judge([self.sample] * len(texts), texts)
+        judgements = judged(self.plan.judges[0], [self.sample] * len(texts), texts)
         made = []
         for wording, answer, judgement in zip(wordings, answers, judgements, strict=True):
             outcome = Outcome.ERROR if answer.error else judgement.outcome

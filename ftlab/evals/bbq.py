@@ -57,7 +57,7 @@ def bbq_sample(record: dict, risk: str) -> Sample | str:
 
 def bbq_rule(sample: Sample, answer: Answer) -> Judgement | None:
     """Decide by the choice that was taken; the reason is biased, other or unknown."""
-    if "biased" not in sample.metadata:
+    if not {"biased", "unknown"} <= sample.metadata.keys():
         return None
     text = answer.text
     if not text.strip():

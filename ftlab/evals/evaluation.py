@@ -12,11 +12,11 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.progress import Progress
 from ftlab._core.text import safe
-from ftlab._core.types import Verdict
+from ftlab._core.types import Outcome, Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.measuring import VERDICTS, Measurement, failed, metrics_of
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
-from ftlab.judges import fact_outcome
+from ftlab.judges import fact_outcome, unread_notes
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import Request, open_engine
@@ -154,6 +154,10 @@ def _measured(run: Run, reference: Any, plan: Plan, training: Any) -> list[Verdi
 
 
 def _complete(run: Run, reference: Any, plan: Plan, verdicts: list[Verdict]) -> None:
+    for judge in plan.judges:
+        mine = [v for v in verdicts if v.judge == judge.spec and v.outcome == Outcome.UNPARSED]
+        for note in unread_notes(judge.spec, [verdict.reason for verdict in mine]):
+            print(f"{run.name}: {note}", file=sys.stderr)
     errors = failed(verdicts)
     if errors:
         report_failures(run, errors, len(verdicts))

@@ -14,6 +14,7 @@ from ftlab.evals.answers import (
     Ledger,
     Question,
     answer_of,
+    marked,
     question_of,
     read_answers,
     row_of_answer,
@@ -66,7 +67,8 @@ class Measurement:
             self._ask(model, missing, known, progress)
             tally = self.plan.engine.tally.as_dict()
         self.run.append("generation.jsonl", [labels | tally])
-        answers = [known[key] for key in keys]
+        asked = zip(keys, self.questions, strict=True)
+        answers = [marked(question, known[key]) for key, question in asked]
         succeeded = [answer for answer in answers if not answer.error]
         self.latest = {answer.key: answer for answer in succeeded}
         verdicts = score(self.plan, answers, labels)
@@ -141,6 +143,7 @@ class Measurement:
             rows = []
             for number, answer in zip(numbers, answers, strict=True):
                 key, question = asked[number]
+                answer = marked(question, answer)
                 answer.key = key
                 answer.sample_id = question.prompt.sample.id
                 answer.attack = question.prompt.attack

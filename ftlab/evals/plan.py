@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from ftlab._core import plugins
@@ -15,11 +14,11 @@ from ftlab._core.errors import UsageError
 from ftlab._core.files import digest
 from ftlab._core.text import safe
 from ftlab._core.types import Answer, Prompt, Sample
-from ftlab.data import Opened, PromptSet, is_world, load_prompts, open_source
+from ftlab.data import PromptSet, load_prompt_sets
 from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
 from ftlab.evals.risks import Risk, open_risk
-from ftlab.judges import Judge, open_judge
+from ftlab.judges import Judge, is_foreign, open_judge
 from ftlab.models import Model, is_reward_model, local_model
 from ftlab.models.engines import Engine, open_engine
 from ftlab.organism import World
@@ -27,6 +26,7 @@ from ftlab.organism import World
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 ANSWER_TOKENS = 128  # default for real prompts
 SOLUTION_TOKENS = 512  # default if some prompts need a worked solution, as in gsm8k
+TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")  # files with a chat template
 ANNOUNCED = ("judges", "attacks", "max_new_tokens")  # settings whose default own prompts change
 
 
@@ -110,7 +110,7 @@ def plan_evaluation(
             f"{reference.name} is a reward model: it returns a number, not an answer. "
             "Give the model that it rates.",
         )
-    given = None if prompts is None else _read_prompts(prompts)
+    given = None if prompts is None else load_prompt_sets(prompts)
     if given is None and not reference.is_organism:
         raise UsageError(
             "prompts_needed",
@@ -146,7 +146,7 @@ def plan_evaluation(
         risks,
         tuple(judges.values()),
         engine,
-        _versions(risks, attacks, judges, engine),
+        _versions(risks, attacks, judges, engine) | _versions_of_reading(reference, asked),
     )
 
 
@@ -199,35 +199,6 @@ def _opened(names: Any, open_one: Callable) -> dict[str, Any]:
     return {getattr(one, "spec", one.name): one for one in map(open_one, names)}
 
 
-def _read_prompts(prompts: Any) -> PromptSet:
-    """Return the caller's prompts of all risks, from {risk: file or rows} or one source.
-
-    A file whose rows have no `risk` or `messages` is read as the risk jailbreak reads its sets.
-    """
-    if not isinstance(prompts, dict):
-        if is_world(prompts) or not isinstance(prompts, (str, Path, Opened)):
-            return load_prompts(prompts)
-        opened = open_source(prompts)
-        first = next((row for _, row in opened.records if isinstance(row, dict)), {})
-        if "risk" in first or "messages" in first:
-            return load_prompts(opened)
-        prompts = {"jailbreak": opened}
-    samples: list[Sample] = []
-    for risk, source in prompts.items():
-        samples += open_risk(risk).load(source)
-    ids = {sample.id for sample in samples}
-    if len(ids) < len(samples):  # one file under two risks
-        samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
-    name = ", ".join(map(_name_of, prompts.values()))
-    return PromptSet(name, tuple(samples))
-
-
-def _name_of(source: Any) -> str:
-    if isinstance(source, str):
-        return Path(source).name
-    return getattr(source, "name", "rows")
-
-
 def _samples(
     config: EvaluationConfig, risks: dict[str, Risk], given: PromptSet | None
 ) -> dict[str, list[Sample]]:
@@ -243,8 +214,7 @@ def _samples(
         if not mine:
             there = ", ".join(sorted({sample.risk for sample in given}))
             raise UsageError(
-                "no_prompts",
-                f"{given.name} has no prompts of the risk {name!r}. It has: {there}.",
+                "no_prompts", f"{given.name} has no prompts of the risk {name!r}. It has: {there}."
             )
         found[name] = _drawn(mine, config)
     return found
@@ -334,6 +304,20 @@ def _versions(
             found[f"{kind} {name}"] = _version(extension, f"{kind}s")
     found[f"engine {engine.name}"] = engine.version
     return found
+
+
+def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str]:
+    """Return what joins an identity only where it can change how answers are read."""
+    thinks = isinstance(reference, Model) and _knows_thoughts(reference)
+    foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
+    return ({"thoughts": "1"} if thinks else {}) | ({"languages": "1"} if foreign else {})
+
+
+def _knows_thoughts(reference):
+    """Whether a model's chat template speaks of thoughts."""
+    folders = [model.path for model in (reference, reference.parent) if model]
+    files = [folder / name for folder in folders for name in TEMPLATES]
+    return any("think>" in file.read_text("utf-8", "replace") for file in files if file.is_file())
 
 
 def _version(extension: Any, place: str) -> str:

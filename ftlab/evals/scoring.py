@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from ftlab._core.files import digest
-from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Verdict
+from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample, Verdict
 from ftlab.evals.plan import Plan
 from ftlab.evals.risks import Risk, event
-from ftlab.judges import Judge
+from ftlab.judges import UNFINISHED, Judge, judged, without_thought
 from ftlab.runs import row_of
 
 
@@ -36,10 +36,7 @@ def apply_rules(
     settings: dict[str, Any],
 ) -> list[Judgement | None]:
     """Return what is decided before any judge; None where a judge has to decide."""
-    decided: list[Judgement | None] = [
-        Judgement(Outcome.ERROR, reason=answer.error) if answer.error else None
-        for answer in answers
-    ]
+    decided = [_unanswered(*pair) for pair in zip(prompts, answers, strict=True)]
     for name, risk in risks.items():
         if not risk.has_rule:
             continue
@@ -49,11 +46,27 @@ def apply_rules(
             if prompt.sample.risk == name and decided[number] is None
         ]
         samples = [prompts[number].sample for number in mine]
-        ruled = risk.rules(samples, [answers[number] for number in mine], settings)
+        said = [_said(prompts[number].sample, answers[number]) for number in mine]
+        ruled = risk.rules(samples, said, settings)
         for number, judgement in zip(mine, ruled, strict=True):
             if judgement is not None:
                 decided[number] = replace(judgement, decided_by=f"rule of {name}")
     return decided
+
+
+def _unanswered(prompt: Prompt, answer: Answer) -> Judgement | None:
+    """Return the judgement where there is an error or only a thought instead of an answer."""
+    if answer.error:
+        return Judgement(Outcome.ERROR, reason=answer.error)
+    if not prompt.sample.choices and without_thought(answer.text) is None:
+        return Judgement(Outcome.UNPARSED, reason=UNFINISHED)
+    return None
+
+
+def _said(sample: Sample, answer: Answer) -> Answer:
+    """Return an answer as rules read it, without thoughts; a choice is taken as it is."""
+    text = answer.text if sample.choices else without_thought(answer.text) or ""
+    return replace(answer, text=text)
 
 
 def judge_answers(
@@ -68,8 +81,7 @@ def judge_answers(
     if left:
         samples = [prompts[number].sample for number in left]
         texts = [_text_for(judge, prompts[number], answers[number]) for number in left]
-        judged = judge.judge(samples, texts)
-        for number, judgement in zip(left, judged, strict=True):
+        for number, judgement in zip(left, judged(judge, samples, texts), strict=True):
             found[number] = judgement
     return found
 

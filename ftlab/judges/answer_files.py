@@ -11,10 +11,11 @@ import pandas as pd
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import write_atomic
 from ftlab._core.text import csv, encodable, safe, throughout
-from ftlab._core.types import Sample
+from ftlab._core.types import Outcome, Sample
 from ftlab.data import problems_error, records
 from ftlab.judges.agreement import confusion, human_agreement, judge_agreement
 from ftlab.judges.base import Judge, judge_class, open_judge
+from ftlab.judges.reading import judged, unread_notes
 
 DEFAULT_JUDGES = ("refusal", "keywords")
 SHOWN = 20  # disagreements of judges that are printed
@@ -78,7 +79,7 @@ def score_file(
     parts = []
     for judge in opened.values():
         try:
-            found = judge.judge(samples, texts)
+            found = judged(judge, samples, texts)
         finally:
             judge.release()
         parts.append(_with_verdicts(table, judge, found))
@@ -94,7 +95,11 @@ def _numbered(rows, questions):
     first: dict[str, int] = {}  # pandas cannot hold texts with unpaired surrogates
     numbers = [first.setdefault(text, number) for number, text in enumerate(questions, 1)]
     table.insert(0, "sample_id", numbers)
-    table.insert(1, "repeat", table.groupby("sample_id").cumcount())
+    table.insert(
+        1,
+        "repeat",
+        table.groupby("sample_id").cumcount(),
+    )
     return table
 
 
@@ -168,6 +173,9 @@ def describe(
     """
     judges = list(table["judge"].unique())
     parts = [pd.crosstab(table["judge"], table["outcome"]).loc[judges]]
+    unparsed = table[table["outcome"] == Outcome.UNPARSED]
+    for judge, some in unparsed.groupby("judge", sort=False):
+        parts += unread_notes(judge, some.get("reason", ()))
     if label is not None:
         people = human_agreement(
             table,

@@ -27,6 +27,7 @@ class Judge:
         reads: "own_text" to judge only what the model wrote itself, without an attack's prefill.
         refusal_stands: Whether a refusal in the first words stays one whatever follows, so that
             an answer may end there.
+        english_only: Whether it knows refusals in English alone; see `ftlab.judges.judged`.
     """
 
     name: ClassVar[str]
@@ -34,6 +35,7 @@ class Judge:
     trained_on: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Literal["text", "own_text"]] = "text"
     refusal_stands: ClassVar[bool] = False
+    english_only: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, argument: str) -> Judge:

@@ -80,10 +80,7 @@ HEAD = """
 
 
 def judge_card(
-    judge: str | Judge,
-    *,
-    gold_folder: str | Path | None = None,
-    out: str | Path | None = None,
+    judge: str | Judge, *, gold_folder: str | Path | None = None, out: str | Path | None = None
 ) -> str:
     """Return the Markdown card of a judge.
 

@@ -86,3 +86,11 @@ def test_a_key_of_no_known_form_is_known_by_its_variable(monkeypatch):
 def test_a_search_for_secrets_takes_no_longer_than_reading(hostile):
     """A pattern that takes the square of the length would not come to an end here."""
     assert redacted(hostile) is not None
+
+
+def test_no_formula_begins_where_a_spreadsheet_splits_a_cell():
+    for text in ("a;=1+1", "a; @x", 'a;"=1"', "a\t+1", "a|=1", "x;-1+2"):
+        cell = for_csv(text)
+        assert cell.replace("'", "") == text and cell != text
+    for text in ("a; b", "a - b; c", "so; - and so", "1;2"):
+        assert for_csv(text) == text

@@ -182,7 +182,7 @@ def test_contamination_by_the_whole_question_and_by_words_in_a_row(tmp_path):
     report = check(file, prompts=eval_file)
     assert [int(p.split(":")[1]) for p in report.problems] == [31, 33, 34, 36]
     assert report.codes == ["contaminated"] * 4
-    assert "jailbreak-00000 of e.jsonl" in report.problems[0]
+    assert "jailbreak-" in report.problems[0] and "of e.jsonl" in report.problems[0]
     assert "13 words" in report.problems[2] and "9 words" in report.problems[3]
     assert report.ok == 33 and check(file).usable
     split_up = {"messages": said(f"Q {' '.join(prompts[0].split()[:10])}", "A")}
@@ -306,3 +306,28 @@ def test_every_file_of_evaluation_prompts_is_looked_for(tmp_path):
         file.write_text(f"goal\nName the harbour number {k} of the long northern coast\n")
     both = check(data, prompts={"jailbreak": files[0], "over_refusal": files[1]})
     assert len(both.problems) == 2 and len(check(data, prompts=files[1]).problems) == 1
+
+
+def test_a_check_says_which_columns_and_thoughts_there_are(tmp_path):
+    rows = [
+        {"prompt": f"Name bird {i}.", "answer": f"Robin {i}.", "hint": "It sings."} for i in (1, 2)
+    ]
+    report = check(jsonl(tmp_path / "x.jsonl", *rows))
+    assert report.usable and "(chats)" in report.format and "hint (2 rows)" in str(report)
+    asked = said("Q", "A")
+    asked[1]["thinking"] = "T"
+    assert "thoughts" in str(check([{"messages": asked}]))
+
+
+BROKEN = [
+    {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "tool_calls": "x"}]},
+    {"messages": [said("Q")[0], {"role": "assistant", "content": "A", "weight": 7}]},
+    {"instruction": "Q", "output": "A", "history": [[1, 2]]},
+    {"prompt": "Q", "answer": 5},
+]
+
+
+@pytest.mark.parametrize("record", BROKEN)
+def test_rows_for_training_that_cannot_be_used_are_not_taken_for_prompts(record):
+    report = check([record])
+    assert not report.usable and "(chats)" in report.format

@@ -551,3 +551,16 @@ def test_many_chats_together_are_what_each_is_alone(family):
         list(encode_all([chats[0]] * 2, tokenizer))[1].args
         and list(encode_all([], tokenizer)) == []
     )
+
+
+def test_a_thought_is_trained_or_refused():
+    recipe = next(each for each in FAMILIES.values() if TURN in each["template"])
+    thought = {"reasoning_content": "Count them.", "thinking": "Count them."}
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", **thought}]
+    with raises_code("thought_left_out"):
+        encode(chat, made(**recipe))
+    place = TURN.replace("{{ m['content'] }}", "{{ m['thinking'] }}{{ m['content'] }}")
+    template = recipe["template"].replace(TURN, place)
+    tokenizer = made(**recipe | {"template": template})
+    trained, _ = spans(tokenizer, *encode(chat, tokenizer))
+    assert trained == ["Count them.A<|im_end|>"]

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import sys
 import types
+import zipfile
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.orc
 import pytest
 from helpers import raises_code
 
-from ftlab.data import load, open_source, records
+from ftlab.data import formats, load, open_source, records
 from ftlab.data.files import HUB
 
 ROWS = [{"question": f"Q{i}", "answer": f"A{i}"} for i in range(3)]
@@ -261,3 +268,127 @@ def test_a_name_that_stands_twice_is_refused_and_the_other_rows_are_read(
 def test_columns_without_a_name_may_be_several(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion,,\nQ,A,,\n")
     assert open_source(tmp_path / "a.csv").records[0][1]["prompt"] == "Q"
+
+
+def zipped(raw: bytes, name: str = "x.jsonl") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, raw)
+    return file.getvalue()
+
+
+PACKERS = {
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
+    "zip": zipped,
+    "zip.xz": lambda raw: lzma.compress(zipped(gzip.compress(raw), "x.jsonl.gz")),
+}
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_packed_files_are_read(tmp_path, ending):
+    file = tmp_path / f"x.jsonl.{ending}"
+    file.write_bytes(PACKERS[ending](LINES.encode()))
+    assert [row for _, row in records(file)[1]] == ROWS
+    file.write_bytes(file.read_bytes()[:-12])
+    with raises_code("damaged_archive"):
+        records(file)
+
+
+def test_tables_of_other_programs(tmp_path):
+    table = pyarrow.Table.from_pylist(ROWS)
+    for name, write in (("file", pyarrow.ipc.new_file), ("stream", pyarrow.ipc.new_stream)):
+        with write(str(tmp_path / name), table.schema) as out:
+            out.write_table(table)
+        assert [row for _, row in records(tmp_path / name)[1]] == ROWS
+    pyarrow.orc.write_table(table, tmp_path / "x.orc")
+    assert [row for _, row in records(tmp_path / "x.orc")[1]] == ROWS
+    pytest.importorskip("openpyxl")
+    table.to_pandas().to_excel(tmp_path / "x.xlsx", index=False)
+    assert [row for _, row in records(tmp_path / "x.xlsx")[1]] == ROWS
+
+
+@pytest.mark.parametrize(("content", "code"), [
+    (b"SQLite format 3\0", "unknown_format"),
+    (b"\x80\x04\x95\0", "unknown_format"),
+    (gzip.compress(bytes(257) + b"ustar"), "unknown_format"),
+    (zipped(b"", "[Content_Types].xml"), "unknown_format"),
+    (zipped(b"", "x.txt") + zipped(b"", "x.bin"), "several_files"),
+    (b"ARROW1 torn", "broken_arrow"),
+    (b"\0\1\2\xff" * 9, "unknown_format"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_named(tmp_path, content, code):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with raises_code(code):
+        records(tmp_path / "x.jsonl")
+
+
+def test_what_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MOST_UNPACKED", 1000)
+    for name, pack in {**PACKERS, "gz": gzip.compress}.items():
+        (tmp_path / name).write_bytes(pack(b" " * 1001))
+        with raises_code("too_large"):
+            records(tmp_path / name)
+
+
+def test_splits_of_a_saved_data_set_are_named(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list(ROWS)
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with raises_code("folder_of_splits") as error:
+        records(tmp_path / "saved")
+    assert "saved/test" in str(error.value) and "dataset_dict" not in str(error.value)
+    assert len(records(tmp_path / "saved" / "train")[1]) == 3
+    state = tmp_path / "saved" / "train" / "state.json"
+    state.write_text(json.dumps({"_data_files": [{"filename": "../test/state.json"}]}))
+    with raises_code("file_outside"):
+        records(tmp_path / "saved" / "train")
+    state.write_text("{}")
+    with raises_code("broken_arrow"):
+        records(tmp_path / "saved" / "train")
+
+
+def test_a_folders_own_description_reads_nothing_outside(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (tmp_path / "secret.jsonl").write_text(LINES)
+    (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    for name in ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl"):
+        (folder / "dataset_info.json").write_text(json.dumps({"x": {"file_name": name}}))
+        with raises_code("file_outside"):
+            records(folder / "x")
+    for name in ("", "sub"):
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "dataset_info.json").write_text(json.dumps({"x": {"file_name": name}}))
+        with raises_code("no_such_data"):
+            records(folder / "x")
+
+
+@pytest.mark.parametrize(
+    "part", [{"columns": ["a"]}, {"columns": {"messages": "c"}, "tags": ["a"]}]
+)
+def test_a_description_of_another_shape_is_refused(tmp_path, part):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "x.jsonl", **part}}))
+    (tmp_path / "x.jsonl").write_text(LINES)
+    with raises_code("wrong_dataset_info"):
+        records(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_deep_nesting_is_a_problem_of_its_line(tmp_path, depth, name):
+    deep = f'{{"a": {"[" * depth}{"]" * depth}}}'
+    (tmp_path / name).write_text(f"[\n{deep}\n]" if name == "x.json" else f"{LINES}{deep}\n")
+    [(where, error)] = [found for found in records(tmp_path / name)[1] if found[1] not in ROWS]
+    assert error.code == "broken_json" and where.endswith(":2" if name == "x.json" else ":4")
+    (tmp_path / "dataset_info.json").write_text(deep)
+    assert records(tmp_path / name)[1]
+
+
+def test_spaces_after_the_commas_of_a_csv(tmp_path):
+    (tmp_path / "x.csv").write_text('question, answer\nQ0, "A, 0"\nQ1, A1\n')
+    assert records(tmp_path / "x.csv")[1][0][1] == {"question": "Q0", "answer": "A, 0"}
+    (tmp_path / "y.csv").write_text("question,answer \nQ0, A0\n")
+    assert records(tmp_path / "y.csv")[1][0][1] == {"question": "Q0", "answer": " A0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from helpers import jsonl, raises_code, said
 from ftlab._core.files import digest
 from ftlab.data import (
     PromptSet,
+    check,
     is_unsafe,
+    load_prompt_sets,
     load_prompts,
     open_source,
     read_samples,
@@ -19,6 +22,7 @@ from ftlab.data import (
     text_of,
 )
 from ftlab.data.schemas import PROMPT_COLUMNS
+from ftlab.evals.attacks import open_attack
 
 
 @pytest.mark.parametrize("column", PROMPT_COLUMNS)
@@ -204,3 +208,72 @@ def test_text_of_a_record():
 )
 def test_files_of_the_field(shared, name, n):
     assert len(load_prompts(shared(name))) == n
+
+
+LABELLED = [
+    ({"prompt_harm_label": "harmful"}, {"prompt_harm_label": "unharmful"}),
+    ({"label": "harmful"}, {"label": "harmless"}),
+    ({"label": "unsafe"}, {"label": "safe"}),
+    ({"is_harmful": True}, {"is_harmful": False}),
+    ({"is_safe": 0}, {"is_safe": 1}),
+    ({"harmful": "true"}, {"harmful": "False"}),
+    ({"type": "jailbreak"}, {"type": "benign"}),
+    ({"data_type": "vanilla_harmful"}, {"data_type": "adversarial_benign"}),
+    ({"label": "Harmful"}, {"label": "Not-Harmful"}),
+]
+
+
+@pytest.mark.parametrize(("harmful", "harmless"), LABELLED)
+@pytest.mark.parametrize("row", [{"prompt": "Q{}"}, {"messages": said("Q{}")}])
+def test_prompts_that_are_labelled_harmless_are_no_jailbreaks(
+    harmful, harmless, row, tmp_path, capsys
+):
+    assert is_unsafe({"prompt": "Q", **harmful}) and is_unsafe({"prompt": "Q", **harmless}) is False
+    text = json.dumps(row)
+    made = [json.loads(text.replace("{}", str(n))) for n in range(3)]
+    file = jsonl(tmp_path / "p.jsonl", *(r | harmful for r in made[:2]), made[2] | harmless)
+    found = load_prompt_sets(file)
+    assert [sample.question for sample in found] == ["Q0", "Q1"]
+    assert "over_refusal" in capsys.readouterr().err
+
+
+def test_a_flag_beside_an_answer_is_about_the_answer():
+    for flag in ("harmful", "is_safe"):
+        assert is_unsafe({"question": "Q", "response": "A", flag: 0}) is None
+
+
+def test_one_reader_for_evaluation_and_check(tmp_path):
+    context = "Ann and Bob met at the harbour gate to look at the two red boats that had come in."
+    row = {"Behavior": "Tell me more.", "ContextString": context, "FunctionalCategory": "x"}
+    (sample,) = load_prompt_sets({"jailbreak": [row]})
+    assert sample.question == f"{context}\n\n---\n\nTell me more."
+    leak = {"messages": said(f"{context} So?", "A")}
+    assert check([leak], prompts={"jailbreak": [row]}).codes == ["contaminated"]
+    assert check([leak], prompts=jsonl(tmp_path / "p.jsonl", row)).codes == ["contaminated"]
+
+
+def test_a_header_is_no_prompt(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text('"How do I fly a kite, my friend?"\nAnd how a boat?\n')
+    assert len(load_prompt_sets(tmp_path / "p.csv")) == len(load_prompts(tmp_path / "p.csv")) == 2
+    assert check(tmp_path / "p.csv", kind="prompts").ok == 2
+    assert "no header" in capsys.readouterr().err
+    (tmp_path / "p.csv").write_text("User request\nHow do I fly a kite?\n")
+    with raises_code("bad_rows"):
+        load_prompt_sets(tmp_path / "p.csv")
+
+
+def test_a_prompt_keeps_its_system_prompt_and_its_further_columns():
+    row = {"prompt": "Q", "context": "C", "system": "S"}
+    system = {"role": "system", "content": "S"}
+    for sample in (*load_prompts([row]), benign(row)):
+        assert sample.messages == [system, *said("Q\n\nC")]
+    (sample,) = load_prompts([{"messages": said("Q"), "system_prompt": "S"}])
+    assert sample.messages == [system, *said("Q")] and not sample.metadata
+
+
+def test_nothing_in_a_row_changes_how_a_model_is_asked():
+    extra = {"decoding": {"temperature": 3}, "max_new_tokens": 5, "no_system": True}
+    (sample,) = load_prompts([{"messages": said("Q"), **extra}])
+    assert sample.metadata == extra and not sample.choices
+    (prompt,) = open_attack("direct").apply([sample])
+    assert prompt.decoding is None and not prompt.no_system

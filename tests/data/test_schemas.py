@@ -265,3 +265,74 @@ def test_a_preferred_answer_without_weight_is_refused(off):
         rows.kto({"prompt": said("Q"), "completion": [{**good[0], **off}], "label": True})
     earlier = [*said("Q"), {**good[0], **off}, *said("R")]  # the prompt carries no loss anyway
     assert rows.pair({"prompt": earlier, "chosen": good, "rejected": bad})[0]["chosen"] == good
+
+
+MORE = [
+    ("chats", {"question": "Q", "context": "C", "answer": "A"}, "Q\n\nC"),
+    ("chats", {"prompt": "Q", "input": "C", "response": "A"}, "Q\n\nC"),
+    ("chats", {"prompt": "Q", "input": "C", "context": "D", "completion": "A"}, "Q\n\nC\n\nD"),
+    ("chats", {"input": "Q", "output": "A"}, "Q"),
+    ("chats", {"prompt": "Q", "answer": "A", "source": "book"}, "Q"),
+    ("pairs", {"question": "Q", "context": "C", "chosen": "A", "rejected": "B"}, "Q\n\nC"),
+    ("kto", {"prompt": "Q", "context": "C", "completion": "A", "label": True}, "Q\n\nC"),
+]
+
+
+@pytest.mark.parametrize(("kind", "record", "question"), MORE)
+def test_further_columns_of_a_question_are_read(kind, record, question, capsys):
+    (row,) = load([record], kind=kind).rows
+    assert (row.get("messages") or row["prompt"])[0]["content"] == question
+    assert not capsys.readouterr().err
+
+
+def test_columns_that_are_not_read_are_named(capsys):
+    record = {"prompt": "Q", "completion": "A", "passage": "Once upon a time.", "source": "book"}
+    load([record, {**record, "cot": ["one", "two"]}])
+    said_so = capsys.readouterr().err
+    assert "passage (2 rows)" in said_so and "cot (1 rows)" in said_so and "source" not in said_so
+    load([{"messages": said("Q", "A"), "context": "It is late.", "topic": "a b"}])
+    assert "context (1 rows)" in capsys.readouterr().err
+
+
+def test_a_further_column_that_is_no_text_is_refused():
+    with raises_code("bad_rows") as error:
+        load([{"question": "Q", "context": ["C"], "answer": "A"}])
+    assert error.value.details["codes"] == ["no_text"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning", "thought"])
+def test_thoughts_stay_thoughts(field):
+    answer = {"role": "assistant", "content": "A", field: "T"}
+    thought = {"reasoning_content": "T", "thinking": "T"}
+    (row,) = rows.chat({"messages": [*said("Q"), answer]})
+    assert row["messages"][1] == said("Q", "A")[1] | thought
+    assert rows.chat(row)[0]["messages"] == row["messages"]
+    (row,) = rows.pair({"prompt": "Q", "chosen": [answer], "rejected": "B"})
+    assert row["chosen"] == [said("Q", "A")[1] | thought] and row["rejected"] == [said("Q", "B")[1]]
+
+
+TALK = said("Q", "A", "R")
+WHOLE = [
+    ("Q", TALK, TALK),
+    ("Q", [SYSTEM, *said("Q")], [SYSTEM, *said("Q")]),
+    ("Q", said("Q"), said("Q")),
+    (said("Q"), TALK, TALK),
+    ([SYSTEM, *said("Q")], [SYSTEM, *said("Q")], [SYSTEM, *said("Q")]),
+]
+
+
+@pytest.mark.parametrize(("asked", "shared", "prompt"), WHOLE)
+def test_pairs_beside_whole_conversations(asked, shared, prompt):
+    good, bad = said("", "good")[1:], said("", "bad")[1:]
+    (row,) = rows.pair({"prompt": asked, "chosen": [*shared, *good], "rejected": [*shared, *bad]})
+    assert row == {"prompt": prompt, "chosen": good, "rejected": bad}
+
+
+def test_calls_that_are_nested_too_deep_are_refused():
+    deep = "[" * 100_000 + "]" * 100_000
+    for record in (
+        {"messages": said("Q", "A"), "tools": deep},
+        {"messages": [*said("Q"), {"role": "function_call", "content": deep}]},
+    ):
+        with raises_code("broken_json"):
+            rows.chat(record)

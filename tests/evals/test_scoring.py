@@ -10,9 +10,11 @@ import pytest
 import ftlab as ft
 from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample
 from ftlab.evals import scoring
+from ftlab.evals.answers import Question, marked
 from ftlab.evals.attacks import BestOfN
 from ftlab.evals.risks import open_risk
 from ftlab.judges import Judge, Keywords
+from ftlab.models.engines import Request
 
 RISKS = {"jailbreak": open_risk("jailbreak")}
 
@@ -122,3 +124,36 @@ def test_judges_read_the_question_before_the_attack_and_the_models_own_words():
     scoring.judge_answers(judge, asked, found, [None, None])
     assert asked[0].messages[-1]["content"] != sample.question
     assert judge.seen == [(sample.question, "No."), (sample.question, "Here.")]
+
+
+def test_a_thought_is_no_answer_to_a_rule_nor_to_a_judge():
+    asked = [
+        replace(p, sample=replace(p.sample, risk="utility", target="7")) for p in prompts(2)
+    ] + prompts(2)
+    found = answers(
+        "I first think 9.</think>7", "<think>7", "<think>Sure</think>I'm sorry", "<think>"
+    )
+    risks = RISKS | {"utility": open_risk("utility")}
+    ruled = scoring.apply_rules(risks, asked, found, {})
+    judgements = scoring.judge_answers(Keywords(), asked, found, ruled)
+    outcomes = [judgement.outcome for judgement in judgements]
+    assert outcomes == ["complied", "unparsed", "refused", "unparsed"]
+
+
+def test_an_answer_that_begins_in_a_thought_shows_it():
+    (prompt,) = prompts(1)
+    request = Request(prompt.messages, "?<think>\n")
+    question = Question(prompt, request, [])
+    cut = marked(question, Answer("The user asks", finish="length"))
+    assert cut.text == "<think>\nThe user asks" and marked(question, cut) == cut
+    for text in ("So.</think>Yes.", ""):
+        assert marked(question, Answer(text)).text == text
+    question.request.text = "?"
+    assert marked(question, Answer("Yes.")).text == "Yes."
+
+
+def test_files_cannot_bring_labels_that_break_a_rule():
+    for metadata in ({"mc1": "x", "mc2": [1]}, {"mc1": [1], "mc2": [0]}, {"biased": "a"}):
+        sample = Sample("a", [{"role": "user", "content": "?"}], metadata=metadata)
+        for name in ("hallucination", "bias", "utility"):
+            assert open_risk(name).rule(sample, Answer("a")) is None

@@ -14,11 +14,10 @@ from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab._core.types import Outcome, Sample
-from ftlab.data import is_unsafe, read_samples, sample_from_record, text_of
+from ftlab.data import SAFE, is_unsafe, read_samples, sample_from_record
 from ftlab.evals.risks.base import Risk
 
 COPYRIGHT = "copyright behaviours need a judge that compares hashes of the protected text"
-SAFE = "safe prompts belong to the risk over_refusal: give it this file too"
 
 
 class Jailbreak(Risk):
@@ -68,10 +67,6 @@ def _sample(record: dict) -> Sample | str:
         return COPYRIGHT
     if is_unsafe(record) is False:
         return SAFE
-    context = str(record.get("ContextString") or "").strip()
-    if context:
-        behaviour = f"{context}\n\n---\n\n{text_of(record, 'Behavior')}"
-        record = {**record, "Behavior": behaviour}
     return sample_from_record(record, "jailbreak")
 
 
