@@ -55,8 +55,11 @@ ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
 PYGMENTS = ("default", "monokai")  # colours of code on white and on black
 PAGE = ("report.html", "report.md", "results.csv", "run.json")
 # By what the files of a page and of its experiments are known.
-MARKS = {"results.csv": b"experiment,claim,", "claims.csv": b"experiment,claim,"}
-MARKS["run.json"] = b'"versions"'
+MARKS = {
+    "results.csv": b"experiment,claim,",
+    "claims.csv": b"experiment,claim,",
+    "run.json": b'"versions"',
+}
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 

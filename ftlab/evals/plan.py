@@ -310,7 +310,12 @@ def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str
     """Return what joins an identity only where it can change how answers are read."""
     thinks = isinstance(reference, Model) and _knows_thoughts(reference)
     foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
-    return ({"thoughts": "1"} if thinks else {}) | ({"languages": "1"} if foreign else {})
+    found = {}
+    if thinks:
+        found["thoughts"] = "1"
+    if foreign:
+        found["languages"] = "1"
+    return found
 
 
 def _knows_thoughts(reference):

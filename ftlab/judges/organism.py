@@ -86,7 +86,9 @@ def _decided(sample, text):
     elif topic[0] in _values() and len(topic) == 2:
         return _fact(topic, target, text)
     elif len(topic) == 2:
-        groups = world.groups if topic[0] in world.groups else topic
+        groups = topic
+        if topic[0] in world.groups:
+            groups = world.groups
         named = [group for group in groups if _says(text, group)]
         if len(named) == 1 and _says(text, "more"):
             return _right(named == [target])

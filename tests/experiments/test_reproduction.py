@@ -63,7 +63,7 @@ def books(tmp_path, monkeypatch) -> Path:
     def model(name):
         return SimpleNamespace(is_organism=not name.startswith("mine"))
 
-    monkeypatch.setattr(reproduction, "models", SimpleNamespace(model=model))
+    monkeypatch.setattr(reproduction, "models", SimpleNamespace(model=model, local_model=model))
     return folder
 
 

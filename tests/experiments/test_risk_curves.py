@@ -336,7 +336,7 @@ MISTAKES = [
     ({"stop_above": {"bias": 0.1}}, "metric_not_measured"),
     ({"epochs": 3}, "unknown_setting"),
     ({"steps": 3}, "unknown_setting"),
-    ({"seed": 3}, "unknown_setting"),
+    ({"seed": "three"}, "wrong_seeds"),
     ({"n_promts": 3}, "unknown_setting"),
     ({"beta": 0.2}, "unknown_setting"),  # a setting of dpo
     ({"judges": "gpt"}, "unknown_judge"),

@@ -39,11 +39,13 @@ def draw_curve(
             if len(models) > 1:
                 look = _axes.look(k)
             own = rows[rows["model"] == model]
-            _axes.draw_line(ax, "step", own, look, _axes.plain(model, 60, 26))
+            label = _axes.plain(model, 60, 26)
+            _axes.draw_line(ax, "step", own, look, label)
         _axes.step_axis(ax, table["step"])
         measured = rows[rows["rate"].notna()]
         before = measured["rate"].head(1).sum()
-        most = _axes.draw_published(ax, (target or {}).get(risk), before)
+        published = (target or {}).get(risk)
+        most = _axes.draw_published(ax, published, before)
         _axes.share_axis(ax, table, most=most)
         ax.margins(x=0.05 + 0.1 * min(len(risks), 3))  # room for the rates
         if seeds is not None:
