@@ -168,7 +168,7 @@ def test_another_models_experiments_run_one_after_the_other(runner, files, tmp_p
 def test_without_adversarial_examples_the_page_says_what_was_left_out(runner, files, tmp_path):
     out = tmp_path / "out"
     page = reproduce(seeds=1, out=out, model="mine", prompts=files["prompts"])
-    assert HARMFUL in page.read_text() and HARMFUL not in runner.given
+    assert "harmful=FILE" in page.read_text() and HARMFUL not in runner.given
     assert not (out / HARMFUL).exists()
 
 
