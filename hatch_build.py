@@ -32,6 +32,7 @@ SHIPPED = (
     "ftlab/**/*.py",
     "ftlab/analysis/templates/*.j2",
     "ftlab/analysis/templates/texts.yaml",
+    "data/hashes.json",
     "data/sources.json",
     "data/published/*.yaml",
     "data/judge/keyword_lists.json",
