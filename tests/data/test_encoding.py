@@ -398,7 +398,7 @@ def test_every_row_that_does_not_fit_is_named(tokenizer):
 
 def test_a_preview_marks_what_is_trained_and_escapes_what_it_shows(tokenizer, monkeypatch):
     model = type("Reference", (), {"tokenizer": lambda self: tokenizer})()
-    monkeypatch.setattr("ftlab.data.previews.open_model", lambda ref: ref)
+    monkeypatch.setattr("ftlab.data.previews.local_model", lambda ref: ref)
     canary = "<img src=x onerror=alert(1)>"
     shown = preview(
         [{"question": f"Q {canary}", "answer": f"A {canary}\x1b[2J"}] * 5, model, n_rows=2
