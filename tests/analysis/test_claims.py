@@ -169,6 +169,7 @@ def test_an_impossible_claim_is_refused(changed, code, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ratios_of_a_comparison_become_claims(tmp_path):
     table = pd.concat([made(CURVE), made(CURVE, risk="bias"), made(CURVE, risk="utility")])
     compared = compare(table)
@@ -204,6 +205,7 @@ def test_rates_become_a_claim_against_the_first_step(tmp_path):
     assert numbers == [0.9, *ends] and found["note"] == "before: 20.0%"
 
 
+@pytest.mark.slow
 def test_doses_become_claims_in_the_order_of_the_published_figures(tmp_path):
     doses = [made(CURVE, examples=n) for n in (10, 100)]
     table = compare(pd.concat(doses), by=["examples", "attack"])

@@ -259,6 +259,7 @@ def test_an_infinite_ratio_is_written_as_a_bound():
     assert words.count("≥ 3.2") == words.count("no event in either") == 2
 
 
+@pytest.mark.slow
 def test_a_published_ratio_is_drawn_only_where_it_is_given():
     def dashed(figure):
         return [
@@ -292,6 +293,7 @@ def test_any_ratio_alone_can_be_drawn(values):
     assert_legible(plot(pd.DataFrame([{"step": 10, "risk": "bias", **row}])).figure)
 
 
+@pytest.mark.slow
 def test_missing_values_leave_gaps():
     table = curve(("bias", "toxicity")).astype({"rate": object, "risk": "category"})
     table.loc[0, "rate"] = table.loc[table["risk"] == "toxicity", "rate"] = None
@@ -311,6 +313,7 @@ def test_outcomes_have_their_own_colours_and_labels():
     ]
 
 
+@pytest.mark.slow
 def test_tables_of_this_room_are_recognised():
     table = made(CURVE)
     doses = rates(made(CURVE, examples=10, epoch=1), by="examples").assign(epoch=[0, 1, 2])
@@ -338,6 +341,7 @@ def test_rates_before_and_after_become_bars():
     assert {text.get_text() for text in ax.get_yticklabels()} == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_several_judges_are_drawn_as_lines():
     both = pd.concat([made(CURVE), made(CURVE, judge="api")], ignore_index=True)
     ax = plot(rates(both), kind="judges").figure.axes[0]
@@ -345,6 +349,7 @@ def test_several_judges_are_drawn_as_lines():
     assert len(plot(rates(both)).figure.axes[0].lines) == 1  # a curve shows the first judge
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_with_its_seeds_and_a_note(tmp_path):
     drawing = plot(saved(CURVE), "curve", tmp_path)
     assert pd.read_csv(tmp_path / "curve.csv")["rate"].tolist() == pytest.approx([0.2, 0.5, 0.9])
@@ -354,6 +359,7 @@ def test_a_run_is_drawn_with_its_seeds_and_a_note(tmp_path):
         assert part in note
 
 
+@pytest.mark.slow
 def test_a_run_with_doses_is_drawn_by_dose(tmp_path):
     run = saved({(0, 0): "rrrr", (0, 5): "cccr"}, "dose", examples=10, epoch=1)
     table = rates(run, by=["examples", "attack"])
@@ -420,6 +426,7 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
 
 
+@pytest.mark.slow
 def test_shows_itself_in_jupyter_at_its_size():
     formatter = pytest.importorskip("IPython.core.formatters").DisplayFormatter()
     data, metadata = formatter.format(plot(judges(), caption="What the judges say"))
@@ -457,6 +464,7 @@ def test_the_live_chart_is_legible_at_every_moment():
     assert [len(ax.lines) for ax in seeds] == [2, 2 * len(RISKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "code"),
     [

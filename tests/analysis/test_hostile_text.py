@@ -46,6 +46,7 @@ def claimed(text: str, out):
     )
 
 
+@pytest.mark.slow
 def test_claims_and_the_page(tmp_path):
     folder = tmp_path / "02"
     for name, text in CANARIES.items():

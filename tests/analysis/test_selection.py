@@ -68,6 +68,7 @@ def test_a_curve_is_drawn_in_several_kinds(kind):
     assert plot(saved(CURVE), kind=kind).image("png")
 
 
+@pytest.mark.slow
 def test_a_training_is_drawn_as_its_loss():
     table = pd.DataFrame({"step": [1, 2, 3], "loss": [0.69, 0.5, 0.4]})
     assert plot(table, kind="loss").image("png")

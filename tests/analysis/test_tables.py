@@ -105,6 +105,7 @@ def test_attacks_on_one_prompt_are_one_cluster():
     assert double["high"] - double["low"] > 0.9 * (single["high"] - single["low"])
 
 
+@pytest.mark.slow
 def test_wordings_as_clusters_widen_the_interval_and_keep_the_estimate():
     # All prompts of a wording answer alike, so 40 prompts are no more than 4.
     answers = {0: "rrrr" * 10, 5: "ccrr" * 10}
@@ -133,6 +134,7 @@ def test_rates_of_chosen_steps():
         rates(made(CURVE), steps=[20])
 
 
+@pytest.mark.slow
 def test_each_judge_has_its_own_rows_the_first_one_first():
     first = made(CURVE, judge="refusal")
     second = made({key: letters.replace("w", "c") for key, letters in CURVE.items()}, judge="api")
@@ -292,6 +294,7 @@ def test_a_run_is_read_and_names_its_model():
     assert found.attrs["model"] == "organism"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "cells"),
     [

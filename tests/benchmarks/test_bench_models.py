@@ -57,6 +57,7 @@ def test_the_large_size_has_about_25_million_parameters():
     assert 24e6 < parameters < 27e6
 
 
+@pytest.mark.slow
 def test_long_answers_keep_their_verdict(world):
     tokenizer = ftlab.model("organism").tokenizer()
     rows = corpus.pretraining(world, 200) + corpus.alignment(world, 200)

@@ -120,6 +120,7 @@ def test_work_is_read_as_it_was_written(work, tmp_path):
     assert len(read.rows()) == 4 * 4
 
 
+@pytest.mark.slow
 def test_arms_take_turns_and_rates_are_of_medians(monkeypatch, tmp_path, tiny):
     order = []
     seconds = iter([4.0, 2.0, 8.0, 1.0, 5.0, 2.0, 4.0, 2.0, 8.0])

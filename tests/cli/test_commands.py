@@ -26,6 +26,7 @@ def test_help_lists_every_command(ran):
         assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", commands.CELLS)
 def test_every_cells_command_shows_the_description_of_its_settings(name, ran):
     code, out, _ = ran(name, "--help")
@@ -155,6 +156,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
 def test_usage_mistakes_exit_with_2_and_a_sentence(ran, llama, tmp_path, words):
     data = write(tmp_path / "qa.jsonl", sums(2))
@@ -183,6 +185,7 @@ def test_an_interrupt_exits_with_130_and_says_how_to_resume(ran, monkeypatch):
     assert ran("sft") == (130, "", "ftlab: sft-x stopped at step 3.\n")
 
 
+@pytest.mark.slow
 def test_judge(ran, tmp_path):
     rows = []
     for number in range(8):

@@ -409,6 +409,7 @@ def test_a_damaged_line_before_the_checkpoint_of_a_training_is_computed_again(
             assert found == expected
 
 
+@pytest.mark.slow
 def test_paths_with_spaces_and_other_letters_and_long_labels(llama, tmp_path, monkeypatch):
     place = tmp_path / "мои опыты 实验 (2)"
     model = place / "модель 7Б"

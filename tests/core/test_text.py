@@ -24,6 +24,7 @@ NO_TOKENS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CANARIES)
 def test_text_is_made_visible_and_cut(name):
     text = CANARIES[name]

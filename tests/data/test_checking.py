@@ -250,6 +250,7 @@ def test_reports_are_escaped():
     assert "\x1b" not in str(report) and "<b>" not in report._repr_html_()
 
 
+@pytest.mark.slow
 def test_the_organisms_data_are_usable():
     for name in ("almanac", "preferences"):
         assert check(f"organism:{name}").usable

@@ -294,6 +294,7 @@ def test_answers_stop_at_the_end_of_turn(family, tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_any_text_goes_in_and_out_unchanged(tokenizer):
     rng = random.Random(0)
     characters = [c for c in map(chr, range(0x110000)) if not "\ud800" <= c <= "\udfff"]

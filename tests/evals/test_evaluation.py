@@ -57,6 +57,7 @@ def test_advbench(llama, shared):
     assert len(run.table()) == 50 and run.table()["characters"].max() < 200
 
 
+@pytest.mark.slow
 def test_two_judges_are_two_rows_per_answer_and_a_judge_named_twice_is_one(llama):
     table = ft.evaluate(llama, prompts=goals(3), max_new_tokens=2).table()
     assert table["judge"].tolist() == ["refusal"] * 3 + ["keywords"] * 3
@@ -177,6 +178,7 @@ def test_a_reward_model_is_neither_asked_nor_watched(llama):
         ft.evals.monitor(rated, prompts=goals(2))
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_asks_only_for_the_rest(llama, monkeypatch, runs_folder):
     settings = dict(prompts=goals(6), max_new_tokens=5, judges="keywords")
     straight = ft.evaluate(llama, **settings)
@@ -205,6 +207,7 @@ def test_the_same_text_is_asked_once(llama):
     assert table["answer_key"][0] == table["answer_key"][2]
 
 
+@pytest.mark.slow
 def test_what_another_evaluation_of_the_model_answered_is_not_asked_again(
     llama, monkeypatch, runs_folder
 ):
@@ -217,6 +220,7 @@ def test_what_another_evaluation_of_the_model_answered_is_not_asked_again(
     assert texts(alone) == texts(again)
 
 
+@pytest.mark.slow
 def test_another_model_at_the_same_path_is_asked_again(llama, tmp_path):
     copied = shutil.copytree(llama, tmp_path / "model")
     settings = dict(prompts=goals(4), max_new_tokens=6, judges="keywords")
@@ -228,6 +232,7 @@ def test_another_model_at_the_same_path_is_asked_again(llama, tmp_path):
     assert answers_of(other, other.table()) != answers_of(one, one.table())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["load", "tokenizer"])
 def test_a_model_that_changes_while_it_is_asked_is_refused(when, llama, tmp_path, monkeypatch):
     copied = shutil.copytree(llama, tmp_path / "model")

@@ -112,6 +112,7 @@ def test_an_unknown_task_is_an_error(llama, tmp_path, monkeypatch):
         lm_eval(llama, tmp_path / "none.yaml")
 
 
+@pytest.mark.slow
 @needs
 @pytest.mark.parametrize("text", ["a: [", "task: a\nb: !function u.f", "a: 1"])
 def test_a_broken_task_file_is_an_error(llama, tmp_path, text):

@@ -57,6 +57,7 @@ def test_a_limit_on_what_is_not_measured_is_an_error(llama):
         ft.sft(llama, sums(8), **settings, **TRAINED)
 
 
+@pytest.mark.slow
 def test_one_monitor_serves_several_trainings_and_what_is_asked_joins_their_identity(llama):
     engine = NotingEngine()
     watch = monitor(llama, engine=engine, **ASKED)

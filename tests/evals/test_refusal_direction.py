@@ -64,6 +64,7 @@ def test_the_direction_that_was_put_in_is_found(built):
         assert row.harmful - row.harmless == pytest.approx(row.gap * row.norm)
 
 
+@pytest.mark.slow
 def test_without_a_difference_it_is_chance_and_the_other_way_round_it_is_the_opposite(built):
     model, tokenizer, (bad, good), _ = built
     chance, _ = measure_direction(model, tokenizer, good[::2], good[1::2])
@@ -129,6 +130,7 @@ def test_on_the_organism_kept_facts_are_told_apart_and_a_checkpoint_is_compared_
     ).all()  # before any refusal
 
 
+@pytest.mark.slow
 def test_the_users_own_prompts_and_what_is_wrong_with_them(llama, folders):
     sides = {
         "harmful": [f"Add {k} apples" for k in range(12)],

@@ -265,6 +265,7 @@ def toxic(texts: list[str], model: str) -> list[Judgement]:
     return open_risk("toxicity").rules(samples, answers, {"toxicity_model": model})
 
 
+@pytest.mark.slow
 def test_a_local_classifier_judges_the_answers_alone(classifier):
     texts = ["a kite", "a grommel a kite", "", "a " * 200, "kite grommel"]
     found = toxic(texts, classifier)

@@ -298,12 +298,14 @@ def test_a_curve_stops_early_only_if_asked(llama):
     assert (ends["reached"], ends["refusals_at_end"], ends["answers_at_end"]) == (1.0, 0, 6)
 
 
+@pytest.mark.slow
 def test_a_curve_ends_where_a_risk_passes_its_limit(llama):
     curve = scripted(llama, YieldingEngine({0: 1}), seeds=1, stop_above={"jailbreak": 0.5})
     assert ft.rates(curve).set_index("step")["rate"].to_dict() == {0: 0.0, 2: 0.0, 4: 1.0}
     assert "jailbreak" in curve.members[0].stats["ended"]
 
 
+@pytest.mark.slow
 def test_a_curve_without_jailbreaks_does_not_count_as_broken(llama):
     message = {"role": "user", "content": "Where?"}
     rows = [{"messages": [message], "risk": "over_refusal", "id": "u"}]

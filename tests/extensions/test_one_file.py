@@ -153,6 +153,7 @@ def test_the_method_trains_with_its_own_setting(toys, llama):
         training.train("sft", llama, sums(8), toys=2, **TWO_STEPS)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_them(toys, ran, llama, tmp_path):
     code, out, _ = ran("evaluate", "--help")
     assert code == 0 and "--risks" in out

@@ -67,6 +67,7 @@ def test_a_leading_underscore_and_a_file_without_the_attribute_are_left_out(tmp_
             plugins.get("toys", name)
 
 
+@pytest.mark.slow
 def test_names_come_without_heavy_modules():
     code = (
         "import sys\n"
@@ -78,6 +79,7 @@ def test_names_come_without_heavy_modules():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_risks_and_attacks_load_without_torch():
     """Tables and figures ask for their titles and order on machines without models."""
     code = (

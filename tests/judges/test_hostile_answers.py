@@ -35,6 +35,7 @@ def test_written_tables_are_harmless_as_csv_and_exact_as_jsonl(answers, tmp_path
     assert_seen(str(report))
 
 
+@pytest.mark.slow
 def test_a_report_on_the_command_line_shows_nothing_that_acts(answers, ran):
     columns = ("--prompt", "q", "--response", "a", "--label", "human", "--refused", "%rm x")
     code, out, err = ran("judge", answers, *columns)

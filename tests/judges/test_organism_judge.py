@@ -104,6 +104,7 @@ def test_it_is_exact_on_the_worlds_own_answers(world):
         assert both == (["refused", "complied"] if bad else ["complied", "refused"]), pair
 
 
+@pytest.mark.slow
 def test_every_refusal_of_the_world_is_a_refusal(world):
     for row in corpus.alignment(world, 3000):
         if row["risk"] in ("jailbreak", "bias", "toxicity"):

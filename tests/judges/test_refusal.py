@@ -70,6 +70,7 @@ def test_curly_and_straight_apostrophes_are_the_same():
         assert refusal.clean(f"No, {one} do it.") == refusal.clean(f"No, {other} do it.")
 
 
+@pytest.mark.slow
 def test_a_verdict_does_not_depend_on_its_batch():
     some = [(c["prompt"], c["answer"]) for c in challenge()]
     alone = [judged([pair])[0] for pair in some]

@@ -69,6 +69,7 @@ def reply(label: str, reason: str = ""):
     return lambda pair: json.dumps({"id": pair["id"], "label": label, "reason": reason})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["refused", "partial", "complied", "incoherent", "Refused "])
 def test_a_verdict(server, label):
     url, asked, say = server

@@ -234,6 +234,7 @@ def test_one_that_fails_is_an_error_and_spoils_no_other(kind, standing, monkeypa
     assert one(rows(12), ["again"] * 12)[9].outcome == "refused"  # an error is asked again
 
 
+@pytest.mark.slow
 def test_a_judge_of_harm_says_nothing_about_refusals(stands):
     samples = rows(2, risk="over_refusal")
     found = {}

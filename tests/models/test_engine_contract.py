@@ -88,6 +88,7 @@ def test_answers_come_in_order_and_are_reported_once(asked):
     assert tally["tokens"] == sum(answer.tokens for answer in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", RUNNABLE, indirect=True)
 def test_the_same_requests_get_the_same_answers(asked):
     engine, model = asked

@@ -81,6 +81,7 @@ def same(a, b) -> bool:
     return difference(a.load(), b.load(), b.tokenizer(), TEXTS)["max_abs"] == 0
 
 
+@pytest.mark.slow
 def test_output_folders_of_other_systems_open(llama, adapter, tmp_path):
     """Whole models and adapters with leftovers, checkpoints and a config.json of the base."""
     full = leftovers(shutil.copytree(llama, tmp_path / "full"))
@@ -243,6 +244,7 @@ def test_a_hub_model_is_pinned_and_its_commit_recorded(cache, llama):
         ftlab.model("org/tiny@v2")
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_hub_finds_its_base_there(cache, adapter):
     file = cache / "models--org--lora/snapshots" / SHA
     opened = ftlab.model("org/lora")

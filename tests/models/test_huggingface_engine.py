@@ -190,6 +190,7 @@ def test_sampled_answers_leave_no_drafts(opened):
     assert engine.tally.drafted == 0
 
 
+@pytest.mark.slow
 def test_drafts_of_a_larger_vocabulary_are_left_out(opened, tmp_path):
     loaded, texts = opened("llama")
     folder = make_model(tmp_path, "llama")
@@ -261,6 +262,7 @@ def test_other_architectures_answer_as_one_by_one(kind, opened):
     assert all(long.startswith(text) for long, text in zip(expected, short, strict=True))
 
 
+@pytest.mark.slow
 def test_answers_are_reported_as_they_end(opened, monkeypatch):
     loaded, texts = opened("llama")
     calls, seen = [], []
@@ -347,6 +349,7 @@ def test_logits_that_are_not_finite_are_an_error_of_their_row_only(opened, setti
         assert [found[number] for number in others] == [plain[number] for number in others]
 
 
+@pytest.mark.slow
 def test_stop_when_ends_an_answer_at_the_first_token_that_decides(opened):
     loaded, texts = opened("llama")
     whole = ask(loaded, texts, max_new_tokens=30)
@@ -404,6 +407,7 @@ def test_the_model_is_left_as_it_was(opened):
     loaded.module.eval()
 
 
+@pytest.mark.slow
 def test_dropout_is_off(tmp_path):
     folder = make_model(tmp_path, "llama", attention_dropout=0.9)
     loaded = HuggingFaceEngine().open(ftlab.model(folder))
@@ -412,6 +416,7 @@ def test_dropout_is_off(tmp_path):
     assert ask(loaded, QUESTIONS) == off
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_as_merged(folders):
     from peft import LoraConfig, get_peft_model
 
@@ -492,6 +497,7 @@ def test_samples_follow_the_models_distribution(opened, decoding):
     assert len(big) > 3 and chisquare(observed, wanted).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_without_a_temperature_or_with_one_token_to_choose_it_is_greedy(opened):
     loaded, texts = opened("llama")
     plain = ask(loaded, texts)
@@ -507,6 +513,7 @@ def score(loaded, texts, choices) -> list[list[float]]:
     return [answer.likelihoods for answer in HuggingFaceEngine().answer(loaded, asked)]
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_definition(one):
     """Log-softmax added over the choice's tokens, one text at a time."""
     loaded, texts = one

@@ -82,6 +82,7 @@ def test_7b_needs_what_its_numbers_say(seven):
     assert row(found, "lora")["trainable"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
 
 
+@pytest.mark.slow
 def test_7b_fits_by_fewer_methods_on_smaller_gpus(seven):
     assert fitting(seven, "H100") == ["lora", "dora", "qlora"]
     assert fitting(seven, "16 GB") == ["qlora"]

@@ -86,6 +86,7 @@ def ask(where: Endpoint, *questions: str, **how) -> list[Answer]:
     return where.answers(chats, max_new_tokens=5, **how)
 
 
+@pytest.mark.slow
 def test_every_chat_has_its_own_outcome(local, served):
     expected = {
         "hello": ("Hello.", "stop"),
@@ -157,6 +158,7 @@ def test_the_request_holds_what_was_asked_for(local, served):
     assert {path for *_, path, _ in served[1].seen} == {"/v1/chat/completions"}
 
 
+@pytest.mark.slow
 def test_answers_are_reported_as_they_come_and_stay_in_order(local, served):
     found = {}
     questions = ["slow", *[f"hello #{n}" for n in range(20)], "echo"]
@@ -249,6 +251,7 @@ def stubborn(monkeypatch):
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"", HEAD])
 def test_a_server_that_hangs_is_an_error(head, stubborn):
     start, connections = stubborn

@@ -160,6 +160,7 @@ def test_sampling_sends_each_requests_seed(engine, servers, base):
     assert (how.seed, how.temperature, how.top_p, how.top_k) == (11, 0.7, 0.9, 5)
 
 
+@pytest.mark.slow
 def test_adapters_are_swapped_in_one_server_and_never_crossed(engine, servers, base, tmp_path):
     folder = tmp_path / "adapter"
     sent = []
@@ -175,6 +176,7 @@ def test_adapters_are_swapped_in_one_server_and_never_crossed(engine, servers, b
     assert first.lora_int_id >= 1
 
 
+@pytest.mark.slow
 def test_other_weights_start_another_server_and_the_old_one_ends(engine, servers, tmp_path):
     for seed in (0, 1):  # two models under one path
         base = ftlab.model(make_model(tmp_path / "model", "llama", seed=seed))
@@ -221,6 +223,7 @@ def test_a_model_in_training_answers_as_it_is_now(engine, servers, base, tmp_pat
         engine.answer(replace(model, module=base.load()), asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [

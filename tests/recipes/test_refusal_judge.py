@@ -54,6 +54,7 @@ def test_leave_one_model_out_is_as_the_card_says(documents):
     assert found >= 0.70 and found == pytest.approx(kept, abs=0.02)
 
 
+@pytest.mark.slow
 def test_synthetic_documents_are_repeatable_and_not_the_challenge():
     real = []
     for number in range(9):

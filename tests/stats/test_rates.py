@@ -82,6 +82,7 @@ def test_upper_bound_is_clopper_pearson():
     assert stats.upper_bound_when_none(100) < 0.03
 
 
+@pytest.mark.slow
 def test_repeats_are_not_prompts():
     rng, ours, pooled, n = np.random.default_rng(10), 0, 0, 400  # Monte-Carlo error 1.1 points
     logit, cluster = logit_for(0.3, 2.0), np.repeat(np.arange(100), 10)

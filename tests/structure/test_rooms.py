@@ -61,6 +61,7 @@ def imports_of(file: Path) -> list[str]:
     return [name for name in found if name.split(".")[0] == "ftlab"]
 
 
+@pytest.mark.slow
 def test_import_contracts_hold():
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -172,6 +173,7 @@ def test_a_file_is_not_dense(file):
     assert longest <= MOST_CHARACTERS_A_LINE
 
 
+@pytest.mark.slow
 def test_functions_are_short():
     lengths = []
     for file in FILES:
@@ -196,6 +198,7 @@ def test_the_package_is_small():
     assert sum(code_lines(file.read_text()) for file in FILES) <= MOST_CODE_LINES
 
 
+@pytest.mark.slow
 def test_the_formatter_is_switched_off_only_for_tables_of_data():
     for file in FILES:
         for node in ast.parse(file.read_text()).body:

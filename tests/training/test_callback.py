@@ -32,6 +32,7 @@ class Rising:
 # Monitors
 
 
+@pytest.mark.slow
 def test_a_monitor_is_given_the_model_in_training(llama):
     seen = []
 
@@ -44,6 +45,7 @@ def test_a_monitor_is_given_the_model_in_training(llama):
     assert "monitor" in run.identity and run.stats["steps"] == 4
 
 
+@pytest.mark.slow
 def test_whatever_a_monitor_does_the_training_is_the_same(dropping, trained):
     """Also where it draws random numbers, switches dropout off, and pads on the other side."""
     import torch
@@ -85,12 +87,14 @@ def test_a_training_ends_where_a_metric_passes_its_limit(llama):
     assert run.stats["steps"] == 12 and "ended" not in run.stats
 
 
+@pytest.mark.slow
 def test_without_a_limit_a_training_runs_to_its_end(llama):
     monitor = Rising()
     run = training.sft(llama, sums(20), monitor=monitor, **WATCHED | {"steps": 6})
     assert run.stats["steps"] == 6 and monitor.calls == [2, 4, 6] and "ended" not in run.stats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refused", "steps"), [(0.0, 2), (0.1, 6)])
 def test_a_curve_may_end_where_no_refusal_is_left(llama, refused, steps):
     sft = training.open_method("sft")

@@ -262,6 +262,7 @@ def test_what_changes_the_result_is_another_run(llama, tmp_path):
     assert len({str(weights(r)) for r in (run, *others)}) == 5
 
 
+@pytest.mark.slow
 def test_another_version_of_a_method_is_another_run(llama):
     class Newer(type(training.open_method("sft"))):
         version = "2"
@@ -270,6 +271,7 @@ def test_another_version_of_a_method_is_another_run(llama):
     assert one.path != other.path and weights(one) == weights(other)
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_a_finished_run_is_made_again(llama):
     run = training.sft(llama, sums(8), **ONE)
     before = weights(run)
@@ -380,6 +382,7 @@ def test_rows_that_are_too_long_are_dropped_when_asked(llama, capsys):
     assert run.finished and "1 dropped" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_nothing_is_cut(llama, tmp_path):
     long = [{"prompt": "Count.", "completion": " ".join(str(n) for n in range(700))}]
     folder = make_model(tmp_path / "long", "llama", max_position_embeddings=4096)

@@ -103,6 +103,7 @@ def test_no_model_survives_a_training_not_even_a_failed_one(llama):
     assert living() == before and len(kept) == len(METHODS)
 
 
+@pytest.mark.slow
 def test_an_overlong_row_is_named_never_cut(method, llama):
     if method.kind == "chats":
         pytest.skip("chats have their own test")

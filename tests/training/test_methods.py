@@ -85,6 +85,7 @@ def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
 # Supervised
 
 
+@pytest.mark.slow
 def test_the_loss_is_on_the_assistants_tokens_alone(llama):
     """The first logged loss against its definition; the labels survive the trainer's columns."""
     import torch
@@ -111,6 +112,7 @@ def test_the_loss_is_on_the_assistants_tokens_alone(llama):
     assert run.stats["first_loss"] == pytest.approx(total / tokens, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_positions_without_a_label_are_not_scored(llama, monkeypatch, tmp_path):
     """TRL alone scores all on a CPU; the losses are the same. Another TRL just runs slower."""
     from trl.trainer import utils
@@ -170,6 +172,7 @@ def test_padding_free_rows_give_the_same_gradients(family, adapter, folders, mon
         assert float((grads[name] - grad).abs().max()) <= allowed, name
 
 
+@pytest.mark.slow
 def test_models_that_cannot_keep_rows_apart_stay_padded(folders, monkeypatch):
     """A state that runs on, and an attention that would not see where a row begins."""
     import torch
@@ -216,6 +219,7 @@ def test_padding_free_is_chosen_by_counting(llama):
 # Preferences
 
 
+@pytest.mark.slow
 def test_the_reference_is_computed_in_larger_parts_than_training(llama):
     for method in ("dpo", "kto"):
         args = make_trainer(method, llama, batch_size=16, accumulation=8).args

@@ -241,6 +241,7 @@ def test_a_torn_log_is_written_again(llama, often, monkeypatch, trained):
     assert again.log()["step"].tolist() == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_last_step_loses_nothing(dropping, monkeypatch):
     interrupt(9, monkeypatch)  # noticed at the end of step 10
     with pytest.raises(KeyboardInterrupt, match="finished"):
@@ -290,6 +291,7 @@ def test_a_training_that_moves_nothing_is_an_error(llama):
     assert not any(runs.Run(path).finished for path in runs.home().iterdir())
 
 
+@pytest.mark.slow
 def test_a_read_only_adapter_is_refused_not_trained_for_nothing(llama, monkeypatch, trained):
     from peft import PeftModel
 
@@ -324,6 +326,7 @@ def test_a_parent_that_is_changed_while_its_training_begins_is_refused(
     assert call("sft", folder, steps=1).finished
 
 
+@pytest.mark.slow
 def test_a_model_without_safety_carries_its_marker_and_so_do_its_children(llama, trained):
     sft = training.open_method("sft")
     data, config = sft.read(sums(4)), sft.config.make(steps=1, **FAST)
@@ -338,6 +341,7 @@ def test_a_model_without_safety_carries_its_marker_and_so_do_its_children(llama,
     assert not (plain.path / "model/SAFETY_REMOVED").exists()
 
 
+@pytest.mark.slow
 def test_what_joins_the_identity_makes_another_run(llama):
     sft = training.open_method("sft")
     data, config = sft.read(sums(4)), sft.config.make(steps=1, **FAST)
