@@ -1,4 +1,4 @@
-"""Answers before beside answers after, prompt by prompt, with their"""
+"""Answers before beside answers after, prompt by prompt, with their verdicts. Cell: answers."""
 
 from __future__ import annotations
 

@@ -265,21 +265,11 @@ def compare(  # noqa: PLR0913
     for group, part in verdicts.groups(child, columns):
         same = _same_group(parent, group)
         if two_curves:
-            same, part = _shared(same, part)
-            reached = verdicts.steps_of(same)
-            later = [step for step in verdicts.steps_of(part, steps) if step in reached and step]
-            old, clusters = verdicts.cube_of(same, later, cluster=cluster)
+            found = _of_two_curves(same, part, steps, cluster)
         else:
-            same = same[same["seed"] == same["seed"].min()]
             _refuse_other_prompts(same, part, group)
-            later = verdicts.steps_of(part, steps)
-            first = same["step"].iloc[0]
-            old, clusters = verdicts.cube_of(same, [first], cluster=cluster)
-            old = old[0].repeat(len(later), axis=0)[None]
-        new, _ = verdicts.cube_of(part, later)
-        for number, step in enumerate(later):
-            row = _comparison_row(old[:, number], new[:, number], clusters, part, step)
-            rows.append({**group, **row})
+            found = _of_parent_and_child(same, part, steps, cluster)
+        rows += [{**group, **row} for row in found]
     table = _finished(rows, "compare", parent, columns, Comparison)
     # The steps of two evaluations say nothing.
     table.attrs["two_runs"] = after is not None and not two_curves
@@ -289,6 +279,35 @@ def compare(  # noqa: PLR0913
         adjusted = stats.holm(table["mcnemar_p"].tolist())
         table.insert(after_p, "mcnemar_holm", adjusted)
     return table
+
+
+def _of_parent_and_child(
+    parent: pd.DataFrame, child: pd.DataFrame, steps: Sequence[int] | None, cluster: str
+) -> list[dict[str, Any]]:
+    """Return a row per step of the child, each against the one answer of the parent."""
+    parent = parent[parent["seed"] == parent["seed"].min()]
+    later = verdicts.steps_of(child, steps)
+    old, clusters = verdicts.cube_of(parent, [parent["step"].iloc[0]], cluster=cluster)
+    new, _ = verdicts.cube_of(child, later)
+    return [
+        _comparison_row(old[:, 0], new[:, number], clusters, child, step)
+        for number, step in enumerate(later)
+    ]
+
+
+def _of_two_curves(
+    parent: pd.DataFrame, child: pd.DataFrame, steps: Sequence[int] | None, cluster: str
+) -> list[dict[str, Any]]:
+    """Return a row per later step that both reached, over the prompts and seeds of both."""
+    parent, child = _shared(parent, child)
+    reached = verdicts.steps_of(parent)
+    later = [step for step in verdicts.steps_of(child, steps) if step in reached and step]
+    old, clusters = verdicts.cube_of(parent, later, cluster=cluster)
+    new, _ = verdicts.cube_of(child, later)
+    return [
+        _comparison_row(old[:, number], new[:, number], clusters, child, step)
+        for number, step in enumerate(later)
+    ]
 
 
 def _check_alike(before: Any, after: Any) -> None:
