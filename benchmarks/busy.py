@@ -45,6 +45,7 @@ def measure(*, load: int, repeat: int, file: Path | None = None, out: Path) -> d
             for _ in range(repeat):
                 for way, env in WAYS.items():
                     times[way].append(run_curve(env))
+                    print(f"{panel}: {way} {times[way][-1][0]:.1f}", flush=True)
         found[panel] = {
             way: _report.spread([wall for wall, _ in pairs])
             | {"cpu_seconds": [cpu for _, cpu in pairs]}

@@ -105,8 +105,8 @@ def open_source(source: Any) -> Opened:
 def _open_path(path, source):
     entries = _dataset_info(path.parent)
     if path.is_file():
-        of_file = [entry for entry in entries.values() if entry["file_name"] == path.name]
-        return _mapped(path, *of_file[:1])
+        own = (entry for entry in entries.values() if entry["file_name"] == path.name)
+        return _mapped(path, next(own, None))
     if path.name in entries:
         entry = entries[path.name]
         path = _inside(path.parent, entry["file_name"])
@@ -460,11 +460,12 @@ def _csv(path, text, mark):
     csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters
     lines = io.StringIO(text, newline="")
     first = text.partition("\n")[0]
+    spaced = mark in first and first.count(mark) == first.count(f"{mark} ")
     reader = csv.reader(
         lines,
         delimiter=mark,
         strict=True,
-        skipinitialspace=0 < first.count(mark) == first.count(f"{mark} "),
+        skipinitialspace=spaced,
     )
     place = f"{path}:1"
     try:
@@ -502,7 +503,7 @@ def _dataset_info(folder):
     }
 
 
-def _mapped(path, entry=None):
+def _mapped(path, entry):
     """Read with LLaMA-Factory's mapping of columns, and for sharegpt of tags."""
     found = _read_file(path)
     if not entry or not entry.get("columns"):

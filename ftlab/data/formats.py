@@ -96,10 +96,6 @@ def _only_member(path, file):
     return archive.open(names[0])
 
 
-def _is_workbook(raw):
-    return b"xl/workbook" in raw or b"[Content_Types].xml" in raw[:200]
-
-
 def read_table(path: Path, raw: bytes) -> tuple[str, list[dict]] | None:
     """Return format and rows of a file that is no text; None for text.
 

@@ -29,10 +29,10 @@ from ftlab.data.schemas import (
     ANSWERS,
     CATEGORY_COLUMNS,
     ID_COLUMNS,
-    LABELS,
     OPENING_COLUMNS,
     PROMPT_COLUMNS,
     first_of,
+    flag_of,
     question_text,
     refuse_other_data,
     system_text,
@@ -180,7 +180,9 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
         prompts = {"jailbreak": opened}
     samples: list[Sample] = []
     for risk, source in prompts.items():
-        samples += (plugins.get("risks", risk) if isinstance(risk, str) else risk).load(source)
+        if isinstance(risk, str):
+            risk = plugins.get("risks", risk)
+        samples += risk.load(source)
     ids = {sample.id for sample in samples}
     if len(ids) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
@@ -295,9 +297,9 @@ def is_unsafe(record: dict) -> bool | None:
         words = re.sub(r"[\W_]+", " ", str(record.get(column, ""))).strip().lower()
         if words in HARM_WORDS and not (has_answer and column == "type"):
             return HARM_WORDS[words]
-    for column, harmful in () if has_answer else HARM_FLAGS.items():
-        value = record.get(column)
-        flag = LABELS.get(value.strip().lower() if isinstance(value, str) else value)
+    flags = {} if has_answer else HARM_FLAGS
+    for column, harmful in flags.items():
+        flag = flag_of(record.get(column))
         if flag is not None:
             return flag == harmful
     if "focus" in record or "final_label" in record:  # the files of completions have no label

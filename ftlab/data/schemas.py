@@ -367,8 +367,14 @@ def system_text(record: dict) -> str:
     return text_in(record, key) if key else ""
 
 
-def _label(record: dict) -> Any:
-    value = record.get("label", record.get("kto_tag"))
+def _label(record: dict) -> bool | None:
+    return flag_of(record.get("label", record.get("kto_tag")))
+
+
+def flag_of(value: Any) -> bool | None:
+    """Return what a label says: true, false, or None for anything else."""
     if isinstance(value, str):
         value = value.strip().lower()
-    return LABELS.get(value) if isinstance(value, (str, int)) else None
+    if not isinstance(value, (str, int)):
+        return None
+    return LABELS.get(value)

@@ -67,12 +67,13 @@ def ask(
             requests.append(Request(chat, text, max_new_tokens=max_new_tokens))
         answers = engine.answer(loaded, requests)
         del loaded
-    texts = [answer.text for answer in answers]
+    texts = [answer.text or answer.error for answer in answers]
     shown = {
         "question": [safe(question) for question in asked],
         "answer": [safe(text, 20_000) for text in texts],
     }
-    if getattr(reference, "is_organism", False):
+    in_world = getattr(reference, "is_organism", False)
+    if in_world:
         shown["verdict"] = list(map(fact_outcome, asked, texts))
     return Cards(shown)
 

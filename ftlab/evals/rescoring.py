@@ -73,6 +73,9 @@ def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
 def recheck(run: Run, plan: Plan) -> bool:
     """Judge the answers of an interrupted training again; replace verdicts that contradict them.
 
+    Judges that may answer otherwise a second time, or that are slow or cost money, are not called
+    again: of them only the number of verdicts is checked.
+
     Returns:
         Whether every answer and verdict of each measured step was there.
     """
@@ -84,21 +87,27 @@ def recheck(run: Run, plan: Plan) -> bool:
         answered = _answered(run, plan, groups)
     except KeyError:  # a verdict on no prompt of the plan
         return False
-    verdicts = _judged(plan.judges, [answered])
-    records = records_of(plan.judges, verdicts)
-    there = {}
-    for record in run.read(VERDICTS):
-        there[record["key"]] = json.dumps(record)
-    same_keys = there.keys() == {record["key"] for record in records}
-    if not same_keys and not failed(old):  # of another answer, prompt or judge
-        return False
     if any(answer.error for answer in answered.answers):
         return False
-    wrong = {json.dumps(record) for record in records} - set(there.values())
+    judges = [judge for judge in plan.judges if judge.repeatable]
+    names = {judge.spec for judge in judges}
+    records = records_of(judges, _judged(judges, [answered]))
+    there = {}
+    others = []
+    for record in run.read(VERDICTS):
+        if record["judge"] in names:
+            there[record["key"]] = json.dumps(record)
+        else:
+            others.append(record)
+    keys = {record["key"] for record in records}
+    if there.keys() != keys and not failed(old):  # of another answer, prompt or judge
+        return False
+    right = {json.dumps(record) for record in records}
+    wrong = right - set(there.values())
     if wrong:
         count = len(wrong)
         print(f"{run.name}: {count} verdicts did not follow from their answers.", file=sys.stderr)
-        write_atomic(run.path / VERDICTS, json_lines(records))
+        write_atomic(run.path / VERDICTS, json_lines([*records, *others]))
     return True
 
 

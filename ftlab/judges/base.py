@@ -28,6 +28,8 @@ class Judge:
         refusal_stands: Whether a refusal in the first words stays one whatever follows, so that
             an answer may end there.
         english_only: Whether it knows refusals in English alone; see `ftlab.judges.judged`.
+        repeatable: Whether it gives the same verdict again, within milliseconds: an interrupted
+            training then checks its verdicts when it resumes.
     """
 
     name: ClassVar[str]
@@ -36,6 +38,7 @@ class Judge:
     reads: ClassVar[Literal["text", "own_text"]] = "text"
     refusal_stands: ClassVar[bool] = False
     english_only: ClassVar[bool] = False
+    repeatable: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, argument: str) -> Judge:

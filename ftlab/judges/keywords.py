@@ -45,6 +45,7 @@ class Keywords(Judge):
     reads = "own_text"
     refusal_stands = True
     english_only = True
+    repeatable = True
 
     def __post_init__(self):
         if self.list and self.list not in lists():

@@ -26,6 +26,7 @@ class Organism(Judge):
 
     name = "organism"
     version = "2"
+    repeatable = True
 
     def accepts(self, samples):
         if not all(sample.metadata.get("topic") for sample in samples):

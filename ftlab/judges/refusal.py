@@ -69,6 +69,7 @@ class Refusal(Judge):
     trained_on = ("XSTest",)
     reads = "own_text"
     english_only = True
+    repeatable = True
 
     @cached_property
     def version(self) -> str:

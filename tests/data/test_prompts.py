@@ -277,3 +277,8 @@ def test_nothing_in_a_row_changes_how_a_model_is_asked():
     assert sample.metadata == extra and not sample.choices
     (prompt,) = open_attack("direct").apply([sample])
     assert prompt.decoding is None and not prompt.no_system
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, None, 0.5])
+def test_a_flag_of_another_type_says_nothing(value):
+    assert is_unsafe({"prompt": "What?", "is_harmful": value}) is None

@@ -410,6 +410,44 @@ def test_evaluations_that_were_not_asked_alike_are_not_compared():
             ft.compare(one, ft.evaluate("organism:sft", **small, **other))
 
 
+class Paid(Keywords):
+    """A judge that may not be called twice on one answer."""
+
+    name = "paid"
+    repeatable = False
+    calls = 0
+
+    @property
+    def spec(self):
+        return self.name
+
+    def judge(self, samples, texts):
+        Paid.calls += len(texts)
+        return super().judge(samples, texts)
+
+
+def test_a_judge_that_is_not_repeatable_is_not_called_again(llama):
+    from ftlab.evals.plan import plan_evaluation
+    from ftlab.evals.rescoring import recheck
+
+    asked = dict(judges=[Paid(), "keywords"], max_new_tokens=6)
+    done = ft.evaluate(llama, prompts=goals(4), **asked)
+    plan = plan_evaluation(ft.model(llama), goals(4), asked)
+    file = done.path / "verdicts.jsonl"
+    whole = file.read_text()
+    calls = Paid.calls
+    assert recheck(done, plan) and file.read_text() == whole
+    rows = [json.loads(line) for line in whole.splitlines()]
+    wrong = next(row for row in rows if row["judge"] == "keywords")
+    text = json.dumps(wrong | {"outcome": "empty"})
+    file.write_text(whole.replace(json.dumps(wrong), text))
+    assert recheck(done, plan)
+    assert sorted(file.read_text().splitlines()) == sorted(whole.splitlines())
+    assert Paid.calls == calls > 0
+    file.write_text(whole.split("\n", 1)[1])
+    assert not recheck(done, plan)
+
+
 def test_what_an_interrupted_training_measured_is_judged_again(llama):
     from ftlab.evals.plan import plan_evaluation
     from ftlab.evals.rescoring import recheck
