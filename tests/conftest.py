@@ -26,18 +26,19 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
-COSTLY = {
+COSTLY = (  # the first of these that a test uses decides which tests share a worker with it
+    "zygote",
     "classifier",
     "doses",
-    "killed",
-    "killed_curves",
+    "execute",
+    "family",
+    "measured",
     "searched",
     "standing",
     "straight",
     "training_texts",
     "written",
-    "zygote",
-}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +95,12 @@ def ran(monkeypatch, capsys):
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Leave tests out of `make fast` whose fixtures train or kill for many seconds."""
+    """Mark tests whose fixtures take many seconds: slow, and on one worker by fixture."""
     for item in items:
-        if COSTLY & set(item.fixturenames):
+        costly = [name for name in COSTLY if name in item.fixturenames]
+        if costly:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group(costly[0]))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -56,10 +57,9 @@ class Plan:
         Args:
             training: Settings of the training during which the model is asked, if any.
         """
-        prompts = [asdict(prompt) for prompt in self.prompts]
         identity = {
             "evaluation": self.config.model_dump(mode="json"),
-            "prompts": digest(prompts),
+            "prompts": self._prompts_hash,
             "versions": self.versions,
             "precision": self.engine.precision(training),
         }
@@ -67,6 +67,10 @@ class Plan:
         if classifier and "toxicity" in self.risks:
             identity["toxicity_model"] = local_model(classifier).hash
         return identity
+
+    @cached_property
+    def _prompts_hash(self) -> str:
+        return digest([asdict(prompt) for prompt in self.prompts])
 
     @property
     def screened_risks(self) -> set[str]:

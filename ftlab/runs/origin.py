@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,7 +36,7 @@ def provenance() -> dict[str, Any]:
     return {
         "started": now(),
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": dict(versions()),
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
@@ -45,8 +46,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions of ftlab and of the libraries that decide its numbers."""
+    """Return the versions of ftlab and of the libraries that decide its numbers, read once."""
     found = {"ftlab": __version__}  # installed metadata may be older than an editable checkout
     for package in PACKAGES:
         try:
@@ -56,8 +58,9 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _commit() -> str:
-    """Return the commit of a checkout, "" outside one."""
+    """Return the commit of a checkout when it was first asked for, "" outside one."""
     command = ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)

@@ -152,6 +152,7 @@ def assert_legible(figure) -> None:
     assert min(t.get_fontsize() for t in shown) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_a_narrow_drawing_is_drawn_again_and_legible(kind, tmp_path, monkeypatch):
     drawn = []

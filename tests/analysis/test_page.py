@@ -236,6 +236,7 @@ def test_a_verdict_written_into_the_file_is_not_believed(tmp_path):
     assert results.splitlines()[1].endswith(DIRECTION)
 
 
+@pytest.mark.slow
 def test_an_experiment_has_its_title_and_its_notebook_opens_as_a_page(experiments, tmp_path):
     (experiments["02"] / "02 it.ipynb").write_text(json.dumps(BOOK))
     text = written(tmp_path, experiments).read_text()

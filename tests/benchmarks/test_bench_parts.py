@@ -174,6 +174,7 @@ def test_an_arm_that_fails_shows_its_last_line(work, monkeypatch, tmp_path):
         in_shell(work, "echo first; echo 'no room left' >&2; exit 3", monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_interrupt_kills_an_arm_and_its_children(work, monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -265,6 +265,7 @@ def test_a_notebook_is_found_by_its_name(ran, name, tmp_path, monkeypatch):
     assert ran("notebook", "nothing")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_job_array_splits_the_seeds_and_one_call_merges_them(ran, monkeypatch, runs_folder):
     """The example of docs/batch.md, with fewer steps and seeds."""
     page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")

@@ -151,6 +151,7 @@ def shell(monkeypatch, now):
     return shell
 
 
+@pytest.mark.slow
 def test_a_cell_has_one_display_for_all_its_seeds(now, shown, shell):
     whole = Whole("almanac", "seed", 5)
     with whole.shown():

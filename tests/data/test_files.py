@@ -312,12 +312,12 @@ def test_tables_of_other_programs(tmp_path):
 @pytest.mark.parametrize(("content", "code"), [
     (b"SQLite format 3\0", "unknown_format"),
     (b"\x80\x04\x95\0", "unknown_format"),
-    (gzip.compress(bytes(257) + b"ustar"), "unknown_format"),
+    (gzip.compress(bytes(257) + b"ustar", mtime=0), "unknown_format"),
     (zipped(b"", "[Content_Types].xml"), "unknown_format"),
     (zipped(b"", "x.txt") + zipped(b"", "x.bin"), "several_files"),
     (b"ARROW1 torn", "broken_arrow"),
     (b"\0\1\2\xff" * 9, "unknown_format"),
-])  # fmt: skip
+], ids=["sqlite", "pickle", "tar.gz", "office", "two files", "arrow", "bytes"])  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path, content, code):
     (tmp_path / "x.jsonl").write_bytes(content)
     with raises_code(code):

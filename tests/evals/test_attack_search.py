@@ -112,6 +112,7 @@ def test_the_same_search_is_found_again_and_another_is_another(searched, fake, m
     assert len(names) == len(changes)
 
 
+@pytest.mark.slow
 def test_a_search_gives_the_same_again_among_fewer(searched):
     again = red_team("organism", method="tap", **{**SMALL, "n_prompts": 2})
 

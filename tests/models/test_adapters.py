@@ -320,6 +320,7 @@ def test_a_second_adapter_and_wrong_weights_are_refused(wide, tmp_path):
         adapt(ftlab.model(path).load(), "qlora", 2)
 
 
+@pytest.mark.slow
 def test_a_model_opened_again_has_no_adapter_of_another_object(wide):
     parent = ftlab.model(wide)
     first = parent.load()

@@ -91,6 +91,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_is_an_answer(name):
     reply, text = TEXTS[name]
@@ -164,6 +165,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_is_none(name):
     answer = replied(ERRORS[name])
@@ -195,6 +197,7 @@ def spellings() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", spellings())
 def test_the_key_stays_in_no_answer_and_no_error(written):
     """What is left of it is shorter than a guess could use."""
@@ -222,6 +225,7 @@ def test_a_key_that_no_header_holds_is_a_sentence(key, monkeypatch):
     assert key not in str(info.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_another_server_is_sent_nothing(status):
     asked = []
@@ -292,6 +296,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRIPS)
 def test_a_reply_without_end_is_given_up(name):
     """Neither the call nor its threads, for which the end of the process waits, go on."""

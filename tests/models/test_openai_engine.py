@@ -265,12 +265,14 @@ def test_a_server_that_hangs_up_midway_is_asked_again(stubborn):
     assert answer.finish == "error" and not answer.text and len(connections) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_nobody_is_given_up(stubborn):
     start, connections = stubborn
     answers = ask(start(), *map(str, range(100)))
     assert len(connections) <= 16 and all(answer.error for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_reply_that_trickles_in_is_given_up(stubborn):
     """No single wait for a byte is too long, but the whole reply is."""
     start, connections = stubborn
