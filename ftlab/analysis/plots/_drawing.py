@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +29,21 @@ class Drawing:
         figure: The matplotlib figure.
         caption: What it shows, in words.
         files: The files that were written.
-        images: The figure as it was last drawn, by kind; drawn again after a change.
     """
 
     figure: Figure
     caption: str = ""
     files: tuple[Path, ...] = ()
-    images: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def image(self, kind: str) -> bytes:
         """Return the figure as "png" or "svg"; the same table gives the same bytes."""
-        if self.figure.stale:
-            self.images.clear()
-        elif kind in self.images:
-            return self.images[kind]
         content = io.BytesIO()
         about: dict[str, Any] = {"Software": None}
         if kind == "svg":
             about = {"Date": None, "Creator": "ftlab", "Description": self.caption or None}
         with style():
             self.figure.savefig(content, format=kind, dpi="figure", metadata=about)
-        self.figure.stale = False  # matplotlib sets it at every change
-        self.images[kind] = content.getvalue()
-        return self.images[kind]
+        return content.getvalue()
 
     def save(
         self, name: str, out: str | Path, tables: dict[str, DataFrame], narrow: Figure | None = None
@@ -79,7 +71,7 @@ class Drawing:
             (folder / NARROW / f"{name}.svg").write_bytes(drawing)
         for file, data in content.items():
             write_atomic(folder / file, data)
-        return replace(self, files=tuple(folder / file for file in content))
+        return Drawing(self.figure, self.caption, tuple(folder / file for file in content))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         picture = base64.b64encode(self.image("png")).decode()
