@@ -16,7 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "verify_runs",
         ],
         "origin": ["provenance"],
-        "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "results_folder", "start"],
+        "results": ["results_folder"],
+        "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],
     },
 )

@@ -73,21 +73,6 @@ def home() -> Path:
     return (checkout or user_data_path("ftlab", appauthor=False)) / "runs"
 
 
-def results_folder(name: str, out: str | Path = "", **parameters: Any) -> str:
-    """Return where a notebook's figures and claims go.
-
-    Args:
-        name: Name of the notebook.
-        out: The folder, if it was given.
-        **parameters: The notebook's other parameters. Without `out` the folder's name ends in their
-            hash, so that no call writes over the results of another.
-
-    Returns:
-        The folder's path.
-    """
-    return str(out or home() / f"{name}-{digest(parameters)[:10]}")
-
-
 def _place(name: str) -> Path:
     """Return where a run of this name is, or would be.
 

@@ -556,7 +556,26 @@ def test_runs_in_the_working_directory_of_older_versions_are_found(tmp_path, mon
     assert runs.load(old.name) == found
 
 
-def test_the_default_folder_of_results_knows_every_parameter(runs_folder):
+def test_the_default_folder_of_results_knows_every_parameter(runs_folder, tmp_path, monkeypatch):
     folders = {runs.results_folder("n", "", seeds=s, rate=r) for s in (1, 2) for r in (1e-3, 1e-4)}
     assert len(folders) == 4 and all(f.startswith(str(runs_folder)) for f in folders)
+    monkeypatch.chdir(tmp_path)
     assert runs.results_folder("n", "mine", seeds=1) == "mine"
+
+
+def test_a_given_folder_of_results_has_one_process(tmp_path):
+    """The same process may call again, with other parameters too; its end frees the folder."""
+    out = tmp_path / "mine"
+    call = "from ftlab import runs; runs.results_folder('n', 'mine'); print('has it', flush=True)"
+    command = [sys.executable, "-c", f"{call}; input()"]
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    with subprocess.Popen(command, **how) as other:
+        assert other.stdout.readline() == "has it\n"
+        with raises_code("output_busy"):
+            runs.results_folder("n", out, seeds=2)
+        other.communicate("\n")
+    for seeds in (1, 2):
+        assert runs.results_folder("n", out, seeds=seeds) == str(out)
+    (tmp_path / "file").write_text("")
+    with raises_code("output_not_writable"):
+        runs.results_folder("n", tmp_path / "file" / "x")
