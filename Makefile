@@ -49,7 +49,7 @@ reproduce: .venv/ready
 	$(BIN)/ftlab reproduce $(ARGS)
 
 test: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf"

@@ -26,19 +26,21 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
-COSTLY = (  # the first of these that a test uses decides which tests share a worker with it
-    "zygote",
+COSTLY = {
     "classifier",
     "doses",
     "execute",
     "family",
+    "killed",
+    "killed_curves",
     "measured",
     "searched",
     "standing",
     "straight",
     "training_texts",
     "written",
-)
+    "zygote",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,12 +97,13 @@ def ran(monkeypatch, capsys):
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark tests whose fixtures take many seconds: slow, and on one worker by fixture."""
+    """Mark tests whose fixtures train or kill for many seconds as slow; their files come first."""
+    first = set()
     for item in items:
-        costly = [name for name in COSTLY if name in item.fixturenames]
-        if costly:
+        if COSTLY & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group(costly[0]))
+            first.add(item.path)
+    items.sort(key=lambda item: item.path not in first)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
