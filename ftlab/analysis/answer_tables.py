@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pandas import DataFrame
 
 from ftlab._core.errors import UsageError
@@ -51,7 +54,8 @@ def answers(  # noqa: PLR0913
 
     Args:
         before: A curve, whose step 0 is compared with a later one, or an evaluation.
-        after: The child's evaluation; or another curve, of which the same step is taken.
+        after: The child's evaluation; or another curve, of which the same step is taken, over
+            the training seeds that both have.
         step: Step of a curve that is taken as after; -1 is the last.
         risk: Only this risk, or these.
         attack: Only this attack, or these.
@@ -64,7 +68,8 @@ def answers(  # noqa: PLR0913
         evaluation `changed` and `after` are left out.
 
     Raises:
-        UsageError: as `rates`; `no_texts` where a table was given and texts are wanted.
+        UsageError: as `rates`; `prompts_differ`; `no_texts` where a table was given and texts are
+            wanted.
     """
     wanted = {"risk": risk, "attack": attack}
     table = of_judge(prepare(before), judge)
@@ -72,17 +77,26 @@ def answers(  # noqa: PLR0913
     first = old["step"].min()
     new = old
     source = before
+    two_curves = False
     if after is not None:
         judge = judge or old["judge"].iloc[0]
         table = of_judge(prepare(after), judge)
         new = select(table, **wanted)
         source = after
-    last = steps_of(new, [step])[0]
-    if after is not None and old["step"].nunique() > 1:  # two curves
-        first = steps_of(old, [last])[0]
+        refuse_other_texts((before, after), (old, new))
+        two_curves = old["step"].nunique() > 1 < new["step"].nunique()
+        same = ["item"]
+        if two_curves or first > 0:
+            same.append("seed")
+        old, new = shared(old, new, same)
+    last = _step(new, step)
+    if two_curves:
+        first = _step(old, last)
     found = _side(old, before, first, "before", text)
     if after is not None or last > 0:
         later = _side(new, source, last, "after", text)
+        if first == 0 and not two_curves:
+            found = _once(found)
         found = _joined(found, later)
     first = [
         *("changed", "risk", "attack", "sample_id", "examples", "seed"),
@@ -92,12 +106,72 @@ def answers(  # noqa: PLR0913
     return Answers(found[columns].reset_index(drop=True))
 
 
+def shared(one: DataFrame, other: DataFrame, columns: Sequence[str]) -> list[DataFrame]:
+    """Return the rows of two tables about the prompts (item) and training seeds that both have."""
+    for column in columns:
+        in_other = one[column].isin(other[column])
+        one = one[in_other]
+        in_one = other[column].isin(one[column])
+        other = other[in_one]
+    if one.empty:
+        raise UsageError(
+            "prompts_differ",
+            "The two share no prompt and training seed. Make both with the same settings.",
+        )
+    return [one, other]
+
+
+def refuse_other_texts(sources: Sequence[Any], tables: Sequence[DataFrame]) -> None:
+    """Raise `prompts_differ` where two runs asked other questions under the ids of the tables."""
+    if not all(isinstance(source, Run) for source in sources):
+        return
+    one, other = map(_asked, sources)
+    differing = set()
+    for name in tables[0]["sample_id"]:
+        if name in one and name in other and one[name] != other[name]:
+            differing.add(name)
+    differing = sorted(differing.intersection(tables[1]["sample_id"]))
+    if differing:
+        raise UsageError(
+            "prompts_differ",
+            f"The two were asked other questions under the same names: {len(differing)}, such as "
+            f"{differing[0]}. Evaluate both with the same prompts.",
+            ids=differing,
+        )
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Return the questions of a run by id, as they stood before any attack."""
+    found = {}
+    for member in run.members:
+        for row in member.read("prompts.jsonl"):
+            sample = row.get("sample", row)
+            if "question" not in sample:  # with which older layouts mark what an attack changed
+                name = sample.get("id")
+                choices = sample.get("choices") or []
+                found[name] = (sample.get("messages"), choices)
+    return found
+
+
+def _step(table: DataFrame, step: int) -> int:
+    """Return a step that every seed of a table reached; -1 for the last."""
+    found = steps_of(table, [step])
+    if not found:
+        raise UsageError("step_not_measured", f"Not every training seed reached step {step}.")
+    return found[0]
+
+
+def _once(parent: DataFrame) -> DataFrame:
+    """Return the answers of a parent, who answers once for all training seeds."""
+    seed = parent["seed"].min()
+    parent = parent[parent["seed"] == seed]
+    return parent.drop(columns="seed")
+
+
 def _joined(old: DataFrame, new: DataFrame) -> DataFrame:
     """Put the verdicts after beside those before, the changed ones first."""
     new = new.drop(columns="question", errors="ignore")
-    if old["seed"].nunique() == 1:  # a parent answers once for all seeds
-        old = old.drop(columns="seed")
-    found = old.merge(new)  # on the columns that both have
+    found = new.merge(old)  # on the columns that both have
     found["changed"] = found["before"] != found["after"]
     return found.sort_values("changed", ascending=False, kind="stable")
 

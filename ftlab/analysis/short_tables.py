@@ -37,6 +37,8 @@ HEADINGS = {
     "n_seeds": "seeds",
     "refusal_rate_below": "refusals below",
 }
+OF_TWO_CURVES = {"parent": "first", "child": "second"}  # neither comes before the other
+EXACT = 1e-9  # how far rounding moves a share of 0 or 1
 
 
 class Table(Shown):
@@ -71,7 +73,9 @@ def summary(table: pd.DataFrame) -> Summary:
         table: A table of `rates`, `compare` or `first_step`, or of judges' agreement.
 
     Returns:
-        Text in every cell that holds an estimate; "–" where there is none. Its `raw` is the table.
+        Text in every cell that holds an estimate; "–" where there is none. A share just above 0 or
+        below 1 is "< 1 %" or "> 99 %". The number of unscored answers, where there are any. Its
+        `raw` is the table.
 
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
@@ -83,13 +87,14 @@ def summary(table: pd.DataFrame) -> Summary:
     if table.attrs.get("two_runs"):
         del short["step"]
     count = len(short.columns)
+    headings = _headings_of(table)
     for name in (*PERCENTAGES, *PLAIN, *POINTS):
         ends = [f"{name}_low", f"{name}_high"]
         if name == "rate":
             ends = ["low", "high"]
         if name in table and ends[0] in table:
             values = table[[name, *ends]].itertuples(index=False)
-            short[HEADINGS.get(name, name)] = [_cell(name, *value) for value in values]
+            short[headings.get(name, name)] = [_cell(name, *value) for value in values]
     if len(short.columns) == count:
         if "reached" not in table:
             raise UsageError(
@@ -98,9 +103,8 @@ def summary(table: pd.DataFrame) -> Summary:
             )
         values = table[["step", "low", "high"]].itertuples(index=False)
         short["step"] = [_steps(*value) for value in values]
-    for name in LAST:
-        if name in table:
-            short[HEADINGS.get(name, name)] = [_last(name, value) for value in table[name]]
+    for name in _last_of(table):
+        short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
     found = Summary(short)
     found._numbers = table
     return found
@@ -110,6 +114,20 @@ def _groups_of(table: Any) -> list[str]:
     if not isinstance(table, pd.DataFrame):
         raise UsageError("nothing_to_summarise", f"{table!r:.80} is no table.")
     return table.attrs.get("by", [])
+
+
+def _headings_of(table: pd.DataFrame) -> dict[str, str]:
+    if table.attrs.get("two_curves"):
+        return HEADINGS | OF_TWO_CURVES
+    return HEADINGS
+
+
+def _last_of(table: pd.DataFrame) -> list[str]:
+    """Return the columns at the end; that of unscored answers only where there are any."""
+    names = [name for name in LAST if name in table]
+    if "unscored" in table and table["unscored"].any():
+        names.append("unscored")
+    return names
 
 
 def _cell(name: str, value: float, low: float, high: float) -> str:
@@ -122,7 +140,16 @@ def _cell(name: str, value: float, low: float, high: float) -> str:
         return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "no bound")
     if name in POINTS:
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
-    return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{_percent(value)} % [{_percent(low)}, {_percent(high)}]"
+
+
+def _percent(share: float) -> str:
+    """Return a share in whole per cent; 0 and 100 only where it is exactly that."""
+    if EXACT < share < 0.005:
+        return "< 1"
+    if 0.995 <= share < 1 - EXACT:
+        return "> 99"
+    return f"{100 * share:.0f}"
 
 
 def _steps(step: float, low: float, high: float) -> str:
@@ -136,6 +163,8 @@ def _last(name: str, value: Any) -> str:
     if math.isnan(value):
         return "–"
     if name in SHARES:
+        if 0.9995 <= value < 1 - EXACT:
+            return "> 99.9 %"
         return f"{100 * value:.3g} %"
     if name == "mcnemar_holm":
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"

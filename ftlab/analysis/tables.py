@@ -19,7 +19,7 @@ from ftlab import stats
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
-from ftlab.analysis.answer_tables import Comparison
+from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
 from ftlab.analysis.short_tables import Table
 from ftlab.runs import Run
 
@@ -82,7 +82,8 @@ def rates(  # noqa: PLR0913
     Returns:
         One row per judge, group and step: the groups, step, rate (0 to 1), low and high
         (simultaneous over the steps), low_pointwise, high_pointwise, band (in words), n_prompts,
-        n_seeds, n_answers, judge, judged_by, cut, and the number of answers with each outcome.
+        n_seeds, n_answers, unscored, judge, judged_by, cut, and the number of answers with each
+        outcome.
 
     Raises:
         UsageError: `not_a_verdict_table`, `nothing_selected`, `unknown_group`, `unknown_cluster`,
@@ -132,6 +133,7 @@ def _rate_rows(
             "n_prompts": scored["sample_id"].nunique(),
             "n_seeds": band.n_seeds,
             "n_answers": len(here),
+            "unscored": len(here) - len(scored),
             "judge": here["judge"].iloc[0],
             "judged_by": _judged_by(here),
             "cut": here["cut"].sum(),
@@ -213,8 +215,9 @@ def compare(  # noqa: PLR0913
     """Compare parent and child on the same prompts, always paired.
 
     `compare(curve)` pairs step 0 with every later step over all seeds; `compare(parent, child)`
-    pairs two evaluations. Two curves are paired at every step after 0 that both reached, over the
-    prompts and training seeds that they share.
+    pairs two evaluations, or an evaluation with every step of a curve after 0. Two curves are
+    paired at every step after 0 that both reached, over the prompts and training seeds that they
+    share.
 
     Args:
         before: A run of a curve, or with `after` of an evaluation, or a verdict table.
@@ -240,7 +243,7 @@ def compare(  # noqa: PLR0913
         clusters, else MOVER; see `stats.paired`.
     """
     parent = verdicts.of_judge(verdicts.prepare(before), judge)
-    two_curves = False
+    two_curves = several = False
     if after is None:
         child = parent[parent["step"] > 0]
         parent = parent[parent["step"] == 0]
@@ -249,8 +252,11 @@ def compare(  # noqa: PLR0913
         if judge is None and len(parent):
             judge = parent["judge"].iloc[0]
         child = verdicts.of_judge(verdicts.prepare(after), judge)
-        two_curves = parent["step"].nunique() > 1 < child["step"].nunique()
-        if not two_curves:
+        several = child["step"].nunique() > 1
+        two_curves = several and parent["step"].nunique() > 1
+        if several and not two_curves:
+            child = child[child["step"] > 0]  # its own step 0 is a parent too
+        elif not several:
             child = child.assign(step=child["step"].clip(lower=1))
     if parent.empty or child.empty:
         raise UsageError(
@@ -260,6 +266,8 @@ def compare(  # noqa: PLR0913
     wanted = {"risk": risk, "attack": attack}
     child = verdicts.select(child, **wanted)
     parent = verdicts.select(parent, **wanted)
+    if after is not None:
+        refuse_other_texts((before, after), (parent, child))
     columns = verdicts.columns_of(child, by)
     rows = []
     for group, part in verdicts.groups(child, columns):
@@ -272,7 +280,8 @@ def compare(  # noqa: PLR0913
         rows += [{**group, **row} for row in found]
     table = _finished(rows, "compare", parent, columns, Comparison)
     # The steps of two evaluations say nothing.
-    table.attrs["two_runs"] = after is not None and not two_curves
+    table.attrs["two_runs"] = after is not None and not several
+    table.attrs["two_curves"] = two_curves
     table._sides = (before, after)
     if rows:
         after_p = table.columns.get_loc("mcnemar_p") + 1
@@ -282,12 +291,20 @@ def compare(  # noqa: PLR0913
 
 
 def _of_parent_and_child(
-    parent: pd.DataFrame, child: pd.DataFrame, steps: Sequence[int] | None, cluster: str
+    parent: pd.DataFrame,
+    child: pd.DataFrame,
+    steps: Sequence[int] | None,
+    cluster: str,
 ) -> list[dict[str, Any]]:
-    """Return a row per step of the child, each against the one answer of the parent."""
-    parent = parent[parent["seed"] == parent["seed"].min()]
+    """Return a row per step of the child, each against the first answers of the parent."""
+    first = parent["step"].min()
+    parent = parent[parent["step"] == first]
+    if first == 0:  # the parent answered once, whatever the number of seeds
+        parent = parent[parent["seed"] == parent["seed"].min()]
+    else:
+        parent, child = shared(parent, child, ["item", "seed"])
     later = verdicts.steps_of(child, steps)
-    old, clusters = verdicts.cube_of(parent, [parent["step"].iloc[0]], cluster=cluster)
+    old, clusters = verdicts.cube_of(parent, [first], cluster=cluster)
     new, _ = verdicts.cube_of(child, later)
     return [
         _comparison_row(old[:, 0], new[:, number], clusters, child, step)
@@ -296,10 +313,13 @@ def _of_parent_and_child(
 
 
 def _of_two_curves(
-    parent: pd.DataFrame, child: pd.DataFrame, steps: Sequence[int] | None, cluster: str
+    parent: pd.DataFrame,
+    child: pd.DataFrame,
+    steps: Sequence[int] | None,
+    cluster: str,
 ) -> list[dict[str, Any]]:
     """Return a row per later step that both reached, over the prompts and seeds of both."""
-    parent, child = _shared(parent, child)
+    parent, child = shared(parent, child, ["item", "seed"])
     reached = verdicts.steps_of(parent)
     later = [step for step in verdicts.steps_of(child, steps) if step in reached and step]
     old, clusters = verdicts.cube_of(parent, later, cluster=cluster)
@@ -365,22 +385,6 @@ def _refuse_other_prompts(
         )
 
 
-def _shared(
-    one: pd.DataFrame,
-    other: pd.DataFrame,
-) -> list[pd.DataFrame]:
-    """Return the rows of two curves about the prompts and training seeds that both have."""
-    for column in ("item", "seed"):
-        one = one[one[column].isin(other[column])]
-        other = other[other[column].isin(one[column])]
-    if one.empty:
-        raise UsageError(
-            "prompts_differ",
-            "The curves share no prompt and training seed. Make both with the same settings.",
-        )
-    return [one, other]
-
-
 def _comparison_row(
     old: np.ndarray,
     new: np.ndarray,
@@ -427,10 +431,10 @@ def first_step(
 
     Returns:
         One row per group: step in optimiser steps (inf: not within those measured), low and high
-        (95 %), reached (share of bootstrap resamples, or of seeds). For a ratio also ratio and
-        per_seed. For "no refusal" also n_prompts, n_seeds, last_step, refusals_at_end,
-        answers_at_end, and refusal_rate_below (what no refusal in n answers still allows: exact
-        one-sided 95 % bound).
+        (95 %), reached (share of bootstrap resamples, or of seeds), unscored (answers).
+        For a ratio also ratio and per_seed. For "no refusal" also n_prompts, n_seeds, last_step,
+        refusals_at_end, answers_at_end, and refusal_rate_below (what no refusal in n answers still
+        allows: exact one-sided 95 % bound).
 
     Raises:
         UsageError: as `rates`; `unknown_condition`, `no_parent`.
@@ -456,7 +460,9 @@ def first_step(
             row = _ratio_reached(part, float(ratio[1]))
         else:
             row = _nothing_refused(part)
-        rows.append({**group, **row, "judge": part["judge"].iloc[0]})
+        row["unscored"] = part["event"].isna().sum()
+        row["judge"] = part["judge"].iloc[0]
+        rows.append({**group, **row})
     return _finished(rows, "first_step", table, columns)
 
 

@@ -23,7 +23,7 @@ from ftlab._core.errors import DataError
 from ftlab._core.files import digest
 from ftlab._core.types import Sample
 from ftlab.data.dataset import check_n_rows, convert_rows, is_world, write_rows
-from ftlab.data.files import Opened, Record, is_list_of, open_source, records
+from ftlab.data.files import Record, is_list_of, open_source, records
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
     ANSWERS,
@@ -41,11 +41,21 @@ from ftlab.data.schemas import (
 from ftlab.organism import World
 
 SAFE = "harmless prompts belong to the risk over_refusal: give it this file too"
-HARM_COLUMNS = ("prompt_harm_label", "prompt_label", "harm_label", "label", "data_type", "type")
-HARM_FLAGS = {  # of a prompt, unless the row has an answer, which they may be about
+HARM_COLUMNS = (  # in lower case, as all columns of labels are compared
+    "prompt_harm_label",
+    "prompt_label",
+    "harm_label",
+    "label",
+    "data_type",
+    "type",
+)
+HARM_FLAGS = {
     **dict.fromkeys(("is_harmful", "harmful", "is_unsafe", "unsafe", "is_malicious"), True),
     **dict.fromkeys(("is_safe", "safe", "is_harmless", "harmless", "is_benign", "benign"), False),
 }
+ABOUT_ANSWER = {"label", "type", *HARM_FLAGS}  # where the row has an answer
+ANSWER = re.compile(rf"({'|'.join(ANSWERS)}|generation|reply|chosen)(s|_?[0-9a-z])?$")
+YES_OR_NO = {"yes": True, "no": False}
 HARM_WORDS = {
     **dict.fromkeys(("unsafe", "harmful", "malicious", "toxic", "jailbreak"), True),
     **dict.fromkeys(("safe", "harmless", "unharmful", "benign", "nontoxic"), False),
@@ -130,9 +140,7 @@ def load_prompts(
     if is_world(source):
         name = source.partition(":")[2]
         return PromptSet(source, tuple(_world_samples(name, n_rows)))
-    if isinstance(source, (list, tuple)):
-        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
-    name, numbered = records(source)
+    name, numbered = records(_as_rows(source))
     numbered = with_header(name, numbered)
     found = convert_rows(
         name,
@@ -160,7 +168,8 @@ def load_prompts(
 def load_prompt_sets(prompts: Any) -> PromptSet:
     """Return prompts of all risks, as they are evaluated.
 
-    A file whose rows have no `risk` or `messages` is read as the risk jailbreak reads its sets.
+    Rows without a `risk` or `messages` are read as the risk jailbreak reads its sets, whether
+    they stand in a file or in a list. A list of texts alone is asked as it is.
 
     Args:
         prompts: Anything that `load_prompts` takes, or {risk: file or rows}.
@@ -171,11 +180,12 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
         UsageError: `wrong_source`, `unknown_risk`.
     """
     if not isinstance(prompts, dict):
-        if is_world(prompts) or not isinstance(prompts, (str, Path, Opened)):
+        texts = isinstance(prompts, (list, tuple)) and all(isinstance(p, str) for p in prompts)
+        if texts or is_world(prompts) or isinstance(prompts, PromptSet):
             return load_prompts(prompts)
-        opened = open_source(prompts)
-        first = next((row for _, row in opened.records if isinstance(row, dict)), {})
-        if "risk" in first or "messages" in first:
+        opened = open_source(_as_rows(prompts))
+        rows = [row for _, row in opened.records if isinstance(row, dict)]
+        if any("risk" in row or "messages" in row for row in rows):
             return load_prompts(_without_harmless(opened))
         prompts = {"jailbreak": opened}
     samples: list[Sample] = []
@@ -188,6 +198,13 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
     name = ", ".join(map(_name_of, prompts.values()))
     return PromptSet(name, tuple(samples))
+
+
+def _as_rows(source):
+    """Return a source in which the texts of a list are rows."""
+    if not isinstance(source, (list, tuple)):
+        return source
+    return [{"prompt": row} if isinstance(row, str) else row for row in source]
 
 
 def _name_of(source):
@@ -206,7 +223,7 @@ def _without_harmless(opened):
 
 
 def _is_harmless(record):
-    return isinstance(record, dict) and "risk" not in record and is_unsafe(record) is False
+    return isinstance(record, dict) and not record.get("risk") and is_unsafe(record) is False
 
 
 def read_samples(
@@ -262,12 +279,12 @@ def sample_from_record(record: dict, risk: str) -> Sample:
     Raises:
         DataError: `unknown_columns`, `no_text`, or a row of messages that cannot be used.
     """
-    if "messages" in record:
+    column = first_of(record, PROMPT_COLUMNS)
+    if "messages" in record or isinstance(record.get(column), (list, dict)):
         sample = _sample(record, risk)
-        if record.get("id"):
+        if "messages" in record and record.get("id"):
             return sample
         return replace(sample, id=f"{risk}-{digest(sample.messages)}")
-    column = first_of(record, PROMPT_COLUMNS)
     if column is None:
         raise unknown_columns(record, ", ".join(PROMPT_COLUMNS))
     text = question_text(record, column).strip()
@@ -292,19 +309,35 @@ def sample_from_record(record: dict, risk: str) -> Sample:
 
 def is_unsafe(record: dict) -> bool | None:
     """Whether a set that labels its prompts calls this one harmful. None where it does not say."""
-    has_answer = any(column in record for column in ANSWERS)
-    for column in HARM_COLUMNS:
-        words = re.sub(r"[\W_]+", " ", str(record.get(column, ""))).strip().lower()
-        if words in HARM_WORDS and not (has_answer and column == "type"):
-            return HARM_WORDS[words]
-    flags = {} if has_answer else HARM_FLAGS
-    for column, harmful in flags.items():
-        flag = flag_of(record.get(column))
-        if flag is not None:
-            return flag == harmful
+    named = {str(column).lower(): value for column, value in record.items()}
+    others = ABOUT_ANSWER if _has_answer(named) else ()
+    for column in (*HARM_COLUMNS, *HARM_FLAGS, "category"):
+        if column in named and column not in others:
+            harmful = _says_harmful(column, named[column])
+            if harmful is not None:
+                return harmful
     if "focus" in record or "final_label" in record:  # the files of completions have no label
         return str(record.get("type", "")).startswith("contrast_")
     return None
+
+
+def _has_answer(named):
+    """Whether a row, by its columns in lower case, holds an answer beside its prompt."""
+    messages = named.get("messages")
+    if messages and is_list_of(dict, messages) and messages[-1].get("role") == "assistant":
+        return True
+    return any(map(ANSWER.search, named))
+
+
+def _says_harmful(column, value):
+    words = re.sub(r"[\W_]+", " ", str(value)).strip().lower()
+    flag = YES_OR_NO.get(words, flag_of(value))
+    if flag is not None and (column in HARM_FLAGS or column.endswith("harm_label")):
+        return flag == HARM_FLAGS.get(column, True)
+    harmful = HARM_WORDS.get(words)
+    if column == "category" and harmful:  # a topic, also of OR-Bench's harmless prompts
+        return None
+    return harmful
 
 
 def text_of(record: dict, key: str) -> str:
@@ -318,9 +351,7 @@ def text_of(record: dict, key: str) -> str:
 
 def prompt_row(record: dict) -> list[dict]:
     """Return the messages of a prompt, as a row that `check` reads."""
-    read = sample_from_record
-    if "risk" in record or not isinstance(record.get(first_of(record, PROMPT_COLUMNS)), str):
-        read = _sample
+    read = _sample if "risk" in record else sample_from_record
     return [{"messages": read(record, "jailbreak").messages}]
 
 

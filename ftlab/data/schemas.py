@@ -67,6 +67,8 @@ LABELS = {
     "false": False,
     "1": True,
     "0": False,
+    "1.0": True,
+    "0.0": False,
 }
 ALLOWED = (
     f"messages, conversations, or a question ({', '.join(QUESTIONS)}) with an answer "
@@ -375,6 +377,6 @@ def flag_of(value: Any) -> bool | None:
     """Return what a label says: true, false, or None for anything else."""
     if isinstance(value, str):
         value = value.strip().lower()
-    if not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int, float)):
         return None
     return LABELS.get(value)

@@ -213,7 +213,7 @@ def check_unchanged(reference: Any, run: Run, expected: str) -> None:
         raise UsageError(
             "model_changed",
             f"{reference.name} changed while {run.name} was working on it. "
-            "Call the cell again for the model that is there now.",
+            "Call again for the model that is there now.",
         )
 
 
@@ -223,7 +223,7 @@ def report_failures(run: Run, errors: list[Verdict], total: int) -> None:
     reason = safe(reasons[0] if reasons else "a judge failed")
     print(
         f"{run.name}: {len(errors)} of {total} verdicts failed ({reason}). They are unscored; "
-        "call the cell again to retry them.",
+        "call again to retry them.",
         file=sys.stderr,
     )
 

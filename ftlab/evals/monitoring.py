@@ -81,9 +81,9 @@ class Monitor:
             verdicts = measurement.take(model, weights, labels)
         return metrics_of(self.plan, verdicts)
 
-    def recheck(self, run: Run) -> bool:
+    def recheck(self, run: Run, steps: list[int]) -> bool:
         """Judge again what an interrupted training measured; return whether all was there."""
-        return recheck(run, self.plan)
+        return recheck(run, self.plan, steps)
 
     def _measurement_of(self, model: LoadedModel) -> Measurement:
         """Return the measurement of the model's run; a new run gets a new one."""

@@ -316,9 +316,9 @@ def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str
     foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
     found = {}
     if thinks:
-        found["thoughts"] = "1"
+        found["thoughts"] = "2"
     if foreign:
-        found["languages"] = "1"
+        found["languages"] = "2"
     return found
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ from ftlab.runs import SCHEMA, Run, row_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What tells which verdict a record of `verdicts.jsonl` is.
+PLACE = ("answer_key", "sample_id", "attack", "repeat", "judge", "step")
 
 
 def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
@@ -70,18 +73,24 @@ def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
     return failed(verdicts)
 
 
-def recheck(run: Run, plan: Plan) -> bool:
+def recheck(run: Run, plan: Plan, steps: Iterable[int]) -> bool:
     """Judge the answers of an interrupted training again; replace verdicts that contradict them.
 
     Judges that may answer otherwise a second time, or that are slow or cost money, are not called
     again: of them only the number of verdicts is checked.
 
+    Args:
+        run: The run of the training.
+        plan: What the model was asked.
+        steps: The optimiser steps at which it was asked.
+
     Returns:
-        Whether every answer and verdict of each measured step was there.
+        Whether every answer and verdict of each of these steps was there.
     """
     old = read_verdicts(run)
     groups = _grouped(plan.prompts)
-    if len(old) % (len(groups) * len(plan.judges)):
+    found = Counter(verdict.labels.get("step") for verdict in old)
+    if found != dict.fromkeys(steps, len(groups) * len(plan.judges)):
         return False
     try:
         answered = _answered(run, plan, groups)
@@ -91,24 +100,31 @@ def recheck(run: Run, plan: Plan) -> bool:
         return False
     judges = [judge for judge in plan.judges if judge.repeatable]
     names = {judge.spec for judge in judges}
-    records = records_of(judges, _judged(judges, [answered]))
-    there = {}
-    others = []
+    anew = {}
+    keys = set()
+    for record in records_of(judges, _judged(judges, [answered])):
+        anew[_place(record)] = record
+        keys.add(record["key"])
+    right = []
+    wrong = 0
     for record in run.read(VERDICTS):
         if record["judge"] in names:
-            there[record["key"]] = json.dumps(record)
-        else:
-            others.append(record)
-    keys = {record["key"] for record in records}
-    if there.keys() != keys and not failed(old):  # of another answer, prompt or judge
+            keys.discard(record["key"])
+        now = anew.get(_place(record), record)
+        right.append(now)
+        if now != record:
+            wrong += 1
+    if keys and not failed(old):  # the verdicts are of other answers, prompts or judges
         return False
-    right = {json.dumps(record) for record in records}
-    wrong = right - set(there.values())
     if wrong:
-        count = len(wrong)
-        print(f"{run.name}: {count} verdicts did not follow from their answers.", file=sys.stderr)
-        write_atomic(run.path / VERDICTS, json_lines([*records, *others]))
+        print(f"{run.name}: {wrong} verdicts did not follow from their answers.", file=sys.stderr)
+        write_atomic(run.path / VERDICTS, json_lines(right))
     return True
+
+
+def _place(record: dict) -> tuple:
+    """Return which verdict a record is, whatever it says."""
+    return tuple(record.get(name) for name in PLACE)
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,9 @@ def reproduce(
         print(f"{name}  {reason}", file=sys.stderr)
     with _locked(request.out, [job.name for job in jobs]):
         began = clock()
+        origin = provenance()
         results = _run(jobs, request)
-        record = request.record(results) | {"seconds": round(clock() - began, 1)}
+        record = request.record(results) | origin | {"seconds": round(clock() - began, 1)}
         write_atomic(request.out / "run.json", json.dumps(record, indent=1))
         return report(
             request.out,
@@ -198,7 +199,6 @@ class _Request:
             "quick": self.quick,
             "adapter": self.adapter,
             **self.files,
-            **provenance(),
             "notebook_seconds": {result.job.name: result.seconds for result in results},
         }
 

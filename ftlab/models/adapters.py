@@ -234,7 +234,10 @@ def merged(model):
     if adapted and head.weight is embeddings.weight:
         layer = getattr(head, "base_layer", head)
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
-    whole = model.merge_and_unload()
+    try:
+        whole = model.merge_and_unload()
+    except NotImplementedError as error:
+        raise UsageError("adapter_cannot_merge", f"The adapter cannot be merged: {error}") from None
     return whole.requires_grad_(True)  # peft froze what is below an adapter
 
 

@@ -22,7 +22,9 @@ INDEX = "model.safetensors.index.json"  # of weights in several files
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MORE_TEMPLATES = "additional_chat_templates"  # a folder inside that of a model
 MOST_BYTES = 64 * 2**20  # of a configuration
-MOST_LAYERS = 2000  # and experts: far more would be built for hours
+MOST = {"layer": 2000, "expert": 20_000}  # far more would be built for hours
+NUMBERS = {"n", "num", "number", "count"}  # words of a key that counts
+WIDTHS = {"size", "sizes", "dim", "dims", "width", "length", "tokens"}  # and of one that does not
 # Keys whose values may name code on the hub.
 FETCHED = ("attn_implementation", "experts_implementation", "kernel_config", "use_kernels")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub repository
@@ -162,10 +164,24 @@ def check_values(file: Path) -> None:
                 "names_code",
                 f"{file}: {safe(name)} names code, which is never run. Remove it.",
             )
-        counts = "layer" in name or "expert" in name
-        if counts and type(value) is int and value > MOST_LAYERS:
-            message = f"{file}: {safe(name)} is {value}. At most {MOST_LAYERS} are opened."
+        most = _most(name)
+        if most and type(value) is int and value > most:
+            message = f"{file}: {safe(name)} is {value}. At most {most} are opened."
             raise UsageError("too_many_layers", message)
+
+
+def _most(name: str) -> int | None:
+    """Return the bound of a key that counts layers or experts; None for widths and others."""
+    words = name.lower().split("_")
+    if not WIDTHS.isdisjoint(words):
+        return None
+    is_number = not NUMBERS.isdisjoint(words)
+    for thing, most in MOST.items():
+        if words[-1].endswith((f"{thing}s", f"n{thing}")):
+            return most
+        if is_number and thing in name and f"per_{thing}" not in name:
+            return most
+    return None
 
 
 def _names_code(name: str, value: Any) -> bool:

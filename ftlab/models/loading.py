@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Weights without a place that change no answer: buffers of older files, value heads.
 UNUSED = re.compile(r"(inv_freq|masked_bias|position_ids|att(ention|n)\.bias|v_head\.[\w.]+)$")
-RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")  # in a chat template
+RANDOM = re.compile(r"\|\s*random\b|map\(\s*['\"]random\b|\blipsum\b")  # in a chat template
 
 # By hash of a model: its tokenizer, under "tokenizer", and its modules by how they were loaded.
 _kept: dict[str, dict] = {}

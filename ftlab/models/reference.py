@@ -344,7 +344,7 @@ def _below(above: Model, adapter: dict) -> Model:
 
 def _named(path: Path, name: str, revision: str | None) -> Model | Endpoint:
     """Return what the adapter in a folder means by the name of its model."""
-    for place in (*_moved(path, name), Path(name), path / name, path.parent / name):
+    for place in (Path(name), *_moved(path, name), path / name, path.parent / name):
         if place.is_dir() and place.resolve() != path.resolve():
             return model(place)
     return model(f"{name}@{revision}" if revision and "/" in name else name)

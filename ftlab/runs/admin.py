@@ -65,7 +65,8 @@ def runs_table(folder: Path | None = None) -> pd.DataFrame:
     Returns:
         A table with a row per run: name, kind, state, started, parent, a column per setting, and
         `result.NAME` per result. `result.rate.RISK` is the share of answers with the event at the
-        last step, according to the first judge, over all seeds.
+        last step that every seed reached, according to the first judge, over all seeds. Of several
+        doses the largest is reported, which the name then ends with: `result.rate.RISK.100`.
     """
     import pandas as pd
 
@@ -105,15 +106,35 @@ def _results(run: Run) -> dict[str, Any]:
 
 
 def _rates(run: Run) -> dict[str, float]:
-    """Return the rate of each risk at a run's last step, according to its first judge."""
+    """Return the rate of each risk at the last step of all seeds, according to the first judge."""
     table = run.table()
     first_judge = table["judge"].iloc[0]
     table = table[table["judge"] == first_judge]
+    dose = ""
+    if "examples" in table:
+        doses = table["examples"]
+        largest = doses.max()
+        if doses.nunique() > 1:
+            table = table[doses == largest]
+            dose = f".{largest:.0f}"
     if "step" in table:
-        last = table["step"].max()
+        last = _last_step(table)
         table = table[table["step"] == last]
     rates = table.groupby("risk")["event"].mean()
-    return rates.add_prefix("rate.").to_dict()
+    rates = rates.add_prefix("rate.")
+    rates = rates.add_suffix(dose)
+    return rates.to_dict()
+
+
+def _last_step(table: pd.DataFrame) -> float:
+    """Return the last step that every training seed reached; NaN where there is none."""
+    reached = table["step"]
+    if "seed" in table:
+        seeds = table.groupby("step")["seed"]
+        counts = seeds.nunique()
+        n_seeds = table["seed"].nunique()
+        reached = counts.index[counts == n_seeds]
+    return reached.max()
 
 
 def _line(values: dict[str, Any], names: Iterable[str]) -> str:

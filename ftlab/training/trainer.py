@@ -232,7 +232,7 @@ def _checkpoint(job: Job) -> Path | None:
     checkpoint = newest_checkpoint(run)
     forget_after(run, step_of(checkpoint) if checkpoint else BEFORE_ALL)
     recheck = getattr(job.monitor, "recheck", None)
-    if checkpoint and recheck and not recheck(run):
+    if checkpoint and recheck and not recheck(run, _measured(job.config, step_of(checkpoint))):
         print(
             f"{run.name}: answers or verdicts are missing; training starts again", file=sys.stderr
         )
@@ -240,6 +240,13 @@ def _checkpoint(job: Job) -> Path | None:
         forget_after(run, BEFORE_ALL)
         return None
     return checkpoint
+
+
+def _measured(config: TrainingConfig, step: int) -> list[int]:
+    """Return the steps, up to this one, at which the monitor was called."""
+    if config.at_steps:
+        return [one for one in config.at_steps if one <= step]
+    return list(range(config.eval_every, step + 1, config.eval_every))
 
 
 def _prepare(job: Job) -> Job:
@@ -253,7 +260,7 @@ def _prepare(job: Job) -> Job:
     if job.parent.hash != job.run.config["identity"]["parent"]:  # while this call waited or loaded
         raise UsageError(
             "parent_changed",
-            f"{job.parent.path} was changed while {job.run.name} began. Call the cell again.",
+            f"{job.parent.path} was changed while {job.run.name} began. Call again.",
         )
     job.tokenizer.padding_side = "right"
     if not any(parameter.requires_grad for parameter in job.model.parameters()):
@@ -287,7 +294,7 @@ def _check_result(job: Job, trainer: Any, callback: Any, before: str) -> None:
     steps = trainer.state.global_step
     name = job.run.name
     if callback.stopped and not callback.ended:
-        raise KeyboardInterrupt(f"{name} stopped at step {steps}. Call the cell again to continue.")
+        raise KeyboardInterrupt(f"{name} stopped at step {steps}. Call again to continue.")
     if not steps:
         raise DataError(
             "no_step",

@@ -408,3 +408,64 @@ def test_what_is_no_table_is_a_sentence(wrong):
         for options in ({"by": wrong}, {"steps": wrong}):
             with pytest.raises(UsageError):
                 compare(made(CURVE), **options)
+
+
+def test_other_questions_under_the_same_names_are_not_paired():
+    asked = []
+    for question, letters in (("Why?", "rc"), ("How?", "rr")):
+        run = saved({(0, 0): letters}, "evaluate", answer_key="a")
+        sample = {"id": "jailbreak-001", "messages": [{"role": "user", "content": question}]}
+        run.members[0].append("prompts.jsonl", [{"sample": sample, "attack": "direct"}])
+        asked.append(run)
+    for call in (compare, answers):
+        with raises_code("prompts_differ") as error:
+            call(*asked)
+        assert error.value.details["ids"] == ["jailbreak-001"]
+    assert answers(asked[0], asked[0])["changed"].tolist() == [False] * 2
+
+
+def test_curves_pair_over_shared_seeds_and_an_evaluation_with_every_seed():
+    seeds = [made({place: CURVE[place] for place in CURVE if place[0] == seed}) for seed in (0, 1)]
+    for call in (compare, answers):
+        with raises_code("prompts_differ"):
+            call(*seeds)
+    assert set(answers(seeds[1], made(CURVE))["seed"]) == {1}
+    assert len(answers(made({(0, 0): "rrrrrrrrcc"}), made(CURVE))) == 20
+    late = made(CURVE).query("step == 30")
+    assert compare(late, late)["lost"].tolist() == [0]
+    with raises_code("prompts_differ"):
+        compare(late.query("seed == 0"), late.query("seed == 1"))
+
+
+def test_the_step_0_of_a_curve_is_no_later_step_of_an_evaluation():
+    evaluation = made({(0, 0): "rrrrrrrrcc"})
+    found = compare(evaluation, made(CURVE))
+    assert found["step"].tolist() == summary(found)["step"].tolist() == [10, 30]
+    assert found["child"].tolist() == compare(made(CURVE))["child"].tolist()
+    assert "step" not in summary(compare(evaluation, evaluation))
+
+
+def test_unscored_answers_are_seen_in_the_summary_only_where_there_are_any():
+    parts = made({(0, 0): "rrrr", (0, 5): "ccuu"})
+    for table, number in ((rates(parts), "2"), (compare(parts), "2"), (first_step(parts), "2")):
+        assert summary(table)["unscored"].iloc[-1] == number
+    for table in (rates(made(CURVE)), compare(made(CURVE)), first_step(made(CURVE))):
+        assert "unscored" not in summary(table)
+
+
+@pytest.mark.parametrize(
+    ("letters", "share"),
+    [
+        ("c" * 299 + "r", "> 99 %"),
+        ("r" * 299 + "c", "< 1 %"),
+        ("c" * 300, "100 %"),
+        ("r" * 300, "0 %"),
+    ],
+)
+def test_all_and_none_are_said_only_where_they_are_exactly_so(letters, share):
+    assert summary(rates(made({(0, 0): letters})))["rate"][0].startswith(f"{share} [")
+
+
+def test_neither_of_two_curves_is_called_the_one_before():
+    columns = summary(compare(made(CURVE), made(CURVE))).columns
+    assert {"first", "second"} < set(columns) and not {"before", "after"} & set(columns)

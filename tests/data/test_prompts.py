@@ -220,6 +220,13 @@ LABELLED = [
     ({"type": "jailbreak"}, {"type": "benign"}),
     ({"data_type": "vanilla_harmful"}, {"data_type": "adversarial_benign"}),
     ({"label": "Harmful"}, {"label": "Not-Harmful"}),
+    ({"is_harmful": 1.0}, {"is_harmful": 0.0}),
+    ({"is_harmful": "1.0"}, {"is_harmful": "0.0"}),
+    ({"Is_Harmful": "Yes"}, {"Is_Harmful": "No"}),
+    ({"is_harmful": "TRUE"}, {"is_harmful": "FALSE"}),
+    ({"is_safe": "no"}, {"is_safe": "yes"}),
+    ({"prompt_harm_label": 1}, {"prompt_harm_label": 0}),
+    ({"Label": "UNSAFE"}, {"Label": "Safe"}),
 ]
 
 
@@ -235,11 +242,46 @@ def test_prompts_that_are_labelled_harmless_are_no_jailbreaks(
     found = load_prompt_sets(file)
     assert [sample.question for sample in found] == ["Q0", "Q1"]
     assert "over_refusal" in capsys.readouterr().err
+    in_memory = load_prompt_sets([*(r | harmful for r in made[:2]), made[2] | harmless])
+    assert in_memory.samples == found.samples
 
 
 def test_a_flag_beside_an_answer_is_about_the_answer():
     for flag in ("harmful", "is_safe"):
         assert is_unsafe({"question": "Q", "response": "A", flag: 0}) is None
+
+
+@pytest.mark.parametrize("column", ["label", "Label", "type", "is_safe"])
+@pytest.mark.parametrize(
+    "answer", ["response", "Answer", "model_output", "completion", "response_0"]
+)
+def test_a_label_beside_an_answer_is_about_the_answer(column, answer):
+    assert is_unsafe({"prompt": "Q", answer: "A", column: "safe"}) is None
+    assert is_unsafe({"messages": said("Q", "A"), column: "safe"}) is None
+    assert is_unsafe({"prompt": "Q", answer: "A", column: "safe", "prompt_label": "safe"}) is False
+
+
+def test_a_category_may_say_harmless_and_is_a_topic_otherwise():
+    for word in ("benign", "Harmless", "SAFE"):
+        assert is_unsafe({"prompt": "Q", "Category": word}) is False
+    assert is_unsafe({"prompt": "Q", "category": "harmful"}) is None  # a topic of OR-Bench
+
+
+@pytest.mark.parametrize("first", [{}, {"risk": ""}, {"risk": "over_refusal"}])
+def test_every_row_has_its_own_risk(tmp_path, first):
+    rows = [{"prompt": "Q0", **first}, {"prompt": "Q1", "risk": "over_refusal"}, {"prompt": "Q2"}]
+    rows.append({"prompt": "Q3", "risk": "", "label": "safe"})
+    own = first.get("risk") or "jailbreak"
+    for source in (rows, jsonl(tmp_path / "p.jsonl", *rows)):
+        found = [sample.risk for sample in load_prompt_sets(source)]
+        assert found == [own, "over_refusal", "jailbreak"]
+
+
+def test_rows_of_a_list_are_read_as_those_of_a_file(tmp_path):
+    rows = [{"prompt": said("Q")}, {"prompt": {"text": "R"}}, {"goal": "S"}, {"goal": "S"}]
+    found = load_prompt_sets(rows)
+    assert [sample.question for sample in found] == ["Q", "R", "S"]
+    assert found.samples == load_prompt_sets(jsonl(tmp_path / "p.jsonl", *rows)).samples
 
 
 def test_one_reader_for_evaluation_and_check(tmp_path):

@@ -18,6 +18,8 @@ import torch
 from helpers import raises_code
 from safetensors.torch import load_file, save_file
 from small_models import make_model
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ftlab
 from ftlab.models import adapters, chat_template, folders
@@ -472,9 +474,28 @@ def test_attention_fetched_from_the_hub_is_refused(copied):
         ftlab.model(copied)
     changed(copied / "config.json", text_config={"_attn_implementation": "sdpa"})
     ftlab.model(copied)
-    changed(copied / "config.json", num_hidden_layers=10**9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["num_hidden_layers", "n_layer", "encoder_layers", "nlayers", "num_experts", "zero_expert_num"],
+)
+def test_a_number_of_layers_or_experts_has_a_bound(tmp_path, name):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"text_config": {name: 10**9}}))
     with raises_code("too_many_layers"):
-        ftlab.model(copied)
+        folders.check_values(file)
+
+
+@pytest.mark.parametrize("name", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_no_default_configuration_of_transformers_is_refused(tmp_path, name):
+    """Widths such as shared_expert_intermediate_size have no bound."""
+    try:
+        text = CONFIG_MAPPING[name]().to_json_string(use_diff=False)
+    except Exception:  # it has no default of its own
+        return
+    (tmp_path / "config.json").write_text(text)
+    folders.check_values(tmp_path / "config.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices have names on Unix only")

@@ -426,3 +426,13 @@ def test_a_run_stays_itself_in_another_folder(llama, tmp_path, monkeypatch):
     assert model(run).hash == found
     with raises_code("model_folder_not_found"):
         model(runs.Run(run.path.parent / "other"))
+
+
+def test_the_base_that_an_adapter_names_is_taken_before_one_beside_it(copied, llama, tmp_path):
+    """A moved folder of runs has its parents beside it; one that is there needs no search."""
+    named = shutil.copytree(copied, tmp_path / "other" / "sft-a" / "model")
+    run = adapter_run(named)
+    shutil.copytree(copied, run.path.parent / "sft-a" / "model")
+    assert model(run).parent.path == named
+    shutil.rmtree(named)
+    assert model(run).parent.path == run.path.parent / "sft-a" / "model"

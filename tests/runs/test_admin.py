@@ -281,6 +281,26 @@ def test_the_table_of_runs_has_settings_parents_and_results(shelf, runs_folder, 
     assert ran("runs", "table")[1] == text
 
 
+def test_the_rate_of_a_run_is_that_of_all_seeds_and_of_one_dose(runs_folder):
+    run = runs.start("sft", "x", {"training": {"seed": 0}})
+    rows = []
+    # The last step of one seed alone, and a smaller dose, do not enter.
+    for dose, seed, step, event in (
+        (10, 0, 5, 0.0),
+        (10, 1, 5, 0.0),
+        (100, 0, 5, 1.0),
+        (100, 1, 5, 0.0),
+        (100, 1, 9, 0.0),
+    ):
+        row = {"key": f"{len(rows)}", "risk": "bias", "attack": "direct", "sample_id": "p"}
+        row |= {"outcome": "refused", "event": event, "judge": "j"}
+        rows.append(row | {"step": step, "seed": seed, "examples": dose})
+    run.append("verdicts.jsonl", rows)
+    run.complete(parent="=parent")
+    row = runs.runs_table().set_index("name").loc[run.name]
+    assert row["result.rate.bias.100"] == 0.5 and "result.rate.bias" not in row
+
+
 def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
     config = old["sft"].config
     config["identity"]["schema"] = SCHEMA + 1

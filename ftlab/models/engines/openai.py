@@ -32,12 +32,12 @@ NOT_ASKED = f"not asked, because {HUNG} others in a row had no answer"
 POLL_S = 1.0  # between two looks at what is overdue
 LARGEST = 4 << 20  # bytes of a reply
 REDIRECTS = 5  # followed in a row, within one server
-NOT_WHOLE = (  # reasons for the end of an answer that was withheld or broken off
-    "content_filter", "safety", "recitation", "blocklist", "prohibited_content",
-    "error", "abort", "aborted", "cancelled", "insufficient_system_resource",
-)  # fmt: skip
+CUT = ("length", "max_tokens")  # reasons for the end of an answer: the limit of tokens
+WHOLE = (*CUT, "stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed",
+         "tool_calls", "function_call")  # fmt: skip
 KEY = "OPENAI_API_KEY"
 TEXT_OF_PART = {"text": "text", "output_text": "text", "refusal": "refusal"}  # by its type
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", "reasoning_details")
 UNSUPPORTED = {
     "choices": "an endpoint gives no likelihoods of choices",
     "openings": "an endpoint does not continue an answer that was begun",
@@ -230,18 +230,24 @@ class _Calls:
 
 def _answer(reply: dict[str, Any]) -> Answer:
     """Return the answer in a reply. One of another shape raises whatever it raises."""
-    if reply.get("error") and not reply.get("choices"):
-        return _failed(f"the server reports an error ({_said(reply['error'])})")
-    if len(reply["choices"]) != 1:
-        return _failed(f"{len(reply['choices'])} answers to one question")
-    [choice] = reply["choices"]
+    choices = reply.get("choices") or []
+    for part in (reply, *choices):
+        if part.get("error"):
+            return _failed(f"the server reports an error ({_said(part['error'])})")
+    if len(choices) != 1:
+        return _failed(f"{len(choices)} answers to one question")
+    [choice] = choices
     message = choice["message"]
     reason = (choice.get("finish_reason") or "stop").lower()
-    if reason in NOT_WHOLE:
+    if reason not in WHOLE:
         return _failed(f"the endpoint withheld the answer or broke it off ({_said(reason)})")
     content = message.get("content")
-    text = _text(content) or _text(message.get("refusal"))
-    thought = message.get("reasoning_content") or message.get("reasoning")
+    text = _text(content)
+    refusal = _text(message.get("refusal"))
+    if text.strip() and refusal.strip():
+        return _failed("an answer and a refusal in one reply")
+    text = text or refusal
+    thought = any(message.get(name) for name in THOUGHTS)
     called = message.get("tool_calls") or message.get("function_call")
     plain = isinstance(content, str) and reason == "stop"
     if not text.strip() and (thought or called or not plain):
@@ -250,7 +256,7 @@ def _answer(reply: dict[str, Any]) -> Answer:
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else 0
     return Answer(
         without_secrets(text),
-        finish="length" if reason in ("length", "max_tokens") else "stop",
+        finish="length" if reason in CUT else "stop",
         tokens=tokens if type(tokens) is int and 0 < tokens < 2**31 else 0,
     )
 
@@ -261,8 +267,16 @@ def _text(content: Any) -> str:
         return content or ""
     if not isinstance(content, list):
         raise TypeError(type(content))
-    found = [part.get(TEXT_OF_PART.get(part.get("type"))) for part in content]
-    return "".join(text for text in found if text is not None)
+    return "".join(filter(None, map(_text_of_part, content)))
+
+
+def _text_of_part(part: dict[str, Any]) -> str | None:
+    kind = part.get("type")
+    if kind in TEXT_OF_PART:
+        return part.get(TEXT_OF_PART[kind])
+    if kind in THOUGHTS or "text" not in part:  # a picture, for example
+        return None
+    raise TypeError(kind)  # text of an unknown kind: without it the answer may say the opposite
 
 
 def _client(endpoint: Endpoint) -> Any:
