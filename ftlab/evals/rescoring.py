@@ -90,7 +90,8 @@ def recheck(run: Run, plan: Plan, steps: Iterable[int]) -> bool:
     old = read_verdicts(run)
     groups = _grouped(plan.prompts)
     found = Counter(verdict.labels.get("step") for verdict in old)
-    if found != dict.fromkeys(steps, len(groups) * len(plan.judges)):
+    expected = len(groups) * len(plan.judges)
+    if found != dict.fromkeys(steps, expected):
         return False
     try:
         answered = _answered(run, plan, groups)
@@ -110,7 +111,8 @@ def recheck(run: Run, plan: Plan, steps: Iterable[int]) -> bool:
     for record in run.read(VERDICTS):
         if record["judge"] in names:
             keys.discard(record["key"])
-        now = anew.get(_place(record), record)
+        place = _place(record)
+        now = anew.get(place, record)
         right.append(now)
         if now != record:
             wrong += 1
