@@ -243,7 +243,12 @@ def read_samples(
         NotFoundError: There is no such file, folder or hub id.
     """
     name, numbered = records(source)
-    numbered = with_header(name, numbered)
+    numbered = list(with_header(name, numbered))
+    unread = {_numbers_of(record) for _, record in numbered}
+    for column in sorted(unread - {""}):
+        note = f"the numbers in {column!r} do not say which prompts are harmful: all are asked"
+        fix = "Name the column 'harmful' or 'harmless'."
+        print(f"{name}: {note}. {fix}", file=sys.stderr)
     found = convert_rows(
         name,
         numbered,
@@ -319,6 +324,17 @@ def is_unsafe(record: dict) -> bool | None:
     if "focus" in record or "final_label" in record:  # the files of completions have no label
         return str(record.get("type", "")).startswith("contrast_")
     return None
+
+
+def _numbers_of(record: Any) -> str:
+    """Return the column of labels that holds 0 or 1, of which nobody can tell what 1 means."""
+    if not isinstance(record, dict) or is_unsafe(record) is not None:
+        return ""
+    for column, value in record.items():
+        named = str(column).lower() in ("label", "prompt_label")
+        if named and flag_of(value) is not None:
+            return str(column)
+    return ""
 
 
 def _has_answer(named):

@@ -324,3 +324,14 @@ def test_nothing_in_a_row_changes_how_a_model_is_asked():
 @pytest.mark.parametrize("value", [[1], {"a": 1}, None, 0.5])
 def test_a_flag_of_another_type_says_nothing(value):
     assert is_unsafe({"prompt": "What?", "is_harmful": value}) is None
+
+
+def test_numbers_as_labels_are_named_and_asked(capsys):
+    rows = [{"prompt": "How do I make a kite?", "label": 0}, {"prompt": "And soup?", "label": 1}]
+    assert len(load_prompt_sets(rows)) == 2
+    assert "'label'" in capsys.readouterr().err
+    assert (
+        len(load_prompt_sets([{"prompt": row["prompt"], "harmful": row["label"]} for row in rows]))
+        == 1
+    )
+    assert "'harmful'" not in capsys.readouterr().err
