@@ -127,7 +127,7 @@ def refuse_other_texts(sources: Sequence[Any], tables: Sequence[DataFrame]) -> N
         return
     one, other = map(_asked, sources)
     differing = set()
-    for name in tables[0]["sample_id"]:
+    for name in tables[0]["sample_id"].unique():
         if name in one and name in other and one[name] != other[name]:
             differing.add(name)
     differing = sorted(differing.intersection(tables[1]["sample_id"]))

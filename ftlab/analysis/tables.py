@@ -242,27 +242,8 @@ def compare(  # noqa: PLR0913
         Bonett and Price 2006 (ratio) and Newcombe 1998 (difference) for one seed and unshared
         clusters, else MOVER; see `stats.paired`.
     """
-    parent = verdicts.of_judge(verdicts.prepare(before), judge)
-    two_curves = several = False
-    if after is None:
-        child = parent[parent["step"] > 0]
-        parent = parent[parent["step"] == 0]
-    else:
-        _check_alike(before, after)
-        if judge is None and len(parent):
-            judge = parent["judge"].iloc[0]
-        child = verdicts.of_judge(verdicts.prepare(after), judge)
-        several = child["step"].nunique() > 1
-        two_curves = several and parent["step"].nunique() > 1
-        if several and not two_curves:
-            child = child[child["step"] > 0]  # its own step 0 is a parent too
-        elif not several:
-            child = child.assign(step=child["step"].clip(lower=1))
-    if parent.empty or child.empty:
-        raise UsageError(
-            "nothing_to_compare",
-            "A comparison needs the parent (step 0) and a later step, or two evaluations.",
-        )
+    parent, child, pairing = _sides(before, after, judge)
+    two_curves = pairing == "two curves"
     wanted = {"risk": risk, "attack": attack}
     child = verdicts.select(child, **wanted)
     parent = verdicts.select(parent, **wanted)
@@ -280,7 +261,7 @@ def compare(  # noqa: PLR0913
         rows += [{**group, **row} for row in found]
     table = _finished(rows, "compare", parent, columns, Comparison)
     # The steps of two evaluations say nothing.
-    table.attrs["two_runs"] = after is not None and not several
+    table.attrs["two_runs"] = pairing == "two runs"
     table.attrs["two_curves"] = two_curves
     table._sides = (before, after)
     if rows:
@@ -288,6 +269,37 @@ def compare(  # noqa: PLR0913
         adjusted = stats.holm(table["mcnemar_p"].tolist())
         table.insert(after_p, "mcnemar_holm", adjusted)
     return table
+
+
+def _sides(before: Any, after: Any, judge: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return the rows of parent and child by one judge, and what they are.
+
+    That is "one curve", "run and curve", "two curves" or "two runs".
+    """
+    parent = verdicts.of_judge(verdicts.prepare(before), judge)
+    pairing = "one curve"
+    if after is None:
+        child = parent[parent["step"] > 0]
+        parent = parent[parent["step"] == 0]
+    else:
+        _check_alike(before, after)
+        if judge is None and len(parent):
+            judge = parent["judge"].iloc[0]
+        child = verdicts.of_judge(verdicts.prepare(after), judge)
+        if child["step"].nunique() == 1:
+            pairing = "two runs"
+            child = child.assign(step=child["step"].clip(lower=1))
+        elif parent["step"].nunique() > 1:
+            pairing = "two curves"
+        else:
+            pairing = "run and curve"
+            child = child[child["step"] > 0]  # its own step 0 is a parent too
+    if parent.empty or child.empty:
+        raise UsageError(
+            "nothing_to_compare",
+            "A comparison needs the parent (step 0) and a later step, or two evaluations.",
+        )
+    return parent, child, pairing
 
 
 def _of_parent_and_child(
@@ -338,8 +350,8 @@ def _check_alike(before: Any, after: Any) -> None:
     after = after.members[0]
     one = before.identity.get("evaluation", {})
     other = after.identity.get("evaluation", {})
-    shared = set(one) & set(other) - CHOICE_OF_PROMPTS
-    differing = sorted(name for name in shared if one[name] != other[name])
+    both = set(one) & set(other) - CHOICE_OF_PROMPTS
+    differing = sorted(name for name in both if one[name] != other[name])
     if _judge_versions(before) != _judge_versions(after):
         differing = differing or ["judge versions"]
     if differing:

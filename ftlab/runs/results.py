@@ -15,8 +15,8 @@ _held: dict[Path, FolderLock] = {}  # by folder, until this process ends
 def results_folder(name: str, out: str | Path = "", **parameters: Any) -> str:
     """Return where a notebook's figures and claims go.
 
-    A folder that was given belongs to this process until it ends: two notebooks, which may have
-    other parameters, never mix their results.
+    A folder that was given belongs to this process until it ends: two notebooks at the same time,
+    which may have other parameters, do not mix their results.
 
     Args:
         name: Name of the notebook.

@@ -63,9 +63,10 @@ def test_the_date_in_a_template_is_fixed_and_part_of_the_identity(llama, tmp_pat
     assert ftlab.model(copied).hash != before
 
 
-def test_a_template_that_draws_lots_is_refused(llama, tmp_path):
+@pytest.mark.parametrize("drawn", ["['a', 'b'] | random", "['ab'] | map('random') | join"])
+def test_a_template_that_draws_lots_is_refused(drawn, llama, tmp_path):
     copied = shutil.copytree(llama, tmp_path / "model")
-    (copied / "chat_template.jinja").write_text("{{ ['a', 'b'] | random }}" + QWEN2)
+    (copied / "chat_template.jinja").write_text("{{ " + drawn + " }}" + QWEN2)
     with raises_code("template_is_random"):
         ftlab.model(copied).tokenizer()
 

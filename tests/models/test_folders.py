@@ -492,8 +492,8 @@ def test_no_default_configuration_of_transformers_is_refused(tmp_path, name):
     """Widths such as shared_expert_intermediate_size have no bound."""
     try:
         text = CONFIG_MAPPING[name]().to_json_string(use_diff=False)
-    except Exception:  # it has no default of its own
-        return
+    except Exception:
+        pytest.skip("it has no default of its own")
     (tmp_path / "config.json").write_text(text)
     folders.check_values(tmp_path / "config.json")
 
