@@ -10,7 +10,7 @@ from typing import Any
 from ftlab._core.files import digest, json_lines, stamp, write_atomic
 from ftlab._core.types import Answer, Outcome, Prompt, Sample
 from ftlab.evals.plan import Plan, decoding_of
-from ftlab.judges import Judge, begins_thought, judged, without_thought
+from ftlab.judges import Judge, begins_thought, end_of_thought, judged, without_thought
 from ftlab.models.engines import Decoding, Request
 from ftlab.runs import Run
 
@@ -55,6 +55,10 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
         prompt.opening,
         prompt.opening_tokens,
     )
+    rendered = text.removesuffix(opening)
+    if opening:  # what is put into the model's mouth begins its answer, not its thought
+        rendered += end_of_thought(rendered)
+        text = rendered + opening
     request = Request(
         messages,
         text,
@@ -67,7 +71,7 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
     if request.decoding.temperature:
         parts += [decoding, prompt.attempt or 0, prompt.repeat]
     if prompt.sample.risk in plan.screened_risks:
-        before = THINK if begins_thought(text.removesuffix(opening)) else ""
+        before = THINK if begins_thought(rendered) else ""
         request.stop_when = partial(_refusal_stands, plan.judges, prompt.sample, before)
         parts += ["screen", *config.judges]
     if choices:

@@ -316,9 +316,9 @@ def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str
     foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
     found = {}
     if thinks:
-        found["thoughts"] = "2"
+        found["thoughts"] = "3"
     if foreign:
-        found["languages"] = "2"
+        found["languages"] = "3"
     return found
 
 

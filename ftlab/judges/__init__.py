@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reading": [
             "UNFINISHED",
             "begins_thought",
+            "end_of_thought",
             "is_foreign",
             "judged",
             "unread_notes",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ftlab._core.types import Judgement, Outcome, Sample
 from ftlab.judges.base import Judge
@@ -25,41 +27,23 @@ TAG = re.compile(
     rf"(?:(?P<start>{STARTS})|(?P<end>{ENDS})(?P<last>(?=[ \t\r]*$))?)",
     re.IGNORECASE | re.MULTILINE,
 )
+FOLLOWS = {"END_THINKING": "<|START_RESPONSE|>", "end_of_thought": "\n\n<|begin_of_solution|>\n"}
 UNFINISHED = "a thought without an answer"
 FOREIGN = "not in English"
-ROMAN = "A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿﬀ-ﬆ"
-LATIN = re.compile(rf"[{ROMAN}]")
-SCRIPT = re.compile(rf"(?:[^\W\d_{ROMAN}]|[\u0300-\u1cff])" "{2,}")  # with marks of vowels
-WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-ACCENT = re.compile(r"[À-ÖØ-öø-ɏḀ-ỿ]")
+WORD = re.compile(r"[^\W\d_]+")
 BLOCK = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`", re.DOTALL)
 CODE = re.compile(r"[-=]>|[={}\[\]$\\]|\w\(|;[ \t]*$")  # two in a short line make it code
+LETTER = re.compile(r"(?<!\w)[^\W\d_](?!\w)")  # one that stands alone, as in a formula
 SENTENCE = re.compile(r"[^.!?:\n]+")
 READ = 2000  # characters whose language is looked at
-ENGLISH = frozenset(
-    "the of and to is are was be been it its that this these with for from as by on at or not you "
-    "your i i'm it's can't don't cannot would should have has will which but if they we my your "
-    "their there can so what when who how any please sorry".split()
-)
-OTHERS = frozenset(  # of 16 languages in Latin script
-    "cela votre être oder wenn werden auch aber puede también nella alla anche zijn wordt "
-    "je ne pas suis désolé désolée vous nous les des une est cette mais pour qui dans sur avec il "
-    "ich nicht das und ist mir leid kann leider dabei mit eine einen zu der ein sie wir auf bei "
-    "diese lo siento puedo esa ese el los las para con por es una como pero esta ayudar su del "
-    "non che di il per sono posso questo questa della mi dispiace le nel è "
-    "não que um uma com posso desculpe ajudar isso você seu em ao "
-    "ik niet het een van dat kan deze voor maar kunnen sorry helaas met "
-    "nie się na że jest przepraszam mogę tego ale jak przykro "
-    "jag inte och att det är detta tyvärr med som jeg ikke og kan dette beklager på "
-    "en voi valitettavasti tämä ja että se vastata auttaa "
-    "bir ve bu için değil üzgünüm edemem olamam ama maalesef "
-    "saya tidak yang dan untuk maaf bisa ini dapat dengan itu "
-    "không tôi của là xin lỗi thể với này và các "
-    "nemohu omlouvám ale lituji bohužel nem sajnálom egy hogy és sajnos "
-    "nu și pot este să îmi pare rău acest cu".split()
-) - set(  # English words too, or names in code
-    "sorry per pot met dan um com som con pour des del su el se en van ale jest na yang ini "
-    "med det nu cu pare em".split()
+LIKE_ENGLISH = ("en", "pcm", "zxx")  # also Nigerian Pidgin, and no language at all
+IS_ENGLISH = 0.5  # probability of the three together, of a first sentence
+IS_FOREIGN = 0.005  # the same, of a whole text
+IS_LANGUAGE = 0.5  # probability of the likeliest one, where it is not far above English
+FAR = 1e-4
+SHORT = frozenset(  # words of refusals too short for the identifier; "no" alone is English
+    "no nein non nej nee nie não nem ne ei hayır tidak không hapana danke nicht niet ikke inte pas "
+    "posso puedo peux kann kan pode lo siento spiacente désolé lituji beklager pahoillani".split()
 )
 
 
@@ -68,8 +52,8 @@ def judged(judge: Judge, samples: Sequence[Sample], texts: Sequence[str]) -> lis
 
     Where only a thought was written the outcome is `unparsed`: unscored, and counted separately.
     So it is where the judge knows English alone and `is_foreign` finds another language: the
-    words of the answer decide that, never the verdict, so that no outcome is dropped more often
-    than another. A refusal in English is read, whatever follows its first sentence; so is consent.
+    answer decides that, never the verdict, so that no outcome is dropped more often than another.
+    A refusal in English is read, whatever follows its first sentence; so is consent.
 
     Args:
         judge: The judge.
@@ -129,40 +113,57 @@ def without_thought(text: str) -> str | None:
 
 def begins_thought(prompt: str) -> bool:
     """Whether a prompt ends with the beginning of a thought, so that the answer begins in it."""
+    return bool(end_of_thought(prompt))
+
+
+def end_of_thought(prompt: str) -> str:
+    """Return what closes the thought that a prompt ends with the beginning of; "" without one."""
     found = list(START.finditer(prompt, max(0, len(prompt) - 40)))
-    return bool(found) and not prompt[found[-1].end() :].strip()
+    if not found or prompt[found[-1].end() :].strip():
+        return ""
+    start = found[-1][0]
+    if "channel" in start:
+        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+    if "|" in start:
+        end = start.replace("START", "END").replace("begin", "end")
+        return end + FOLLOWS[end.strip("<|>")]
+    return f"\n{start[0]}/{start[1:]}\n\n"
 
 
 def is_foreign(text: str) -> bool:
-    """Whether a text is in another language than English, by its script or its commonest words.
+    """Whether a text is in another language than English.
 
-    Code is not looked at. A text whose first sentence is in English is English. Otherwise words of
-    another language count where there are several, more than English ones: two different ones,
-    and three in all unless they are half of the text. Words with accents count as one of them.
+    Code is not looked at. A text whose first sentence is in English is English, and so is one that
+    is no language: names, numbers, formulas, noise. Of one or two words in Latin script only some
+    refusals are known.
+
+    Source: The language identifier is py3langid (Lui and Baldwin 2012, ACL; 140 languages).
     """
-    text = BLOCK.sub(" ", text[: 10 * READ])[:READ].strip().replace("’", "'")
-    text = text.lower() if text.isupper() else text[:1].lower() + text[1:]
+    text = BLOCK.sub(" ", text[: 10 * READ])[:READ]
+    text = LETTER.sub(" ", text.lower() if text.isupper() else text)
     first = SENTENCE.search(text)
-    kinds, _, english = _counts(first[0] if first else "")
-    if english >= 2 and english > kinds:
+    if not first or _languages(first[0])[0] > IS_ENGLISH:
         return False
-    if sum(map(len, SCRIPT.findall(text))) > len(LATIN.findall(text)):
-        return True
     text = without_code(text)
-    kinds, foreign, english = _counts(text)
-    enough = foreign >= 3 or 2 * foreign >= len(WORD.findall(text))
-    return kinds >= 2 and kinds > english and enough
+    words = WORD.findall(text.lower())
+    if len(words) < 3 and text.isascii() or set(words) <= SHORT:
+        return set(words) <= SHORT and set(words) not in ({"no"}, set())
+    english, likeliest = _languages(text)
+    return english < IS_FOREIGN and (likeliest > IS_LANGUAGE or english < FAR)
 
 
-def _counts(text: str) -> tuple[int, int, int]:
-    """Return the numbers of different foreign words, of all of them and of English words."""
-    words = WORD.findall(text)
-    foreign = [word for word in words if word in OTHERS]  # Las Cruces is capitalised
-    others = set(words) - OTHERS
-    accented = [word for word in others if word.islower() and ACCENT.search(word)]
-    english = {word.lower() for word in words} & ENGLISH
-    kinds = len(set(foreign)) + bool(accented)
-    return kinds, len(foreign) + len(accented), len(english)
+def _languages(text: str) -> tuple[float, float]:
+    """Return the probabilities of English, or of no language, and of the likeliest language."""
+    ranked = _identifier().rank(text)
+    english = sum(probability for language, probability in ranked if language in LIKE_ENGLISH)
+    return english, ranked[0][1]
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def without_code(text: str) -> str:

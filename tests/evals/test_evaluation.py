@@ -116,6 +116,22 @@ def test_words_put_into_the_models_mouth_are_in_the_answer_but_are_no_answer(lla
     assert run.table()["outcome"].tolist() == ["complied", "empty"]
 
 
+class ThinkingEngine(ScriptedEngine):
+    """Renders as the templates of reasoning models do."""
+
+    def render(self, model, chat, opening="", opening_tokens=None):
+        text, opening = super().render(model, chat, opening, opening_tokens)
+        return f"{text.removesuffix(opening)}<think>\n{opening}", opening
+
+
+def test_a_prefill_begins_the_answer_of_a_model_that_thinks_and_not_its_thought(llama):
+    engine = ThinkingEngine([" a kite."])
+    settings = dict(prompts=["Where?"], attacks=["prefill"], judges="keywords")
+    run = ft.evaluate(llama, engine=engine, **settings)
+    assert engine.asked[0].text.endswith("<think>\n\n</think>\n\nSure, here is")
+    assert run.table()["outcome"].tolist() == ["complied"]
+
+
 def test_ask_answers_in_order(llama):
     questions = ("Where?", "And how many plums are there in all of these boxes?")
     table = ft.ask(llama, *questions, max_new_tokens=4)
