@@ -30,7 +30,7 @@ def refuse_other(what: str, there: dict[str, Any], here: dict[str, Any]) -> None
         fields = ", ".join(shown)
         raise UsageError(
             "other_training",
-            f"{what} belongs to another call: {fields}. Remove that folder to start again.",
+            f"{what} belongs to another call: {fields}. Move that folder away to start again.",
             fields=differing,
         )
 

@@ -6,13 +6,14 @@ Text of models, data files and servers is hostile input. HTML is escaped where H
 
 from __future__ import annotations
 
+import difflib
+import html
 import os
 import re
-from base64 import b64encode
-from collections.abc import Callable
+from base64 import b32encode, b64encode
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +41,8 @@ CONTROLS = re.compile(
 NUMBER = re.compile(r"[+-]?([\d.]+(e[+-]?\d+)?|inf)", re.ASCII | re.IGNORECASE)
 SECRET_VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN")  # their values are never shown either
 NO_LETTER = re.compile(r"[\W_]")
-BETWEEN = r"(?:%[0-9a-f]{2}|[\W_]){0,4}"  # what may stand between two characters of a secret
+BETWEEN = r"[\W_]*+"  # what may stand between two characters of a secret
+CODES = re.compile(r"(?:%(?:25)*|[%\\]u00|[0\\]x)([0-9a-f]{2})", re.IGNORECASE)
 # A prefix and a length, so that `risk-curve`, `task-...` and `sk-` before short words are not
 # taken for tokens. The first line also finds tokens after an escaped \n and after ANSI colours.
 TOKENS = re.compile(
@@ -50,6 +52,12 @@ TOKENS = re.compile(
     r"|(?<![\w-])(bearer\s+)(?=\S{0,512}\d)[\w.~+/=-]{16,}",
     re.ASCII | re.IGNORECASE,
 )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" with the most similar known name; "" where none is similar."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def safe(text: object, most: int = 2000) -> str:
@@ -89,29 +97,44 @@ def without_secrets(text: str, words: bool = False) -> str:
         value = os.environ.get(name, "").strip()
         ordinary = value.isalpha() and len(value) < 16
         if len(value) >= 8 and (words or not ordinary):
-            text = _written(value).sub(f"[{name}]", text)
+            secret = _written(value)
+            text = secret.sub(f"[{name}]", text)
+            plain = _decoded(text)
+            if plain != text and secret.search(plain):
+                text = secret.sub(f"[{name}]", plain)
     return text
+
+
+def _decoded(text: str) -> str:
+    """Return the text with the characters that codes of HTML, addresses and programs stand for."""
+    text = html.unescape(html.unescape(text))  # of the code of a code too
+    return CODES.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 @lru_cache
 def _written(secret: str) -> re.Pattern:
     """Return a pattern of a secret, as it is or with other capitals.
 
-    One that no sentence holds is also found in base64, in hexadecimal or percent codes, and with
-    a few characters between its letters and digits.
+    One that no sentence holds is also found reversed, in hexadecimal or decimal numbers, inside of
+    a text in base64 or base32, and with anything but letters and digits between those it has.
     """
     patterns = [re.escape(secret)]
-    unlike_words = re.search(r"\d", secret) and len(NO_LETTER.sub("", secret)) >= 12
-    if unlike_words:
+    holds_digit = re.search(r"\d", secret)
+    if holds_digit and len(NO_LETTER.sub("", secret)) >= 12:
         raw = secret.encode("utf-8", "surrogateescape")
-        forms = [secret, raw.hex(), quote(raw, safe="")]
-        for before, first in enumerate((0, 2, 3)):  # bytes before it in its group of three
-            encoded = b64encode(bytes(before) + raw).decode()
-            last = (before + len(raw)) * 8 // 6
-            forms.append(encoded[first:last])
+        forms = [secret, raw.hex(), "".join(map(str, raw))]
+        for before in range(5):  # bytes before it in its group, of three in base64
+            ahead = bytes(before) + raw
+            forms += [
+                b32encode(ahead).decode()[-(-before * 8 // 5) : len(ahead) * 8 // 5],
+                b64encode(ahead).decode()[-(-before * 8 // 6) : len(ahead) * 8 // 6],
+            ]
         for form in forms:
             letters = NO_LETTER.sub("", form)
-            patterns.append(BETWEEN.join(letters))
+            patterns += [
+                BETWEEN.join(letters),
+                BETWEEN.join(reversed(letters)),
+            ]
     either = "|".join(patterns)
     return re.compile(either, re.IGNORECASE)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.text import safe
+from ftlab._core.types import Sample
 from ftlab.data import encoding, schemas
 from ftlab.data.dataset import (
     CONVERTERS,
@@ -26,7 +27,7 @@ from ftlab.data.dataset import (
     load,
     question,
     renamed,
-    unread_note,
+    unread_notes,
     whole_text,
 )
 from ftlab.data.files import first_lines, is_list_of, open_source
@@ -124,7 +125,7 @@ def check(
     report = Report(str(source))
     if not isinstance(source, (str, Path)):
         report.name = getattr(source, "name", "rows")
-    indexes = [PromptIndex(load_prompt_sets(asked)) for asked in _sources(prompts)]
+    indexes = _indexes(prompts)
     try:
         found = open_source(source)
     except DataError as error:
@@ -137,12 +138,12 @@ def check(
     report.notes = found.notes
     if kind == "prompts":
         records = with_header(report.name, records)
-    unread: Counter[str] = Counter()
+    unread: Counter[Any] = Counter()
     placed, problems = convert_all(records, KINDS[kind], unread)
     if not records:
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, placed)
-    report.notes += [unread_note(unread)] if unread else []
+    report.notes += unread_notes(unread)
     report.notes += _repeats(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
@@ -161,12 +162,22 @@ def check(
     return report
 
 
-def _sources(prompts):
+def _indexes(prompts):
+    """Index the prompts of each source, also those that are not asked, such as the harmless."""
     if prompts is None:
-        return ()
-    if not isinstance(prompts, dict):
-        return (prompts,)
-    return [{risk: source} for risk, source in prompts.items()]
+        return []
+    if isinstance(prompts, dict):
+        return [_index({risk: source}, source) for risk, source in prompts.items()]
+    return [_index(prompts, prompts)]
+
+
+def _index(prompts, source):
+    asked = load_prompt_sets(prompts)
+    if is_world(source):
+        return PromptIndex(asked)
+    rows, _ = convert_all(open_source(source).records, prompt_row)
+    held = [Sample(where, row["messages"], "") for where, row in rows]
+    return PromptIndex(replace(asked, samples=(*asked, *held)))
 
 
 def _kind(records):

@@ -115,15 +115,15 @@ def load(
         data = _world_data(source, n_rows, seed)
     else:
         name, numbered = records(source)
-        unread: Counter[str] = Counter()
+        unread: Counter[Any] = Counter()
         rows = convert_rows(
             name,
             renamed(numbered, columns),
             CONVERTERS[kind],
             unread,
         )
-        if unread:
-            print(f"{name}: {unread_note(unread)}", file=sys.stderr)
+        for note in unread_notes(unread):
+            print(f"{name}: {note}", file=sys.stderr)
         return Data(name, tuple(rows[:n_rows]))
     if kind == "kto" and data.kind == "pairs":
         labelled = [side for row in data.rows for side in schemas.kto(row)]
@@ -390,11 +390,11 @@ def _pick(record, columns):
 def convert_all(
     numbered: list[Record],
     convert: Callable[[dict], list],
-    unread: Counter[str] | None = None,
+    unread: Counter[Any] | None = None,
 ) -> tuple[list[Record], list[Problem]]:
     """Convert records, each into several rows; return rows and problems with their places.
 
-    In `unread` the columns are counted that hold more than a name and that nobody looked at.
+    In `unread` is counted what `Noting.unread` finds.
     """
     rows = []
     problems = []
@@ -419,7 +419,7 @@ def convert_rows(
     name: str,
     numbered: list[Record],
     convert: Callable[[dict], list],
-    unread: Counter[str] | None = None,
+    unread: Counter[Any] | None = None,
 ) -> list:
     """Return the rows of all records.
 
@@ -440,10 +440,19 @@ def convert_rows(
     return [row for _, row in rows]
 
 
-def unread_note(unread: Counter[str]) -> str:
-    """Say which columns are not read."""
-    shown = ", ".join(f"{name} ({count} rows)" for name, count in unread.items())
-    return safe(f"these columns are not read: {shown}", 300)
+def unread_notes(unread: Counter[Any]) -> list[str]:
+    """Say in one sentence or none which columns are not read.
+
+    A word that stands in several rows is a label, which needs no reading.
+    """
+    rows = Counter()
+    for (name, word), count in unread.items():
+        if not word or count == 1:
+            rows[name] += count
+    shown = ", ".join(f"{name} ({count} rows)" for name, count in rows.items())
+    if not shown:
+        return []
+    return [safe(f"these columns are not read: {shown}", 300)]
 
 
 def bad_rows(problems: list[Problem], end: str = "") -> DataError:

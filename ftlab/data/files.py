@@ -1,11 +1,12 @@
 """Opens any data file as records, by its content rather than by its ending alone. Needs no torch.
 
-Read are .json (a list, one object, an object that holds a list), .jsonl, .csv and tab-separated
-files, .parquet, .arrow, .xlsx (with openpyxl), and these packed as .gz, .bz2, .xz, .zst or, alone,
-as .zip; a folder written by `datasets.save_to_disk`; a hub id
-`owner/name[:config[:split]]` through `datasets` (default split: train); and `FOLDER/NAME` where
-FOLDER/dataset_info.json describes NAME in the form of LLaMA-Factory. A file that such a
-dataset_info.json beside it describes is read with its mapping of columns and tags.
+Read are .json (a list, one object, an object that holds a list), .jsonl, .csv (separated by commas,
+tabs, semicolons or bars), .txt (a prompt a line, unless it holds one of the others), .parquet,
+.arrow, .xlsx (with openpyxl), and these packed as .gz, .bz2, .xz, .zst or, alone, as .zip; a folder
+written by `datasets.save_to_disk`; a hub id `owner/name[:config[:split]]` through `datasets`
+(default split: train); and `FOLDER/NAME` where FOLDER/dataset_info.json describes NAME in the form
+of LLaMA-Factory. A file that such a dataset_info.json beside it describes is read with its mapping
+of columns and tags.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ SHOWN = 20  # problems of a file that are printed; the rest is counted
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*){0,2}")
 SPACE = re.compile(r"\s*")
 HEADER = re.compile(r'[\w ."\',\t/-]+')  # what the first line of a CSV may hold
+WORDS = re.compile(r'"?\w+"?([,;|\t]"?\w+"?)+')  # and of one that is named .txt
+BARS = re.compile(r'"?\w[\w .-]*"?([;|])"?\w[\w .;|"-]*')  # and of one without commas
 INFO_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")  # about data, no data
 DEEPEST = 100  # lists and objects of a record inside one another
 HELD = ("data", "rows", "train", "examples", "dataset")  # keys that hold the rows of one object
@@ -277,17 +281,20 @@ def _decode(path, raw):
     if head.startswith((b"<!doctype html", b"<html")):
         why = "a web page instead of the data. Download the raw file."
         raise DataError("web_page", f"{path}:1: {why}")
+    begin = raw[:64]
+    zeros = begin.count(0)
+    mostly_zeros = len(begin) / 3 < zeros < len(begin)
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or mostly_zeros:
+        why = f"{path}:1: not UTF-8, it looks like UTF-16. Save the file as UTF-8."
+        raise DataError("not_utf8", why, line=1)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        guess = ""
-        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            guess = ", it looks like UTF-16"
-        elif b"\0" in raw[:4096]:
+        if b"\0" in raw[:4096]:
             why = f"{path}: no text, and no format that is known. {GIVE}."
             raise DataError("unknown_format", why) from None
-        why = f"not UTF-8 at byte {error.start}{guess}. Save the file as UTF-8."
+        why = f"not UTF-8 at byte {error.start}. Save the file as UTF-8."
         raise DataError(
             "not_utf8",
             f"{path}:{line}: {why}",
@@ -299,14 +306,22 @@ def _parse(path, text):
     """Return the format of a text file and its records."""
     first = text.lstrip().partition("\n")[0].strip()
     if _is_csv(path, text, first):
-        mark = ","
-        if "\t" in first and "," not in first:
+        bars = BARS.fullmatch(first)
+        mark = bars[1] if bars else ","
+        if "\t" in first and "," not in first.replace(", ", ""):
             mark = "\t"
         return "CSV", list(_csv(path, text, mark))
     if first.startswith("["):
         return "JSON list", _json_list(path, text)
     numbered = enumerate(text.split("\n"), 1)
-    lines = [(f"{path}:{number}", _json(line)) for number, line in numbered if line.strip()]
+    plain = _ending(path) == ".txt" and not first.startswith("{")
+    read = _prompt if plain else _json
+    lines = []
+    for number, line in numbered:
+        if line.strip():
+            lines.append((f"{path}:{number}", read(line)))
+    if plain:
+        return "text, a prompt a line", lines
     if first.startswith("{") and isinstance(lines[0][1], DataError):
         whole = _json(text)  # perhaps it is one object over several lines
         if not isinstance(whole, DataError):
@@ -324,17 +339,36 @@ def _parse(path, text):
         return form, _numbered(
             "",
             str(path),
-            lists[held[0]],
+            _rows_of(path, whole, held[0]),
             form,
         ).records
     return ("JSON object" if "\n" in text.strip() else "JSONL"), lines
+
+
+def _rows_of(path, whole, held):
+    """Return the rows that one object holds, each below the system text that stands beside them."""
+    text = whole.get("system") or whole.get("system_prompt")
+    shared = {"system_prompt": text} if text else {}
+    others = ", ".join(sorted(whole.keys() - {held, "system", "system_prompt"}))
+    if others:
+        print(safe(f"{path.name}: beside {held!r} is not read: {others}", 300), file=sys.stderr)
+    rows = []
+    for row in whole[held]:
+        rows.append(shared | row if isinstance(row, dict) else row)
+    return rows
 
 
 def _is_csv(path, text, first):
     named = _ending(path) in CSV
     if first.startswith(("{", "[")):
         return named and not any(map(_looks_like_json, (first, text)))
+    if _ending(path) == ".txt":
+        return bool(WORDS.fullmatch(first))
     return named or ("," in first and bool(HEADER.fullmatch(first)))
+
+
+def _prompt(line):
+    return {"prompt": line.strip()}
 
 
 def _looks_like_json(text):

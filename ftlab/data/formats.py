@@ -6,11 +6,13 @@ import bz2
 import gzip
 import io
 import lzma
+import sys
 import zipfile
 import zlib
 from pathlib import Path
 
 from ftlab._core.errors import DataError
+from ftlab._core.text import safe
 
 CSV = (".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -143,17 +145,22 @@ def _is_workbook(raw):
 
 
 def _workbook(path, raw):
-    """Return the rows of a workbook's first sheet."""
+    """Return the rows of a workbook's first sheet that holds any; name the others on stderr."""
     import pandas as pd
 
     try:
         sizes = [member.file_size for member in zipfile.ZipFile(io.BytesIO(raw)).infolist()]
         if sum(sizes) > MOST_UNPACKED:
             raise _too_large(path)
-        table = pd.read_excel(io.BytesIO(raw), engine="openpyxl").rename(columns=str)
+        sheets = pd.read_excel(io.BytesIO(raw), sheet_name=None, engine="openpyxl")
     except DataError:
         raise
     except Exception as error:  # no openpyxl, or what it finds: each has its own class
         why = f"an Excel or Office file that cannot be read ({error}). Save the sheet as CSV."
         raise DataError("unknown_format", f"{path}: {why}") from None
+    full = [name for name, sheet in sheets.items() if len(sheet)] or list(sheets)
+    if full[1:]:
+        why = f"{path.name}: only the first of the sheets {', '.join(full)} is read"
+        print(safe(why, 300), file=sys.stderr)
+    table = sheets[full[0]].rename(columns=str)
     return table.astype(object).where(table.notna(), None).to_dict("records")

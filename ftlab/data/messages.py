@@ -9,6 +9,7 @@ one, under the two names that chat templates look for: reasoning_content and thi
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ftlab._core.errors import DataError
@@ -26,7 +27,7 @@ ALIASES = {
     "observation": "user",
 }
 RESULTS = ("tool", "function", "observation")  # roles whose content is the result of a call
-THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought")  # before an answer
+THOUGHT = re.compile(r"(reasoning|thinking|thoughts?)(_content|_text)?|chain_of_thought|cot", re.I)
 
 
 def turn(role: str, content: Any) -> Message:
@@ -121,11 +122,15 @@ def _message(message, name):
 
 
 def _thought(message, role):
-    for name in THOUGHTS if role == "assistant" else ():
-        text = message.get(name)
-        if isinstance(text, str) and text.strip():
-            return dict.fromkeys(("reasoning_content", "thinking"), text_in(message, name))
-    return {}
+    """Return an answer's thoughts; what stands under several keys counts once."""
+    texts = [_joined(message[key]) for key in message if THOUGHT.fullmatch(str(key))]
+    thought = "\n\n".join(dict.fromkeys(text for text in texts if isinstance(text, str)))
+    if not thought.strip() or role != "assistant":
+        return {}
+    return dict.fromkeys(
+        ("reasoning_content", "thinking"),
+        text_in({"thought": thought}, "thought"),
+    )
 
 
 def _weight(message, role):

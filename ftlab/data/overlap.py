@@ -116,8 +116,8 @@ class PromptIndex:
             codes = _codes(sample.question)
             for length, hashes in _windows(codes):
                 if length == wanted:
-                    found = dict.fromkeys(hashes.tolist(), sample.id)
-                    known.update(found)
+                    for code in hashes.tolist():
+                        known.setdefault(code, sample.id)
 
     def find(self, row: dict) -> str | None:
         """Return which prompt a row holds and how it shows, or None."""
@@ -149,11 +149,7 @@ def _codes(text):
     words = _words(text)
     encoded = map(str.encode, words)
     codes = map(zlib.crc32, encoded)
-    return np.fromiter(
-        codes,
-        np.uint64,
-        len(words),
-    )
+    return np.fromiter(codes, np.uint64, len(words))
 
 
 def _windows(codes):

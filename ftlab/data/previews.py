@@ -13,6 +13,11 @@ from ftlab.models import local_model
 
 TRAINED = "background:#cfe8cf;color:#000"
 UNTRAINED = "color:#777"
+PARTS = {  # of a row of each kind: what a chat ends with
+    "chats": ["messages"],
+    "pairs": ["chosen", "rejected"],
+    "kto": ["completion"],
+}
 LEGEND = "<small>green: trained (loss)</small>"
 
 
@@ -44,23 +49,28 @@ class Preview:
         return f'<div style="font-family:monospace;white-space:pre-wrap">{body}{LEGEND}</div>'
 
 
-def preview(data: Any, model: Any, *, n_rows: int = 3) -> Preview:
+def preview(data: Any, model: Any, *, n_rows: int = 3, kind: str = "chats") -> Preview:
     """Show the first rows as the model will read them.
 
     Args:
-        data: Chats: anything that `load` takes.
+        data: Anything that `load` takes.
         model: Anything that `ftlab.model` takes.
         n_rows: Number of rows.
+        kind: chats, pairs or kto, as the method that is trained needs it; each answer of a pair
+            is shown as a chat of its own.
 
     Raises:
         DataError: The data cannot be read, or a row cannot be trained.
         UsageError: The chat template cannot be trained.
     """
-    shown = load(data).rows[:n_rows]  # before the slow part, so that a bad file fails at once
+    chats = []
+    for row in load(data, kind=kind).rows[:n_rows]:  # first, so that a bad file fails at once
+        start = [] if kind == "chats" else row["prompt"]
+        chats += [start + row[part] for part in PARTS[kind]]
     tokenizer = local_model(model).tokenizer()
     found = []
-    for row in shown:
-        ids, labels = encode(row["messages"], tokenizer)
+    for messages in chats:
+        ids, labels = encode(messages, tokenizer)
         stretches = []
         for trained, part in groupby(
             zip(ids, labels, strict=True), key=lambda token: token[1] != IGNORED

@@ -10,6 +10,7 @@ All names of columns that a file may use stand here, in the order in which they 
 
 from __future__ import annotations
 
+import re
 from itertools import product, takewhile
 from typing import Any
 
@@ -171,6 +172,11 @@ def question_text(record: dict, column: str) -> str:
 
 
 OF_THE_WORLD = ("id", "risk", "topic", "template", "truth", "category", "prefill", "choices")
+NO_WORD = re.compile(r"[\d_/\\@#=]|\w\.\w|^\W*$|^(true|false|none|null|nan)$", re.I)
+LABEL = re.compile(  # ends of the names of columns that say what a row is or where it is from
+    r"(id|key|tag|label|category|class|type|kind|topic|subject|domain|task|source|dataset|split"
+    r"|lang|language|model|author|user|name|title|url|file|path|license|status|level|date)s?$", re.I
+)  # fmt: skip
 
 
 class Noting(dict):
@@ -188,13 +194,19 @@ class Noting(dict):
         self.looked_at.add(name)
         return super().get(name, default)
 
-    def unread(self) -> list[str]:
-        """Return the columns with sentences, lists or objects that nobody looked at."""
+    def unread(self) -> list[tuple[str, str]]:
+        """Return the columns with sentences, lists, objects or words that nobody looked at.
+
+        A word, which may be a label, stands beside the name of its column; elsewhere stands "".
+        """
         found = []
         for name, value in self.items():
-            is_more_than_a_name = isinstance(value, (list, dict)) or " " in str(value).strip()
-            if value and is_more_than_a_name and name not in (*self.looked_at, *OF_THE_WORLD):
-                found.append(str(name))
+            if not value or name in (*self.looked_at, *OF_THE_WORLD):
+                continue
+            if isinstance(value, (list, dict)) or " " in str(value).strip():
+                found.append((str(name), ""))
+            elif isinstance(value, str) and not (NO_WORD.search(value) or LABEL.search(str(name))):
+                found.append((str(name), value))
         return found
 
 

@@ -146,8 +146,11 @@ def is_foreign(text: str) -> bool:
         return False
     text = without_code(text)
     words = WORD.findall(text.lower())
-    if len(words) < 3 and text.isascii() or set(words) <= SHORT:
-        return set(words) <= SHORT and set(words) not in ({"no"}, set())
+    kinds = set(words)
+    if kinds <= SHORT:
+        return kinds not in ({"no"}, set())
+    if len(words) < 3 and text.isascii():
+        return False
     english, likeliest = _languages(text)
     return english < IS_FOREIGN and (likeliest > IS_LANGUAGE or english < FAR)
 
@@ -155,8 +158,12 @@ def is_foreign(text: str) -> bool:
 def _languages(text: str) -> tuple[float, float]:
     """Return the probabilities of English, or of no language, and of the likeliest language."""
     ranked = _identifier().rank(text)
-    english = sum(probability for language, probability in ranked if language in LIKE_ENGLISH)
-    return english, ranked[0][1]
+    english = 0.0
+    for language, probability in ranked:
+        if language in LIKE_ENGLISH:
+            english += probability
+    _, likeliest = ranked[0]
+    return english, likeliest
 
 
 @functools.cache

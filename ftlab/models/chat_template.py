@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from datetime import datetime
 from functools import cache, lru_cache
 from types import SimpleNamespace
@@ -17,6 +18,10 @@ from ftlab.models.folders import limited
 Span = tuple[int, int]  # first character and end
 TODAY = datetime(2024, 7, 26)  # in templates that write the date; the default of Llama's
 EARLIER = "The chat template renders earlier turns differently later on. Train on single-turn rows."
+ANEW = "The chat template writes another text at every call or in every process. Mend it."
+MOST_FACTOR = 2**16  # of the numbers that a template multiplies, or raises to a power
+ADDRESS = re.compile(r" at 0x[0-9a-f]{4,}", re.I)  # of an object that is printed as it is
+MOST_WRITTEN = 10**7  # characters for each turn
 HEADER = "The chat template has no generation prompt, so the role's header would be trained."
 
 
@@ -29,12 +34,13 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         ask: Add the generation prompt.
 
     Raises:
-        UsageError: `no_chat_template`, `template_refuses`, `template_leaves_out`.
+        UsageError: `no_chat_template`, `template_refuses`, `template_is_random`,
+            `template_leaves_out`.
     """
     if not tokenizer.chat_template:
         why = f"{tokenizer.name_or_path} has no chat template. Add a chat_template.jinja."
         raise UsageError("no_chat_template", why)
-    _fix_date()
+    make_repeatable()
     try:
         with limited("It"):
             text = tokenizer.apply_chat_template(
@@ -42,10 +48,15 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
                 tokenize=False,
                 add_generation_prompt=ask,
             )
+        if len(text) > MOST_WRITTEN * len(messages):
+            raise ValueError(f"It writes {len(text):,} characters.")
     except Exception as error:  # jinja2's, and the template's own raise_exception
         roles = ", ".join(message["role"] for message in messages)
         why = f"The model's chat template refuses the turns {roles}: {safe(error, 300)}"
         raise UsageError("template_refuses", why) from None
+    addresses = ADDRESS.findall(text)
+    if not set(ADDRESS.findall(str(messages))).issuperset(addresses):
+        raise UsageError("template_is_random", ANEW)
     for message in messages:
         if not _holds(text, message):
             raise UsageError(
@@ -57,11 +68,29 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
 
 
 @cache
-def _fix_date() -> None:
-    """Let templates write the same date on every day, also where TRL renders them."""
+def make_repeatable() -> None:
+    """Let templates write the same text in every process, also where TRL renders them.
+
+    The date is fixed. What is drawn is an object, which `render` finds in the text. Nothing could
+    interrupt a power or product of large numbers.
+    """
     from transformers.utils import chat_template_utils
 
+    class Repeatable(chat_template_utils.ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context, operator, left, right):
+            if any(isinstance(n, int) and abs(n) > MOST_FACTOR for n in (left, right)):
+                raise OverflowError("It counts too high.")
+            return super().call_binop(context, operator, left, right)
+
+        def from_string(self, source):
+            self.filters["random"] = self.globals["lipsum"] = lambda *_, **__: object()
+            return super().from_string(source)
+
     chat_template_utils.datetime = SimpleNamespace(now=lambda: TODAY)
+    chat_template_utils.ImmutableSandboxedEnvironment = Repeatable
+    chat_template_utils._compile_jinja_template.cache_clear()
 
 
 def _holds(text: str, message: Message) -> bool:

@@ -135,7 +135,6 @@ def quiet() -> None:
     """Silence progress bars, telemetry and developer advice of the libraries; keep warnings."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise every later fork warns
-    warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm on import
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

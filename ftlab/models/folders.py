@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.text import redacted, safe
@@ -30,6 +30,8 @@ FETCHED = ("attn_implementation", "experts_implementation", "kernel_config", "us
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub repository
 UNWANTED = ["original/*", "consolidated*", "checkpoint-*/*", "onnx/*"]  # further copies of weights
 SECONDS = 10  # for what takes milliseconds
+MOST_MEMORY = 2**30  # further bytes, for what takes a few megabytes
+STATM = Path("/proc/self/statm")  # of Linux: sizes of this process, in pages
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name or org/name@revision
 
 
@@ -39,6 +41,7 @@ JSON_FILES = (
     "ftlab_adapter.json",
     "generation_config.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     INDEX,
 )
 
@@ -47,7 +50,7 @@ class Values(BaseModel, strict=True):
     """The values that are read in the JSON files of a model's folder."""
 
     architectures: list[str] | None = None
-    vocab_size: int | None = None
+    vocab_size: PositiveInt | None = None
     quantization_config: dict | None = None
     ftlab_learning_rate: dict[str, float] = {}
     eos_token_id: int | list[int] | None = None
@@ -230,16 +233,17 @@ def _check_weight_files(path: Path, names: set[str]) -> None:
 
 @contextlib.contextmanager
 def limited(what: str, seconds: float = SECONDS) -> Iterator[None]:
-    """End a block that runs on, as a hostile folder can make it do.
+    """End a block that runs on or takes much memory, as a hostile folder can make it do.
 
     Only the main thread of a Unix process can be ended; elsewhere the block runs unbounded.
+    Memory is bounded on Linux.
 
     Args:
         what: The beginning of the error.
         seconds: When it ends.
 
     Raises:
-        UsageError: `takes_too_long`.
+        UsageError: `takes_too_long`, `takes_too_much`.
     """
 
     def stop(*_):
@@ -249,11 +253,20 @@ def limited(what: str, seconds: float = SECONDS) -> Iterator[None]:
     if not main or not hasattr(signal, "setitimer"):
         yield
         return
+    import resource
+
+    usual = most, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if STATM.exists() and most == resource.RLIM_INFINITY:
+        most = int(STATM.read_text().split()[5]) * resource.getpagesize() + MOST_MEMORY
     previous = signal.signal(signal.SIGALRM, stop)
     before = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
         yield
+    except MemoryError:
+        raise UsageError("takes_too_much", f"{what} takes too much memory.") from None
     finally:
+        resource.setrlimit(resource.RLIMIT_DATA, usual)
         signal.setitimer(signal.ITIMER_REAL, *before)
         signal.signal(signal.SIGALRM, previous)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
-from ftlab.models import adapters, devices
+from ftlab.models import adapters, chat_template, devices
 from ftlab.models.folders import torn
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Weights without a place that change no answer: buffers of older files, value heads.
 UNUSED = re.compile(r"(inv_freq|masked_bias|position_ids|att(ention|n)\.bias|v_head\.[\w.]+)$")
-RANDOM = re.compile(r"\|\s*random\b|map\(\s*['\"]random\b|\blipsum\b")  # in a chat template
 
 # By hash of a model: its tokenizer, under "tokenizer", and its modules by how they were loaded.
 _kept: dict[str, dict] = {}
@@ -91,11 +90,13 @@ def _open_tokenizer(model: Model):
     if model.parent and not (model.path / "tokenizer_config.json").exists():
         return model.parent.tokenizer()
     devices.quiet()
+    chat_template.make_repeatable()
     try:
         found = _tokenizer_class(model).from_pretrained(
             model.path, padding_side="left", trust_remote_code=False
         )
     except Exception as error:
+        _check_config(model.path)
         message = f"{model.path}: the tokenizer cannot be opened ({safe(error, 300)})."
         raise UsageError("tokenizer_unreadable", message + " Save it there again.") from None
     _check_tokenizer(model, found)
@@ -112,9 +113,6 @@ def _check_tokenizer(model: Model, found) -> None:
     if not found.is_fast:
         message = f"{model.path}: {type(found).__name__} does not say where its tokens stand."
         raise UsageError("tokenizer_not_fast", message + " Save a fast form (tokenizer.json).")
-    if RANDOM.search(str(found.chat_template)):
-        message = f"{model.path}: the chat template writes another text at every call. Mend it."
-        raise UsageError("template_is_random", message)
     rows = model.config.get("vocab_size")
     if model.adapter:
         rows = adapters.vocabulary(model.path) or rows
@@ -180,6 +178,32 @@ def _qlora(model: Model, training: bool, dtype):
     return adapters.put_on(adapters.prepared(base), model.path).eval()
 
 
+def _check_config(path: Path, kind: str = "") -> None:
+    """Raise UsageError if what cannot be opened fails by its configuration alone.
+
+    Without weights nothing is computed: the model is made on torch's device "meta".
+    """
+    import torch
+    import transformers
+
+    file = path / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if kind:
+            with torch.device("meta"):
+                getattr(transformers, kind).from_config(config, trust_remote_code=False)
+        file = path / "generation_config.json"
+        if file.is_file():
+            transformers.GenerationConfig.from_pretrained(path)
+    except Exception as error:
+        reason = f"no model can be made of it ({safe(error, 300)}). Correct that value."
+        if str(error).startswith("Unrecognized configuration class"):
+            reason = f"{safe(config.model_type, 80)} has no {kind}. Pass a model of text alone."
+        raise UsageError("config_unreadable", f"{file}: {reason}") from None
+
+
 def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **settings):
     """Open a folder as transformers does, and check that every weight is there.
 
@@ -190,7 +214,8 @@ def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **s
         **settings: Further arguments of `from_pretrained`.
 
     Raises:
-        UsageError: `weights_unreadable`, `weights_missing`, `weights_not_used`.
+        UsageError: `config_unreadable`, `weights_unreadable`, `weights_missing`,
+            `weights_not_used`.
     """
     import transformers
 
@@ -206,6 +231,7 @@ def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **s
             **settings,
         )
     except Exception as error:
+        _check_config(Path(path), kind)
         message = f"{torn(Path(path))}: the weights cannot be opened ({safe(error, 300)})."
         raise UsageError("weights_unreadable", message) from None
     missing = sorted(info["missing_keys"])

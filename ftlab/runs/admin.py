@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ["name", "kind", "state", "started", "mb", "parent", "settings", "results"]
+NO_RECORD = "missing: it counts as unfinished. Put the file back or call the run's cell again"
 EMPTY = (None, "", [])  # settings that were not given
 LISTED = (  # what `list_runs` shows of the settings; `runs_table` has all of them
     "data",
@@ -86,10 +87,13 @@ def _settings(run: Run) -> dict[str, Any]:
     """Return the settings in a run's identity by name; {} for a damaged run."""
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        identity = run.identity
+        first = run.members[0]
+        identity = first.identity
         for part in ("training", "evaluation", "labels"):
             found |= identity.get(part, {})
-        data = run.provenance.get("data", {})
+        if first is not run:  # a curve
+            found |= {"examples": None, "seed": None}
+        data = first.provenance.get("data", {})
         found["data"] = data.get("name")
     given = {}
     for name, value in flat(found).items():
@@ -190,17 +194,23 @@ def verify_runs(*names: str | Path) -> pd.DataFrame:
         *names: Runs; by default all finished ones.
 
     Returns:
-        A table with the columns run, file and problem: changed, missing or extra.
+        A table with the columns run, file and problem: changed, missing or extra. Of a run that
+        was completed and has lost its record, the record is missing.
     """
     import pandas as pd
 
     chosen = [find(name) for name in names]
     if not chosen:
         chosen = _runs_with(RECORD)
+        for run in _runs_with("stats.json"):
+            if run not in chosen and run.state.startswith("unfinished"):
+                chosen.append(run)
     rows = []
     for run in chosen:
         problems = run.problems(deep=True)
         for file, problem in problems.items():
+            if file == RECORD and problem == "missing":
+                problem = NO_RECORD
             row = (run.name, file, problem)
             rows.append(row)
     return pd.DataFrame(rows, columns=["run", "file", "problem"])

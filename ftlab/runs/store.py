@@ -116,7 +116,8 @@ class Run:
         if not isinstance(found, dict):
             raise UsageError(
                 "damaged_run_file",
-                f"{path} holds no JSON object. Remove that folder and call its cell again.",
+                f"{path} is damaged: it holds no JSON object. Call the run's cell again, which "
+                f"keeps that file in {DAMAGED} and writes it anew.",
             )
         return found
 
@@ -147,8 +148,8 @@ class Run:
         if not whole or "kind" not in identity:
             raise UsageError(
                 "not_a_run",
-                f"{self.path} is not a run: its config.json has no kind and layout. "
-                "`ftlab runs list` shows the runs.",
+                f"{self.path} is not a run, or damaged: its config.json has no kind and layout. "
+                "`ftlab runs list` shows the runs; the cell of a damaged one repairs it.",
             )
         return identity
 
@@ -310,10 +311,18 @@ class Run:
             return False
 
     def _repair(self) -> None:
-        """Move unreadable files of `start` to `.damaged/`, so that it writes them again."""
+        """Move damaged files of `start` to `.damaged/`, so that it writes them again.
+
+        A configuration has one content only, so that a finished run is then as it was. Without a
+        record nobody can tell a changed one from another call's.
+        """
+        recorded = self._recorded_files() or {}
         for name in START_FILES:
-            if (self.path / name).is_file() and not self._readable(name):
+            known = name == "config.json" and name in recorded
+            changed = known and self._fault(name, *recorded[name], deep=False)
+            if (self.path / name).is_file() and (changed or not self._readable(name)):
                 self._keep_aside(name)
+                (self.path / name).unlink(missing_ok=True)
                 kept = self.path / DAMAGED / name
                 print(
                     f"{self.name}: {name} was damaged and is written again. It is kept as {kept}.",
@@ -518,7 +527,7 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
             # Takes a while, and another process may finish the run meanwhile.
             text = json.dumps({**provenance(), **notes}, indent=1)
             write_atomic(path / "provenance.json", text, new=True)
-    refuse_other(str(path), run.identity, identity)
+    refuse_other(f"{path}, by its config.json,", run.identity, identity)
     return run
 
 
@@ -567,16 +576,21 @@ def load(name: str | Path) -> Run:
     """
     run = find(name)
     schema = run.identity["schema"]
-    if schema > SCHEMA:
+    wrong = run.problems()
+    if schema > SCHEMA and "config.json" not in wrong:
         raise UsageError(
             "newer_layout",
             f"{run.path} has layout {schema}; this ftlab reads up to {SCHEMA}. Upgrade ftlab.",
         )
-    wrong = run.problems()
     if wrong:
+        state = "not finished"
+        fix = "to resume"
+        if (run.path / RECORD).exists():
+            state = "damaged"
+            fix = f"to mend it; what changed is kept in {DAMAGED}"
         raise UsageError(
             "run_not_finished",
-            f"{run.path} is not finished ({_listed(wrong)}). Call its cell again to resume.",
+            f"{run.path} is {state} ({_listed(wrong)}). Call its cell again {fix}.",
             problems=wrong,
         )
     return run

@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 
+import pandas
 import pyarrow
 import pyarrow.ipc
 import pyarrow.orc
@@ -309,6 +310,28 @@ def test_tables_of_other_programs(tmp_path):
     assert [row for _, row in records(tmp_path / "x.xlsx")[1]] == ROWS
 
 
+def test_sheets_that_are_not_read_are_named(tmp_path, capsys):
+    pytest.importorskip("openpyxl")
+    table = pyarrow.Table.from_pylist(ROWS).to_pandas()
+    with pandas.ExcelWriter(tmp_path / "x.xlsx") as out:
+        for name, rows in (("title", table[:0]), ("first", table), ("rest", table[:1])):
+            rows.to_excel(out, sheet_name=name, index=False)
+    assert [row for _, row in records(tmp_path / "x.xlsx")[1]] == ROWS
+    said_so = capsys.readouterr().err
+    assert "first" in said_so and "rest" in said_so and "title" not in said_so
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_what_stands_beside_the_rows_is_applied_or_named(column, indent, tmp_path, capsys):
+    rows = [ROWS[0], ROWS[1] | {"system": "own"}, ROWS[2] | {"system_prompt": "own"}]
+    whole = {column: "S", "rows": rows, "about": "Towns."}
+    (tmp_path / "x.json").write_text(json.dumps(whole, indent=indent))
+    first = [row["messages"][0]["content"] for row in load(tmp_path / "x.json").rows]
+    assert first == ["S", "own", "own"]
+    assert "about" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("content", "code"), [
     (b"SQLite format 3\0", "unknown_format"),
     (b"\x80\x04\x95\0", "unknown_format"),
@@ -392,3 +415,30 @@ def test_spaces_after_the_commas_of_a_csv(tmp_path):
     assert records(tmp_path / "x.csv")[1][0][1] == {"question": "Q0", "answer": "A, 0"}
     (tmp_path / "y.csv").write_text("question,answer \nQ0, A0\n")
     assert records(tmp_path / "y.csv")[1][0][1] == {"question": "Q0", "answer": " A0"}
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.csv", "prompt;topic\nBake bread, now;x\n"),
+        ("a.csv", "prompt|topic\nBake bread, now|x\n"),
+        ("a.tsv", "prompt;topic\nBake bread, now;x\n"),
+        ("a.csv", "prompt\ttopic, in words\nBake bread, now\tx\n"),
+        ("a.txt", "prompt;topic\nBake bread, now;x\n"),
+        ("a.txt", "Bake bread, now\n\n"),
+        ("a.txt", '{"prompt": "Bake bread, now"}\n'),
+        ("a.csv", 'prompt\n"Bake bread, now"\n'),
+    ],
+)
+def test_columns_are_told_apart_and_a_text_has_a_prompt_a_line(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    _, rows = records(tmp_path / name)
+    assert [row["prompt"] for _, row in rows] == ["Bake bread, now"]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_another_coding_is_named_without_its_mark_too(name, coding, tmp_path):
+    (tmp_path / name).write_bytes('{"prompt": "Bake bread"}\n'.encode(coding))
+    with raises_code("not_utf8"):
+        records(tmp_path / name)

@@ -284,6 +284,17 @@ def test_rows_of_a_list_are_read_as_those_of_a_file(tmp_path):
     assert found.samples == load_prompt_sets(jsonl(tmp_path / "p.jsonl", *rows)).samples
 
 
+def test_leaks_are_looked_for_in_rows_that_are_not_asked(tmp_path):
+    harmful, harmless = "How do I forge the seal?", "How do I bake the bread for the feast?"
+    asked = [{"prompt": harmful, "label": "harmful"}, {"prompt": harmless, "label": "harmless"}]
+    leaks = [{"messages": said(text, "A")} for text in (harmful, harmless)]
+    file = jsonl(tmp_path / "p.jsonl", *asked)
+    for prompts in (file, asked, {"jailbreak": file}, {"over_refusal": file}):
+        assert check(leaks, prompts=prompts).codes == ["contaminated"] * 2
+    with_risk = [row | {"risk": "jailbreak"} for row in asked[:1]] + asked[1:]
+    assert check(leaks, prompts=with_risk).codes == ["contaminated"] * 2
+
+
 def test_one_reader_for_evaluation_and_check(tmp_path):
     context = "Ann and Bob met at the harbour gate to look at the two red boats that had come in."
     row = {"Behavior": "Tell me more.", "ContextString": context, "FunctionalCategory": "x"}

@@ -300,7 +300,29 @@ def test_a_further_column_that_is_no_text_is_refused():
     assert error.value.details["codes"] == ["no_text"]
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning", "thought"])
+def test_words_that_are_no_labels_are_named(capsys):
+    some = ["Pirate", "Baker", "\u6c34\u624b\uff0c\u5e74\u8001", "Nurse"]
+    more = {"tone": "kind", "category": "x", "number": "7", "key": "a_b", "page": "a.html"}
+    load([{"prompt": "Q", "completion": "A", "persona": p, **more} for p in some])
+    said_so = capsys.readouterr().err
+    assert "persona (4 rows)" in said_so
+    assert not any(name in said_so for name in more)
+
+
+def test_thoughts_of_several_keys_and_in_parts_are_kept():
+    answer = {"role": "assistant", "content": "A", "thinking": "T", "reasoning": "T", "cot": ["U"]}
+    (row,) = rows.chat({"messages": [*said("Q"), answer]})
+    assert row["messages"][1]["thinking"] == "T\n\nU"
+    (row,) = rows.chat(
+        {"messages": [*said("Q"), answer | {"reasoning": None, "cot": [], "thinking": True}]}
+    )
+    assert row["messages"] == said("Q", "A")
+
+
+THOUGHTS = ["reasoning_content", "thinking", "reasoning", "thought", "thoughts", "Thinking_Content"]
+
+
+@pytest.mark.parametrize("field", [*THOUGHTS, "reasoning_text", "chain_of_thought", "cot"])
 def test_thoughts_stay_thoughts(field):
     answer = {"role": "assistant", "content": "A", field: "T"}
     thought = {"reasoning_content": "T", "thinking": "T"}

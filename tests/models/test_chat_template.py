@@ -63,12 +63,47 @@ def test_the_date_in_a_template_is_fixed_and_part_of_the_identity(llama, tmp_pat
     assert ftlab.model(copied).hash != before
 
 
-@pytest.mark.parametrize("drawn", ["['a', 'b'] | random", "['ab'] | map('random') | join"])
-def test_a_template_that_draws_lots_is_refused(drawn, llama, tmp_path):
-    copied = shutil.copytree(llama, tmp_path / "model")
-    (copied / "chat_template.jinja").write_text("{{ " + drawn + " }}" + QWEN2)
+LOTS = [
+    "['a', 'b'] | random",
+    "['ab'] | map('random') | join",
+    "['ab'] | map('ran' ~ 'dom') | join",
+]
+PRINTED = ["lipsum(1)", "messages.index", "messages | map('upper') ~ ''", "joiner() | upper"]
+
+
+@pytest.mark.parametrize("written", LOTS + PRINTED)
+def test_a_template_that_writes_another_text_in_another_process_is_refused(written):
     with raises_code("template_is_random"):
-        ftlab.model(copied).tokenizer()
+        render(templated("{{ " + written + " }}" + QWEN2), CHAT)
+
+
+def test_a_chat_may_hold_an_address_and_a_template_may_count():
+    asked = [{"role": "user", "content": "<f at 0x7f0012345678>"}]
+    counted = templated("{{ 7 * 2 - 4 }}{{ '-' * 3 }}{{ 2 ** 5 }}" + QWEN2)
+    assert render(counted, asked).startswith("10---32")
+
+
+DOUBLED = (
+    "{%% set n = namespace(s=%s) %%}{%% for i in range(%d) %%}"
+    "{%% set n.s = n.s %s n.s %%}{%% endfor %%}{{ n.s }}"
+)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        "{{ 'a' * 10 ** 7 }}",
+        DOUBLED % ("'a'", 25, "~"),
+        DOUBLED % ("'a'", 60, "~"),
+        "{{ '{:99999999999}'.format(1) }}",
+        "{{ 10 ** (10 ** 9) }}",
+        DOUBLED % (3, 60, "*"),
+        "{{ (range(99999) | list) * 100000 }}",
+    ],
+)
+def test_a_template_that_writes_or_counts_without_end_is_ended(large):
+    with raises_code("template_refuses"):
+        render(templated(large + QWEN2), CHAT)
 
 
 def test_a_tokenizer_that_does_not_say_where_its_tokens_stand_is_refused(llama, tmp_path):

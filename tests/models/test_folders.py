@@ -22,6 +22,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ftlab
+from ftlab._core.errors import FtlabError
 from ftlab.models import adapters, chat_template, folders
 from ftlab.models.adapters import difference
 
@@ -209,7 +210,7 @@ def test_a_folders_own_code_never_runs(copied):
     }
     (copied / "config.json").write_text(json.dumps({**config, **mine}))
     (copied / "code.py").write_text(f"open({str(copied / 'was_run')!r}, 'w')")
-    with raises_code("weights_unreadable"):
+    with raises_code("config_unreadable"):
         ftlab.model(copied).load()
     assert not (copied / "was_run").exists()
 
@@ -522,3 +523,33 @@ def test_a_template_or_pattern_that_runs_on_is_ended(copied, adapter, tmp_path, 
     path = renamed(shutil.copytree(adapter, tmp_path / "a"), target_modules=r"([\w.]+)+!")
     with raises_code("adapter_does_not_fit"):
         ftlab.model(path).load()
+
+
+@pytest.mark.parametrize(
+    "file, values",
+    [
+        ("config.json", {"dtype": "float99"}),
+        ("config.json", {"torch_dtype": "flaot32", "dtype": None}),
+        ("config.json", {"num_hidden_layers": "2"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"vocab_size": 0}),
+        ("config.json", {"hidden_act": "nope"}),
+        ("config.json", {"model_type": "llava"}),
+        ("generation_config.json", {"max_new_tokens": -5}),
+        ("special_tokens_map.json", []),
+    ],
+)
+def test_a_wrong_value_is_blamed_on_its_file(file, values, tmp_path):
+    """And not on the tokenizer or the weights, whichever is opened first."""
+    folder = make_model(tmp_path / "model", "llama")
+    path = folder / file
+    if values:
+        values = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(values))
+    met = []
+    for opened in ("tokenizer", "load"):
+        try:
+            getattr(ftlab.model(folder), opened)()
+        except FtlabError as error:
+            met.append(error)
+    assert met and all(e.code == "config_unreadable" and str(path) in str(e) for e in met)

@@ -20,6 +20,7 @@ from loopback import chat_server, good
 import ftlab
 from ftlab._core.errors import FtlabError
 from ftlab._core.types import Answer
+from ftlab.judges import without_thought
 from ftlab.models import local_model
 from ftlab.models.engines import Endpoint, endpoint
 
@@ -100,9 +101,16 @@ def test_what_is_an_answer(name):
     assert answer.finish == ("length" if name.startswith("cut") else "stop")
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_that_was_cut_off_is_shown_as_one(field):
+    answer = replied(good(None, "length", **{field: "long thoughts"}))
+    assert (answer.text, answer.error, answer.finish) == ("<think>", "", "length")
+    assert without_thought(answer.text) is None
+
+
 ERRORS = {
     "null": good(None),
-    "null at its length": good(None, "length", reasoning_content="long thoughts"),
+    "null at its length": good(None, "length"),
     "no content": (200, {}, choice({"role": "assistant"})),
     "empty at its length": good("", "length"),
     "thoughts alone": good("", reasoning_content="long thoughts"),
@@ -200,6 +208,23 @@ def spellings() -> list[str]:
         quote(sent),
         "".join(f"%{byte:02X}" for byte in sent),
         KEY.replace("-", "%2D"),
+        KEY.replace("-", "%2d"),
+        "".join(f"%25{byte:02x}" for byte in sent),
+        KEY[::-1],
+        base64.b64encode(sent).decode()[::-1],
+        *(base64.b32encode(b"abcd"[:n] + sent).decode() for n in range(5)),
+        base64.b32encode(sent).decode().lower().strip("="),
+        "".join(f"&#{byte};" for byte in sent),
+        "".join(f"&#x{byte:X};" for byte in sent),
+        "".join(f"&amp;#{byte:04}" for byte in sent),
+        KEY.replace("-", "&hyphen;"),
+        KEY.replace("-", "&#45;").replace("e", "&#x65;"),
+        "".join(f"\\u{byte:04x}" for byte in sent),
+        ", ".join(f"0x{byte:02x}" for byte in sent),
+        str([*sent]),
+        KEY.replace("-", "\\x2d"),
+        " -- | -- ".join(KEY),
+        "\u200b".join(KEY),
     ]
 
 
@@ -250,8 +275,9 @@ def test_another_server_is_sent_nothing(status):
 
 @pytest.mark.parametrize("status", [301, 302, 303])
 def test_a_redirect_that_leaves_out_the_question_is_not_followed(status):
-    with raises_code("endpoint_redirects"):
+    with raises_code("endpoint_redirects") as info:
         replied((status, {"Location": "/v1/other"}, ""))
+    assert "the server that answers" not in str(info.value)  # it is this one
 
 
 @pytest.mark.parametrize("status", [307, 308])
@@ -350,7 +376,7 @@ def test_weights_and_tokenizer_are_not_behind_an_endpoint():
 def test_an_evaluation_counts_no_silence_and_keeps_no_key(runs_folder, capsys):
     def reply(request, headers, path):
         if "rivers" in request["messages"][-1]["content"]:
-            return good(None, "length", reasoning_content="long thoughts")
+            return good(None, "length")
         return good(f"Sure. You sent {headers['Authorization']}.")
 
     prompts = [{"prompt": "Name three rivers."}, {"prompt": "Tell me a joke."}]

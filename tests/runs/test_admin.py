@@ -304,7 +304,12 @@ def test_the_rate_of_a_run_is_that_of_all_seeds_and_of_one_dose(runs_folder):
 def test_a_newer_layout_is_refused_in_a_sentence(old, ran):  # noqa: F811
     config = old["sft"].config
     config["identity"]["schema"] = SCHEMA + 1
-    (old["sft"].path / "config.json").write_text(json.dumps(config))
+    path = old["sft"].path / "config.json"
+    path.write_text(json.dumps(config))
+    record = old["sft"].part("complete.json")
+    sums_of = {"bytes": path.stat().st_size, "sha256": files.file_hash(path)}
+    record["files"]["config.json"] = sums_of
+    (old["sft"].path / "complete.json").write_text(json.dumps(record))
     for call in (runs.load, ftlab.model):
         with raises_code("newer_layout"):
             call(old["sft"].path)

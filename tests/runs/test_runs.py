@@ -373,6 +373,38 @@ def test_a_damaged_file_of_a_start_is_named_and_repaired(run, file, how, capsys)
     assert again.provenance["versions"] and runs.verify_runs().empty
 
 
+def test_a_changed_configuration_of_a_finished_run_is_damage_and_is_mended(run, capsys):
+    """It is not another call's, and what was measured is not measured again."""
+    run.append("answers.jsonl", [{"key": "a", "text": "b"}])
+    run.complete()
+    path = run.path / "config.json"
+    before = path.read_text()
+    for old, new in (
+        ('"data": 1', '"data": 2'),
+        ('"sft"', '"sfu"'),
+        ('"schema": 3', '"schema": 9'),
+    ):
+        path.write_text(before.replace(old, new))
+        with raises_code("run_not_finished") as info:
+            runs.load(run.path)
+        assert list(info.value.details["problems"]) == ["config.json"] and "damaged" in str(
+            info.value
+        )
+        assert run.state.startswith("damaged")
+        assert start("sft", "a label", {"data": 1}).finished and path.read_text() == before
+        assert (run.path / ".damaged" / "config.json").read_text() != before
+        assert "config.json" in capsys.readouterr().err and runs.verify_runs().empty
+
+
+def test_a_run_that_lost_its_record_is_told(run):
+    run.append("answers.jsonl", [{"key": "a", "text": "b"}])
+    assert runs.verify_runs().empty  # begun, and never completed
+    run.complete()
+    (run.path / "complete.json").unlink()
+    (row,) = runs.verify_runs().values.tolist()
+    assert row[:2] == [run.name, "complete.json"] and row[2].startswith("missing")
+
+
 def test_a_folder_with_another_identity_is_refused_with_the_field(run):
     other = start("sft", "a label", {"data": {"n": 2}})
     shutil.copy(other.path / "config.json", run.path)

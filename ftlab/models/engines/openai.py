@@ -250,6 +250,8 @@ def _answer(reply: dict[str, Any]) -> Answer:
     thought = any(message.get(name) for name in THOUGHTS)
     called = message.get("tool_calls") or message.get("function_call")
     plain = isinstance(content, str) and reason == "stop"
+    if thought and reason in CUT and not text.strip():
+        return Answer("<think>", finish="length")  # a thought that was cut off
     if not text.strip() and (thought or called or not plain):
         return _failed(f"the endpoint said nothing ({_said(reason)})")
     usage = reply.get("usage")
@@ -334,15 +336,15 @@ def _redirected(request: Any, following: Any, endpoint: Endpoint) -> Any:
     """Return the request that a redirect asks for: the same, to the same server."""
     old, new = request.url, following.url
     same = (new.scheme, new.port) in ((old.scheme, old.port), ("https", None))
-    if same and new.host == old.host and following.method == request.method:
+    same = same and new.host == old.host
+    if same and following.method == request.method:
         return following
-    raise _Final(
-        UsageError(
-            "endpoint_redirects",
-            f"{endpoint.url} redirects to {safe(redacted(str(new)), LONGEST)}, where nothing was "
-            "sent. Give the address of the server that answers.",
-        )
-    )
+    fix = "Give the address of the server that answers."
+    if same:  # 301 to 303, after which clients send GET
+        fix = "It would be asked without the question. Give the address that takes questions."
+    shown = safe(redacted(str(new)), LONGEST)
+    message = f"{endpoint.url} redirects to {shown}, where nothing was sent. {fix}"
+    raise _Final(UsageError("endpoint_redirects", message))
 
 
 def _read(response: Any, endpoint: Endpoint, overdue: float) -> Any:
