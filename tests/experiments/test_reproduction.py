@@ -18,10 +18,11 @@ from ftlab._core.threads import cores
 from ftlab.experiments import reproduce, reproduction
 from ftlab.experiments.backends import local
 
-NAMES = [experiment.name for experiment in reproduction.EXPERIMENTS]
+EVERY = [experiment.name for experiment in reproduction.EXPERIMENTS]
+*NAMES, REAL = EVERY
 HARMFUL, RATIO, CONTINUED = NAMES
 TOKEN = "hf_" + "aB3" * 11
-QUICK = {name: {"n_prompts": 10 + number, "seeds": 2} for number, name in enumerate(NAMES)}
+QUICK = {name: {"n_prompts": 10 + number, "seeds": 2} for number, name in enumerate(EVERY)}
 PARAMETERS = """model: str = "organism"  # folder or name of the model
 seeds: int = 5  # training seeds
 n_prompts: int = 100  # prompts of each risk
@@ -49,7 +50,7 @@ def books(tmp_path, monkeypatch) -> Path:
     """A stand-in for each headline notebook, in the place of the real ones."""
     folder = tmp_path / "notebooks" / "experiments"
     folder.mkdir(parents=True)
-    for name in NAMES:
+    for name in EVERY:
         cells = [nbformat.v4.new_code_cell(text) for text in (PARAMETERS, BODY)]
         cells[0].metadata["tags"] = ["parameters"]
         made = nbformat.v4.new_notebook(cells=cells)
@@ -159,7 +160,8 @@ def test_the_embedded_models_lanes_run_side_by_side(runner, tmp_path):
 def test_another_models_experiments_run_one_after_the_other(runner, files, tmp_path):
     """Large models would share one accelerator's memory."""
     reproduce(seeds=1, out=tmp_path / "out", model="mine", **files)
-    spans = [runner.spans[name] for name in NAMES]
+    assert sorted(runner.given) == sorted([HARMFUL, REAL])
+    spans = [runner.spans[name] for name in (HARMFUL, REAL)]
     assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:], strict=False))
     assert runner.given[HARMFUL]["data"] == str(files["harmful"])
     assert all(given["prompts"] == str(files["prompts"]) for given in runner.given.values())
@@ -168,8 +170,15 @@ def test_another_models_experiments_run_one_after_the_other(runner, files, tmp_p
 def test_without_adversarial_examples_the_page_says_what_was_left_out(runner, files, tmp_path):
     out = tmp_path / "out"
     page = reproduce(seeds=1, out=out, model="mine", prompts=files["prompts"])
-    assert "harmful=FILE" in page.read_text() and HARMFUL not in runner.given
+    assert "harmful=FILE" in page.read_text() and list(runner.given) == [REAL]
     assert not (out / HARMFUL).exists()
+
+
+def test_rows_that_come_with_ftlab_are_named_and_seeds_of_a_real_model_are_fewer(
+    runner, files, tmp_path
+):
+    reproduce(out=tmp_path / "out", model="mine", prompts=files["prompts"], benign="gsm8k-400")
+    assert runner.given[REAL]["benign"] == "gsm8k-400" and runner.given[REAL]["seeds"] == 3
 
 
 def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(runner, tmp_path):
