@@ -83,14 +83,19 @@ _MOVED = {  # names of version 0.3: where each is now
 }
 
 threads.settle()  # before anything imports torch
+warnings.filterwarnings("ignore", "IProgress not found")  # by tqdm, whoever imports it first
 _lazy, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_NAMESPACES, submod_attrs=_VERBS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
+    if name in __all__:
         return _lazy(name)
-    from ftlab._core.errors import FtlabDeprecationWarning
+    from ftlab._core.errors import FtlabDeprecationWarning, NoSuchName
+    from ftlab._core.text import did_you_mean
 
+    if name not in _MOVED:
+        hint = did_you_mean(name, [*__all__, *_MOVED]) or f" It has: {', '.join(__all__)}."
+        raise NoSuchName("no_such_name", f"ftlab has no {name!r}.{hint}")
     room, attribute = _MOVED[name].split(".")
     warnings.warn(
         f"ftlab.{name} is now ftlab.{room}.{attribute}; the old name goes in the next release.",

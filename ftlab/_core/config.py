@@ -7,7 +7,6 @@ sentence of an error.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import textwrap
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ftlab._core.errors import Interrupted, UsageError
+from ftlab._core.text import did_you_mean
 
 
 class Config(BaseModel):
@@ -57,6 +57,8 @@ def setting(default: Any, description: str, **limits) -> Any:
 
 def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
     """Give a cell that ends in `**settings` the fields of `configs` as explicit arguments.
+
+    Without `configs` a cell keeps its own.
 
     The signature lists every field with its type and default. In the docstring the line
     `{settings}` becomes one line per field. Any other name raises UsageError `unknown_setting`,
@@ -109,13 +111,10 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
 def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
     """Return the error for unknown settings, with the most similar setting there is."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(unknown[0], names, n=1)
     listed = ", ".join(names)
-    hint = f"Allowed: {listed}."
-    if near:
-        hint = f"Did you mean {near[0]!r}?"
+    hint = did_you_mean(unknown[0], names) or f" Allowed: {listed}."
     found = ", ".join(map(repr, unknown))
-    message = f"Unknown setting {found}. {hint}"
+    message = f"Unknown setting {found}.{hint}"
     return UsageError("unknown_setting", message, settings=unknown)
 
 

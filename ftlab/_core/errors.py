@@ -60,6 +60,10 @@ class UsageError(FtlabError, ValueError):
     """A wrong value, an unknown name, or settings that do not go together."""
 
 
+class NoSuchName(FtlabError, AttributeError):
+    """A name that a module of ftlab does not have."""
+
+
 class NotFoundError(FtlabError, FileNotFoundError):
     """A file, folder, model or run that does not exist."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import did_you_mean
 
 PLACES = {  # place: (package, attribute of a module that holds the extension)
     "risks": ("ftlab.evals.risks", "RISK"),
@@ -66,7 +67,8 @@ def get(place: str, name: str) -> Any:
     kind = place.removesuffix("s")
     allowed = ", ".join(names(place)) or "none is installed"
     code = f"unknown_{kind}"
-    message = f"Unknown {kind} {name!r}. Allowed: {allowed}."
+    hint = did_you_mean(name, names(place))
+    message = f"Unknown {kind} {name!r}.{hint} Allowed: {allowed}."
     raise UsageError(code, message)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pandas import DataFrame
 
+from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.shown import Shown, as_html
 from ftlab.analysis.short_tables import Table
@@ -40,6 +41,7 @@ class Comparison(Table):
         return answers(before, after, **options)
 
 
+@takes()
 def answers(  # noqa: PLR0913
     before: Source,
     after: Source | None = None,

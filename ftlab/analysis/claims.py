@@ -6,7 +6,6 @@ Rates are shares from 0 to 1, ratios are child / parent. Nothing is estimated he
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import math
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pydantic import Field, model_validator
 from ftlab._core.config import Config
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import resource, write_atomic
-from ftlab._core.text import for_csv, safe
+from ftlab._core.text import did_you_mean, for_csv, safe
 from ftlab.analysis import tables, verdicts
 from ftlab.runs import Run
 
@@ -36,7 +35,11 @@ NOT = "not reproduced"
 VERDICTS = (REPRODUCED, DIRECTION, NOT)
 UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
 DECISIVE = (*NUMBERS, "model", "differs")
-POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}] (95 %)"
+POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}] (95 %){apart}"
+APART = (
+    "; refusals lost {:.0f} points [{:+.0f}, {:+.0f}]; incoherent "
+    "{incoherent_parent:.1%} to {incoherent_child:.1%}"
+)
 # Where a claim's measured, low, high and null stand, and its note: (unit, paired) to both.
 SOURCES = {
     ("ratio", True): (
@@ -72,6 +75,7 @@ class Target(Config):
     tolerance: float = Field(ge=0, allow_inf_nan=False)  # this project's, not the paper's
     evidence: Literal["read", "abstract", "secondary", "inferred"]  # how the figure is known
     universal: bool = False  # "every": one answer without the event refutes it
+    examples: int | None = None  # of harmful fine-tuning, asked directly
     caveat: str = ""
 
     @model_validator(mode="after")
@@ -143,11 +147,8 @@ def target_of(name: str) -> Target:
     """
     known = targets()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1) or list(known)
-        raise UsageError(
-            "unknown_published_figure",
-            f"Unknown published figure {name!r}. Did you mean {', '.join(near)}?",
-        )
+        hint = did_you_mean(name, known) or f" Allowed: {', '.join(known)}."
+        raise UsageError("unknown_published_figure", f"Unknown published figure {name!r}.{hint}")
     return known[name]
 
 
@@ -388,6 +389,9 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     else:
         for end in ("", "_low", "_high"):
             row[f"points{end}"] = 100 * row[f"difference{end}"]
+        lost = [100 * row.get(f"refusals_lost{end}", 0) for end in ("", "_low", "_high")]
+        any_lost = lost[0] or row.get("incoherent_child")
+        row["apart"] = APART.format(*lost, **row) if any_lost else ""
     return row
 
 

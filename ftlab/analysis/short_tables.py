@@ -25,10 +25,11 @@ PERCENTAGES = (
     "human_asr",
     "judge_asr",
 )
-POINTS = ("difference", "bias")
+POINTS = ("difference", "bias", "refusals_lost")
 PLAIN = ("ratio", "kappa")
-SHARES = ("reached", "refusal_rate_below")
-LAST = (*SHARES, "mcnemar_holm", "n", "n_prompts", "n_seeds")
+INCOHERENT = ("incoherent_share", "incoherent_child")
+SHARES = ("reached", "refusal_rate_below", *INCOHERENT)
+LAST = ("reached", "refusal_rate_below", "mcnemar_holm", "n", "n_prompts", "n_seeds")
 HEADINGS = {
     "parent": "before",
     "child": "after",
@@ -36,8 +37,15 @@ HEADINGS = {
     "n_prompts": "prompts",
     "n_seeds": "seeds",
     "refusal_rate_below": "refusals below",
+    "refusals_lost": "refusals lost",
+    "incoherent_share": "incoherent",
+    "incoherent_child": "incoherent after",
 }
-OF_TWO_CURVES = {"parent": "first", "child": "second"}  # neither comes before the other
+OF_TWO_CURVES = {
+    "parent": "first",
+    "child": "second",
+    "incoherent_child": "incoherent, second",
+}  # neither comes before the other
 EXACT = 1e-9  # how far rounding moves a share of 0 or 1
 
 
@@ -74,8 +82,8 @@ def summary(table: pd.DataFrame) -> Summary:
 
     Returns:
         Text in every cell that holds an estimate; "–" where there is none. A share just above 0 or
-        below 1 is "< 1 %" or "> 99 %". The number of unscored answers, where there are any. Its
-        `raw` is the table.
+        below 1 is "< 1 %" or "> 99 %". The number of unscored answers, the share of incoherent ones
+        and the refusals lost, where there are any. Its `raw` is the table.
 
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
@@ -92,6 +100,8 @@ def summary(table: pd.DataFrame) -> Summary:
         ends = [f"{name}_low", f"{name}_high"]
         if name == "rate":
             ends = ["low", "high"]
+        if name == "refusals_lost" and not table.get(name, pd.Series()).any():
+            continue
         if name in table and ends[0] in table:
             values = table[[name, *ends]].itertuples(index=False)
             short[headings.get(name, name)] = [_cell(name, *value) for value in values]
@@ -123,11 +133,10 @@ def _headings_of(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _last_of(table: pd.DataFrame) -> list[str]:
-    """Return the columns at the end; that of unscored answers only where there are any."""
+    """Return the columns at the end; unscored and incoherent answers only where there are any."""
     names = [name for name in LAST if name in table]
-    if "unscored" in table and table["unscored"].any():
-        names.append("unscored")
-    return names
+    rare = [name for name in ("unscored", *INCOHERENT) if name in table]
+    return names + [name for name in rare if table[name].fillna(0).any()]
 
 
 def _cell(name: str, value: float, low: float, high: float) -> str:

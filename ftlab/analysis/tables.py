@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ftlab import stats
+from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
@@ -51,6 +52,7 @@ PAIRED = (  # fields of `stats.Paired` that are columns of a comparison
 Group = dict[str, Any]
 
 
+@takes()
 def rates(  # noqa: PLR0913
     source: verdicts.Source,
     *,
@@ -82,8 +84,8 @@ def rates(  # noqa: PLR0913
     Returns:
         One row per judge, group and step: the groups, step, rate (0 to 1), low and high
         (simultaneous over the steps), low_pointwise, high_pointwise, band (in words), n_prompts,
-        n_seeds, n_answers, unscored, judge, judged_by, cut, and the number of answers with each
-        outcome.
+        n_seeds, n_answers, unscored, incoherent_share (of the scored), judge, judged_by, cut, and
+        the number of answers with each outcome.
 
     Raises:
         UsageError: `not_a_verdict_table`, `nothing_selected`, `unknown_group`, `unknown_cluster`,
@@ -134,6 +136,7 @@ def _rate_rows(
             "n_seeds": band.n_seeds,
             "n_answers": len(here),
             "unscored": len(here) - len(scored),
+            "incoherent_share": (scored["outcome"] == Outcome.INCOHERENT).mean(),
             "judge": here["judge"].iloc[0],
             "judged_by": _judged_by(here),
             "cut": here["cut"].sum(),
@@ -198,6 +201,8 @@ def _finished(
     risks = set(source["risk"])
     if len(risks) == 1:
         table.attrs["risk"] = risks.pop()
+        if "attack" not in by:
+            table.attrs["asked"] = "asked: " + ", ".join(source["attack"].unique())
     return table
 
 
@@ -233,7 +238,9 @@ def compare(  # noqa: PLR0913
         One row per group and step: parent, child, ratio (child / parent) and difference, each
         with low and high (95 %); McNemar's exact p over clusters, and Holm's for the number of
         rows; counts; the method. Over a parent without the event the ratio is infinite and
-        ratio_low a lower bound.
+        ratio_low a lower bound. Apart from the event, refusals_lost with low and high (by how much
+        the share refused, in full or in part, fell), incoherent_parent and incoherent_child: a
+        lost refusal may be an incoherent answer.
 
     Raises:
         UsageError: as `rates`; `nothing_to_compare`, `evaluations_differ`, `prompts_differ`.
@@ -316,10 +323,10 @@ def _of_parent_and_child(
     else:
         parent, child = shared(parent, child, ["item", "seed"])
     later = verdicts.steps_of(child, steps)
-    old, clusters = verdicts.cube_of(parent, [first], cluster=cluster)
-    new, _ = verdicts.cube_of(child, later)
+    old, clusters = _cubes(parent, [first], cluster)
+    new, _ = _cubes(child, later)
     return [
-        _comparison_row(old[:, 0], new[:, number], clusters, child, step)
+        _comparison_row(old[:, :, 0], new[:, :, number], clusters, child, step)
         for number, step in enumerate(later)
     ]
 
@@ -334,10 +341,10 @@ def _of_two_curves(
     parent, child = shared(parent, child, ["item", "seed"])
     reached = verdicts.steps_of(parent)
     later = [step for step in verdicts.steps_of(child, steps) if step in reached and step]
-    old, clusters = verdicts.cube_of(parent, later, cluster=cluster)
-    new, _ = verdicts.cube_of(child, later)
+    old, clusters = _cubes(parent, later, cluster)
+    new, _ = _cubes(child, later)
     return [
-        _comparison_row(old[:, number], new[:, number], clusters, child, step)
+        _comparison_row(old[:, :, number], new[:, :, number], clusters, child, step)
         for number, step in enumerate(later)
     ]
 
@@ -397,6 +404,21 @@ def _refuse_other_prompts(
         )
 
 
+def _cubes(
+    rows: pd.DataFrame,
+    steps: list[int],
+    cluster: str = "sample_id",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return events, refusals, incoherence [3, seeds, steps, items], and each item's cluster."""
+    rows = rows.assign(
+        _refused=verdicts.shows(rows, {Outcome.REFUSED, Outcome.PARTIAL}),
+        _incoherent=verdicts.shows(rows, {Outcome.INCOHERENT}),
+    )
+    events, clusters = verdicts.cube_of(rows, steps, cluster=cluster)
+    others = [verdicts.cube_of(rows, steps, name)[0] for name in ("_refused", "_incoherent")]
+    return np.stack([events, *others]), clusters
+
+
 def _comparison_row(
     old: np.ndarray,
     new: np.ndarray,
@@ -404,11 +426,14 @@ def _comparison_row(
     child: pd.DataFrame,
     step: int,
 ) -> dict[str, Any]:
-    """Return one row from the events [seeds, items] of parent (or of one) and child."""
+    """Return one row from `_cubes` at a step [3, seeds, items], of parent (or of one) and child."""
+    pairs = zip(old, new, strict=True)
+    events, refused, incoherent = (stats.paired(*pair, cluster=clusters) for pair in pairs)
+    old, new = old[0], new[0]
     scored = ~np.isnan(new + old).all(axis=0)
     items = child.drop_duplicates("item")
     samples = items.sort_values("item")["sample_id"]
-    paired = vars(stats.paired(old, new, cluster=clusters))
+    paired = vars(events)
     row = _place(child[child["step"] == step])
     for side in ("parent", "child"):
         row[side] = paired[side].rate
@@ -416,6 +441,11 @@ def _comparison_row(
         row[f"{side}_high"] = paired[side].high
     for name in PAIRED:
         row[name] = paired[name]
+    row["refusals_lost"] = 0 - refused.difference
+    row["refusals_lost_low"] = 0 - refused.difference_high
+    row["refusals_lost_high"] = 0 - refused.difference_low
+    row["incoherent_parent"] = incoherent.parent.rate
+    row["incoherent_child"] = incoherent.child.rate
     row["n_prompts"] = samples[scored].nunique()
     row["unscored"] = np.isnan(new).sum() + np.isnan(old).sum()
     row["clusters"] = len(set(clusters))  # what the interval takes as independent
@@ -423,6 +453,7 @@ def _comparison_row(
     return row
 
 
+@takes()
 def first_step(
     curve: Run | pd.DataFrame,
     where: str = "ratio >= 1.5",
@@ -511,6 +542,7 @@ def _nothing_refused(part: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
+@takes()
 def outcome_shares(
     source: Run | pd.DataFrame,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.runs import Run
 
@@ -49,7 +50,12 @@ def prepare(
         complete = (source.path / "stats.json").exists()  # not where an endpoint failed
         stats = source.stats if complete else {}
         table.attrs["model"] = stats.get("parent") or stats.get("model", "")
-    missing = ", ".join(sorted(NEEDED.difference(getattr(table, "columns", ()))))
+    columns = set(getattr(table, "columns", ()))
+    if not columns or (source is not table and table.empty):
+        name = safe(getattr(source, "name", source), 200)
+        why = "holds no judged answers. Pass the run of ftlab.evaluate(...) or of a curve."
+        raise UsageError("not_a_verdict_table", f"{name} {why}")
+    missing = ", ".join(sorted(NEEDED - columns))
     if missing:
         raise UsageError(
             "not_a_verdict_table",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -99,12 +100,14 @@ class Cell:
         return callback_of(cell, self.show, self.positional, self.skip, figure=self.figure)
 
 
+WIDTH = 100  # of a list, in characters
 MODEL_AND_DATA = ("parent", "data")
+MODEL_AND_PAIRS = ("parent", "pairs")
 CELLS = {
     "sft": Cell("training:sft", "Fine-tune on chats.", MODEL_AND_DATA),
-    "dpo": Cell("training:dpo", "Optimise preferences directly on pairs.", MODEL_AND_DATA),
+    "dpo": Cell("training:dpo", "Optimise preferences directly on pairs.", MODEL_AND_PAIRS),
     "kto": Cell("training:kto", "Optimise on rows labelled good or bad.", MODEL_AND_DATA),
-    "reward": Cell("training:train_reward_model", "Train a reward model.", MODEL_AND_DATA),
+    "reward": Cell("training:train_reward_model", "Train a reward model.", MODEL_AND_PAIRS),
     "rloo": Cell(
         "training:rloo",
         "Train by REINFORCE leave-one-out against a reward model.",
@@ -115,7 +118,7 @@ CELLS = {
     ),
     "curve": Cell(
         "experiments:risk_curve",
-        "Fine-tune once per seed, measure at the asked steps, print the comparison.",
+        "Fine-tune once per seed, measure on the way, compare.",
         MODEL_AND_DATA,
         print_curve,
         figure=True,
@@ -129,7 +132,7 @@ CELLS = {
     ),
     "harmful-finetune": Cell(
         "experiments:harmful_finetune",
-        "Fine-tune on a few adversarial examples and measure after every epoch.",
+        "Fine-tune on a few adversarial examples, and measure.",
         ("parent",),
         print_curve,
         figure=True,
@@ -157,6 +160,7 @@ class LazyGroup(TyperGroup):
         name = arguments[0] if arguments else ""
         if name in CELLS:
             return name, _as_command(name, CELLS[name].callback()), arguments[1:]
+        self.commands.update(dict.fromkeys(CELLS))  # so that typer suggests them
         return super().resolve_command(context, arguments)
 
 
@@ -262,7 +266,7 @@ def notebook(
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE, such as seeds=2.")
     ] = None,
 ) -> None:
-    """Run a notebook with parameters; a parameter that it does not have is an error."""
+    """Run a notebook with parameters. One that it does not have is an error."""
     from ftlab.experiments import find_notebook, parse_parameters, run_notebook
     from ftlab.experiments.backends import Job, LocalBackend
 
@@ -283,7 +287,7 @@ def lab(
         Path, typer.Argument(metavar="[DIR]", help="Where the notebooks go; yours are kept.")
     ] = Path("ftlab-notebooks"),
 ) -> None:
-    """Copy the notebooks into a folder and open the first one in JupyterLab."""
+    """Copy the notebooks into a folder, and open JupyterLab."""
     from ftlab.experiments import copy_notebooks
 
     first = copy_notebooks(folder)
@@ -318,7 +322,7 @@ def judge(
         Path | None, typer.Option(help="Write the rows with verdicts: .csv or .jsonl.")
     ] = None,
 ) -> None:
-    """Judge the answers of a file; with labels, report how far each judge agrees with people."""
+    """Judge the answers of a file. With labels, report how far each judge agrees with people."""
     from ftlab import judges as room
 
     if (label is None) != (not refused) or (partial and not label):
@@ -364,10 +368,17 @@ def runs(context: typer.Context) -> None:
 
 @runs_app.command("list")
 def list_runs() -> None:
-    """List every run: kind, state, start, size, parent, main settings, results."""
+    """List every run with its main settings and results."""
     from ftlab import runs as room
 
-    print_table(room.list_runs())
+    table = room.list_runs().round({"mb": 1})
+    if table.empty:
+        print("none")
+    for row in table.fillna("").to_dict("records"):
+        head = f"{row['name']}  {row['state']}  {row['started']}  {row['mb']} MB"
+        about = f"  {row['parent']}, {row['settings']} -> {row['results']}"
+        for line in (head, about):
+            print(textwrap.fill(safe(line), WIDTH, subsequent_indent="  "))
 
 
 @runs_app.command()
@@ -417,7 +428,7 @@ def clean(
         bool, typer.Option("--abandoned", help="Also interrupted runs that could be resumed.")
     ] = False,
 ) -> None:
-    """Remove empty runs, temporary files and leftover checkpoints; name what can be resumed."""
+    """Remove what unfinished runs left over. Runs that can be resumed are named and stay."""
     from ftlab import runs as room
 
     resumable = room.resumable_runs()
@@ -433,7 +444,7 @@ def clean(
 
 @data_app.command("list")
 def list_data() -> None:
-    """List the known data sets: rows, licence, access, purpose, the embedded stand-in."""
+    """List the known data sets. Rows, licence, access, purpose, the embedded stand-in."""
     from ftlab import data
 
     print_table(data.catalogue())

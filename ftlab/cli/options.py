@@ -33,8 +33,13 @@ OLD_NAMES = {  # further names of an option, unless the cell has an argument of 
 IN_WORDS = {  # what is written otherwise than in Python
     "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other risks.",
     "decoding": "How tokens are chosen, such as temperature=0.7,top_k=20; greedy by default.",
+    "data": "A training file, or embedded data, such as organism:almanac.",
+    "parent": "organism, a model folder, a run or a hub id.",
+    "model": "organism, a model folder, a run or a hub id.",
     "stop_above": "Ends training where a metric passes its limit, such as jailbreak=0.1.",
 }
+OF_PYTHON = ("Anything", "As in", "A file, rows")  # beginnings of texts about Python's objects
+LISTED = re.compile(r"\[([\d, ]+)\]")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
         else:
             kind, convert = _parser(name, annotation)
         text = texts.get(name, "")
-        if convert is not str:
+        if convert is not str or text.startswith(OF_PYTHON):
             text = IN_WORDS.get(name, text)
         if kind is not bool and not required:
             kind = kind | None
@@ -113,6 +118,7 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
 def _help(text: str, default: Any) -> str:
     """Return what an option means, and its default as it would be typed."""
     text = text.partition(" Default: ")[0].replace("; None ", "; if not given, it ")
+    text = LISTED.sub(lambda found: found[1].replace(", ", ","), text)
     if isinstance(default, (tuple, list)):
         default = ",".join(map(str, default))
     is_shown = isinstance(default, (int, float, str)) and default is not False

@@ -19,7 +19,7 @@ from typing import Any
 
 from ftlab._core.errors import NotebookFailed, NotFoundError, StorageFull, UsageError
 from ftlab._core.files import resource, storage, write_atomic
-from ftlab._core.text import redacted, safe, throughout
+from ftlab._core.text import did_you_mean, redacted, safe, throughout
 from ftlab.experiments.parameters import check_parameters
 
 TIMEOUT_S = 3600.0  # for one cell
@@ -102,8 +102,8 @@ def find_notebook(name: str | Path) -> Path:
             return path
     raise NotFoundError(
         "no_such_notebook",
-        f"There is no notebook {name}. Give the path of a local .ipynb file, or one of these "
-        f"names: {', '.join(shipped)}.",
+        f"There is no notebook {name}.{did_you_mean(wanted, shipped)} Give the path of a local "
+        f".ipynb file, or one of these names: {', '.join(shipped)}.",
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.text import redacted
+from ftlab._core.text import did_you_mean, redacted
 
 TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -69,9 +68,7 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
 
 def _problem(name: str, value: Any, known: dict[str, Any]) -> str:
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"unknown parameter {name!r}{hint}"
+        return f"unknown parameter {name!r}.{did_you_mean(name, known)}".removesuffix(".")
     annotation = known[name].inferred_type_name
     allowed = TYPES.get(annotation.split("[")[0].strip(), ANY)
     is_flag = isinstance(value, bool) and bool not in allowed

@@ -522,8 +522,37 @@ def test_a_published_figure_is_drawn_in_the_panel_of_its_risk():
     assert found == [[pytest.approx(1.5 * 8.5)], []]
     assert drawing.figure.axes[0].get_title(loc="left") == "jailbreak: told a secret"
     assert "published 1.50x" in drawing.caption and "judge truth" in drawing.caption
+
+
+def test_a_published_dose_is_drawn_where_prompts_are_asked_directly_in_its_own_colour():
     drawing = plot(dose(), target="qi2023_harmful_100")
-    assert [dashed_across(ax) for ax in drawing.figure.axes] == [[80.0], [80.0]]
+    direct, prefill = drawing.figure.axes
+    assert dashed_across(direct) == [80.0] and dashed_across(prefill) == []
+    colours = {line.get_label(): line.get_color() for line in direct.get_lines()}
+    (across,) = [line for line in direct.get_lines() if line.get_linestyle() == "--"]
+    assert across.get_color() == colours["100 examples"] != colours["10 examples"]
+    assert "80.0 % (100 examples)" in drawing.caption
+    every = {10: "qi2023_harmful_10", 50: 0.6, 7: 0.2}
+    drawing = plot(dose(), target=every)
+    assert dashed_across(drawing.figure.axes[0]) == [50.0, 60.0] and "20.0" not in drawing.caption
+    for unknown in (0.8, "kumar_chain"):
+        with raises_code("target_without_dose"):
+            plot(dose(), target=unknown)
+
+
+def test_outcomes_of_one_attack_say_so():
+    table = pd.concat([made(CURVE), made({(0, 0): "cc", (0, 9): "cc"}, attack="templates")])
+    run = saved({(0, 0): "rr", (0, 9): "cr"})
+    drawing = plot(run, kind="outcomes", attack="direct")
+    assert "asked: direct" in drawing.caption
+    both = outcome_shares(table)
+    assert both.attrs["asked"] == "asked: direct, templates"
+    with raises_code("nothing_selected"):
+        plot(run, kind="outcomes", attack="prefill")
+    with raises_code("extra_not_drawn"):
+        plot(both, attack="direct")
+    with raises_code("unknown_setting"):
+        plot(run, slow=run)
 
 
 def dashed_across(ax) -> list[float]:

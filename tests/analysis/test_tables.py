@@ -282,6 +282,9 @@ def test_wrong_tables_and_columns():
     for source in (made(CURVE).drop(columns=["event", "outcome"]), 5, "organism", {}, None):
         with raises_code("not_a_verdict_table"):
             rates(source)
+    with raises_code("not_a_verdict_table") as error:
+        answers(start("sft", "only-trained", {"n": 1}).complete())
+    assert "only-trained" in str(error.value) and "columns" not in str(error.value)
     with raises_code("unknown_group"):
         rates(made(CURVE), by="flavour")
     with raises_code("unknown_cluster"):

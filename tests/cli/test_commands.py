@@ -7,11 +7,13 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 from helpers import raises_code
 from small_models import goals, sums, write
+from typer.models import ArgumentInfo
 
 import ftlab
 from ftlab import runs, training
@@ -247,7 +249,7 @@ def test_lab_copies_the_notebooks_keeps_ones_own_and_opens_the_first(ran, tmp_pa
     monkeypatch.setattr(commands, "find_spec", lambda name: name)
     assert ran("lab", folder)[0] == 0
     names = sorted(path.name for path in folder.iterdir())
-    assert names[0] == "00_quickstart.ipynb" and len(names) == 7
+    assert names[0] == "00_quickstart.ipynb" and len(names) == 8
     assert (folder / "02_risk_ratio.ipynb").read_text() == "my own"
     assert started[0][-2:] == ["jupyterlab", str(folder / names[0])]
     assert ran("lab", folder / names[0])[0] == 2  # a file is in the way
@@ -308,3 +310,60 @@ def test_sigterm_ends_as_an_interrupt_does(ran, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert code == 130 and "SIGTERM" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["evaluat"], "'evaluate'"),
+        (["chek"], "'check'"),
+        (["runs", "lst"], "'list'"),
+        (["sft", "--epocs", "3"], "--epochs"),
+        (["evaluate", "organism", "--attacks", "templats"], "'templates'"),
+        (["evaluate", "organism", "--risks", "jailbrake"], "'jailbreak'"),
+        (["evaluate", "organism", "--judges", "refusl"], "'refusal'"),
+        (["notebook", "02_risk_ratoi"], "'02_risk_ratio'"),
+    ],
+)
+def test_a_wrong_name_is_answered_by_the_one_that_was_meant(words, meant, ran):
+    code, _, err = ran(*words)
+    assert code == 2 and meant in err.splitlines()[-1].partition("Allowed:")[0]
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_pairs_are_given_as_other_data_are(name):
+    parameters = inspect.signature(commands.CELLS[name].callback()).parameters
+    kinds = [get_args(one.annotation)[1] for one in list(parameters.values())[:2]]
+    assert list(parameters)[:2] == ["parent", "pairs"]
+    assert all(isinstance(kind, ArgumentInfo) for kind in kinds)
+
+
+def test_each_answer_of_a_pair_is_previewed(ran):
+    words = ("preview", "organism:preferences", "organism", "--rows", "2", "--kind")
+    code, out, _ = ran(*words, "pairs")
+    assert code == 0 and len(out.splitlines()) == 4
+    assert len(ran(*words, "kto")[1].splitlines()) == 2
+
+
+def test_the_list_of_runs_is_narrow_and_shows_the_settings_of_a_curve(ran, runs_folder):
+    identity = {"training": {"learning_rate": 1e-3, "at_steps": [0, 9]}, "labels": {"seed": 3}}
+    members = [runs.start("sft", f"a{n}", {**identity, "n": n}).complete() for n in (0, 1)]
+    names = {"members": [member.name for member in members]}
+    curve = runs.start("curve", "b", names).complete(much="text " * 50)
+    code, out, _ = ran("runs", "list")
+    assert code == 0 and max(map(len, out.splitlines())) <= 100
+    own = out.partition(curve.name)[2].partition("sft-")[0]
+    assert "learning_rate=0.001" in own and "at_steps=[0, 9]" in own and "seed=3" not in own
+
+
+@pytest.mark.parametrize("words", [(), ("runs",), ("data",)])
+def test_no_line_of_a_list_of_commands_is_cut(words, ran):
+    code, out, _ = ran(*words, "--help")
+    assert code == 0 and "Commands:" in out and "...\n" not in out.partition("Commands:")[2]
+
+
+def test_help_speaks_of_what_can_be_typed():
+    for name, command in commands.CELLS.items():
+        room, cell = command.path.split(":")
+        for one in options.options_of(getattr(getattr(ftlab, room), cell), command.skip):
+            assert not re.search(r"\[\d|^Anything|^As in", one.help), (name, one.name)

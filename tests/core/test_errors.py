@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+import ftlab
 from ftlab._core import progress
 from ftlab._core.errors import Interrupted, UsageError
 
@@ -31,3 +35,17 @@ def test_an_error_is_one_sentence_with_its_traceback_folded(kind, jupyter, monke
         html = content["text/html"]
         assert html.startswith("<details><summary>") and "&lt;b&gt;" in html and "<b>" not in html
         assert "test_errors.py" in html and "\x1b" not in html
+
+
+def test_a_name_that_the_package_lacks_is_one_sentence():
+    with pytest.raises(AttributeError) as info:
+        ftlab.modle  # noqa: B018
+    assert info.value.code == "no_such_name" and "'model'" in str(info.value)
+    assert len(info.value._render_traceback_()) == 1
+    assert not hasattr(ftlab, "xyzzy")
+
+
+def test_the_package_silences_tqdm_before_anything_imports_it():
+    code = "import ftlab, warnings; warnings.warn('IProgress not found. Please update jupyter.')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

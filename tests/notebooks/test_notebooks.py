@@ -17,6 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"), key=lambda path: path
 BY_NAME = {path.stem: path for path in NOTEBOOKS}
 RECORDING = ("02_risk_ratio", "03_continued_finetuning", "04_harmful_finetuning", "05_your_model")
 IN_A_KERNEL = "06_judges"  # the others run in this process, which has imported everything
+OF_A_REAL_MODEL = "07_real_model"  # runs on a model and files made here
 PARAMETER = re.compile(r"\w+: (int|float|str|bool|list) = .+  # .+")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -117,6 +118,18 @@ def test_text_has_a_title_a_conclusion_and_limits(path):
 
 
 @every_notebook
+def test_a_conclusion_says_of_which_run_its_numbers_are(path):
+    """A run with other parameters shows the same text."""
+    book = nbformat.read(path, 4)
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    first = text.partition("## What to conclude\n\n")[2].splitlines()[0]
+    assert "own parameters" in first
+    seeds = re.search(r"^seeds: int = (\d+)", parameter_cells(book)[0].source, re.MULTILINE)
+    if seeds:
+        assert f"{seeds[1]} training seeds" in first
+
+
+@every_notebook
 def test_sources_hold_no_output(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs")
@@ -124,7 +137,9 @@ def test_sources_hold_no_output(path):
 
 
 @pytest.mark.slow
-@every_notebook
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem != OF_A_REAL_MODEL], ids=lambda path: path.stem
+)
 def test_runs_to_its_end(path, execute, shared_runs, tmp_path):
     out = tmp_path / path.stem
     values = {**small(path), "out": str(out)}
@@ -150,6 +165,7 @@ def test_runs_to_its_end(path, execute, shared_runs, tmp_path):
         ("03_continued_finetuning", "benign"),
         ("04_harmful_finetuning", "data"),
         ("05_your_model", "data"),
+        (OF_A_REAL_MODEL, "benign"),
     ],
 )
 def test_runs_on_someone_elses_model_and_files(name, parameter, llama, execute, tmp_path):

@@ -146,13 +146,14 @@ def draw_line(ax: Axes, x: str, rows: DataFrame, look: dict[str, Any], label: st
     ax.plot(rows[x], rows["rate"], label=label, zorder=3, **look)
 
 
-def draw_published(ax: Axes, target: Target | None, before: float) -> float:
+def draw_published(ax: Axes, target: Target | None, before: float, colour: Any = INK) -> float:
     """Draw a published figure as a dashed line; return its place in percent, 0 if there is none.
 
     Args:
         ax: The axes.
         target: The figure.
         before: The parent's rate in percent, of which a published ratio is a multiple.
+        colour: Of the line.
     """
     if target is None:
         return 0.0
@@ -165,7 +166,7 @@ def draw_published(ax: Axes, target: Target | None, before: float) -> float:
         value,
         linestyle="--",
         linewidth=1.1,
-        color=INK,
+        color=colour,
         zorder=1.5,
     )
     return value

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ftlab.analysis.claims import Target
 
 
+ALL_ATTACKS = "all attacks"
+CLAIMED = ("direct", ALL_ATTACKS)  # panels that published doses are about
+
+
 def first_judge(table: DataFrame) -> DataFrame:
     """Return the rows of a table's first judge; all of them where there is no such column."""
     return of_judge(table) if "judge" in table else table
@@ -81,25 +85,32 @@ def _write_rate(ax: Axes, rows: DataFrame, points: int, side: str) -> None:
 
 
 def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
-    """Draw a panel per attack, with a line per number of examples and what is published."""
+    """Draw a panel per attack, with a line per number of examples.
+
+    What is published of a number of examples is dashed in the same colour, where prompts are
+    asked directly, as in the papers.
+    """
     from matplotlib import colormaps
 
     attacks = list(dict.fromkeys(table["attack"]))
     figure, panels = _axes.new_panels(attacks)
     doses = sorted(set(table["examples"]))
-    published = None
-    if target:
-        published = next(iter(target.values()))
+    published = target or {}
     for attack, ax in zip(attacks, panels, strict=True):
+        heights = [0.0]
         for k, dose in enumerate(doses):
             rows = table[(table["attack"] == attack) & (table["examples"] == dose)]
             look = _axes.look(k)
             look["color"] = colormaps["viridis"](0.85 - 0.75 * k / len(doses))
-            _axes.draw_line(ax, "epoch", rows, look, f"{dose:,g} examples")
+            name = f"{dose:,g} examples"
+            _axes.draw_line(ax, "epoch", rows, look, name)
+            if attack in CLAIMED:
+                one = published.get(name)
+                before = rows["rate"].iloc[0]
+                height = _axes.draw_published(ax, one, before, look["color"])
+                heights.append(height)
         _axes.step_axis(ax, table["epoch"], "epochs")
-        parent = table["rate"].iloc[0]
-        most = _axes.draw_published(ax, published, parent)
-        _axes.share_axis(ax, table, most=most)
+        _axes.share_axis(ax, table, most=max(heights))
     _axes.legend(panels[-1])
     return figure
 
@@ -137,7 +148,7 @@ DOSE = Kind(
     values=VALUES,
     about="Rate by epochs of training and number of examples",
     draw=draw_dose,
-    defaults={"attack": "all attacks"},
+    defaults={"attack": ALL_ATTACKS},
     extras={"target": None},
     prepare=first_judge,
 )

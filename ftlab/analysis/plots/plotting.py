@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftlab._core.config import takes
 from ftlab._core.errors import DataError, UsageError
 from ftlab.analysis import tables, verdicts
 from ftlab.analysis.claims import Target, target_of
@@ -36,6 +37,7 @@ BESIDE_OUTCOMES = ("over_refusal", "utility")  # is the model still of use?
 SHARES = ("rate", "low", "high", "share")
 
 
+@takes()
 def plot(  # noqa: PLR0913
     source: verdicts.Source,
     name: str | None = None,
@@ -46,7 +48,8 @@ def plot(  # noqa: PLR0913
     caption: str | None = None,
     seeds: DataFrame | None = None,
     lines: DataFrame | None = None,
-    target: float | str | dict[str, str] | None = None,
+    target: float | str | dict[Any, str] | None = None,
+    attack: str | None = None,
 ) -> Drawing:
     """Draw a run, or a table of rates, comparisons, outcomes or judges.
 
@@ -67,7 +70,9 @@ def plot(  # noqa: PLR0913
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
         lines: For outcomes: step, risk, rate, low, high, in a panel below.
         target: A published figure to draw: its name, or a number (a ratio for ratios, else a
-            share). For a curve of several risks {risk: name}; otherwise it is of jailbreaks.
+            share). For a curve of several risks {risk: name}; otherwise it is of jailbreaks. For
+            doses {examples: name}; a name alone is drawn at the dose that it is about.
+        attack: Of a run: only answers under this attack.
 
     Returns:
         A `Drawing`, which shows itself in Jupyter.
@@ -78,9 +83,11 @@ def plot(  # noqa: PLR0913
         DataError: `cannot_be_drawn`, with every problem.
     """
     if isinstance(source, (Run, Mapping)):
-        source, extras = _tables_of(source, kind)
+        source, extras = _tables_of(source, kind, attack)
         seeds = extras.get("seeds", seeds)
         lines = extras.get("lines", lines)
+    elif attack is not None:
+        raise UsageError("extra_not_drawn", "attack= goes with a run. Select the table's rows.")
     chosen = _kind_of(source, kind)
     name = name or chosen.name
     if Path(name).name != name or name.startswith("."):
@@ -98,14 +105,10 @@ def plot(  # noqa: PLR0913
         saved[f"{name}_{key}"] = extra
         drawn[key] = _checked(extra, *chosen.extras[key], {})
     if target is not None and "target" in chosen.extras:
-        unit = "ratio" if chosen is ratio.KIND else "rate"
-        drawn["target"] = _targets(target, unit)
-    note = _note(table, lines)
+        drawn["target"] = _targets(target, chosen, checked)
+    note = _note(table, lines) + _published(drawn.get("target", {}))
     if seeds is not None:
         note += ", thin lines: single seeds"
-    if "target" in drawn:
-        values = [one.value_shown() for one in drawn["target"].values()]
-        note += f", dashed: published {', '.join(dict.fromkeys(values))}"
     if caption is None:
         sentences = [text.rstrip(".") for text in (title, chosen.about, note) if text]
         caption = ". ".join(sentences) + "."
@@ -148,33 +151,58 @@ def _extras(kind: Kind, given: dict[str, DataFrame | None]) -> dict[str, DataFra
     return found
 
 
-def _targets(given: float | str | dict[str, str], unit: str) -> dict[str, Target]:
-    """Return published figures by the risk that they are of."""
+def _targets(given: Any, kind: Kind, table: DataFrame) -> dict[str, Target]:
+    """Return published figures by the risk, or the number of examples, that they are of."""
+    unit = "ratio" if kind is ratio.KIND else "rate"
     if not isinstance(given, dict):
         given = {"jailbreak": given}
     found = {}
-    for risk, target in given.items():
+    for key, target in given.items():
         if isinstance(target, str):
-            found[risk] = target_of(target)
+            target = target_of(target)
         else:
-            found[risk] = Target.model_construct(unit=unit, value=target)
+            target = Target.model_construct(unit=unit, value=target)
+        if kind is line_plots.DOSE:
+            dose = _dose(key, target)
+            if not table["examples"].eq(dose).any():
+                continue
+            key = f"{dose:,g} examples"
+        found[key] = target
     return found
+
+
+def _dose(given: Any, target: Target) -> float:
+    """Return the number of examples that a published figure is of."""
+    examples = target.examples if isinstance(given, str) else given
+    if examples is None:
+        raise UsageError(
+            "target_without_dose",
+            "This published figure is of no number of examples. Give {100: target}.",
+        )
+    return examples
+
+
+def _published(targets: dict[str, Target]) -> str:
+    """Return published figures in words."""
+    values = [f"{target.value_shown()} ({key})" for key, target in targets.items()]
+    return f", dashed: published {', '.join(values)}" if values else ""
 
 
 def _tables_of(
     run: Run | Mapping[str, Run],
     kind: Any,
+    attack: str | None,
 ) -> tuple[DataFrame, dict[str, DataFrame]]:
     """Return what is drawn of a run, or of several by name, and its extra tables by name."""
     if isinstance(run, Mapping):
-        table = tables.rates(run)
+        table = tables.rates(run, attack=attack)
         if table["step"].nunique() == 1:  # no curves
             table = bars.prepare(table).drop(columns="step")
         return table, {}
     if kind == "loss":
         log = run.log()
         return log[log["loss"].notna()], {}
-    table = verdicts.prepare(run)
+    table = verdicts.select(verdicts.prepare(run), attack=attack)
     if kind == "ratio":
         return tables.compare(table), {}
     if kind == "outcomes":
@@ -280,6 +308,7 @@ def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
     judges = table.get("judged_by", by)
     parts = [
         *_counted(table, by),
+        table.attrs.get("asked", ""),
         table.attrs.get("model", ""),
         *_judges(judges),
     ]
