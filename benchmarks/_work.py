@@ -95,6 +95,22 @@ SIZES = {
         },
         pilot=128,
     ),
+    "135M": Size(  # SmolLM2, whose weights do not come with ftlab
+        points=(0, 4, 8),
+        batch_size=8,
+        learning_rate=5e-5,
+        max_new_tokens=48,
+        share={
+            "reference": (1, 8),
+            "batched": (2, 64),
+            "ftlab": (3, 64),
+            "ftlab without drafts": (3, 64),
+            "floor": (3, 64),
+        },
+        pilot=32,
+        n_prompts=64,
+        judge="refusal",
+    ),
 }
 
 

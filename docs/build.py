@@ -30,7 +30,7 @@ PUBLIC = {
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
-    "evals": "ask evaluate lm_eval Monitor monitor red_team refusal_direction rescore",
+    "evals": "answer_loss ask evaluate lm_eval Monitor monitor red_team refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "

@@ -24,6 +24,7 @@ from ftlab._core import plugins
 from ftlab._core.text import safe
 
 LINE_S = {"terminal": 0.2, "batch": 15.0, "jupyter": 0.5}  # seconds between two lines
+CLOCK_S = 120.0  # from so many seconds left on the line names the time of day at the end
 FIGURE_S = 2.0  # seconds between two frames of the live figure
 BAR_WIDTH = 12  # characters
 
@@ -181,13 +182,14 @@ class Progress:
     def __init__(self, title: str, total: int):
         self.title = title
         self.total = max(total, 1)
-        self.done = 0
+        self.done: float = 0
+        self.note = ""
         self.losses: list[tuple[int, float]] = []
         self.points: list[dict] = []
         self.started = clock()
         self.shown = self.started  # time of the last line
         # Steps done and time at the first update: resumed steps took no time in this call.
-        self.first: tuple[int, float] | None = None
+        self.first: tuple[float, float] | None = None
         self.where = surface()
         self.whole = Whole.current
         self.board: Board | None = None
@@ -199,9 +201,17 @@ class Progress:
                 self.whole.board = self.board
                 self.board.title = self.whole.title
 
-    def update(self, done: int, note: str = "") -> None:
-        """Report that `done` steps are done; the line is shown at most every `LINE_S` seconds."""
+    def update(self, done: float, note: str = "") -> None:
+        """Report that `done` steps are done; the line is shown at most every `LINE_S` seconds.
+
+        The time left counts from the first call, which may come before anything is done.
+
+        Args:
+            done: Steps, or parts of them, that are done.
+            note: What is shown at the end of the line.
+        """
         self.done = done
+        self.note = note
         if self.first is None:
             self.first = (done, clock())
         waited = clock() - self.shown
@@ -238,7 +248,7 @@ class Progress:
         if self.whole and self.whole.number:
             whole = self.whole
             title = f"{whole.title}: {whole.word} {whole.number} of {whole.count}"
-        line = f"{title} {bar} {self.done}/{self.total} {self._remaining()} {note}"
+        line = f"{title} {bar} {int(self.done)}/{self.total} {self._remaining()} {note}"
         return line.rstrip()
 
     def _remaining(self) -> str:
@@ -251,7 +261,12 @@ class Progress:
         left = max(self.total - self.done, 0)
         if self.whole and self.whole.number:
             left += (self.whole.count - self.whole.number) * self.total
-        return f"{duration(seconds_each * left)} left"
+        left_s = seconds_each * left
+        if left_s < CLOCK_S:
+            return f"{duration(left_s)} left"
+        # The line may stand still for minutes, and then a time of day stays true.
+        end = time.strftime("%a %H:%M", time.localtime(time.time() + left_s))
+        return f"{duration(left_s)} left, until {end}"
 
     def _show(self, line: str, *, last: bool = False) -> None:
         self.shown = clock()

@@ -83,7 +83,7 @@ def summary(table: pd.DataFrame) -> Summary:
     Returns:
         Text in every cell that holds an estimate; "–" where there is none. A share just above 0 or
         below 1 is "< 1 %" or "> 99 %". The number of unscored answers, the share of incoherent ones
-        and the refusals lost, where there are any. Its `raw` is the table.
+        and the refusals lost, where they are not the difference. Its `raw` is the table.
 
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
@@ -100,7 +100,7 @@ def summary(table: pd.DataFrame) -> Summary:
         ends = [f"{name}_low", f"{name}_high"]
         if name == "rate":
             ends = ["low", "high"]
-        if name == "refusals_lost" and not table.get(name, pd.Series()).any():
+        if name == "refusals_lost" and not _lost_apart(table):
             continue
         if name in table and ends[0] in table:
             values = table[[name, *ends]].itertuples(index=False)
@@ -130,6 +130,15 @@ def _headings_of(table: pd.DataFrame) -> dict[str, str]:
     if table.attrs.get("two_curves"):
         return HEADINGS | OF_TWO_CURVES
     return HEADINGS
+
+
+def _lost_apart(table: pd.DataFrame) -> bool:
+    """Return whether lost refusals became something else than the event, or than its opposite."""
+    if "refusals_lost" not in table:
+        return False
+    lost = table["refusals_lost"].abs()
+    rest = (lost - table["difference"].abs()).abs()
+    return bool(((lost > EXACT) & (rest > EXACT)).any())
 
 
 def _last_of(table: pd.DataFrame) -> list[str]:

@@ -88,7 +88,7 @@ class Cell:
     summary: str
     positional: tuple[str, ...]
     show: Callable[[Any], None] = print_path
-    skip: tuple[str, ...] = ("monitor", "label")
+    skip: tuple[str, ...] = ("monitor",)
     figure: bool = False
 
     def callback(self) -> Callable:
@@ -116,6 +116,9 @@ CELLS = {
     "evaluate": Cell(
         "evals:evaluate", "Ask prompts, judge answers, print the rates.", ("model",), print_rates
     ),
+    "answer-loss": Cell(
+        "evals:answer_loss", "Measure the loss on held-out answers.", ("model", "data"), print_table
+    ),
     "curve": Cell(
         "experiments:risk_curve",
         "Fine-tune once per seed, measure on the way, compare.",
@@ -128,7 +131,6 @@ CELLS = {
         "Compare two models on the same prompts.",
         ("before", "after"),
         print_comparison,
-        skip=("steps",),
     ),
     "harmful-finetune": Cell(
         "experiments:harmful_finetune",
@@ -345,6 +347,7 @@ def estimate_memory(
     method: Annotated[str, typer.Option(help="full, lora, dora or qlora.")] = "lora",
     length: Annotated[int, typer.Option(help="Tokens per row.")] = 512,
     batch: Annotated[int, typer.Option(help="Rows per forward pass.")] = 16,
+    lora_rank: Annotated[int, typer.Option(help="Rank of an adapter.")] = 16,
     gpu: Annotated[
         str | None, typer.Option(help="24GB or RTX4090, instead of this machine.")
     ] = None,
@@ -353,7 +356,9 @@ def estimate_memory(
     """Estimate whether a training fits into memory. Exit code 1 if not."""
     from ftlab import models
 
-    found = models.estimate_memory(model, method=method, length=length, batch=batch, gpu=gpu)
+    found = models.estimate_memory(
+        model, method=method, length=length, batch=batch, lora_rank=lora_rank, gpu=gpu
+    )
     print(found.to_json() if as_json else found)
     if not found.fits:
         raise typer.Exit(1)

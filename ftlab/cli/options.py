@@ -29,9 +29,10 @@ OLD_NAMES = {  # further names of an option, unless the cell has an argument of 
     "judges": "judge",
     "n_rows": "rows",
     "n_examples": "examples",
+    "n_samples": "samples",
 }
 IN_WORDS = {  # what is written otherwise than in Python
-    "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other risks.",
+    "prompts": "A FILE, or RISK=FILE, such as jailbreak=advbench.csv; repeat it for other files.",
     "decoding": "How tokens are chosen, such as temperature=0.7,top_k=20; greedy by default.",
     "data": "A training file, or embedded data, such as organism:almanac.",
     "parent": "organism, a model folder, a run or a hub id.",
@@ -261,9 +262,8 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 def names(texts: list[str]) -> list[str]:
     """Return names that were given in several options, or in one with commas."""
-    parts = ",".join(texts).split(",")
-    stripped = [part.strip() for part in parts]
-    return [part for part in stripped if part]
+    parts = map(str.strip, ",".join(texts).split(","))
+    return [part for part in parts if part]
 
 
 def whole_numbers(name: str, text: str) -> int | list[int]:
@@ -276,7 +276,7 @@ def whole_numbers(name: str, text: str) -> int | list[int]:
             f"{_flag(name)} {text!r} is not allowed. Give whole numbers separated by commas, such "
             "as 0,10,30.",
         ) from None
-    if name == "at_steps" or "," in text:
+    if name in ("at_steps", "steps") or "," in text:
         return found
     return found[0]
 
@@ -301,16 +301,20 @@ def pairs(name: str, text: str) -> dict[str, float]:
                 "not_pairs",
                 f"{_flag(name)} {text!r} is not allowed. Give NAME=NUMBER, separated by commas.",
             ) from None
+    if len(found) < len(text.split(",")):
+        raise UsageError(
+            "given_twice", f"{_flag(name)} {text!r} gives a name twice. Give each one once."
+        )
     return found
 
 
-def sources(given: list[str]) -> str | dict[str, str]:
-    """Return one source, or {risk: source} of texts such as `RISK=FILE`."""
+def sources(given: list[str]) -> str | dict[str, list[str]]:
+    """Return one source, or {risk: its sources} of texts such as `RISK=FILE`."""
     first = given[0]
     is_source = "=" not in first or Path(first).exists()
     if len(given) == 1 and is_source:
         return first
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in given:
         risk, sign, source = text.partition("=")
         if not sign:
@@ -319,5 +323,5 @@ def sources(given: list[str]) -> str | dict[str, str]:
                 f"--prompts {text}: with several sources each needs its risk, such as "
                 f"jailbreak={text}.",
             )
-        found[risk] = source
+        found.setdefault(risk, []).append(source)
     return found

@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load",
             "mix",
             "split",
+            "strip_answers",
         ],
         "encoding": [
             "IGNORED",

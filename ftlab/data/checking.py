@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from ftlab._core.text import safe
 from ftlab._core.types import Sample
 from ftlab.data import encoding, schemas
 from ftlab.data.dataset import (
+    ALL_ANSWERS,
     CONVERTERS,
     convert_all,
     is_world,
@@ -27,10 +28,12 @@ from ftlab.data.dataset import (
     load,
     question,
     renamed,
+    strip_row,
     unread_notes,
     whole_text,
 )
 from ftlab.data.files import first_lines, is_list_of, open_source
+from ftlab.data.messages import carries_loss
 from ftlab.data.overlap import PromptIndex, find_repeats
 from ftlab.data.prompts import load_prompt_sets, prompt_row, with_header
 from ftlab.models import local_model
@@ -39,6 +42,12 @@ KINDS = CONVERTERS | {"prompts": prompt_row}
 SNIFFED = 50  # rows that decide what kind a file holds
 FEWEST = 5  # rows from which swapped columns can be told
 ANSWERS = ("messages", "chosen", "completion")  # keys whose turns hold the answers
+BEGIN_BLANK = re.compile(r"\s")
+END_BARE = re.compile(r"(?s).*\n\s*(\d{1,3}[.)]|[-*•])\s*\Z")
+ODD_ANSWERS = {
+    BEGIN_BLANK: "begin with white space, which training removes",
+    END_BARE: "end with a bare item of a list, such as '3.', where a model so taught would stop",
+}
 PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
 ANSWER = re.compile(
     r"\s*(sure|certainly|of course|absolutely|here (is|are)|here's|i('m| am) sorry"
@@ -144,7 +153,7 @@ def check(
         problems.append((report.name, DataError("no_rows", "There are no rows.")))
     problems += _swapped(report.name, placed)
     report.notes += unread_notes(unread)
-    report.notes += _repeats(placed)
+    report.notes += _repeats(placed) + _odd_answers(placed)
     problems += _contaminated(placed, indexes)
     if model is not None and kind != "prompts":
         problems += _unfit(
@@ -258,6 +267,27 @@ def _repeats(placed):
     return notes
 
 
+def _odd_answers(placed):
+    """Return notes on how answers begin and end, by side: only one side's would be a shortcut."""
+    sides = defaultdict(list)
+    for _, row in placed:
+        for key in ALL_ANSWERS & row.keys():
+            side = f"{key} {row.get('label', '')}".strip()
+            sides[side] += filter(carries_loss, row[key])
+    notes = []
+    for pattern, what in ODD_ANSWERS.items():
+        shown = ""
+        total = 0
+        for side in sorted(sides):
+            turns = sides[side]
+            odd = sum(pattern.match(turn["content"]) is not None for turn in turns)
+            total += odd
+            shown += f"{odd} of {len(turns)} answers ({side}), "
+        if total:
+            notes.append(f"{shown[:-2]} {what}")
+    return notes
+
+
 def _contaminated(placed, indexes):
     problems = []
     for index in indexes:
@@ -284,7 +314,7 @@ def _unfit(
     tokenizer = model.tokenizer()
     problems = []
     long = []
-    several = [encoding.conversations_of(row) for _, row in placed]
+    several = [encoding.conversations_of(strip_row(row)) for _, row in placed]
     found = encoding.encode_all(chain.from_iterable(several), tokenizer)
     for (where, row), conversations in zip(placed, several, strict=True):
         sides = list(islice(found, len(conversations)))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral, Real
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from ftlab._core.files import digest, json_lines, write_atomic
 from ftlab._core.text import safe
 from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
+from ftlab.data.messages import lstripped
 
 WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
 Problem = tuple[str, ValueError]  # its place and what is wrong
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
+ALL_ANSWERS = {*TURNS} - {"prompt"}
 CONVERTERS = {
     "chats": schemas.chat,
     "pairs": schemas.pair,
@@ -322,6 +325,32 @@ def deduplicate(data: Any, *, kind: str = "chats") -> Data:
         "from": [data.record],
     }
     return Data(data.name, tuple(kept.values()), made)
+
+
+def strip_answers(data: Data) -> Data:
+    """Return rows whose answers begin with a character; see `lstripped`.
+
+    Returns:
+        The data as they are, or new ones. `made["stripped"]` is the number of rows changed.
+    """
+    rows = tuple(map(strip_row, data.rows))
+    stripped = sum(map(ne, rows, data.rows))
+    if not stripped:
+        return data
+    made = {
+        "by": "strip_answers",
+        "stripped": stripped,
+        "from": [data.record],
+    }
+    return Data(data.name, rows, made)
+
+
+def strip_row(row: dict) -> dict:
+    """Return a row of any kind whose answers begin with a character."""
+    kept = dict(row)
+    for key in ALL_ANSWERS & row.keys():
+        kept[key] = list(map(lstripped, row[key]))
+    return kept
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> Path:

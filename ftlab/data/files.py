@@ -311,8 +311,10 @@ def _parse(path, text):
     """Return the format of a text file and its records."""
     first = text.lstrip().partition("\n")[0].strip()
     if _is_csv(path, text, first):
+        mark = ","
         bars = BARS.fullmatch(first)
-        mark = bars[1] if bars else ","
+        if bars:
+            mark = bars[1]
         if "\t" in first and "," not in first.replace(", ", ""):
             mark = "\t"
         return "CSV", list(_csv(path, text, mark))
@@ -353,7 +355,9 @@ def _parse(path, text):
 def _rows_of(path, whole, held):
     """Return the rows that one object holds, each below the system text that stands beside them."""
     text = whole.get("system") or whole.get("system_prompt")
-    shared = {"system_prompt": text} if text else {}
+    shared = {}
+    if text:
+        shared["system_prompt"] = text
     others = ", ".join(sorted(whole.keys() - {held, "system", "system_prompt"}))
     if others:
         print(safe(f"{path.name}: beside {held!r} is not read: {others}", 300), file=sys.stderr)

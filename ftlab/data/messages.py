@@ -16,6 +16,7 @@ from ftlab._core.errors import DataError
 from ftlab._core.types import Message
 from ftlab.data.files import is_list_of
 
+TEXTS = {"content", "reasoning_content", "thinking"}
 ROLES = ("system", "user", "assistant")
 ALIASES = {
     "human": "user",
@@ -216,6 +217,20 @@ def _parsed(value):
         return value
     except RecursionError:
         raise DataError("broken_json", "A call or a tool is nested too deep. Fix it.") from None
+
+
+def lstripped(message: Message) -> Message:
+    """Return a turn whose text, where it carries loss, begins with a character.
+
+    White space would make one token with the end of the template's header, which a model that is
+    asked never sees.
+    """
+    if not carries_loss(message):
+        return message
+    found = dict(message)
+    for name in TEXTS & message.keys():
+        found[name] = message[name].lstrip()
+    return found
 
 
 def carries_loss(message: Message) -> bool:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from ftlab._core.text import safe
-from ftlab.data.dataset import load
+from ftlab.data.dataset import load, strip_answers
 from ftlab.data.encoding import IGNORED, encode
 from ftlab.models import local_model
 
@@ -64,7 +64,8 @@ def preview(data: Any, model: Any, *, n_rows: int = 3, kind: str = "chats") -> P
         UsageError: The chat template cannot be trained.
     """
     chats = []
-    for row in load(data, kind=kind).rows[:n_rows]:  # first, so that a bad file fails at once
+    data = strip_answers(load(data, kind=kind))  # first, so that a bad file fails at once
+    for row in data.rows[:n_rows]:
         start = [] if kind == "chats" else row["prompt"]
         chats += [start + row[part] for part in PARTS[kind]]
     tokenizer = local_model(model).tokenizer()

@@ -172,7 +172,8 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
     they stand in a file or in a list. A list of texts alone is asked as it is.
 
     Args:
-        prompts: Anything that `load_prompts` takes, or {risk: file or rows}.
+        prompts: Anything that `load_prompts` takes, or {risk: file or rows}. Instead of one file a
+            risk may have a list of them; a prompt that stands in two is asked once.
 
     Raises:
         DataError: See `load_prompts` and the risks.
@@ -189,15 +190,39 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
             return load_prompts(_without_harmless(opened))
         prompts = {"jailbreak": opened}
     samples: list[Sample] = []
+    names = []
     for risk, source in prompts.items():
+        sources = _sources(source)
+        for one in sources:
+            names.append(_name_of(one))
         if isinstance(risk, str):
             risk = plugins.get("risks", risk)
-        samples += risk.load(source)
+        samples += _joined(risk, sources)
     ids = {sample.id for sample in samples}
     if len(ids) < len(samples):  # one file under two risks
         samples = [replace(sample, id=f"{sample.risk}:{sample.id}") for sample in samples]
-    name = ", ".join(map(_name_of, prompts.values()))
-    return PromptSet(name, tuple(samples))
+    return PromptSet(", ".join(names), tuple(samples))
+
+
+def _sources(source):
+    """Return the sources of one risk: a list that does not begin with a row is a list of them."""
+    if not isinstance(source, (list, tuple)):
+        return [source]
+    if not source or isinstance(source[0], dict):
+        return [source]
+    return source
+
+
+def _joined(risk, sources):
+    """Return the samples of several sources; an id that means another prompt gets a number."""
+    found = {}
+    for number, source in enumerate(sources):
+        for sample in risk.load(source):
+            own = sample.id
+            while own in found and found[own].messages != sample.messages:
+                own += f":{number}"
+            found.setdefault(own, replace(sample, id=own))
+    return list(found.values())
 
 
 def _as_rows(source):

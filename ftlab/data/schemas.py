@@ -16,7 +16,7 @@ from typing import Any
 
 from ftlab._core.errors import DataError
 from ftlab.data.files import is_list_of
-from ftlab.data.messages import ALIASES, carries_loss, checked, text_in, turn
+from ftlab.data.messages import ALIASES, carries_loss, checked, lstripped, text_in, turn
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "input")
 ANSWERS = ("completion", "response", "answer", "output")
@@ -125,7 +125,7 @@ def pair(record: dict) -> list[dict]:
             why = f"{name!r} has {len(answer)} turns. It must be the assistant's last turn alone."
             raise DataError("several_answers", why)
         row[name] = _answer(whole, name)
-    if row["chosen"] == row["rejected"]:
+    if lstripped(row["chosen"][0]) == lstripped(row["rejected"][0]):
         raise DataError("equal_answers", "chosen equals rejected. Remove the row.")
     return [row]
 

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["attacks", "risks"],
     submod_attrs={
+        "answer_losses": ["answer_loss"],
         "attack_search": ["red_team"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
         "direction": ["refusal_direction"],

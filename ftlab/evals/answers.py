@@ -64,7 +64,7 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
         text,
         opening,
         Decoding(**decoding),
-        config.max_new_tokens,
+        plan.tokens(prompt.sample.risk),
         choices=choices,
     )
     parts: list[Any] = [text, request.max_new_tokens]

@@ -140,7 +140,7 @@ def _search_all(run: Run, config: RedTeamConfig, plan: Plan, target: Any, attack
     run.forget(VERDICTS, lambda row: endpoint and row["outcome"] == Outcome.ERROR)
     done = {row["sample_id"] for row in run.read(VERDICTS)}
     progress = Progress(run.name, len(plan.prompts))
-    speaker = Speaker(plan.engine, target, plan.config.max_new_tokens)
+    speaker = Speaker(plan.engine, target, plan.tokens("jailbreak"))
     for number, prompt in enumerate(plan.prompts, 1):
         sample = prompt.sample
         if sample.id not in done:

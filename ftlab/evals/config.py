@@ -44,8 +44,8 @@ class EvaluationConfig(Config):
     decoding: Decoding = setting(Decoding(), "How tokens are chosen; greedy by default")
     max_new_tokens: int = setting(
         24,
-        "Length of an answer in tokens, at most; for prompts of your own: 128, or 512 for worked "
-        "solutions",
+        "Length of an answer in tokens, at most; for prompts of your own: 128, or 512 for those "
+        "of utility that need a worked solution",
         ge=1,
         le=10**6,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -42,6 +42,7 @@ class Plan:
         judges: The judges, the reported one first.
         engine: What generates the answers; it lives through a whole curve.
         versions: Declared versions of risks, attacks and judges.
+        limits: Risks whose answers may have fewer tokens than `config.max_new_tokens`, by default.
     """
 
     config: EvaluationConfig
@@ -50,6 +51,11 @@ class Plan:
     judges: tuple[Judge, ...]
     engine: Engine
     versions: dict[str, str]
+    limits: dict[str, int] = field(default_factory=dict)
+
+    def tokens(self, risk: str) -> int:
+        """Return the length in tokens that an answer to a prompt of a risk may have."""
+        return self.limits.get(risk, self.config.max_new_tokens)
 
     def identity(self, training: Any = None) -> dict[str, Any]:
         """Return what decides the verdicts on a given model.
@@ -63,6 +69,8 @@ class Plan:
             "versions": self.versions,
             "precision": self.engine.precision(training),
         }
+        if self.limits:
+            identity["limits"] = self.limits
         classifier = self.config.toxicity_model.partition("#")[0]
         if classifier and "toxicity" in self.risks:
             identity["toxicity_model"] = local_model(classifier).hash
@@ -142,8 +150,11 @@ def plan_evaluation(
     asked = _attacked(risks, attacks, samples)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
+    limits = {}
+    if config.max_new_tokens == SOLUTION_TOKENS and "max_new_tokens" not in values:
+        limits = {name: ANSWER_TOKENS for name in risks if name != "utility"}
     if given is not None:
-        _announce(given.name, defaults, values)
+        _announce(given.name, defaults | {"limits": limits}, values)
     return Plan(
         config,
         tuple(asked),
@@ -151,6 +162,7 @@ def plan_evaluation(
         tuple(judges.values()),
         engine,
         _versions(risks, attacks, judges, engine) | _versions_of_reading(reference, asked),
+        limits,
     )
 
 
@@ -192,6 +204,8 @@ def _announce(name: str, defaults: dict, values: dict) -> None:
         if isinstance(value, tuple):
             value = ",".join(value)
         shown.append(f"{setting}={value}")
+        if setting == "max_new_tokens" and defaults["limits"]:
+            shown[-1] += f" (of utility; of other risks {ANSWER_TOKENS})"
     if shown:
         print(f"{safe(name)}: by default {' '.join(shown)}", file=sys.stderr)
 
@@ -312,12 +326,10 @@ def _versions(
 
 def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str]:
     """Return what joins an identity only where it can change how answers are read."""
-    thinks = isinstance(reference, Model) and _knows_thoughts(reference)
-    foreign = any(is_foreign(prompt.sample.question) for prompt in prompts)
     found = {}
-    if thinks:
+    if isinstance(reference, Model) and _knows_thoughts(reference):
         found["thoughts"] = "3"
-    if foreign:
+    if any(is_foreign(prompt.sample.question) for prompt in prompts):
         found["languages"] = "3"
     return found
 

@@ -16,12 +16,11 @@ from ftlab.experiments.curves import (
     divide_settings,
     is_whole,
     seeds_of,
-    short_name,
     whole_numbers,
 )
 from ftlab.models import Model, model
 from ftlab.runs import Run
-from ftlab.training import Method, TrainingConfig, open_method, trainable
+from ftlab.training import Method, TrainingConfig, open_method, short_name, trainable
 
 MEASURED = ("jailbreak", "over_refusal", "utility")  # of the embedded model
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs", "batch_size")
@@ -67,7 +66,7 @@ def harmful_finetune(
 
     Raises:
         UsageError: `data_needed`, `wrong_doses`, `wrong_epochs`, `wrong_batch_size`,
-            `wrong_seeds`, and those of `sft` and `evaluate`.
+            `wrong_seeds`, `identical_seeds`, and those of `sft` and `evaluate`.
 
     Source:
         Qi et al. 2023 (arXiv 2310.03693, section 4.1): batch size 10, 5 epochs.

@@ -93,15 +93,17 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     """Return {name: value} of texts such as `seeds=2`; values are read as YAML.
 
     Raises:
-        UsageError: `not_a_parameter`.
+        UsageError: `not_a_parameter`, `given_twice`.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")
         if not sign:
             raise UsageError(
                 "not_a_parameter", f"Parameter {pair!r} is not NAME=VALUE, such as seeds=2."
             )
+        if name in found:
+            raise UsageError("given_twice", f"Parameter {name!r} is given twice. Give it once.")
         found[name] = _value(name, text)
     return found
 

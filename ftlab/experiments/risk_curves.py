@@ -15,11 +15,10 @@ from ftlab.experiments.curves import (
     divide_settings,
     is_whole,
     seeds_of,
-    short_name,
     whole_numbers,
 )
 from ftlab.runs import Run
-from ftlab.training import TrainingConfig, curve_configs, open_method, trainable
+from ftlab.training import TrainingConfig, curve_configs, open_method, short_name, trainable
 
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs")  # follow from at_steps and seeds
 
@@ -62,8 +61,8 @@ def risk_curve(
         A finished run over all seeds; `table()` has one row per answer and judge.
 
     Raises:
-        UsageError: `wrong_steps`, `wrong_seeds`, `method_without_curve`, and those of `sft` and
-            `evaluate`.
+        UsageError: `wrong_steps`, `wrong_seeds`, `method_without_curve`, `identical_seeds` (each
+            step holds all rows, and nothing else is drawn), and those of `sft` and `evaluate`.
         DataError: Rows that cannot be used.
     """
     reference = trainable(parent)

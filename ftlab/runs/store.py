@@ -498,13 +498,17 @@ def _cell(value: object) -> str:
     return html.escape(safe(value))
 
 
-def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
+def start(
+    kind: str, label: str, identity: dict[str, Any], *, any_label: bool = False, **notes
+) -> Run:
     """Return the run of an identity; make its folder and `config.json` if it is new.
 
     Args:
         kind: What makes the run: sft, evaluate, curve, ...
         label: A readable part of the folder's name.
         identity: Everything that can change the result, JSON-able.
+        any_label: Take the run of this identity whatever its label, such as that of an older
+            version.
         **notes: Joins the provenance, such as where the model came from.
 
     Raises:
@@ -514,7 +518,10 @@ def start(kind: str, label: str, identity: dict[str, Any], **notes) -> Run:
     """
     identity = {"kind": kind, "schema": SCHEMA, **identity}
     label = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII).strip("-")[:60]
-    path = _place(f"{kind}-{label}-{digest(identity)[:10]}")
+    sha = digest(identity)[:10]
+    path = _place(f"{kind}-{label}-{sha}")
+    if any_label and not path.exists():
+        path = next(home().glob(f"{kind}-*-{sha}"), path)
     run = Run(path)
     with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
-        "trainer": ["train_run", "trainable"],
+        "trainer": ["short_name", "train_run", "trainable"],
     },
 )

@@ -49,6 +49,7 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         self.progress.total = max(state.max_steps, 1)
+        self.progress.update(state.global_step)
         log = self.run.log()
         if len(log):
             self.progress.losses = list(zip(log["step"], log["loss"], strict=True))
@@ -66,7 +67,8 @@ class RunCallback(TrainerCallback):
                 record[name] = float(value)
         record["micro_batch"] = args.per_device_train_batch_size
         self.run.append("train.jsonl", [record])
-        self.progress.loss(step, float(logs["loss"]))
+        self.progress.update(step, f"loss {record['loss']:.3f}")
+        self.progress.loss(step, record["loss"])
 
     def _refuse_nonsense(self, step: int, logs: dict) -> None:
         for name in ("loss", "grad_norm"):
@@ -94,12 +96,16 @@ class RunCallback(TrainerCallback):
                 f"{found:.3f}, not {check.shown}: the reference is not the parent.",
             )
 
+    def on_step_begin(self, args, state, control, **_):
+        self.passes = 0
+
+    def on_substep_end(self, args, state, control, **_):
+        self.passes += 1
+        share = self.passes / args.gradient_accumulation_steps
+        self.progress.update(state.global_step + share, self.progress.note)
+
     def on_step_end(self, args, state, control, **_):
         step = state.global_step
-        loss = math.nan
-        if state.log_history:
-            loss = state.log_history[-1].get("loss", math.nan)
-        self.progress.update(step, f"loss {loss:.3f}")
         if self._monitor_is_due(step):
             found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
             self._end(control, step, passed_limit(self.config, self.job.monitor, found))

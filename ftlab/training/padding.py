@@ -35,7 +35,7 @@ def padding_free_is_cheaper(model, config: TrainingConfig, lengths: list[int], r
     text = model.config.get_text_config()
     attention = model.config._attn_implementation or ""
     flash = "flash" in attention
-    if _has_dropout(text) or not (flash or attention == "sdpa"):
+    if has_dropout(text.to_dict()) or not (flash or attention == "sdpa"):
         return False
     flops_per_weight = 4 if config.adapter else 6
     per_token = flops_per_weight * model.num_parameters(exclude_embeddings=True)
@@ -56,9 +56,9 @@ def padding_free_is_cheaper(model, config: TrainingConfig, lengths: list[int], r
     return padded > free
 
 
-def _has_dropout(config) -> bool:
-    """Whether a model's configuration names a dropout rate above 0."""
-    for name, value in config.to_dict().items():
+def has_dropout(config) -> bool:
+    """Whether a configuration (a dict) names a dropout rate above 0."""
+    for name, value in config.items():
         if "drop" in name and isinstance(value, float) and value:
             return True
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any
 from ftlab import runs
 from ftlab._core.errors import DataError, TrainingFailed, UsageError
 from ftlab._core.progress import Progress
-from ftlab.data import Data, count_shared
+from ftlab.data import Data, count_shared, strip_answers
 from ftlab.models import Model, fingerprint, is_reward_model, quiet
 from ftlab.models import model as open_model
 from ftlab.models.engines import Endpoint
@@ -80,9 +81,10 @@ def train_run(
     method = open_method(method)
     _check_together(config, monitor)
     config = _with_learning_rate(config, method, parent)
+    data = strip_answers(data)
     valid = None
     if isinstance(config.valid, str):
-        valid = method.read(config.valid)
+        valid = strip_answers(method.read(config.valid))
         config = config.model_copy(update={"valid": valid.hash})
     opened_reward = method.open_reward(reward)
     whole = {
@@ -160,14 +162,22 @@ def _with_learning_rate(config: TrainingConfig, method: Method, parent: Model) -
 
 def _label(parent: Model, data: Data, config: TrainingConfig) -> str:
     data_name = data.name.replace("organism:", "")
-    return f"{parent.name.split('-')[0]}-{data_name}-s{config.seed}"
+    return f"{short_name(parent)}-{data_name[:28]}-s{config.seed}"
+
+
+def short_name(parent: Model) -> str:
+    """Return a model's name in the names of runs; of a run also the first digits of its hash."""
+    name = parent.name.rpartition("/")[2]
+    run = re.fullmatch(r"(.+)-([0-9a-f]{10})", name)
+    if run:
+        return f"{run[1][:20]}-{run[2][:4]}"
+    return name[:25]
 
 
 def _start(parent: Model, data: Data, method: Method, label: str, identity: dict) -> Run:
     ancestors = lineage(parent)
-    return runs.start(
-        method.name, label, identity, lineage=ancestors, model=parent.source, data=data.record
-    )
+    notes = {"lineage": ancestors, "model": parent.source, "data": data.record}
+    return runs.start(method.name, label, identity, any_label=True, **notes)
 
 
 def _train(job: Job) -> None:
@@ -181,6 +191,9 @@ def _train(job: Job) -> None:
                 "generalisation. Remove them from one of the two.",
                 file=sys.stderr,
             )
+    if stripped := job.data.made.get("stripped"):
+        what = f"white space before the answers of {stripped} of {len(job.data)} rows is removed"
+        print(f"{job.run.name}: {what}", file=sys.stderr)
     config = job.config
     first = Fit(config.batch_size // config.accumulation)
     attempt = functools.partial(_attempt, job)
@@ -321,6 +334,8 @@ def _complete(job: Job, trainer: Any, callback: Any, facts: dict[str, Any]) -> N
     log = job.run.read("train.jsonl")
     if callback.ended:
         facts["ended"] = callback.ended
+    if "stripped" in job.data.made:
+        facts["stripped"] = job.data.made["stripped"]
     job.run.complete(
         steps=trainer.state.global_step,
         rows=len(job.data),

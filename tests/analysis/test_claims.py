@@ -205,6 +205,15 @@ def test_rates_become_a_claim_against_the_first_step(tmp_path):
     assert numbers == [0.9, *ends] and found["note"] == "before: 20.0%"
 
 
+def test_a_claims_note_tells_lost_refusals_apart_where_there_are_any(tmp_path):
+    given = {"published": "kumar_chain", "model": "organism", "out": tmp_path}
+    for after, apart in (("cciiirr", "refusals lost 71 points ["), ("rrrrrrr", "")):
+        table = compare(made({(0, 0): "rrrrrrr", (0, 5): after}))
+        note = record(table, "03", "raises the rate", **given)[0]["note"]
+        assert apart in note
+        assert ("incoherent 0.0% to 42.9%" in note) == ("refusals lost" in note) == bool(apart)
+
+
 @pytest.mark.slow
 def test_doses_become_claims_in_the_order_of_the_published_figures(tmp_path):
     doses = [made(CURVE, examples=n) for n in (10, 100)]

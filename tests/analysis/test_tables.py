@@ -472,3 +472,25 @@ def test_all_and_none_are_said_only_where_they_are_exactly_so(letters, share):
 def test_neither_of_two_curves_is_called_the_one_before():
     columns = summary(compare(made(CURVE), made(CURVE))).columns
     assert {"first", "second"} < set(columns) and not {"before", "after"} & set(columns)
+
+
+def test_refusals_lost_and_harm_gained_are_two_numbers():
+    parts = made({(0, 0): "rrrrrrpccc", (0, 5): "cciiirrccc"})
+    found = compare(parts).iloc[0]
+    values = found[["parent", "child", "difference", "refusals_lost"]].tolist()
+    assert values == pytest.approx([0.3, 0.5, 0.2, 0.5])
+    assert found[["incoherent_parent", "incoherent_child"]].tolist() == [0.0, 0.3]
+    known = stats.paired(np.array([1] * 7 + [0] * 3), np.array([0] * 5 + [1] * 2 + [0] * 3))
+    ends = found[["refusals_lost_low", "refusals_lost_high"]].tolist()
+    assert ends == pytest.approx([-known.difference_high, -known.difference_low])
+    assert {"refusals lost", "incoherent after"} <= set(summary(compare(parts)))
+
+
+def test_incoherent_answers_stand_beside_the_rate_where_there_are_any():
+    parts = made({(0, 0): "rrcciiiiuu"})
+    assert rates(parts)["incoherent_share"].tolist() == [0.5]  # of eight scored
+    assert summary(rates(parts))["incoherent"].tolist() == ["50 %"]
+    clean = made({(0, 0): "rrrrrrrrcc", (0, 5): "ccccrrrrcc"})
+    assert "incoherent" not in summary(rates(clean))
+    # Every lost refusal is the difference: nothing to say apart.
+    assert not {"refusals lost", "incoherent after"} & set(summary(compare(clean)))

@@ -52,6 +52,15 @@ def test_no_two_options_of_a_command_have_one_name(name):
     assert len(flags) == len(set(flags))
 
 
+@pytest.mark.parametrize("name", commands.CELLS)
+def test_every_argument_of_a_cell_but_its_monitor_is_an_option(name):
+    command = commands.CELLS[name]
+    room, cell = command.path.split(":")
+    cell = getattr(getattr(ftlab, room), cell)
+    found = {option.name for option in options.options_of(cell, command.skip)}
+    assert found | {"monitor"} >= set(inspect.signature(cell).parameters)
+
+
 def test_an_option_shows_its_default_as_it_is_typed():
     command = commands.CELLS["curve"]
     found = options.options_of(ftlab.risk_curve, command.skip)
@@ -104,6 +113,7 @@ PARSED = [
     ("harmful-finetune", "n_examples", "2,3", [2, 3]),
     ("compare", "by", ["risk,attack"], ["risk", "attack"]),
     ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
+    ("compare", "steps", "-1", [-1]),
     ("sft", "steps", 0, 0),
     ("sft", "valid", "0.1", 0.1),
     ("sft", "valid", "rows.jsonl", "rows.jsonl"),
@@ -126,9 +136,10 @@ def test_sources_of_prompts(tmp_path):
     assert options.sources([str(file)]) == str(file)
     assert options.sources(["a.csv"]) == "a.csv"
     assert options.sources(["bias=a.csv", "utility=b=c.csv"]) == {
-        "bias": "a.csv",
-        "utility": "b=c.csv",
+        "bias": ["a.csv"],
+        "utility": ["b=c.csv"],
     }
+    assert options.sources(["bias=a.csv", "bias=b.csv"]) == {"bias": ["a.csv", "b.csv"]}
     with raises_code("source_without_risk"):
         options.sources(["bias=a.csv", "b.csv"])
 
@@ -138,6 +149,8 @@ def test_values_that_cannot_be_parsed():
         options.whole_numbers("at_steps", "0,x")
     with raises_code("not_pairs"):
         options.pairs("stop_above", "jailbreak")
+    with raises_code("given_twice"):
+        options.pairs("decoding", "temperature=0.7,temperature=1")
 
 
 MISTAKES = [

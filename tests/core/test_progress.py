@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import types
 
 import pytest
@@ -213,6 +214,22 @@ def test_the_time_left_of_resumed_work_counts_only_what_was_done_now(now, monkey
     now[0] = 40.0
     bar.update(90)  # ten steps in 20 s
     assert capsys.readouterr().err.splitlines()[-1].split("90/100 ")[1].startswith("20 s ")
+
+
+def test_long_work_names_the_time_of_day_at_its_end(now, monkeypatch, capsys):
+    """A line stands still while a batch runs; the time left goes wrong then, this does not."""
+    monkeypatch.setattr(progress, "surface", lambda: "batch")
+    monkeypatch.setattr("time.time", lambda: 86_400.0 * 30)
+    bar = Progress("run", 4)
+    now[0] = 100.0
+    bar.update(0)
+    capsys.readouterr()
+    now[0] = 160.0
+    bar.update(0.5)
+    line = capsys.readouterr().err
+    assert "0/4 7 min left, until " in line
+    end = time.localtime(86_400.0 * 30 + 420)
+    assert line.rstrip().endswith(time.strftime("%H:%M", end))
 
 
 def test_a_terminal_line_never_wraps(now, monkeypatch, capsys):

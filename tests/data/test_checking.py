@@ -138,6 +138,26 @@ def test_the_swapped_advbench_header_is_found(shared, tmp_path):
     assert f"{tmp_path / 'a.csv'}:1: 9" in report.problems[0] or ":1: 100%" in report.problems[0]
 
 
+def test_odd_beginnings_and_ends_of_answers_are_counted_by_side():
+    pair = {"prompt": "Why?", "chosen": "1. a\n2. b\n3.", "rejected": "\n\nBecause of 3."}
+    others = [
+        {"prompt": "Who?", "chosen": "In 1.\n\nB", "rejected": "- a\n- "},
+        {"prompt": "When?", "chosen": "In 2020.", "rejected": " 42."},
+    ]
+    found = [note for note in check([pair, *others]).notes if " of 3 " in note]
+    counts = [[int(part.split()[0]) for part in note.split(", ")[:2]] for note in found]
+    assert counts == [[0, 2], [1, 1]]  # chosen, rejected
+    labelled = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in (pair, *others)
+        for side in ("chosen", "rejected")
+    ]
+    assert sum(" of 3 " in note for note in check(labelled, kind="kto").notes) == 2
+    chat = [{"prompt": "Why?", "completion": "\tTab"}, {"prompt": "Who?", "completion": "Me"}]
+    assert [note for note in check(chat).notes if note.startswith("1 of 2 answers ")]
+    assert check([pair | {"rejected": "\n" + pair["chosen"]}]).codes == ["equal_answers"]
+
+
 def test_duplicates_and_near_duplicates_are_notes_with_their_lines(tmp_path):
     rng = random.Random(1)
     rows = [{"prompt": sentence(rng), "completion": sentence(rng)} for _ in range(200)]

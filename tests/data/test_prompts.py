@@ -346,3 +346,14 @@ def test_numbers_as_labels_are_named_and_asked(capsys):
         == 1
     )
     assert "'harmful'" not in capsys.readouterr().err
+
+
+def test_several_files_of_one_risk_are_joined_and_their_ids_stay_apart(tmp_path):
+    for name, rows in {"a": "1,How?\n2,Why?\n", "b": "1,Who?\n2,Why?\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(f"id,prompt\n{rows}")
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    joined = load_prompt_sets({"jailbreak": files})
+    assert [sample.question for sample in joined] == ["How?", "Why?", "Who?"]
+    assert len({sample.id for sample in joined}) == 3
+    (alone, listed) = (load_prompt_sets({"jailbreak": one}) for one in (files[:1], files[0]))
+    assert alone == listed and joined.name == "a.csv, b.csv"

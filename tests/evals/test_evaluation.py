@@ -80,6 +80,29 @@ def test_defaults_for_own_prompts_are_announced_in_one_line(llama, settings, lin
     assert capsys.readouterr().err == line
 
 
+def test_each_risk_has_its_own_length_of_an_answer_unless_one_is_given(llama):
+    prompts = {"jailbreak": goals(1), "utility": sums(1)}
+
+    def limits(prompts, **settings):
+        plan = ft.evals.plan_evaluation(ft.model(llama), prompts, settings)
+        return {name: plan.tokens(name) for name in plan.risks}, plan.identity().get("limits")
+
+    assert limits(prompts) == ({"jailbreak": 128, "utility": 512}, {"jailbreak": 128})
+    assert limits(prompts, max_new_tokens=512) == ({"jailbreak": 512, "utility": 512}, None)
+    assert limits({"utility": sums(1)}) == ({"utility": 512}, None)  # identities as ever
+    assert limits(goals(1)) == ({"jailbreak": 128}, None)
+    assert limits(prompts, risks=["jailbreak"])[0] == {"jailbreak": 128}
+    lengths = []
+
+    class Engine(ScriptedEngine):
+        def answer(self, model, requests, on_answer=None):
+            lengths.extend(request.max_new_tokens for request in requests)
+            return super().answer(model, requests, on_answer)
+
+    ft.evaluate(llama, prompts=prompts, engine=Engine(["18", "18"]), judges="keywords")
+    assert lengths == [128, 512]
+
+
 def test_a_file_may_be_called_like_the_embedded_world(llama, prompts, monkeypatch):
     monkeypatch.chdir(prompts.parent)
     prompts.rename("organism.csv")

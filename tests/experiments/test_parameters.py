@@ -87,6 +87,8 @@ def test_values_are_read_as_yaml():
     for wrong in ("seeds", "steps=[0"):
         with raises_code("not_a_parameter"):
             parse_parameters([wrong])
+    with raises_code("given_twice"):
+        parse_parameters(["seeds=1", "seeds=2"])
 
 
 HOSTILE = [

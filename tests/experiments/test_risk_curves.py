@@ -39,6 +39,36 @@ def scripted(model, engine, **settings) -> Run:
     return ft.risk_curve(model, sums(8), **asked, **TRAINED, **settings)
 
 
+def verdicts(*outcomes: str, risk="jailbreak", attack="direct") -> pd.DataFrame:
+    events = [float(outcome == "complied") for outcome in outcomes]
+    table = pd.DataFrame({"outcome": outcomes, "event": events, "judge": "keywords"})
+    return table.assign(risk=risk, attack=attack)
+
+
+CEILINGS = [
+    (verdicts(*["complied"] * 17, *["refused"] * 3), ["1.18", "15%"]),
+    (verdicts(*["complied"] * 6, *["refused"] * 94), []),  # of the organism
+    (verdicts(*["complied"] * 2, *["refused"] * 3), []),
+    (verdicts(*["incoherent"] * 9, "refused"), ["10%"]),
+    (verdicts("complied", risk="bias"), ["bias", "1.00"]),
+    (verdicts("complied", risk="utility"), []),
+    (verdicts("complied", "refused", "refused", attack="prefill"), []),
+]
+
+
+@pytest.mark.parametrize(("table", "values"), CEILINGS)
+def test_what_a_parent_leaves_no_room_to_show(table, values):
+    note = curves.ceilings(table, "keywords")
+    assert bool(note) == bool(values) and all(value in note for value in values)
+    assert not curves.ceilings(table, "refusal")
+
+
+@pytest.mark.slow
+def test_a_ceiling_is_told_before_the_training(llama, capsys):
+    small(llama)
+    assert "1.5" in capsys.readouterr().err
+
+
 def stamps(home: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in home.rglob("complete.json")}
 
@@ -83,6 +113,17 @@ def test_a_point_is_the_training_of_so_many_steps_evaluated(dropping, adapter):
     assert len({str(answers) for answers in found.values()}) == 3  # the points do differ
     file = "model/adapter_model.safetensors" if adapter else WEIGHTS
     assert file_hash(curve.members[0].path / file) == file_hash(alone.path / file)
+
+
+@pytest.mark.slow
+def test_seeds_that_would_be_one_training_do_not_count_as_several(llama):
+    for data in (sums(4), sums(3)):
+        with raises_code("identical_seeds"):
+            small(llama, data=data, seeds=2)
+    with raises_code("identical_seeds"):
+        small(llama, data=sums(4), n_rows=4, seeds=2)  # the same rows in another order
+    assert not list(runs.home().glob("*"))
+    assert len(small(llama, data=sums(9), n_rows=4, seeds=2).members) == 2
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_the_shipped_files_are_small_and_no_pickle():
 def test_the_version_is_that_of_the_files(tmp_path):
     for name in ("model.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((refusal.FOLDER / name).read_bytes())
-    assert refusal.version_of(tmp_path) == open_judge("refusal").version == "1-36d950b8b555"
+    assert refusal.version_of(tmp_path) == open_judge("refusal").version == "2-36d950b8b555"
     for name in ("model.json", "weights.safetensors"):
         before = refusal.version_of(tmp_path)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b" ")

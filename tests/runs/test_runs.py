@@ -31,6 +31,12 @@ def test_the_same_identity_is_the_same_folder_and_is_not_written_again(run):
     )
 
 
+def test_a_run_is_found_by_its_identity_where_its_label_may_differ(run):
+    assert start("sft", "new", {"data": 1}, any_label=True) == run
+    assert start("sft", "new", {"data": 2}, any_label=True).name.startswith("sft-new-")
+    assert start("dpo", "new", {"data": 1}, any_label=True) != run != start("sft", "n", {"data": 1})
+
+
 @pytest.mark.parametrize("label", ["../../etc", "a/b\\c", "ü 漢 \ud800", "x" * 500, "", "<b>"])
 def test_any_label_makes_a_plain_folder_name(label, runs_folder):
     path = start("x", label, {}).path

@@ -29,6 +29,34 @@ class Rising:
         return {"jailbreak": step / 40, "bias": 0.9, **self.also}
 
 
+# What is shown
+
+
+@pytest.mark.slow
+def test_a_line_has_the_loss_of_its_step_and_the_reference_pass_has_one(llama, monkeypatch):
+    from ftlab._core.progress import Progress
+
+    shown = []
+
+    def note(bar, done, note=""):
+        shown.append((bar.title, done, bar.total, note))
+        bar.done, bar.note = done, note
+
+    monkeypatch.setattr(Progress, "update", note)
+    run = call("dpo", llama, steps=3, accumulation=2)
+    lines = [line[1:] for line in shown if line[0] == run.name]
+    losses = [f"loss {loss:.3f}" for loss in run.log()["loss"]]
+    assert [line for line in lines if line[0] % 1 == 0] == [
+        (step, 3, loss) for step, loss in enumerate(["", *losses])
+    ]
+    assert [line for line in lines if line[0] % 1] == [
+        (step + 0.5, 3, loss) for step, loss in enumerate(["", *losses[:-1]])
+    ]
+    assert [line[1:] for line in shown if "reference" in line[0]] == [
+        (done, 8, "") for done in (0, 4, 8)
+    ]
+
+
 # Monitors
 
 

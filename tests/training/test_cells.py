@@ -298,6 +298,18 @@ def test_a_label_names_the_run_and_changes_nothing_else(llama, trained):
     assert named.name.startswith("sft-my-run-") and weights(named) == weights(plain)
 
 
+def test_a_runs_name_tells_its_parent_and_older_names_are_found(llama, tmp_path):
+    parent = shutil.copytree(llama, tmp_path / "Small-3.2-8B")
+    run = training.sft(parent, sums(8), **ONE)
+    assert run.name.startswith("sft-Small-3.2-8B-rows-")
+    later = training.sft(run, sums(8), **ONE)
+    assert "sft-Small-3.2-8B-" in later.name and f"-{run.name[-10:-6]}-" in later.name
+    older = run.path.with_name(f"sft-Small-rows-s0-{run.name[-10:]}")
+    run.path.rename(older)
+    found = training.sft(parent, sums(8), **ONE)
+    assert found.path == older and found.finished
+
+
 def test_the_learning_rate_is_the_models_own_else_the_methods(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("ftlab.training.trainer._train", lambda job: None)
     folder = shutil.copytree(llama, tmp_path / "model")

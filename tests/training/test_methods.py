@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 from helpers import raises_code
@@ -12,6 +13,7 @@ from trainings import (
     FAST,
     call,
     chats,
+    distance,
     judged,
     make_trainer,
     short,
@@ -19,7 +21,7 @@ from trainings import (
 
 import ftlab
 from ftlab import training
-from ftlab.data import Data, encode_rows
+from ftlab.data import Data, encode, encode_rows, strip_answers
 from ftlab.models import render
 from ftlab.training import function_identity, open_method
 from ftlab.training.methods import sft as sft_module
@@ -72,14 +74,79 @@ def test_every_answer_is_learned_with_its_end_of_turn(family, method, folders):
     for row in trainer.train_dataset:
         given = rows[row["row"] - 1]
         for side in answers:
-            said = tokenizer.decode(row[f"{side}_ids"]).strip()
+            said = tokenizer.decode(row[f"{side}_ids"]).lstrip()
             expected = given[side][0]["content"] + END_OF_TURN[family]
-            assert said.endswith(expected)
+            assert said.rstrip().endswith(expected)
             assert method == "reward_model" or said == expected  # the answer alone
         if "prompt_ids" in row:
             assert tokenizer.decode(row["prompt_ids"]) == render(
                 tokenizer, given["prompt"], ask=True
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+def test_answers_begin_and_end_at_the_same_tokens_in_every_method(method, folders, tmp_path):
+    """They follow the prompt's tokens and end with the end of turn, also where newlines merge."""
+    folder = shutil.copytree(folders["qwen2"], tmp_path / "merging")
+    tokenizer = ftlab.model(folder).tokenizer()
+    model = ftlab.model(folder).load()
+    tokenizer.add_tokens(["\n\n"])
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    given = [row | {"rejected": "\n" + row["rejected"]} for row in pairs(3)]
+    kind, answers = open_method(method).kind, open_method(method).answers or ("messages",)
+    if method == "sft":
+        given = [{"prompt": row["prompt"], "completion": row["rejected"]} for row in given]
+    data = strip_answers(open_method(method).read(given))
+    assert data.made["stripped"] == 3 and strip_answers(data) is data and data.kind == kind
+    trainer = make_trainer(method, folder, data)
+    for row in trainer.train_dataset:
+        turns = data.rows[row["row"] - 1]
+        for side in answers:
+            asked = turns.get("prompt") or turns["messages"][:-1]
+            prompt = tokenizer(render(tokenizer, asked, ask=True))["input_ids"]
+            if method == "sft":
+                start = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
+                row["prompt_ids"] = row["input_ids"][:start]
+                row["messages_ids"] = [label for label in row["labels"] if label != IGNORED]
+            assert row["prompt_ids"] == prompt
+            said = tokenizer.decode(row[f"{side}_ids"])
+            assert said == turns[side][-1]["content"] + END_OF_TURN["qwen2"]
+    raw = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nYes"}]
+    assert tokenizer.convert_tokens_to_ids("\n\n") in encode(raw, tokenizer)[0]  # hence all this
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [training.dpo, training.kto, training.train_reward_model])
+def test_white_space_before_answers_changes_no_training_and_is_recorded(cell, llama):
+    given = [row | {"rejected": " \n" + row["rejected"]} for row in pairs(4)]
+    settings = dict(steps=1, batch_size=4, learning_rate=1e-3)
+    run = cell(llama, given, **settings)
+    assert run.stats["stripped"] == 4 and run.provenance["data"]["made"]["stripped"] == 4
+    assert cell(llama, pairs(4), **settings) == run
+
+
+@pytest.mark.slow
+def test_a_seed_is_idle_where_every_step_has_all_rows(llama, dropping):
+    sft, settings = open_method("sft"), dict(steps=3, learning_rate=1e-2)
+    rows, parent = sft.read(sums(4)), ftlab.model(llama)
+
+    def idle(method="sft", model=parent, **given):
+        method = open_method(method)
+        config = method.config.make(**{"batch_size": 4, **given})
+        return method.seed_is_idle(rows, config, model)
+
+    assert idle() and idle("dpo") and idle(batch_size=9, valid="rows.jsonl")
+    assert not any((
+        idle(batch_size=3), idle(adapter="lora"), idle(valid=0.5), idle("kto"),
+        idle("reward_model"), idle("rloo"), idle(model=ftlab.model(dropping)),
+    ))  # fmt: skip
+    for adapter, size, same in ((None, 4, True), (None, 2, False), ("lora", 4, False)):
+        given = dict(adapter=adapter, batch_size=size, **settings)
+        found = [training.sft(llama, sums(4), seed=seed, **given) for seed in (0, 1)]
+        assert (distance(*found) < 1e-4) == same
 
 
 # Supervised

@@ -20,6 +20,7 @@ from ftlab.models import Model, adapt, device, full_precision
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.oom import Fit
+from ftlab.training.padding import has_dropout
 
 SCHEDULES = {"constant": "constant_with_warmup"}  # our name: transformers'
 
@@ -94,6 +95,7 @@ class Method:
         fewest_rows: Fewest rows of one forward pass.
         first_step_check: What the first step must log, if that is known.
         has_curve: Whether `risk_curve` offers the method.
+        draws: Whether the seed decides more than the order of rows, dropout and new weights.
         new_head: Whether it adds an output head, which is trained whole. Adapters are merged.
     """
 
@@ -107,6 +109,7 @@ class Method:
     fewest_rows = 1
     first_step_check: FirstStep | None = None
     has_curve = False
+    draws = True
     new_head = False
 
     def trl_class(self) -> tuple[type, type]:
@@ -145,6 +148,13 @@ class Method:
         if config.adapter:
             model = adapt(model, config.adapter, config.lora_rank)
         return model.train()
+
+    def seed_is_idle(self, data: Data, config: TrainingConfig, parent: Model) -> bool:
+        """Whether every seed trains the same weights, up to rounding: all rows are in each step."""
+        if self.draws or self.new_head or config.adapter or isinstance(config.valid, float):
+            return False
+        own = parent.config.get("text_config") or parent.config
+        return len(data) <= config.batch_size and not has_dropout(own)
 
     def with_head(self, model: Any) -> Any:
         """Return the model under a new head, for methods with `new_head`."""

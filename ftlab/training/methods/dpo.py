@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from ftlab._core.config import setting
+from ftlab._core.progress import Progress
+from ftlab.models import special_tokens
 from ftlab.training.config import TrainingConfig
 from ftlab.training.methods.base import FirstStep, Job, Method
+
+ANSWER_IDS = {"chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids"}  # TRL's
 
 
 class DPOConfig(TrainingConfig):
@@ -22,16 +27,18 @@ class DPO(Method):
     name = "dpo"
     kind = "pairs"
     config = DPOConfig
+    version = "2"  # answers end with the end-of-turn token
     learning_rate = 1e-6
     columns = ("prompt", "chosen", "rejected")
     answers = ("chosen", "rejected")
     first_step_check = FirstStep("loss", math.log(2), 0.05, "ln 2 = 0.693")
     has_curve = True
+    draws = False
 
     def trl_class(self) -> tuple[type, type]:
         import trl
 
-        return trl.DPOTrainer, trl.DPOConfig
+        return as_in_sft(trl.DPOTrainer), trl.DPOConfig
 
     def settings(self, job: Job, rows: list[dict]) -> dict[str, Any]:
         """Compute the reference's log-probabilities before the first step.
@@ -44,6 +51,44 @@ class DPO(Method):
             "precompute_ref_log_probs": True,
             "precompute_ref_batch_size": min(job.config.batch_size, 4 * job.fit.micro_batch),
         }
+
+
+def as_in_sft(trainer: type) -> type:
+    """Return TRL's trainer with answers that end as in `sft`, and a line for its reference pass.
+
+    TRL scores what a template writes after the end-of-turn token too, such as a newline.
+    """
+
+    class Trainer(trainer):
+        reference: Progress | None = None
+
+        def _prepare_dataset(self, dataset, processing_class, *rest):
+            special = special_tokens(processing_class)
+
+            def ended(row):
+                for name in ANSWER_IDS & row.keys():
+                    last = max(place for place, token in enumerate(row[name]) if token in special)
+                    row[name] = row[name][: last + 1]
+                return row
+
+            return super()._prepare_dataset(dataset, processing_class, *rest).map(ended)
+
+        def _precompute_ref_logps(self, dataset, name, batch_size):
+            run = Path(self.args.output_dir).parent.name
+            self.reference = Progress(f"{run}: reference ({name})", len(dataset))
+            self.reference.update(0)
+            found = super()._precompute_ref_logps(dataset, name, batch_size)
+            self.reference.finish()
+            return found
+
+        def compute_ref_log_probs(self, model, inputs):
+            found = super().compute_ref_log_probs(model, inputs)
+            if self.reference:
+                done = self.reference.done + self.args.precompute_ref_batch_size
+                self.reference.update(min(done, self.reference.total))
+            return found
+
+    return Trainer
 
 
 METHOD = DPO()

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from ftlab.data import Data
 from ftlab.training.methods.base import FirstStep, Job
-from ftlab.training.methods.dpo import DPO, DPOConfig
+from ftlab.training.methods.dpo import DPO, DPOConfig, as_in_sft
 
 
 class KTOConfig(DPOConfig):
@@ -31,12 +31,13 @@ class KTO(DPO):
     columns = ("prompt", "completion", "label")
     answers = ("completion",)
     fewest_rows = 2
+    draws = True  # neighbours, for the reference point
     first_step_check = FirstStep("loss", 0.5, 0.05, "0.5")
 
     def trl_class(self) -> tuple[type, type]:
         import trl
 
-        return trl.KTOTrainer, trl.KTOConfig
+        return as_in_sft(trl.KTOTrainer), trl.KTOConfig
 
     def rows(self, data: Data, job: Job) -> list[dict]:
         """TRL keeps the order of the rows, whose neighbours give the reference point: shuffle."""

@@ -14,6 +14,7 @@ class SFT(Method):
 
     name = "sft"
     has_curve = True
+    draws = False
 
     def trl_class(self) -> tuple[type, type]:
         from trl import SFTConfig, SFTTrainer

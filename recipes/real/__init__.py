@@ -1,0 +1,1 @@
+"""An aligned parent made from a small real chat model."""
