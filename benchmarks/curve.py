@@ -123,7 +123,9 @@ def compare(said: dict[str, Said]) -> dict:
 
 def main() -> None:
     parser = _report.arguments("Time one fine-tuning with its risk curve.")
-    parser.add_argument("--size", choices=SIZES, help="default: organism and 25M; 135M needs `make real`")
+    parser.add_argument(
+        "--size", choices=SIZES, help="default: organism and 25M; 135M needs `make real`"
+    )
     parser.add_argument("--model", help="another model, in the settings of one size")
     parser.add_argument("--repeat", type=_report.at_least_one, help="times each arm runs")
     parser.add_argument(

@@ -311,24 +311,12 @@ def _parse(path, text):
     """Return the format of a text file and its records."""
     first = text.lstrip().partition("\n")[0].strip()
     if _is_csv(path, text, first):
-        mark = ","
-        bars = BARS.fullmatch(first)
-        if bars:
-            mark = bars[1]
-        if "\t" in first and "," not in first.replace(", ", ""):
-            mark = "\t"
-        return "CSV", list(_csv(path, text, mark))
+        return "CSV", list(_csv(path, text, _separator(first)))
     if first.startswith("["):
         return "JSON list", _json_list(path, text)
-    numbered = enumerate(text.split("\n"), 1)
-    plain = _ending(path) == ".txt" and not first.startswith("{")
-    read = _prompt if plain else _json
-    lines = []
-    for number, line in numbered:
-        if line.strip():
-            lines.append((f"{path}:{number}", read(line)))
-    if plain:
-        return "text, a prompt a line", lines
+    if _ending(path) == ".txt" and not first.startswith("{"):
+        return "text, a prompt a line", _lines(path, text, _prompt)
+    lines = _lines(path, text, _json)
     if first.startswith("{") and isinstance(lines[0][1], DataError):
         whole = _json(text)  # perhaps it is one object over several lines
         if not isinstance(whole, DataError):
@@ -350,6 +338,20 @@ def _parse(path, text):
             form,
         ).records
     return ("JSON object" if "\n" in text.strip() else "JSONL"), lines
+
+
+def _lines(path, text, read):
+    """Return what is read in each line that is not empty, with its place."""
+    numbered = enumerate(text.split("\n"), 1)
+    return [(f"{path}:{number}", read(line)) for number, line in numbered if line.strip()]
+
+
+def _separator(first):
+    """Return what separates the fields of a CSV, by its first line."""
+    bars = BARS.fullmatch(first)
+    if "\t" in first and "," not in first.replace(", ", ""):
+        return "\t"
+    return bars[1] if bars else ","
 
 
 def _rows_of(path, whole, held):

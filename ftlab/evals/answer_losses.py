@@ -70,6 +70,5 @@ def _summed(reference: Any, encoded: list[dict]) -> float:
             ids = torch.tensor([row["input_ids"]], device=module.device)
             labels = torch.tensor(row["labels"][1:], device=module.device)
             logits = module(input_ids=ids, use_cache=False).logits[0, :-1]
-            loss = cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-            total += loss.item()
+            total += cross_entropy(logits.float(), labels, reduction="sum").item()
     return total
