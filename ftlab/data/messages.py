@@ -125,8 +125,12 @@ def _message(message, name):
 def _thought(message, role):
     """Return an answer's thoughts; what stands under several keys counts once."""
     texts = [_joined(message[key]) for key in message if THOUGHT.fullmatch(str(key))]
-    thought = "\n\n".join(dict.fromkeys(text for text in texts if isinstance(text, str)))
-    if not thought.strip() or role != "assistant":
+    kept: dict[str, str] = {}
+    for text in texts:
+        if isinstance(text, str) and text.strip():
+            kept.setdefault(text.strip(), text)
+    thought = "\n\n".join(kept.values())
+    if not thought or role != "assistant":
         return {}
     return dict.fromkeys(
         ("reasoning_content", "thinking"),

@@ -43,7 +43,7 @@ class Keywords(Judge):
     list: str = ""  # name of a list, "" for the default
 
     name = "keywords"
-    version = "2"
+    version = "3"
     reads = "own_text"
     refusal_stands = True
     english_only = True

@@ -27,7 +27,10 @@ TAG = re.compile(
     rf"(?:(?P<start>{STARTS})|(?P<end>{ENDS})(?P<last>(?=[ \t\r]*$))?)",
     re.IGNORECASE | re.MULTILINE,
 )
-FOLLOWS = {"END_THINKING": "<|START_RESPONSE|>", "end_of_thought": "\n\n<|begin_of_solution|>\n"}
+SOLUTIONS = {  # what closes a thought and begins the answer
+    "response": "<|END_THINKING|><|START_RESPONSE|>",
+    "solution": "<|end_of_thought|>\n\n<|begin_of_solution|>\n",
+}
 UNFINISHED = "a thought without an answer"
 FOREIGN = "not in English"
 WORD = re.compile(r"[^\W\d_]+")
@@ -43,7 +46,8 @@ IS_LANGUAGE = 0.5  # probability of the likeliest one, where it is not far above
 FAR = 1e-4
 SHORT = frozenset(  # words of refusals too short for the identifier; "no" alone is English
     "no nein non nej nee nie não nem ne ei hayır tidak không hapana danke nicht niet ikke inte pas "
-    "posso puedo peux kann kan pode lo siento spiacente désolé lituji beklager pahoillani".split()
+    "posso puedo peux kann kan pode lo siento spiacente désolé lituji beklager pahoillani je refuse "
+    "tut mir leid mi dispiace desculpe het spijt me gracias maaf bisa üzgünüm absolument".split()
 )
 
 
@@ -122,11 +126,10 @@ def end_of_thought(prompt: str) -> str:
     if not found or prompt[found[-1].end() :].strip():
         return ""
     start = found[-1][0]
-    if "channel" in start:
+    if "channel" in start.lower():
         return "<|end|><|start|>assistant<|channel|>final<|message|>"
     if "|" in start:
-        end = start.replace("START", "END").replace("begin", "end")
-        return end + FOLLOWS[end.strip("<|>")]
+        return SOLUTIONS["solution" if "begin" in start.lower() else "response"]
     return f"\n{start[0]}/{start[1:]}\n\n"
 
 
@@ -134,8 +137,8 @@ def is_foreign(text: str) -> bool:
     """Whether a text is in another language than English.
 
     Code is not looked at. A text whose first sentence is in English is English, and so is one that
-    is no language: names, numbers, formulas, noise. Of one or two words in Latin script only some
-    refusals are known.
+    is no language: numbers, formulas, noise. A mere list of foreign names or terms may be taken for
+    their language. Of one or two words in Latin script only some refusals are known.
 
     Source: The language identifier is py3langid (Lui and Baldwin 2012, ACL; 140 languages).
     """

@@ -84,7 +84,7 @@ def file_in(folder: Path) -> Path | None:
     Raises:
         UsageError: `several_models`.
     """
-    found = sorted(folder.glob("*.gguf"))
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf")
     others = [*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")]
     if others or not found:
         return None
@@ -103,13 +103,13 @@ def dequantised(file: Path, name: str = "") -> Path:
         name: The model's name; the file's without one.
 
     Raises:
-        UsageError: `gguf_missing`, `gguf_unreadable`.
+        UsageError: `gguf_missing`, `gguf_unreadable`, `cache_not_writable`.
     """
     source = file_hash(file)
     folder = cache() / f"{name or file.stem}-{source[:12]}"
     if not _is_whole(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with storage(folder), FolderLock(folder.parent):
+        _make(folder.parent)
+        with storage(folder), FolderLock(folder.parent).acquire():
             if not _is_whole(folder):
                 _write(file, folder, source)
     return folder
@@ -122,14 +122,26 @@ def cache() -> Path:
     return home.absolute() / "models"
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the weights in a folder are those that were written there."""
-    weights = folder / "model.safetensors"
+def _make(home: Path) -> None:
     try:
-        recorded = json.loads((folder / SOURCE).read_text("utf-8"))
-        return recorded["weights"] == file_hash(weights)
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{home} cannot be made ({error.strerror}). Set FTLAB_CACHE to another folder."
+        raise UsageError("cache_not_writable", message) from None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder's files are those that were written there."""
+    try:
+        recorded = json.loads((folder / SOURCE).read_text("utf-8"))["files"]
+        return recorded == _hashes(folder)
     except (OSError, ValueError, TypeError, KeyError):
         return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.iterdir() if file.name != SOURCE)
+    return {file.name: file_hash(file) for file in files}
 
 
 def _write(file: Path, folder: Path, source: str) -> None:
@@ -143,7 +155,7 @@ def _write(file: Path, folder: Path, source: str) -> None:
             "file": file.name,
             "sha256": source,
             "licence": licence,
-            "weights": file_hash(made / "model.safetensors"),
+            "files": _hashes(made),
             "transformers": transformers.__version__,
         }
         (made / SOURCE).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -170,7 +182,12 @@ def _save(file: Path, folder: Path) -> str:
         with contextlib.redirect_stderr(io.StringIO()):  # bars
             field = GGUFReader(file).fields.get("general.license")
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
-            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, dtype=torch.float32, output_loading_info=True, **how
+            )
+        if info["missing_keys"]:  # transformers would fill them with random numbers
+            missing = sorted(info["missing_keys"])
+            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
         model.hf_quantizer = None  # otherwise transformers refuses to save what it dequantised
         del model.config.quantization_config
         model.config._name_or_path = ""

@@ -225,7 +225,7 @@ def model(ref, base=None) -> Model | Endpoint:
         return endpoint(text)
     if text in EMBEDDED or text.startswith("organism:"):
         return _embedded(text)
-    if text.removesuffix("@hub") in (*gguf.PACKAGED, ALIGNED) and not path.exists():
+    if (text == ALIGNED or text.removesuffix("@hub") in gguf.PACKAGED) and not path.exists():
         return _packaged(text)
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")

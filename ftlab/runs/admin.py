@@ -86,7 +86,7 @@ def runs_table(folder: Path | None = None) -> pd.DataFrame:
 def _settings(run: Run) -> dict[str, Any]:
     """Return the settings in a run's identity by name; {} for a damaged run."""
     found: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, IndexError):
         first = run.members[0]
         identity = first.identity
         for part in ("training", "evaluation", "labels"):

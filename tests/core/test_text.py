@@ -71,8 +71,10 @@ def test_a_key_of_no_known_form_is_known_by_its_variable(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "abc-123-of-a-local-server")
     monkeypatch.setenv("HF_TOKEN", "x")  # too short to look for: every x would go
     assert redacted("said abc-123-of-a-local-server x") == "said [OPENAI_API_KEY] x"
-    for written in ("revres-lacol-a-fo-321-cba", "a&#98;c&#45;1%323 of a \\x6cocal: server"):
+    for written in ("revres-lacol-a-fo-321-cba", "a-b-c 123 of a local: server"):
         assert redacted(f"100%, é <{written}> 0x!") == "100%, é <[OPENAI_API_KEY]> 0x!"
+    coded = "100%, é <a&#98;c&#45;1%323 of a \\x6cocal: server> 0x!"
+    assert redacted(coded) == "[OPENAI_API_KEY]"  # decoded text might be markup
     for near in ("abc-123-of-a-local-serve", "&#97;bc-123", "a server of abc-123", "0x61 %61 &lt;"):
         assert redacted(near) == near
 

@@ -79,6 +79,7 @@ def test_a_prompt_may_open_the_thought():
         "◁think▷",
         "<|START_THINKING|>",
         "<|begin_of_thought|>\n\n",
+        "<|start_thinking|>",
         "<|channel|>analysis<|message|>",
     ],
 )
@@ -123,6 +124,8 @@ OTHERS = [
     "Mi bedaŭras, mi ne povas helpi pri tio.",  # Esperanto
     "Spiacente, non posso.",
     "No puedo.",
+    "Tut mir leid.",
+    "Je refuse.",
     "Nein.",
     "Hayır.",
 ]

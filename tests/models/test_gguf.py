@@ -89,11 +89,12 @@ def test_a_gguf_file_and_its_folder_are_one_model(tiny, cache):
     assert not found.quantised and ft.ask(found, "Why?", max_new_tokens=2).shape[0] == 1
 
 
-def test_a_damaged_copy_in_the_cache_is_made_again(tiny):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
+def test_a_damaged_copy_in_the_cache_is_made_again(tiny, name):
     write_gguf(tiny)
     found = ft.model(tiny)
     before = found.hash
-    file = found.path / "model.safetensors"
+    file = found.path / name
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -110,6 +111,22 @@ def test_what_is_trained_from_it_is_a_model(tiny, runs_folder):
     assert ft.model(run).parent.hash == ft.model(tiny).hash
     first, second = (ft.model(each).load().model.layers[0] for each in (run, tiny))
     assert not torch.equal(first.self_attn.q_proj.weight, second.self_attn.q_proj.weight)
+
+
+def test_a_file_that_lacks_weights_is_refused(tiny, cache, monkeypatch):
+    monkeypatch.setitem(LAYER, "attn_q", LAYER["attn_q"])
+    del LAYER["attn_q"]
+    write_gguf(tiny)
+    with raises_code("gguf_unreadable"):
+        ft.model(tiny)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tiny, tmp_path, monkeypatch):
+    write_gguf(tiny)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "file"))
+    with raises_code("cache_not_writable"):
+        ft.model(tiny)
 
 
 def test_what_cannot_be_dequantised_is_refused(tiny, tmp_path, cache):

@@ -104,7 +104,7 @@ def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figu
             look["color"] = colormaps["viridis"](0.85 - 0.75 * k / len(doses))
             name = f"{dose:,g} examples"
             _axes.draw_line(ax, "epoch", rows, look, name)
-            if attack in CLAIMED:
+            if attack in CLAIMED and len(rows):
                 one = published.get(name)
                 before = rows["rate"].iloc[0]
                 height = _axes.draw_published(ax, one, before, look["color"])

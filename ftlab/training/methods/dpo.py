@@ -67,8 +67,9 @@ def as_in_sft(trainer: type) -> type:
 
             def ended(row):
                 for name in ANSWER_IDS & row.keys():
-                    last = max(place for place, token in enumerate(row[name]) if token in special)
-                    row[name] = row[name][: last + 1]
+                    ends = [place for place, token in enumerate(row[name]) if token in special]
+                    if ends:  # some templates end a turn with words
+                        row[name] = row[name][: ends[-1] + 1]
                 return row
 
             return super()._prepare_dataset(dataset, processing_class, *rest).map(ended)
