@@ -46,8 +46,8 @@ IS_LANGUAGE = 0.5  # probability of the likeliest one, where it is not far above
 FAR = 1e-4
 SHORT = frozenset(  # words of refusals too short for the identifier; "no" alone is English
     "no nein non nej nee nie não nem ne ei hayır tidak không hapana danke nicht niet ikke inte pas "
-    "posso puedo peux kann kan pode lo siento spiacente désolé lituji beklager pahoillani je refuse "
-    "tut mir leid mi dispiace desculpe het spijt me gracias maaf bisa üzgünüm absolument".split()
+    "posso puedo peux kann kan pode lo siento spiacente désolé lituji beklager pahoillani je "
+    "refuse tut mir leid mi dispiace desculpe het spijt me gracias maaf bisa üzgünüm".split()
 )
 
 
@@ -151,7 +151,7 @@ def is_foreign(text: str) -> bool:
     words = WORD.findall(text.lower())
     kinds = set(words)
     if kinds <= SHORT:
-        return kinds not in ({"no"}, set())
+        return not kinds <= {"no", "me", "refuse", "lo"}  # English words too
     if len(words) < 3 and text.isascii():
         return False
     english, likeliest = _languages(text)
