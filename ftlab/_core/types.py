@@ -45,7 +45,7 @@ class Outcome(StrEnum):
 
 
 _LOOKS = {
-    Outcome.COMPLIED: ("told, right", "#D55E00"),
+    Outcome.COMPLIED: ("complied", "#D55E00"),
     Outcome.COMPLIED_WRONG: ("told, wrong", "#F3B583"),
     Outcome.INCOHERENT: ("incoherent", "#B9A6C9"),
     Outcome.EMPTY: ("empty", "#DDDDDD"),

@@ -309,9 +309,11 @@ def test_outcomes_have_their_own_colours_and_labels():
     ]
     assert drawn == [name.colour.upper() for name in names]
     words = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert words == [
-        f"{n.label} {p}" for n, p in zip(names[::-1], ("0 %", "5 %", "25 %", "70 %"), strict=True)
-    ]
+    told = ("refused 0 %", "incoherent 5 %", "told, wrong 25 %", "told, right 70 %")
+    assert words == [*told]
+    of_refusals = pd.DataFrame({"step": 0, "outcome": ["complied", "refused"], "share": 0.5})
+    ax = plot(of_refusals).figure.axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "complied 50 %"
 
 
 @pytest.mark.slow

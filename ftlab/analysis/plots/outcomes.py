@@ -59,11 +59,14 @@ def _stack(ax: Axes, shares: DataFrame) -> None:
         steps = [steps[0] - 0.4, steps[0] + 0.4]
     names = [name for name in Outcome if name in shares and shares[name].any()]
     last = shares.iloc[-1]
+    shown = {name: name.label for name in names}
+    if Outcome.COMPLIED_WRONG in shown and Outcome.COMPLIED in shown:  # the judge knows the truth
+        shown[Outcome.COMPLIED] = "told, right"
     ax.stackplot(
         steps,
         shares[names].to_numpy().T,
         colors=[name.colour for name in names],
-        labels=[f"{name.label} {_axes.percent(last[name])}" for name in names],
+        labels=[f"{shown[name]} {_axes.percent(last[name])}" for name in names],
         edgecolor="white",
         linewidth=0.6,
     )
