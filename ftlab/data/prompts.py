@@ -9,6 +9,7 @@ differ in line ends or trailing blanks give the same ids.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from ftlab._core.files import digest
 from ftlab._core.types import Sample
 from ftlab.data.dataset import check_n_rows, convert_rows, is_world, write_rows
 from ftlab.data.files import Record, is_list_of, open_source, records
+from ftlab.data.formats import ENDINGS
 from ftlab.data.messages import checked, text_in, turn
 from ftlab.data.schemas import (
     ANSWERS,
@@ -173,7 +175,7 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
 
     Args:
         prompts: Anything that `load_prompts` takes, or {risk: file or rows}. Instead of one file a
-            risk may have a list of them; a prompt that stands in two is asked once.
+            risk may have a list of them, or of texts; a prompt that stands in two is asked once.
 
     Raises:
         DataError: See `load_prompts` and the risks.
@@ -205,12 +207,16 @@ def load_prompt_sets(prompts: Any) -> PromptSet:
 
 
 def _sources(source):
-    """Return the sources of one risk: a list that does not begin with a row is a list of them."""
-    if not isinstance(source, (list, tuple)):
+    """Return the sources of one risk: one, or a list of files; a list of texts is of prompts."""
+    if not isinstance(source, (list, tuple)) or not source or isinstance(source[0], dict):
         return [source]
-    if not source or isinstance(source[0], dict):
-        return [source]
+    if all(isinstance(one, str) and not _is_file(one) for one in source):
+        return [_as_rows(source)]
     return source
+
+
+def _is_file(text):
+    return os.path.exists(text) or Path(text).suffix.lower() in ENDINGS
 
 
 def _joined(risk, sources):

@@ -357,3 +357,11 @@ def test_several_files_of_one_risk_are_joined_and_their_ids_stay_apart(tmp_path)
     assert len({sample.id for sample in joined}) == 3
     (alone, listed) = (load_prompt_sets({"jailbreak": one}) for one in (files[:1], files[0]))
     assert alone == listed and joined.name == "a.csv, b.csv"
+
+
+def test_texts_of_a_risk_are_prompts_and_missing_files_are_not():
+    found = load_prompt_sets({"jailbreak": ["Why?", "Who?"], "over_refusal": ["Where?"]})
+    asked = [(sample.risk, sample.question) for sample in found]
+    assert asked == [("jailbreak", "Why?"), ("jailbreak", "Who?"), ("over_refusal", "Where?")]
+    with raises_code("no_such_data"):
+        load_prompt_sets({"jailbreak": ["no-such-file.csv"]})
