@@ -342,8 +342,12 @@ def _parse(path, text):
 
 def _lines(path, text, read):
     """Return what is read in each line that is not empty, with its place."""
-    numbered = enumerate(text.split("\n"), 1)
-    return [(f"{path}:{number}", read(line)) for number, line in numbered if line.strip()]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{path}:{number}"
+            found.append((place, read(line)))
+    return found
 
 
 def _separator(first):

@@ -210,13 +210,15 @@ def _sources(source):
     """Return the sources of one risk: one, or a list of files; a list of texts is of prompts."""
     if not isinstance(source, (list, tuple)) or not source or isinstance(source[0], dict):
         return [source]
-    if all(isinstance(one, str) and not _is_file(one) for one in source):
-        return [_as_rows(source)]
-    return source
+    for one in source:
+        if not isinstance(one, str) or _is_file(one):
+            return source
+    return [_as_rows(source)]
 
 
 def _is_file(text):
-    return os.path.exists(text) or Path(text).suffix.lower() in ENDINGS
+    ending = Path(text).suffix.lower()
+    return ending in ENDINGS or os.path.exists(text)
 
 
 def _joined(risk, sources):

@@ -173,7 +173,7 @@ def test_runs_on_someone_elses_model_and_files(name, parameter, llama, execute, 
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("goal\n" + "".join(f"Placeholder {n}\n" for n in range(4)))
     chats = tmp_path / "chats.jsonl"
-    rows = [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(12)]
+    rows = [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(24)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = small(BY_NAME[name]) | {"model": str(llama), "prompts": str(prompts)}
     values |= {parameter: str(chats), "learning_rate": 1e-3, "out": str(tmp_path / name)}

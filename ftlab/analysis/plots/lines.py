@@ -107,7 +107,12 @@ def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figu
             if attack in CLAIMED and len(rows):
                 one = published.get(name)
                 before = rows["rate"].iloc[0]
-                height = _axes.draw_published(ax, one, before, look["color"])
+                height = _axes.draw_published(
+                    ax,
+                    one,
+                    before,
+                    look["color"],
+                )
                 heights.append(height)
         _axes.step_axis(ax, table["epoch"], "epochs")
         _axes.share_axis(ax, table, most=max(heights))
