@@ -237,7 +237,10 @@ def _as_rows(source):
     """Return a source in which the texts of a list are rows."""
     if not isinstance(source, (list, tuple)):
         return source
-    return [{"prompt": row} if isinstance(row, str) else row for row in source]
+    rows = []
+    for row in source:
+        rows.append({"prompt": row} if isinstance(row, str) else row)
+    return rows
 
 
 def _name_of(source):
