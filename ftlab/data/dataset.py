@@ -475,12 +475,14 @@ def unread_notes(unread: Counter[Any]) -> list[str]:
     A word that stands in several rows is a label, which needs no reading.
     """
     rows = Counter()
+    told = {}
     for (name, word), count in unread.items():
+        rows[name] += count
         if not word or count == 1:
-            rows[name] += count
-    shown = ", ".join(f"{name} ({count} rows)" for name, count in rows.items())
-    if not shown:
+            told[name] = True
+    if not told:
         return []
+    shown = ", ".join(f"{name} ({rows[name]} rows)" for name in told)
     return [safe(f"these columns are not read: {shown}", 300)]
 
 

@@ -369,8 +369,21 @@ def _rows_of(path, whole, held):
         print(safe(f"{path.name}: beside {held!r} is not read: {others}", 300), file=sys.stderr)
     rows = []
     for row in whole[held]:
-        rows.append(shared | row if isinstance(row, dict) else row)
+        if isinstance(row, dict) and not _has_system(row):
+            row = shared | row
+        rows.append(row)
     return rows
+
+
+def _has_system(row):
+    """Whether a row brings a system text of its own."""
+    if "system" in row:
+        return True
+    turns = row.get("messages") or row.get("conversations")
+    if not isinstance(turns, list):
+        return False
+    roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
+    return "system" in roles
 
 
 def _is_csv(path, text, first):

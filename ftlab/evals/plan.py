@@ -325,7 +325,7 @@ def _versions(
 
 
 def _versions_of_reading(reference: Any, prompts: list[Prompt]) -> dict[str, str]:
-    """Return what joins an identity only where it can change how answers are read."""
+    """Return what joins an identity where the model thinks, or prompts are in other languages."""
     found = {}
     if isinstance(reference, Model) and _knows_thoughts(reference):
         found["thoughts"] = "3"

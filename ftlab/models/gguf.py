@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.files import FolderLock, file_hash, storage
 from ftlab._core.text import safe
-from ftlab.models import devices
+from ftlab.models import devices, loading
 
 SOURCE = "gguf.json"  # in a dequantised folder: where it came from
 PART = re.compile(r"-\d+-of-\d+\.gguf$")  # of a model in several files
@@ -172,22 +172,18 @@ def _save(file: Path, folder: Path) -> str:
     devices.quiet()
     import torch
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    how = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         if PART.search(file.name):
             raise ValueError("it is one part of several: merge them with llama-gguf-split first")
         print(f"{file.name}: dequantised once (half a minute)", file=sys.stderr)
         with contextlib.redirect_stderr(io.StringIO()):  # bars
             field = GGUFReader(file).fields.get("general.license")
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                file.parent, dtype=torch.float32, output_loading_info=True, **how
+            tokenizer = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
             )
-        if info["missing_keys"]:  # transformers would fill them with random numbers
-            missing = sorted(info["missing_keys"])
-            raise ValueError(f"it lacks {len(missing)} tensors, such as {missing[0]}")
+            model = loading.open_folder(file.parent, torch.float32, gguf_file=file.name)
         model.hf_quantizer = None  # otherwise transformers refuses to save what it dequantised
         del model.config.quantization_config
         model.config._name_or_path = ""

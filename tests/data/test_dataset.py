@@ -426,3 +426,11 @@ def test_rows_that_two_data_sets_share_are_counted():
     assert count_shared(mine, other) == 2
     good = load([PAIR], kind="pairs")
     assert count_shared(good, good) == 1
+
+
+def test_a_column_of_words_is_counted_whole(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": "Q", "answer": "A", "persona": p} for p in ("pirate", "doctor", "pirate")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load(file)
+    assert "persona (3 rows)" in capsys.readouterr().err

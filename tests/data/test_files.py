@@ -442,3 +442,12 @@ def test_another_coding_is_named_without_its_mark_too(name, coding, tmp_path):
     (tmp_path / name).write_bytes('{"prompt": "Bake bread"}\n'.encode(coding))
     with raises_code("not_utf8"):
         records(tmp_path / name)
+
+
+def test_a_system_text_beside_the_rows_leaves_a_rows_own(tmp_path):
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    own = [{"role": "system", "content": "own"}, *turns]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"system": "all", "rows": [{"messages": own}, {"messages": turns}]}))
+    texts = [row["messages"][0]["content"] for row in load(file).rows]
+    assert texts == ["own", "all"]

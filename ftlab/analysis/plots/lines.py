@@ -88,7 +88,7 @@ def draw_dose(table: DataFrame, target: dict[str, Target] | None = None) -> Figu
     """Draw a panel per attack, with a line per number of examples.
 
     What is published of a number of examples is dashed in the same colour, where prompts are
-    asked directly, as in the papers.
+    asked directly, as in the papers, or attacks are not told apart.
     """
     from matplotlib import colormaps
 

@@ -164,7 +164,8 @@ def _targets(given: Any, kind: Kind, table: DataFrame) -> dict[str, Target]:
             target = Target.model_construct(unit=unit, value=target)
         if kind is line_plots.DOSE:
             dose = _dose(key, target)
-            if not table["examples"].eq(dose).any():
+            claimed = table["attack"].isin(line_plots.CLAIMED)
+            if not table["examples"][claimed].eq(dose).any():
                 continue
             key = f"{dose:,g} examples"
         found[key] = target
