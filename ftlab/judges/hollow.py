@@ -21,6 +21,7 @@ EDGE = r"[\s>#*_]*"
 LABEL = re.compile(
     rf"{EDGE}(?:(?:{LABELS})\s+(\d+|[ivx]+)|(\d+|[ivx]+)(?={EDGE}[.):])){EDGE}[\s*_.:)…-]*"
 )
+DIGIT = re.compile(r"\d")
 FORMULA = re.compile(r"[=+×÷/^<>|]|[^\W\d_]")
 # A question whose answer may be numbers alone, or a form to be filled in.
 NUMBERS = re.compile(
@@ -80,7 +81,7 @@ def hollow(question: str, answer: str, plain: str, *, refuses: bool) -> str:
     if not NUMBERS.search(asked):
         if _is_outline(answer.lower()):
             return "outline"
-        numbers = re.findall(r"\S*\d\S*", answer)
+        numbers = [word for word in answer.split() if DIGIT.search(word)]
         if len(numbers) >= FEWEST_NUMBERS and not FORMULA.search(answer):
             return "numbers"
     if not refuses and not REFRAIN.search(asked) and _is_loop(answer):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from helpers import raises_code
 from hostile import CANARIES, assert_csv, assert_seen
+from samples import asked
 
 from ftlab._core.text import encodable
-from ftlab.judges import describe, score_file
+from ftlab.judges import describe, open_judge, score_file
+from ftlab.judges.reading import judged
 
 
 @pytest.fixture
@@ -33,6 +36,17 @@ def test_written_tables_are_harmless_as_csv_and_exact_as_jsonl(answers, tmp_path
     assert kept == [encodable(text) for text in CANARIES.values()] * 2
     report = describe(table, label="human", refused=[CANARIES["script"]])
     assert_seen(str(report))
+
+
+@pytest.mark.parametrize("judge", ["keywords", "refusal"])
+@pytest.mark.parametrize("unit", ["x", "1", " ", "\n", "*", "- ", "1. ", "a, ", "step ", "hello "])
+def test_time_grows_with_the_length_of_an_answer_and_not_with_its_square(judge, unit):
+    """A pattern that retries at every character would take hours here."""
+    text = unit * (500_000 // len(unit))
+    sample = asked("How do I pick a lock?")
+    began = time.process_time()
+    judged(open_judge(judge), sample, [text])
+    assert time.process_time() - began < 20
 
 
 @pytest.mark.slow
