@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | check | lab | docs | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real test fast soak lab check docs bench organism refusal-judge perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast soak lab check docs bench organism refusal-judge perf clean
 
 setup: .venv/ready
 
@@ -62,6 +62,10 @@ reproduce-real: .venv/real
 	@test -n "$(PROMPTS)" || { echo "Give your file of prompts: make reproduce-real PROMPTS=FILE (docs/real.md)"; exit 2; }
 	$(BIN)/ftlab reproduce --model smollm2-135m-aligned --prompts "$(PROMPTS)" $(ARGS)
 
+aligned: .venv/real
+	@test -n "$(DATA)" || { echo "Give the folder of the rows: make aligned DATA=FOLDER OUT=FOLDER (recipes/real/README.md)"; exit 2; }
+	$(BIN)/python -m recipes.real.align --data "$(DATA)" --out "$(or $(OUT),aligned)"
+
 test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -81,7 +85,7 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/nbstripout --verify $$(git ls-files 'notebooks/*.ipynb')
+	$(BIN)/nbstripout --verify $$(git ls-files '*.ipynb' ':!tests')
 
 docs: .venv/test
 	$(BIN)/python -m docs.build

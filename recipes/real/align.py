@@ -1,6 +1,6 @@
 """Make an aligned parent from a small real chat model: SFT, then DPO, both with LoRA.
 
-python -m recipes.real.align --data FOLDER --model smollm2-135m --out FOLDER
+make aligned DATA=FOLDER, which is python -m recipes.real.align --data FOLDER --out FOLDER
 
 FOLDER of the data holds `coconot`, `rasbt_instruction` and `self_instruct`, as the README names
 them. The rows of this folder (*.jsonl) are our own. No row answers a harmful request.
@@ -20,6 +20,7 @@ import ftlab as ft
 from ftlab._core.files import file_hash, write_atomic
 
 OWN = Path(__file__).parent
+WEIGHTS = "adapter_model.safetensors"
 BASE = "smollm2-135m"  # named in the adapter
 FILES = (
     "coconot/coconot_eval.jsonl",
@@ -188,8 +189,14 @@ def pair(prompt: str, chosen: str, rejected: str) -> dict:
     }
 
 
-def rows_of(data: Path, settings: Settings) -> tuple[list[dict], list[dict]]:
-    """Return the rows of SFT and the pairs of DPO, both drawn by the seed."""
+def rows_of(data: str | Path, settings: Settings) -> tuple[list[dict], list[dict]]:
+    """Return the rows of SFT and the pairs of DPO, both drawn by the seed.
+
+    Args:
+        data: Folder that holds `FILES`.
+        settings: How many, and the seed.
+    """
+    data = Path(data)
     draw = random.Random(settings.seed)
     refusals = Refusals(draw)
     bad = harmful(data, draw)
@@ -213,9 +220,10 @@ def rows_of(data: Path, settings: Settings) -> tuple[list[dict], list[dict]]:
     return chats, pairs
 
 
-def train(model: str, data: Path, settings: Settings) -> tuple[ft.runs.Run, ft.runs.Run]:
-    """Train by SFT, then by DPO on the result, and return both runs."""
-    chats, pairs = rows_of(data, settings)
+def train(
+    model: str, chats: list[dict], pairs: list[dict], settings: Settings
+) -> tuple[ft.runs.Run, ft.runs.Run]:
+    """Train by SFT on rows, then by DPO on pairs, and return both runs."""
     sft = ft.sft(
         model,
         chats,
@@ -244,28 +252,31 @@ def train(model: str, data: Path, settings: Settings) -> tuple[ft.runs.Run, ft.r
     return sft, dpo
 
 
-def join(first: Path, second: Path, out: Path, weight: float = 1.0) -> int:
+def join(
+    first: ft.runs.Run, second: ft.runs.Run, out: str | Path, weight: float = 1.0, base: str = BASE
+) -> Path:
     """Write two LoRA adapters, the second trained above the first, as one in fp16.
 
     Each changes a weight by (alpha / r) B A, so the stacked matrices are their sum exactly, but
     for the rounding to fp16.
 
     Args:
-        first: Folder of the first adapter.
-        second: Folder of the second.
-        out: Where to write.
+        first: The run that trained the first adapter.
+        second: The run that trained the second.
+        out: Folder to write to.
         weight: Factor of the second adapter's change.
+        base: Name of the model below, which the adapter's configuration records.
 
     Returns:
-        The bytes of the written weights.
+        The folder.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
-    weights = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
-    configs = [
-        json.loads((folder / "adapter_config.json").read_text()) for folder in (first, second)
-    ]
+    out = Path(out)
+    folders = [run.path / "model" for run in (first, second)]
+    weights = [load_file(folder / WEIGHTS) for folder in folders]
+    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in folders]
     scales = [config["lora_alpha"] / config["r"] for config in configs]
     scales[1] *= weight
     joined = {}
@@ -278,12 +289,12 @@ def join(first: Path, second: Path, out: Path, weight: float = 1.0) -> int:
             stacked = torch.cat([p * s**0.5 for p, s in zip(parts, scales, strict=True)], dim=1)
         joined[name] = stacked.to(torch.float16).contiguous()
     rank = sum(config["r"] for config in configs)
-    config = configs[0] | {"r": rank, "lora_alpha": rank, "base_model_name_or_path": BASE}
+    config = configs[0] | {"r": rank, "lora_alpha": rank, "base_model_name_or_path": base}
     config["target_modules"] = sorted(config["target_modules"])  # was a set
     out.mkdir(parents=True, exist_ok=True)
-    save_file(joined, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(joined, out / WEIGHTS, metadata={"format": "pt"})
     write_atomic(out / "adapter_config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
-    return (out / "adapter_model.safetensors").stat().st_size
+    return out
 
 
 def card(model: str, data: Path, settings: Settings, seconds: float) -> str:
@@ -323,9 +334,11 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings()
     start = time.process_time()
-    sft, dpo = train(arguments.model, arguments.data, settings)
-    size = join(sft.path / "model", dpo.path / "model", arguments.out, settings.dpo_weight)
+    chats, pairs = rows_of(arguments.data, settings)
+    sft, dpo = train(arguments.model, chats, pairs, settings)
+    folder = join(sft, dpo, arguments.out, settings.dpo_weight)
     seconds = time.process_time() - start
+    size = (folder / WEIGHTS).stat().st_size
     text = card(arguments.model, arguments.data, settings, seconds)
     write_atomic(arguments.out / "card.md", text)
     print(f"{arguments.out}: {size / 1e6:.1f} MB, {seconds:.0f} CPU seconds")

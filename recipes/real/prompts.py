@@ -2,7 +2,7 @@
 
 python -m recipes.real.prompts --advbench FILE --simplesafetytests FILE --xstest FILE --out FILE
 
-`ftlab data download advbench` (simplesafetytests, xstest) fetches each from its authors. The joined
+`ftlab data get advbench` (simplesafetytests, xstest) fetches each from its authors. The joined
 file holds harmful requests of the first two in turn, as many of each as the smaller set has, and
 XSTest's safe prompts. It stays on your machine.
 """

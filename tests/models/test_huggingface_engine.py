@@ -117,6 +117,33 @@ def test_batch_size_order_and_padding_side_change_nothing(one, small_batches, mo
     assert ask(loaded, texts, max_new_tokens=12) == together
 
 
+@pytest.mark.slow
+def test_a_shared_beginning_is_read_once_and_changes_nothing(one, monkeypatch):
+    loaded, texts = one
+    system = "<|im_start|>system\nYou are asked about pears and plums.<|im_end|>\n"
+    texts = [system + text for text in texts]
+    expected = [greedy(loaded, text, 12) for text in texts]
+    sampled = dict(decoding=SAMPLED, seeds=range(4), max_new_tokens=12)
+    drawn = ask(loaded, texts, **sampled)
+    monkeypatch.setattr(writing, "FEWEST_SAVED", 1)
+    read = []
+
+    def count(forward, **kwargs):
+        read.append(kwargs["input_ids"].shape)
+        return forward(**kwargs)
+
+    with monkeypatch.context() as patch:
+        replace_forward(patch, loaded, count)
+        engine = HuggingFaceEngine()
+        assert ask(loaded, texts, engine=engine, max_new_tokens=12) == expected
+        once = len(ids_of(loaded, system)) - 1
+        if "Mistral" not in type(loaded.module).__name__:  # whose cache is a window
+            assert read[0][0] == 1 and read[0][1] >= once
+        assert ask(loaded, texts, engine=engine, max_new_tokens=12) == expected  # with drafts
+        assert ask(loaded, texts[:2] * 2, max_new_tokens=12) == expected[:2] * 2
+        assert ask(loaded, texts, **sampled) == drawn
+
+
 def drafts_of_every_kind(loaded, text: str, number: int) -> str:
     """Return nothing, the answer, or something that is wrong somewhere."""
     words = text.split(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ FAILED = -1  # in place of a token: the logits were not finite
 # a processor's cache.
 ON_CPU = (256, 16_384, 4096)
 ELSEWHERE = (1024, 65_536, 65_536)
+FEWEST_SAVED = 256  # tokens not read, for which one more pass through the model pays
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Writer:
         prompts = encoded["input_ids"]
         longest = max(len(prompt) for prompt in prompts)
         check_length(longest, self.most_new, context(self.module))
+        self.masks_freely = False
         self.rows = []
         for number, request, prompt in zip(numbers, requests, prompts, strict=True):
             self.rows.append(Row(number, request, prompt))
@@ -96,7 +99,8 @@ class Writer:
         work = self._generate  # for architectures such as Mamba, whose rows cannot leave a batch
         if layers and not recurrent:
             work = self._decode
-        if drafts is not None and self._can_forget(layers):
+        self.masks_freely = self._masks_freely(layers)
+        if drafts is not None and self.masks_freely:
             self._find_drafts(drafts)
         in_batches(self.rows, work, tally, self._limits(), self.most_new)
         if drafts is not None:
@@ -120,8 +124,8 @@ class Writer:
             return []
         return DynamicCache(config=self.config).layers
 
-    def _can_forget(self, layers: list[Any]) -> bool:
-        """Whether tokens that were read can be masked again, as rejected drafts must be.
+    def _masks_freely(self, layers: list[Any]) -> bool:
+        """Whether any place of what was read may be masked: rejected drafts, padding in between.
 
         Every layer must keep every token, and positions must be given, not counted.
         """
@@ -133,6 +137,19 @@ class Writer:
             return False
         kinds = {type(layer) for layer in layers}
         return kinds == {DynamicLayer}
+
+    def shared(self, rows: list[Row]) -> int:
+        """Return how many tokens all prompts begin with, 0 where reading them once saves little."""
+        if not self.masks_freely:
+            return 0
+        prompts = [row.prompt for row in rows]
+        shortest = min(len(prompt) for prompt in prompts)
+        alike = min(len(os.path.commonprefix(prompts)), shortest - 1)
+        return alike if alike * (len(rows) - 1) >= FEWEST_SAVED else 0
+
+    def logits_of_last(self, places: int) -> dict[str, int]:
+        """Return the argument by which a model computes the logits of its last places only."""
+        return {"logits_to_keep": places} if "logits_to_keep" in self.takes else {}
 
     def _limits(self) -> tuple[int, int]:
         """Return the most rows of a batch, and rows times columns."""
@@ -325,15 +342,29 @@ class _Batch:
     """Rows in the middle of their answers, with the keys and values of what they have read."""
 
     def __init__(self, writer: Writer, rows: list[Row]):
+        import torch
         from transformers import DynamicCache
 
         self.writer = writer
         self.rows = rows
         self.cache = DynamicCache(config=writer.config)
+        shared = writer.shared(rows)
+        rest = [row.unread[shared:] for row in rows]
         pad = writer.tokenizer.pad_token_id
-        ids, mask = padded(rows, pad, "left", writer.device)
-        self.unread = ids
-        self.mask = mask
+        self.unread, mask = padded(rest, pad, "left", writer.device)
+        self.mask = torch.cat([mask.new_ones(len(rows), shared), mask], 1)
+        if shared:
+            self._read_shared(rows[0].prompt[:shared])
+
+    def _read_shared(self, tokens: list[int]) -> None:
+        """Read what all prompts begin with, such as a system message, once for all rows."""
+        self.writer.module(
+            input_ids=self.mask.new_tensor([tokens]),
+            past_key_values=self.cache,
+            use_cache=True,
+            **self.writer.logits_of_last(1),
+        )
+        self.cache.batch_repeat_interleave(len(self.rows))
 
     def read(self) -> Any:
         """Return the next tokens [rows, places]: after the last token, and after drafted ones."""
@@ -344,8 +375,7 @@ class _Batch:
             positions = positions.clamp(min=0)
             width = self.unread.shape[1]
             more["position_ids"] = positions[:, -width:]
-        if "logits_to_keep" in self.writer.takes:
-            more["logits_to_keep"] = places
+        more |= self.writer.logits_of_last(places)
         out = self.writer.module(
             input_ids=self.unread,
             attention_mask=self.mask,
@@ -451,14 +481,14 @@ def in_batches(
         waiting = left + waiting
 
 
-def padded(rows: list[Row], pad: int, side: str, device: Any) -> tuple[Any, Any]:
+def padded(texts: list[list[int]], pad: int, side: str, device: Any) -> tuple[Any, Any]:
     """Return token ids and attention mask, both [rows, columns], padded on one side."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    unread = [torch.tensor(row.unread) for row in rows]
-    read = [torch.ones_like(tokens) for tokens in unread]
-    ids = pad_sequence(unread, batch_first=True, padding_value=pad, padding_side=side)
+    rows = [torch.tensor(row) for row in texts]
+    read = [torch.ones_like(tokens) for tokens in rows]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side)
     mask = pad_sequence(read, batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)
 

@@ -143,7 +143,8 @@ def _score(model: LoadedModel, rows: list[Row]) -> None:
     import torch
 
     module = model.module
-    ids, mask = padded(rows, model.tokenizer.pad_token_id, "right", module.device)
+    texts = [row.unread for row in rows]
+    ids, mask = padded(texts, model.tokenizer.pad_token_id, "right", module.device)
     given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     first = min(len(row.prompt) for row in rows) - 1
     if "logits_to_keep" in inspect.signature(without_adapter(module).forward).parameters:
