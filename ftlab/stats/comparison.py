@@ -1,4 +1,4 @@
-"""Child against parent on the same prompts: difference, ratio, McNemar's test, Holm."""
+"""Child against parent on the same prompts: difference, ratio, the test of no change, Holm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Paired:
     ratio: float  # child / parent; inf if only the parent has no event, nan if neither has one
     ratio_low: float  # a lower bound where ratio_high is inf: the parent has no event
     ratio_high: float
-    mcnemar_p: float  # the largest of mcnemar_per_seed; 1 if seeds point in opposite directions
+    p: float  # of no change, from the variance over seeds and prompts
+    mcnemar_p: float  # in every run: the largest of mcnemar_per_seed; 1 where runs disagree
     mcnemar_per_seed: tuple[float, ...]
     both: int  # pairs, summed over seeds: event in parent and child
     lost: int  # event in the parent only
@@ -46,9 +47,13 @@ def paired(
     """Compare a child with its parent on the same prompts.
 
     A NaN on either side drops the pair, in its seed only. Of a parent measured once, n counts
-    prompts and the rate weights each prompt by its pairs. McNemar's test is exact, two-sided and
-    made for each seed (the pairs of one prompt depend on each other); a cluster counts once, by
-    the sign of its net change. A small `mcnemar_p` says that every run shows the change.
+    prompts and the rate weights each prompt by its pairs.
+
+    `p` is two-sided: Student's t of the difference, whose variance is over seeds and clusters
+    from FEWEST_SEEDS seeds on, and over clusters below. With one seed and no shared cluster it is
+    McNemar's exact test. McNemar's test of each seed counts a cluster once, by the sign of its
+    net change. A small `mcnemar_p` says that every run shows the change by itself: it grows with
+    the number of runs, and is no test of fine-tuning.
 
     Args:
         parent: Events [P], or [S, P] if measured for each seed.
@@ -61,7 +66,8 @@ def paired(
 
     Source: one seed and no shared cluster: Newcombe 1998 (Stat. Med. 17:2635), method 10, and
     Bonett & Price 2006 (Stat. Med. 25:3039). Otherwise MOVER on the Wilson limits: difference
-    by Zou & Donner 2008, ratio by Fagerland et al. 2014 (Stat. Med. 33:2850).
+    by Zou & Donner 2008, ratio by Fagerland et al. 2014 (Stat. Med. 33:2850). Test: McNemar 1947;
+    over seeds and prompts Davison & Hinkley 1997, section 3.8, with Satterthwaite 1946.
     """
     parent, child = _tables(parent, child)
     unscored = np.isnan(parent + child)
@@ -97,6 +103,9 @@ def paired(
     hits_child, hits_parent = found.hits
     change = hits_child - hits_parent
     mcnemar_p, per_seed = _mcnemar(change)
+    p = mcnemar_p
+    if not found.plain:
+        p = _student(after - before, cluster)
     return Paired(
         n_prompts=int(prompts.sum()),
         n_seeds=len(child),
@@ -108,6 +117,7 @@ def paired(
         ratio=_ratio(new.rate, old.rate),
         ratio_low=float(ratio_low),
         ratio_high=float(ratio_high),
+        p=p,
         mcnemar_p=mcnemar_p,
         mcnemar_per_seed=per_seed,
         both=both,
@@ -235,6 +245,25 @@ def _bonett_price(
     smallest = low[0] / high[1]
     largest = high[0] / low[1]
     return [smallest, largest]
+
+
+def _student(change: ndarray, cluster: ndarray | None) -> float:
+    """Return p of no mean change [S, P], by its own variance and Satterthwaite's freedom.
+
+    Where all pairs changed alike there is no variance to see, and p is that of the sign test over
+    clusters.
+    """
+    from scipy.special import stdtr
+
+    found = estimate(change[None], cluster)
+    variance = found.cov[0, 0]
+    mean = found.rate[0]
+    if not mean:
+        return 1.0
+    if not variance:
+        return min(1.0, 2 * 0.5 ** float(found.clusters[0]))
+    t = abs(mean) / sqrt(variance)
+    return float(2 * stdtr(found.df[0], -t))
 
 
 def _mcnemar(change: ndarray) -> tuple[float, tuple[float, ...]]:

@@ -55,6 +55,49 @@ def test_mcnemar_over_seeds():
     )
 
 
+def p_values(parent, child, *, seeds, sd_seed, n=300, prompts=100):
+    """Return p over seeds and prompts, and p in every run, of `n` simulated studies."""
+    rng = np.random.default_rng(14)
+    a, b = logit_for(parent, 1.5), logit_for(child, math.hypot(1.5, sd_seed))
+    found = []
+    for _ in range(n):
+        hard = 1.5 * rng.standard_normal(prompts)
+        new = drawn(rng, b + hard + sd_seed * rng.standard_normal((seeds, 1)))
+        r = stats.paired(drawn(rng, a + hard), new)
+        found.append((r.p, r.mcnemar_p))
+    return np.array(found).T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("rate", [0.06, 0.2])
+def test_p_over_seeds_has_its_size(seeds, rate):
+    p, _ = p_values(rate, rate, seeds=seeds, sd_seed=0.5)
+    assert (p < 0.05).mean() <= 0.085  # .05, Monte-Carlo error 1.3 points
+
+
+@pytest.mark.slow
+def test_p_over_seeds_gains_from_seeds_where_that_of_every_run_loses():
+    power = []
+    for seeds in (3, 10):
+        power.append((p_values(0.06, 0.2, seeds=seeds, sd_seed=0.5) < 0.05).mean(axis=1))
+    (few, few_in_every_run), (many, many_in_every_run) = power
+    assert many > 0.95 > few > few_in_every_run > many_in_every_run
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_p_at_the_edges(seeds):
+    none, all_ = np.zeros(20), np.ones(20)
+    assert stats.paired(none, np.tile(none, (seeds, 1))).p == 1
+    assert 0 < stats.paired(none, np.tile(all_, (seeds, 1))).p < 1e-5
+    assert stats.paired(none, np.tile(all_, (seeds, 1)), cluster=np.repeat([0, 1], 10)).p == 0.5
+
+
+def test_p_of_one_run_is_mcnemars():
+    r = stats.paired(*from_table(**CAVO))
+    assert r.p == r.mcnemar_p
+
+
 @pytest.mark.slow
 def test_holm_by_hand():
     assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
