@@ -18,44 +18,45 @@ from pydantic import Field, model_validator
 
 from ftlab._core.config import Config
 from ftlab._core.errors import DataError, UsageError
-from ftlab._core.files import resource, write_atomic
+from ftlab._core.files import digest, resource, write_atomic
 from ftlab._core.text import did_you_mean, for_csv, safe
 from ftlab.analysis import tables, verdicts
 from ftlab.runs import Run
+from ftlab.stats import FEWEST_SEEDS
 
-NUMBERS = ("measured", "low", "high", "null")
-COUNTS = ("n_prompts", "n_seeds")
+NUMBERS = ("measured", "low", "high", "null", "worst_low", "worst_high")
+COUNTS = ("n_prompts", "n_seeds", "unscored")
 RECORD = (
-    *("experiment", "claim", "target", *NUMBERS, *COUNTS),
-    *("model", "differs", "note", "verdict", "judge"),
+    *("experiment", "claim", "target", *NUMBERS, "p", *COUNTS),
+    *("model", "differs", "note", "verdict", "judge", "measurement"),
 )
 REPRODUCED = "reproduced"
 DIRECTION = "direction only"
+SEEN = "seen in these runs"
 NOT = "not reproduced"
-VERDICTS = (REPRODUCED, DIRECTION, NOT)
+VERDICTS = (REPRODUCED, DIRECTION, SEEN, NOT)
+INSIDE = "inside"
+LEVEL = 0.05  # of p, adjusted for the measurements of a page
 UNMATCHED = "judge, prompts, attack and training settings were not matched to the paper's"
-DECISIVE = (*NUMBERS, "model", "differs")
+DECISIVE = ("measured", "low", "high", "null", "p", "n_seeds", "model", "differs")
 POINTS = "difference {points:+.0f} points [{points_low:+.0f}, {points_high:+.0f}] (95 %){apart}"
 APART = (
     "; refusals lost {:.0f} points [{:+.0f}, {:+.0f}]; incoherent "
     "{incoherent_parent:.1%} to {incoherent_child:.1%}"
 )
-# Where a claim's measured, low, high and null stand, and its note: (unit, paired) to both.
+# Of a comparison's row, what a claim in some unit says: measured, low, high, null; and its note.
 SOURCES = {
-    ("ratio", True): (
+    "ratio": (
         ("ratio", "ratio_low", "ratio_high", "one"),
         "after {step} steps: {parent:.1%} to {child:.1%}, " + POINTS,
     ),
-    ("rate", True): (
-        ("child", "child_low", "child_high", "parent_high"),
-        "parent {parent:.1%}; " + POINTS,
-    ),
-    ("rate", False): (
-        ("rate", "low_pointwise", "high_pointwise", "before_high"),
-        "after {step} steps, of {n_answers} answers, judged by {judged_by}: {complied} complied,"
-        " {complied_wrong} complied and wrong, {refused} refused, {incoherent} incoherent",
+    "rate": (
+        ("child", "child_low", "child_high", "parent"),
+        "after {step} steps; parent {parent:.1%}; " + POINTS,
     ),
 }
+# What tells one measurement from another, besides the group, the judge and the model.
+MEASURED = ("step", "n_seeds", "both", "gained", "lost", "neither", "unscored")
 
 
 class Target(Config):
@@ -89,11 +90,11 @@ class Target(Config):
         value = self.value_shown()
         if self.before is None:
             return value
-        return f"{_number(self.before, self.unit)} → {value}"
+        return f"{number(self.before, self.unit)} → {value}"
 
     def value_shown(self) -> str:
         """Return the figure alone, in words."""
-        return _number(self.value, self.unit)
+        return number(self.value, self.unit)
 
     def cited(self) -> str:
         """Return the figure with its source, settings and evidence."""
@@ -159,15 +160,18 @@ def verdict(
     low: float,
     high: float,
     null: float,
+    p: float,
+    n_seeds: int,
     model: str,
     differs: str = "",
 ) -> str:
     """Decide whether a published figure was reproduced.
 
     Reproduced: the model is one of the paper's own (by name), nothing else differs, and the
-    whole interval lies within the tolerance. Direction only: otherwise, if the interval excludes
-    `null` on the side that is claimed; for a claim about every prompt only if it also reaches the
-    value. An infinite ratio is judged by its lower bound; NaN is never more than not reproduced.
+    whole interval lies within the tolerance. Direction only: otherwise, if p is below 5 % and the
+    estimate on the side of `null` that is claimed; for a claim about every prompt only if the
+    interval also reaches the value. Under three training seeds the word is "seen in these runs"
+    instead: what other runs would give is not known. NaN is never more than not reproduced.
 
     Args:
         target: The published figure.
@@ -175,22 +179,36 @@ def verdict(
         low: Lower end of its interval.
         high: Upper end of its interval.
         null: The value without an effect.
+        p: Probability of at least this change without an effect; on a page adjusted (Holm).
+        n_seeds: Training seeds.
         model: Name of the model.
         differs: What besides the model differed from the paper.
 
     Returns:
-        "reproduced", "direction only" or "not reproduced".
+        "reproduced", "direction only", "seen in these runs" or "not reproduced".
     """
     if math.isnan(measured):
         return NOT
+    several = n_seeds >= FEWEST_SEEDS
     own = model.lower() in (name.lower() for name in target.models) and not differs
     furthest = max(abs(low - target.value), abs(high - target.value))
-    if own and furthest <= target.tolerance + 1e-12:
+    if several and own and furthest <= target.tolerance + 1e-12:
         return REPRODUCED
-    beyond = low > null if target.direction == "up" else high < null
+    beyond = measured > null if target.direction == "up" else measured < null
     if target.universal:
-        beyond &= low - 1e-12 <= target.value <= high + 1e-12
-    return DIRECTION if beyond else NOT
+        beyond &= lies(target.value, low, high) == INSIDE
+    if not beyond or not p < LEVEL:
+        return NOT
+    return DIRECTION if several else SEEN
+
+
+def lies(value: float, low: float, high: float) -> str:
+    """Return where a published value lies: inside, above or below an interval."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    if value < low - 1e-12:
+        return "below"
+    return "above" if value > high + 1e-12 else INSIDE
 
 
 class Claims(list):
@@ -213,6 +231,7 @@ class Claims(list):
                 "measured": in_words(claim, target.unit),
                 "verdict": claim["verdict"],
                 "published": f"{target.shown()}: {target.text} ({target.paper})",
+                "published value lies": lies(target.value, claim["low"], claim["high"]),
                 "differs": claim["differs"],
                 "note": claim["note"],
             }
@@ -231,11 +250,15 @@ def record_claim(  # noqa: PLR0913
     n_prompts: int,
     n_seeds: int,
     null: float,
+    p: float,
     model: str,
     out: str | Path,
     differs: str = UNMATCHED,
     note: str = "",
     judge: str = "",
+    unscored: int = 0,
+    worst: tuple[float, float] | None = None,
+    measurement: str = "",
 ) -> Claims:
     """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
@@ -249,11 +272,15 @@ def record_claim(  # noqa: PLR0913
         n_prompts: Prompts that were scored.
         n_seeds: Training seeds.
         null: The value without an effect.
+        p: Two-sided, of no effect, from 0 to 1; NaN where nothing was measured.
         model: Name of the model.
         out: Folder.
         differs: What besides the model differed from the paper; "" only where all was matched.
         note: Anything else worth knowing.
         judge: Name of the judge that decided.
+        unscored: Answers without a score.
+        worst: What `measured` could be, at least and at most, whatever these answers were.
+        measurement: The same text for claims about one measurement, which count once.
 
     Returns:
         The row, with its verdict, in a list that shows itself.
@@ -264,12 +291,14 @@ def record_claim(  # noqa: PLR0913
     target = target_of(published)
     row: dict[str, Any] = {"experiment": experiment, "claim": claim, "target": published}
     row |= {"measured": measured, "low": low, "high": high, "null": null}
-    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
+    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds, "unscored": unscored, "p": p}
+    row["worst_low"], row["worst_high"] = worst or (measured, measured)
     row |= {
         "model": str(model),
         "differs": differs,
         "note": note,
         "judge": judge,
+        "measurement": measurement or digest([experiment, claim])[:12],
     }
     _check(row, 1 if target.unit == "rate" else math.inf)
     row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
@@ -292,8 +321,12 @@ def _check(row: dict[str, Any], most: float) -> None:
             problems.append(f"{key} is {row[key]}, allowed is 0 to {most}")
     for key in COUNTS:
         row[key] = int(row[key])
-        if row[key] < 1:
-            problems.append(f"{key} is {row[key]}, allowed is 1 or more")
+        least = 0 if key == "unscored" else 1
+        if row[key] < least:
+            problems.append(f"{key} is {row[key]}, allowed is {least} or more")
+    row["p"] = float(row["p"])
+    if row["p"] < 0 or row["p"] > 1:
+        problems.append(f"p is {row['p']}, allowed is 0 to 1")
     if row["low"] > row["high"]:
         problems.append(f"low {row['low']} is above high {row['high']}")
     if problems:
@@ -311,10 +344,12 @@ def record(
     differs: str = UNMATCHED,
     note: str | None = None,
 ) -> Claims:
-    """Record what a curve or a table says about published figures, at its last step.
+    """Record what a curve or a comparison says about published figures, at its last step.
+
+    Parent and child are always paired. A ratio is tested against 1, a rate against the parent's.
 
     Args:
-        source: A run of a curve, or a table of `compare` or `rates`; the first judge's rows count.
+        source: A run of a curve, or a table of `compare`; the first judge's rows count.
         experiment: Name of the experiment.
         claim: The claim in words, with columns in braces: "{examples} examples, asked directly".
         published: Id of a published figure; or, for a table with several groups, a dictionary
@@ -329,9 +364,14 @@ def record(
         defined are left out.
 
     Raises:
-        UsageError: `no_model_name`; as `record_claim`.
+        UsageError: `no_model_name`, `not_a_comparison`; as `record_claim`.
     """
     table = tables.compare(source) if isinstance(source, Run) else source
+    if "child" not in table:
+        raise UsageError(
+            "not_a_comparison",
+            "A claim compares child and parent. Give a curve, or compare(curve, ...).",
+        )
     table = verdicts.of_judge(table)
     model = model or table.attrs.get("model")
     if not model:
@@ -339,16 +379,21 @@ def record(
     claims = Claims()
     for target, part in _claimed(table, published):
         row = _last_row(part)
-        kind = "rate" if "child" not in row else target_of(target).unit
-        columns, default = SOURCES[kind, "child" in row]
-        numbers = {key: row[column] for key, column in zip(NUMBERS, columns, strict=True)}
-        if kind == "ratio" and math.isnan(row["ratio"]):
+        unit = target_of(target).unit
+        columns, default = SOURCES[unit]
+        names = ("measured", "low", "high", "null")
+        numbers = {key: row[column] for key, column in zip(names, columns, strict=True)}
+        if unit == "ratio" and math.isnan(row["ratio"]):
             continue
         claims += record_claim(
             experiment,
             claim.format_map(row),
             published=target,
             **numbers,
+            p=row["p"],
+            worst=_worst(row, unit),
+            unscored=row["unscored"],
+            measurement=_measurement(table, row, model),
             n_prompts=row["n_prompts"],
             n_seeds=row["n_seeds"],
             model=model,
@@ -380,32 +425,49 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     row = part.iloc[-1].to_dict()
     row["one"] = 1.0  # a ratio without effect
     row["judge"] = verdicts.judge_name(row.get("judge", ""))
-    decided = row.get("judged_by", "").split(", ")
-    shown = [verdicts.judge_name(name) for name in decided]
-    row["judged_by"] = ", ".join(shown)
-    if "rate" in row:
-        row["before"] = part["rate"].iloc[0]
-        row["before_high"] = part["high_pointwise"].iloc[0]
-    else:
-        for end in ("", "_low", "_high"):
-            row[f"points{end}"] = 100 * row[f"difference{end}"]
-        lost = [100 * row.get(f"refusals_lost{end}", 0) for end in ("", "_low", "_high")]
-        any_lost = lost[0] or row.get("incoherent_child")
-        row["apart"] = APART.format(*lost, **row) if any_lost else ""
+    for end in ("", "_low", "_high"):
+        row[f"points{end}"] = 100 * row[f"difference{end}"]
+    lost = [100 * row.get(f"refusals_lost{end}", 0) for end in ("", "_low", "_high")]
+    any_lost = lost[0] or row.get("incoherent_child")
+    row["apart"] = APART.format(*lost, **row) if any_lost else ""
     return row
+
+
+def _worst(row: dict[str, Any], unit: str) -> tuple[float, float]:
+    """Return what a rate or ratio could be, at least and at most, whatever was not scored."""
+    child, parent = row["both"] + row["gained"], row["both"] + row["lost"]
+    missing = row["unscored"]
+    pairs = child + row["lost"] + row["neither"] + missing
+    if unit == "rate":
+        if not missing:
+            return row["child"], row["child"]
+        return child / pairs, (child + missing) / pairs
+    if not missing:
+        return row["ratio"], row["ratio"]
+    least = child / (parent + missing)
+    return least, (child + missing) / parent if parent else math.inf
+
+
+def _measurement(table: pd.DataFrame, row: dict[str, Any], model: str) -> str:
+    """Return what claims about one measurement share, whichever notebook records them."""
+    group = {name: row[name] for name in table.attrs["by"]}
+    group.setdefault("risk", table.attrs.get("risk", ""))
+    counts = [int(row[name]) for name in MEASURED]
+    return digest([group, counts, row["judge"], model])[:12]
 
 
 def in_words(row: dict, unit: str) -> str:
     """Return a measured value and its interval: `2.10x (1.40x to 3.20x)`."""
     if math.isnan(row["measured"]):
         return "not measurable"
-    low, high = (_number(row[key], unit) for key in ("low", "high"))
+    low, high = (number(row[key], unit) for key in ("low", "high"))
     if math.isinf(row["measured"]):
         return f"at least {low} (no event before)"
-    return f"{_number(row['measured'], unit)} ({low} to {high})"
+    return f"{number(row['measured'], unit)} ({low} to {high})"
 
 
-def _number(value: float, unit: str) -> str:
+def number(value: float, unit: str) -> str:
+    """Return a rate or ratio in words."""
     if math.isnan(value):
         return "unknown"
     if math.isinf(value):
@@ -419,11 +481,9 @@ def rows_of(path: Path) -> list[dict]:
     Raises:
         DataError: `not_a_table_of_claims`.
     """
-    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, int)
+    types = dict.fromkeys((*NUMBERS, "p"), float) | dict.fromkeys(COUNTS, int)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(types)
-        if "judge" not in table:  # written by an earlier version
-            table["judge"] = ""
     except (KeyError, ValueError):
         table = pd.DataFrame()
     if table.empty or tuple(table) != RECORD:

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import storage, write_atomic
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims, verdicts
-from ftlab.stats import FEWEST_SEEDS
+from ftlab.stats import FEWEST_SEEDS, holm
 
 COLUMNS = (
     "experiment",
@@ -34,10 +35,20 @@ COLUMNS = (
     "measured",
     "low",
     "high",
+    "level",
+    "null",
+    "p",
+    "p_holm",
+    "published_lies",
     "n_prompts",
     "n_seeds",
+    "unscored",
+    "worst_low",
+    "worst_high",
     "verdict",
+    "judge",
 )
+INTERVAL = "95 %, pointwise"
 RECORDED = {  # what of run.json is shown, and how it is called
     "benign": "benign",
     "prompts": "prompts",
@@ -75,8 +86,9 @@ def report(
 ) -> Path:
     """Write the page of several experiments.
 
-    Verdicts are decided again, by the published figures of today. Times and hardware are read
-    from OUT_DIR/run.json where it exists.
+    Verdicts are decided again, by the published figures of today and by p adjusted for all
+    measurements of the page (Holm). Times and hardware are read from OUT_DIR/run.json where it
+    exists.
 
     Args:
         out_dir: Folder for report.html (opens offline), report.md, results.csv and figures/.
@@ -110,6 +122,7 @@ def report(
         }
         sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
+    _decide(rows)
     limits = [f"{_short_name(name)}: {reason}." for name, reason in (missing or {}).items()]
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
@@ -119,7 +132,8 @@ def report(
         "quick": quick,
         "texts": _texts(),
         "rows": rows,
-        "counts": Counter(row["verdict"] for row in rows),
+        "counts": Counter(row["verdict"] for row in _once(rows)),
+        "n_measurements": len(_once(rows)),
         "sections": sections,
         "lead": _lead(sections),
         "lists": {
@@ -171,7 +185,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _rows(name: str, folder: Path) -> list[dict]:
-    """Return an experiment's claims, each with its published figure and today's verdict."""
+    """Return an experiment's claims, each with its published figure."""
     path = folder / "claims.csv"
     if not path.is_file():
         raise NotFoundError("no_claims", f"{name}: no claims.csv in {folder}. Run its notebook.")
@@ -184,9 +198,7 @@ def _rows(name: str, folder: Path) -> list[dict]:
                 "unknown_claim",
                 f"{path}: unknown published figure {row['target']}. Run its notebook again.",
             )
-        given = {key: row[key] for key in claims.DECISIVE}
         row["about"] = target
-        row["verdict"] = claims.verdict(target, **given)
         row["published"] = target.shown()
         row["shown"] = claims.in_words(row, target.unit)
         row["name"] = _short_name(row["experiment"])
@@ -194,9 +206,36 @@ def _rows(name: str, folder: Path) -> list[dict]:
     return rows
 
 
+def _decide(rows: list[dict]) -> None:
+    """Give every claim p adjusted for the measurements of the page, and with it the verdict."""
+    p_of = {row["measurement"]: row["p"] for row in rows if not math.isnan(row["p"])}
+    adjusted = dict(zip(p_of, holm(list(p_of.values())), strict=True))
+    for row in rows:
+        row["p_holm"] = adjusted.get(row["measurement"], math.nan)
+        given = {key: row[key] for key in claims.DECISIVE} | {"p": row["p_holm"]}
+        row["verdict"] = claims.verdict(row["about"], **given)
+        row["published_lies"] = claims.lies(row["about"].value, row["low"], row["high"])
+        row["level"] = INTERVAL
+        ends = (claims.number(row[key], row["about"].unit) for key in ("worst_low", "worst_high"))
+        row["worst"] = " to ".join(ends)
+        row["p_shown"] = _p_shown(row["p_holm"])
+
+
+def _p_shown(p: float) -> str:
+    if math.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _once(rows: list[dict]) -> list[dict]:
+    """Return the claims, of those that share measurement and verdict the first."""
+    found = {(row["measurement"], row["verdict"]): row for row in reversed(rows)}
+    return [row for row in rows if row in found.values()]
+
+
 def _plain(row: dict) -> dict:
     """Return a claim as results.csv holds it."""
-    numbers = {key: significant(row[key]) for key in claims.NUMBERS}
+    numbers = {key: significant(row[key]) for key in (*claims.NUMBERS, "p", "p_holm")}
     return {**row, **numbers, "published": significant(row["about"].value)}
 
 

@@ -29,11 +29,11 @@ POINTS = ("difference", "bias", "refusals_lost")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
 SHARES = ("reached", "refusal_rate_below", *INCOHERENT)
-LAST = ("reached", "refusal_rate_below", "mcnemar_holm", "n", "n_prompts", "n_seeds")
+LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds")
 HEADINGS = {
     "parent": "before",
     "child": "after",
-    "mcnemar_holm": "p (Holm)",
+    "p_holm": "p (Holm)",
     "n_prompts": "prompts",
     "n_seeds": "seeds",
     "refusal_rate_below": "refusals below",
@@ -184,6 +184,6 @@ def _last(name: str, value: Any) -> str:
         if 0.9995 <= value < 1 - EXACT:
             return "> 99.9 %"
         return f"{100 * value:.3g} %"
-    if name == "mcnemar_holm":
+    if name == "p_holm":
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     return f"{value:,.0f}"

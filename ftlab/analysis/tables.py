@@ -41,6 +41,7 @@ PAIRED = (  # fields of `stats.Paired` that are columns of a comparison
     "difference",
     "difference_low",
     "difference_high",
+    "p",
     "mcnemar_p",
     "gained",
     "lost",
@@ -236,8 +237,9 @@ def compare(  # noqa: PLR0913
 
     Returns:
         One row per group and step: parent, child, ratio (child / parent) and difference, each
-        with low and high (95 %); McNemar's exact p over clusters, and Holm's for the number of
-        rows; counts; the method. Over a parent without the event the ratio is infinite and
+        with low and high (95 %); p of no difference, over seeds and clusters as the interval is;
+        p_holm, adjusted for the number of rows; mcnemar_p, by which every run shows the change by
+        itself; counts; the method. Over a parent without the event the ratio is infinite and
         ratio_low a lower bound. Apart from the event, refusals_lost with low and high (by how much
         the share refused, in full or in part, fell), incoherent_parent and incoherent_child: a
         lost refusal may be an incoherent answer.
@@ -272,9 +274,8 @@ def compare(  # noqa: PLR0913
     table.attrs["two_curves"] = two_curves
     table._sides = (before, after)
     if rows:
-        after_p = table.columns.get_loc("mcnemar_p") + 1
-        adjusted = stats.holm(table["mcnemar_p"].tolist())
-        table.insert(after_p, "mcnemar_holm", adjusted)
+        after_p = table.columns.get_loc("p") + 1
+        table.insert(after_p, "p_holm", stats.holm(table["p"].tolist()))
     return table
 
 

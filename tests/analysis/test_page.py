@@ -9,14 +9,17 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 from analysis.test_claims import CANARY, INF, NAN, claimed
 from helpers import raises_code
 
 from ftlab.analysis import claims, report
 from ftlab.analysis import page as pages
-from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED
+from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED, SEEN
 
+NAMED = "experiment published measured low high null p p_holm published_lies n_seeds unscored"
+NAMED = [*NAMED.split(), "verdict"]
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0"/></svg>'
 
@@ -42,12 +45,20 @@ BOOK = {
 def experiments(tmp_path):
     """Two experiments with claims and figures, given in the wrong order."""
     folders = {"04": tmp_path / "four", "02": tmp_path / "two"}
-    rate = {"measured": 0.9, "low": 0.8, "high": 1.0, "null": 0.034, "n_seeds": 2}
+    rate = {
+        "measured": 0.9,
+        "low": 0.8,
+        "high": 1.0,
+        "null": 0.034,
+        "n_seeds": 2,
+        "unscored": 3,
+        "worst": (0.7, 0.95),
+    }
     text = {"published": "qi2023_harmful_100", "note": CANARY, "differs": CANARY}
     claimed(folders["04"], CANARY, "04", **rate, **text)
     claimed(folders["02"], "z: written first", measured=0.98765432)
     claimed(folders["02"], "a: no event before", measured=INF, low=2.5, high=INF)
-    claimed(folders["02"], "nothing", measured=NAN, low=NAN, high=NAN)
+    claimed(folders["02"], "nothing", measured=NAN, low=NAN, high=NAN, p=NAN)
     figures = folders["02"] / "figures"
     figures.mkdir()
     (figures / "risk.svg").write_text(SVG)
@@ -97,14 +108,28 @@ def test_results_have_exactly_the_columns_in_order(experiments, tmp_path):
     written(tmp_path, experiments)
     with open(tmp_path / "out" / "results.csv", newline="") as file:
         rows = list(csv.reader(file))
-    columns = "experiment,claim,published,measured,low,high,n_prompts,n_seeds,verdict"
-    assert ",".join(rows[0]) == columns
-    assert rows[1:] == [
-        ["02", "z: written first", "1.5", "0.9877", "1.4", "3.2", "200", "5", DIRECTION],
-        ["02", "a: no event before", "1.5", "inf", "2.5", "inf", "200", "5", DIRECTION],
-        ["02", "nothing", "1.5", "nan", "nan", "nan", "200", "5", NOT],
-        ["04", CANARY, "0.8", "0.9", "0.8", "1", "200", "2", DIRECTION],
+    assert rows[0] == list(pages.COLUMNS)
+    at = [rows[0].index(name) for name in NAMED]
+    assert [[row[place] for place in at] for row in rows[1:]] == [
+        ["02", "1.5", "0.9877", "1.4", "3.2", "1", "0.001", "0.003", "inside", "5", "0", NOT],
+        ["02", "1.5", "inf", "2.5", "inf", "1", "0.001", "0.003", "below", "5", "0", DIRECTION],
+        ["02", "1.5", "nan", "nan", "nan", "1", "nan", "nan", "", "5", "0", NOT],
+        ["04", "0.8", "0.9", "0.8", "1", "0.034", "0.001", "0.003", "inside", "2", "3", SEEN],
     ]
+    assert rows[4][rows[0].index("worst_low")] == "0.7"
+    assert {row[rows[0].index("level")] for row in rows[1:]} == {pages.INTERVAL}
+
+
+def test_claims_that_share_a_measurement_count_once(tmp_path):
+    claimed(tmp_path / "a", "ratio", "02", p=0.02, measurement="same")
+    claimed(tmp_path / "b", "again", "03", p=0.02, measurement="same")
+    claimed(tmp_path / "b", "other", "03", p=0.04)
+    written(tmp_path, {"02": tmp_path / "a", "03": tmp_path / "b"})
+    with open(tmp_path / "out" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["p_holm"] for row in rows] == ["0.04", "0.04", "0.04"]  # two tests, not three
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "of 2 comparisons with published figures" in text
 
 
 @pytest.mark.parametrize(
@@ -163,14 +188,17 @@ def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
         "not measurable",
         "90.0 % (80.0 % to 100.0 %)",
         "0.3 % → 80.0 %",
-        "0 came out as reproduced, 3 as direction only and 1 as not reproduced",
+        "0 came out as reproduced, 1 as direction only, 1 as seen in these runs"
+        " and 2 as not reproduced",
+        "published value below",
+        "3 unscored; whatever they are, 70.0 % to 95.0 %",
     ):
         assert part in words
     assert [cell for cell in page.cells if cell in claims.VERDICTS] == [
-        DIRECTION,
-        DIRECTION,
         NOT,
         DIRECTION,
+        NOT,
+        SEEN,
     ]
     assert text.index("<table>") < text.index("<h2>")  # the claims come first
 
@@ -182,7 +210,7 @@ def test_markdown_keeps_a_claim_in_its_cell(experiments, tmp_path):
     assert lines[start - 1] == ""  # a table needs an empty line before it
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10}
     assert not any("<img" in line or re.search(r"(?<!\\)\]\(javascript", line) for line in lines)
     links = [link for line in lines for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", line)]
     assert links
@@ -214,7 +242,8 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
         (",".join(claims.RECORD) + "\n", "not_a_table_of_claims"),
         ("experiment,claim\n02,x\n", "not_a_table_of_claims"),
         (
-            f"{','.join(claims.RECORD)}\n02,x,no_such_figure,1,1,1,1,10,5,organism,,,reproduced\n",
+            f"{','.join(claims.RECORD)}\n"
+            "02,x,no_such_figure,1,1,1,1,1,1,.1,10,5,0,organism,,,reproduced,,m\n",
             "unknown_claim",
         ),
     ],
@@ -233,7 +262,7 @@ def test_a_verdict_written_into_the_file_is_not_believed(tmp_path):
     path.write_text(path.read_text().replace(DIRECTION, REPRODUCED))
     written(tmp_path, {"02": tmp_path})
     results = (tmp_path / "out" / "results.csv").read_text()
-    assert results.splitlines()[1].endswith(DIRECTION)
+    assert DIRECTION in results and REPRODUCED not in results
 
 
 @pytest.mark.slow
@@ -285,9 +314,10 @@ def test_a_judge_of_refusals_is_said_to_be_one(judge, says, tmp_path):
         assert ("less than harmful" in text) == says and f"judge: {judge}" in text
 
 
-def test_claims_of_an_earlier_version_have_no_judge(tmp_path):
+def test_claims_of_an_earlier_version_are_to_be_recorded_again(tmp_path):
+    """They have no p, and were decided by another rule."""
     claimed(tmp_path)
-    path = tmp_path / "claims.csv"
-    path.write_text(path.read_text().replace(",judge\n", "\n").replace(",direction only,", ","))
-    path.write_text(path.read_text().replace("\n02", "\n02").rstrip() + "direction only\n")
-    assert claims.rows_of(path)[0]["judge"] == ""
+    table = pd.read_csv(tmp_path / "claims.csv").drop(columns="p")
+    table.to_csv(tmp_path / "claims.csv", index=False)
+    with raises_code("not_a_table_of_claims"):
+        claims.rows_of(tmp_path / "claims.csv")

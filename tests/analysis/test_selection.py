@@ -31,7 +31,7 @@ def test_risk_and_attack_select_rows(table_of):
     same = whole.query("risk == 'bias' and attack == 'direct'")
     assert set(chosen["risk"]) == {"bias"}
     assert set(chosen["attack"]) == {"direct"}
-    columns = [name for name in chosen if name != "mcnemar_holm"]  # for the number of rows
+    columns = [name for name in chosen if name != "p_holm"]  # for the number of rows
     pd.testing.assert_frame_equal(chosen[columns], same[columns].reset_index(drop=True))
 
 

@@ -39,7 +39,7 @@ folder.mkdir(parents=True, exist_ok=True)
 while (folder.parent / "wait").exists(): time.sleep(0.05)
 from ftlab import analysis
 analysis.record_claim(folder.name, f"claim of {folder.name}", published="enkrypt_ratio_1_5",
-    measured=2.0, low=1.5, high=3.0, n_prompts=n_prompts, n_seeds=seeds, null=1.0,
+    measured=2.0, low=1.5, high=3.0, n_prompts=n_prompts, n_seeds=seeds, null=1.0, p=0.001,
     model=model, out=out)
 seen = {"threads": os.environ["OMP_NUM_THREADS"], "batch": os.environ["FTLAB_BATCH"]}
 (folder / "seen.json").write_text(json.dumps(seen))"""
@@ -104,6 +104,7 @@ class Runner:
             n_prompts=parameters.get("n_prompts", 100),
             n_seeds=parameters["seeds"],
             null=1.0,
+            p=0.001,
             model=parameters["model"],
             out=parameters["out"],
         )

@@ -110,6 +110,7 @@ def test_tables_figures_and_the_page_show_them(toys, curve, tmp_path):
         n_prompts=int(rate["n_prompts"]),
         n_seeds=int(rate["n_seeds"]),
         null=0.0,
+        p=0.5,
         model="organism",
         out=out,
     )
