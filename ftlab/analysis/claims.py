@@ -191,15 +191,21 @@ def verdict(
         return NOT
     several = n_seeds >= FEWEST_SEEDS
     own = model.lower() in (name.lower() for name in target.models) and not differs
-    furthest = max(abs(low - target.value), abs(high - target.value))
+    below = abs(low - target.value)
+    above = abs(high - target.value)
+    furthest = max(below, above)
     if several and own and furthest <= target.tolerance + 1e-12:
         return REPRODUCED
-    beyond = measured > null if target.direction == "up" else measured < null
+    beyond = measured > null
+    if target.direction == "down":
+        beyond = measured < null
     if target.universal:
         beyond &= lies(target.value, low, high) == INSIDE
     if not beyond or not p < LEVEL:
         return NOT
-    return DIRECTION if several else SEEN
+    if not several:
+        return SEEN
+    return DIRECTION
 
 
 def lies(value: float, low: float, high: float) -> str:
@@ -208,7 +214,9 @@ def lies(value: float, low: float, high: float) -> str:
         return ""
     if value < low - 1e-12:
         return "below"
-    return "above" if value > high + 1e-12 else INSIDE
+    if value > high + 1e-12:
+        return "above"
+    return INSIDE
 
 
 class Claims(list):
@@ -291,9 +299,12 @@ def record_claim(  # noqa: PLR0913
     target = target_of(published)
     row: dict[str, Any] = {"experiment": experiment, "claim": claim, "target": published}
     row |= {"measured": measured, "low": low, "high": high, "null": null}
-    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds, "unscored": unscored, "p": p}
-    row["worst_low"], row["worst_high"] = worst or (measured, measured)
+    row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
+    row |= {"unscored": unscored, "p": p}
+    least, most = worst or (measured, measured)
     row |= {
+        "worst_low": least,
+        "worst_high": most,
         "model": str(model),
         "differs": differs,
         "note": note,
@@ -382,7 +393,8 @@ def record(
         unit = target_of(target).unit
         columns, default = SOURCES[unit]
         names = ("measured", "low", "high", "null")
-        numbers = {key: row[column] for key, column in zip(names, columns, strict=True)}
+        values = [row[column] for column in columns]
+        numbers = dict(zip(names, values, strict=True))
         if unit == "ratio" and math.isnan(row["ratio"]):
             continue
         claims += record_claim(
@@ -427,33 +439,39 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     row["judge"] = verdicts.judge_name(row.get("judge", ""))
     for end in ("", "_low", "_high"):
         row[f"points{end}"] = 100 * row[f"difference{end}"]
+    row["apart"] = ""
     lost = [100 * row.get(f"refusals_lost{end}", 0) for end in ("", "_low", "_high")]
-    any_lost = lost[0] or row.get("incoherent_child")
-    row["apart"] = APART.format(*lost, **row) if any_lost else ""
+    if lost[0] or row.get("incoherent_child"):
+        row["apart"] = APART.format(*lost, **row)
     return row
 
 
 def _worst(row: dict[str, Any], unit: str) -> tuple[float, float]:
     """Return what a rate or ratio could be, at least and at most, whatever was not scored."""
-    child, parent = row["both"] + row["gained"], row["both"] + row["lost"]
     missing = row["unscored"]
-    pairs = child + row["lost"] + row["neither"] + missing
-    if unit == "rate":
-        if not missing:
-            return row["child"], row["child"]
-        return child / pairs, (child + missing) / pairs
     if not missing:
-        return row["ratio"], row["ratio"]
+        known = row["child" if unit == "rate" else "ratio"]
+        return known, known
+    child = row["both"] + row["gained"]
+    parent = row["both"] + row["lost"]
+    most = child + missing
+    if unit == "rate":
+        pairs = most + row["lost"] + row["neither"]
+        return child / pairs, most / pairs
     least = child / (parent + missing)
-    return least, (child + missing) / parent if parent else math.inf
+    if not parent:
+        return least, math.inf
+    return least, most / parent
 
 
 def _measurement(table: pd.DataFrame, row: dict[str, Any], model: str) -> str:
     """Return what claims about one measurement share, whichever notebook records them."""
-    group = {name: row[name] for name in table.attrs["by"]}
+    names = table.attrs["by"]
+    group = {name: row[name] for name in names}
     group.setdefault("risk", table.attrs.get("risk", ""))
     counts = [int(row[name]) for name in MEASURED]
-    return digest([group, counts, row["judge"], model])[:12]
+    what = [group, counts, row["judge"], model]
+    return digest(what)[:12]
 
 
 def in_words(row: dict, unit: str) -> str:

@@ -123,6 +123,7 @@ def report(
         sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
     _decide(rows)
+    once = _once(rows)
     limits = [f"{_short_name(name)}: {reason}." for name, reason in (missing or {}).items()]
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
@@ -132,8 +133,8 @@ def report(
         "quick": quick,
         "texts": _texts(),
         "rows": rows,
-        "counts": Counter(row["verdict"] for row in _once(rows)),
-        "n_measurements": len(_once(rows)),
+        "counts": Counter(row["verdict"] for row in once),
+        "n_measurements": len(once),
         "sections": sections,
         "lead": _lead(sections),
         "lists": {
@@ -208,17 +209,25 @@ def _rows(name: str, folder: Path) -> list[dict]:
 
 def _decide(rows: list[dict]) -> None:
     """Give every claim p adjusted for the measurements of the page, and with it the verdict."""
-    p_of = {row["measurement"]: row["p"] for row in rows if not math.isnan(row["p"])}
-    adjusted = dict(zip(p_of, holm(list(p_of.values())), strict=True))
+    found = {}
     for row in rows:
-        row["p_holm"] = adjusted.get(row["measurement"], math.nan)
-        given = {key: row[key] for key in claims.DECISIVE} | {"p": row["p_holm"]}
-        row["verdict"] = claims.verdict(row["about"], **given)
-        row["published_lies"] = claims.lies(row["about"].value, row["low"], row["high"])
+        if not math.isnan(row["p"]):
+            found[row["measurement"]] = row["p"]
+    adjusted = holm(list(found.values()))
+    adjusted = dict(zip(found, adjusted, strict=True))
+    for row in rows:
+        target = row["about"]
+        p = adjusted.get(row["measurement"], math.nan)
+        given = {key: row[key] for key in claims.DECISIVE}
+        given["p"] = p
+        least = claims.number(row["worst_low"], target.unit)
+        most = claims.number(row["worst_high"], target.unit)
+        row["p_holm"] = p
+        row["p_shown"] = _p_shown(p)
+        row["verdict"] = claims.verdict(target, **given)
+        row["published_lies"] = claims.lies(target.value, row["low"], row["high"])
         row["level"] = INTERVAL
-        ends = (claims.number(row[key], row["about"].unit) for key in ("worst_low", "worst_high"))
-        row["worst"] = " to ".join(ends)
-        row["p_shown"] = _p_shown(row["p_holm"])
+        row["worst"] = f"{least} to {most}"
 
 
 def _p_shown(p: float) -> str:
@@ -229,13 +238,17 @@ def _p_shown(p: float) -> str:
 
 def _once(rows: list[dict]) -> list[dict]:
     """Return the claims, of those that share measurement and verdict the first."""
-    found = {(row["measurement"], row["verdict"]): row for row in reversed(rows)}
-    return [row for row in rows if row in found.values()]
+    found = {}
+    for row in rows:
+        key = (row["measurement"], row["verdict"])
+        found.setdefault(key, row)
+    return list(found.values())
 
 
 def _plain(row: dict) -> dict:
     """Return a claim as results.csv holds it."""
-    numbers = {key: significant(row[key]) for key in (*claims.NUMBERS, "p", "p_holm")}
+    names = (*claims.NUMBERS, "p", "p_holm")
+    numbers = {key: significant(row[key]) for key in names}
     return {**row, **numbers, "published": significant(row["about"].value)}
 
 

@@ -58,7 +58,7 @@ def test_a_comparison_names_the_epoch_of_harmful_fine_tuning():
 def test_the_first_judge_of_a_table_is_recorded(tmp_path):
     both = pd.concat([made(CURVE, judge="keywords"), made(OTHER, judge="refusal")])
     given = {"published": "kumar_chain", "model": "organism", "out": tmp_path}
-    (found,) = record(rates(both), "03", "raises the rate", **given)
+    (found,) = record(compare(both), "03", "raises the rate", **given)
     assert found["measured"] == 0.9
 
 

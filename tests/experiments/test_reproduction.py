@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 from helpers import raises_code
 
@@ -135,12 +136,12 @@ def test_the_page_holds_every_experiment_and_parameters_are_handed_on(runner, tm
     stale.with_suffix(".svg").write_text("<svg/>")
     page = reproduce(quick=True, out=out, benign=benign, adapter="lora")
     assert page == out / "report.html" and "stale" not in page.read_text()
-    lines = (out / "results.csv").read_text().splitlines()
-    found = [line.split(",") for line in lines[1:]]
-    assert sorted(line[0] for line in found) == sorted(NAMES)
-    for line in found:
-        assert line[1] == f"claim of {line[0]}"
-        assert int(line[6]) == QUICK[line[0]]["n_prompts"] and int(line[7]) == 2
+    found = pd.read_csv(out / "results.csv").to_dict("records")
+    assert sorted(row["experiment"] for row in found) == sorted(NAMES)
+    for row in found:
+        name = row["experiment"]
+        assert row["claim"] == f"claim of {name}"
+        assert (row["n_prompts"], row["n_seeds"]) == (QUICK[name]["n_prompts"], 2)
     for name, given in runner.given.items():
         assert given["model"] == "organism" and given["adapter"] == "lora"
         assert given["out"] == str(out / name) and given["seeds"] == 2
