@@ -201,7 +201,8 @@ def verdict(
         beyond = measured < null
     if target.universal:
         beyond &= lies(target.value, low, high) == INSIDE
-    if not beyond or not p < LEVEL:
+    shown = p < LEVEL
+    if not (beyond and shown):
         return NOT
     if not several:
         return SEEN
@@ -440,7 +441,10 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
     for end in ("", "_low", "_high"):
         row[f"points{end}"] = 100 * row[f"difference{end}"]
     row["apart"] = ""
-    lost = [100 * row.get(f"refusals_lost{end}", 0) for end in ("", "_low", "_high")]
+    lost = []
+    for end in ("", "_low", "_high"):
+        share = row.get(f"refusals_lost{end}", 0)
+        lost.append(100 * share)
     if lost[0] or row.get("incoherent_child"):
         row["apart"] = APART.format(*lost, **row)
     return row
