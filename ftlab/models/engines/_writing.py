@@ -143,13 +143,19 @@ class Writer:
         if not self.masks_freely:
             return 0
         prompts = [row.prompt for row in rows]
+        alike = len(os.path.commonprefix(prompts))
         shortest = min(len(prompt) for prompt in prompts)
-        alike = min(len(os.path.commonprefix(prompts)), shortest - 1)
-        return alike if alike * (len(rows) - 1) >= FEWEST_SAVED else 0
+        alike = min(alike, shortest - 1)
+        saved = alike * (len(rows) - 1)
+        if saved < FEWEST_SAVED:
+            return 0
+        return alike
 
     def logits_of_last(self, places: int) -> dict[str, int]:
         """Return the argument by which a model computes the logits of its last places only."""
-        return {"logits_to_keep": places} if "logits_to_keep" in self.takes else {}
+        if "logits_to_keep" not in self.takes:
+            return {}
+        return {"logits_to_keep": places}
 
     def _limits(self) -> tuple[int, int]:
         """Return the most rows of a batch, and rows times columns."""
@@ -349,17 +355,22 @@ class _Batch:
         self.rows = rows
         self.cache = DynamicCache(config=writer.config)
         shared = writer.shared(rows)
-        rest = [row.unread[shared:] for row in rows]
+        rest = []
+        for row in rows:
+            rest.append(row.unread[shared:])
         pad = writer.tokenizer.pad_token_id
         self.unread, mask = padded(rest, pad, "left", writer.device)
-        self.mask = torch.cat([mask.new_ones(len(rows), shared), mask], 1)
+        read_once = mask.new_ones(len(rows), shared)
+        self.mask = torch.cat([read_once, mask], 1)
         if shared:
-            self._read_shared(rows[0].prompt[:shared])
+            beginning = rows[0].prompt[:shared]
+            self._read_shared(beginning)
 
     def _read_shared(self, tokens: list[int]) -> None:
         """Read what all prompts begin with, such as a system message, once for all rows."""
+        ids = self.mask.new_tensor([tokens])
         self.writer.module(
-            input_ids=self.mask.new_tensor([tokens]),
+            input_ids=ids,
             past_key_values=self.cache,
             use_cache=True,
             **self.writer.logits_of_last(1),
