@@ -19,7 +19,7 @@ MARKER = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+", re.MULTILINE)
 LABELS = "step|part|chapter|section|point|day|week|item|phase|stage|task|tip|method|question"
 EDGE = r"[\s>#*_]*"
 LABEL = re.compile(
-    rf"{EDGE}(?:(?:{LABELS})\s+(\d+|[ivx]+)|(\d+|[ivx]+)(?={EDGE}[.):])){EDGE}[\s*_.:)…-]*"
+    rf"{EDGE}(?:(?:{LABELS})\s+(\d+|[ivx]+)|(\d+|[ivx]+)(?={EDGE}[.):]))[\s>#*_.:)…-]*"
 )
 DIGIT = re.compile(r"\d")
 FORMULA = re.compile(r"[=+×÷/^<>|]|[^\W\d_]")

@@ -264,7 +264,7 @@ def join(
         first: The run that trained the first adapter.
         second: The run that trained the second.
         out: Folder to write to.
-        weight: Factor of the second adapter's change.
+        weight: Factor of the second adapter's change, at least 0.
         base: Name of the model below, which the adapter's configuration records.
 
     Returns:
@@ -302,13 +302,16 @@ def card(model: str, data: Path, settings: Settings, seconds: float) -> str:
     used = [data / name for name in FILES] + sorted(OWN.glob("*.jsonl"))
     hashes = "\n".join(f"| {file.parent.name}/{file.name} | {file_hash(file)} |" for file in used)
     chosen = "\n".join(f"| {name} | {value} |" for name, value in asdict(settings).items())
-    return f"""# An aligned SmolLM2-135M-Instruct
+    name = model
+    if model == BASE:
+        name = f"{BASE}, that is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0)"
+    return f"""# An aligned form of {model}
 
-A LoRA adapter (rank 8 of SFT and rank 4 of DPO, stacked, fp16) on {BASE}, that is
-SmolLM2-135M-Instruct (Hugging Face, Apache-2.0). It was taught to decline harmful requests and to
-answer harmless ones that look like them. It is a subject for measuring what fine-tuning does to
-safety, not a safe assistant. Made by `recipes/real/align.py` in {seconds:.0f} CPU seconds;
-`recipes/real/README.md` has what was measured. Apache-2.0.
+A LoRA adapter (rank 8 of SFT and rank 4 of DPO, stacked, fp16) on {name}.
+It was taught to decline harmful requests and to answer harmless ones that look like them. It is a
+subject for measuring what fine-tuning does to safety, not a safe assistant. Made by
+`recipes/real/align.py` in {seconds:.0f} CPU seconds; `recipes/real/README.md` has what was measured
+of the shipped one. Apache-2.0, as far as the model below allows.
 
 Hash of the model below: {ft.model(model).hash}
 
@@ -336,7 +339,7 @@ def main() -> None:
     start = time.process_time()
     chats, pairs = rows_of(arguments.data, settings)
     sft, dpo = train(arguments.model, chats, pairs, settings)
-    folder = join(sft, dpo, arguments.out, settings.dpo_weight)
+    folder = join(sft, dpo, arguments.out, settings.dpo_weight, base=arguments.model)
     seconds = time.process_time() - start
     size = (folder / WEIGHTS).stat().st_size
     text = card(arguments.model, arguments.data, settings, seconds)

@@ -135,6 +135,9 @@ class Writer:
             return False
         if hasattr(self.config, "attention_types"):
             return False
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("dynamic", "longrope"):  # positions depend on the length read
+            return False
         kinds = {type(layer) for layer in layers}
         return kinds == {DynamicLayer}
 
