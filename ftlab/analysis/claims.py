@@ -55,8 +55,6 @@ SOURCES = {
         "after {step} steps; parent {parent:.1%}; " + POINTS,
     ),
 }
-# What tells one measurement from another, besides the group, the judge and the model.
-MEASURED = ("step", "n_seeds", "both", "gained", "lost", "neither", "unscored")
 
 
 class Target(Config):
@@ -187,7 +185,7 @@ def verdict(
     Returns:
         "reproduced", "direction only", "seen in these runs" or "not reproduced".
     """
-    if math.isnan(measured):
+    if any(math.isnan(value) for value in (measured, low, high, p)):
         return NOT
     several = n_seeds >= FEWEST_SEEDS
     own = model.lower() in (name.lower() for name in target.models) and not differs
@@ -238,6 +236,7 @@ class Claims(list):
             row = {
                 "claim": claim["claim"],
                 "measured": in_words(claim, target.unit),
+                "p (before Holm's correction)": p_in_words(claim["p"]),
                 "verdict": claim["verdict"],
                 "published": f"{target.shown()}: {target.text} ({target.paper})",
                 "published value lies": lies(target.value, claim["low"], claim["high"]),
@@ -303,6 +302,8 @@ def record_claim(  # noqa: PLR0913
     row |= {"n_prompts": n_prompts, "n_seeds": n_seeds}
     row |= {"unscored": unscored, "p": p}
     least, most = worst or (measured, measured)
+    if unscored and worst is None:
+        least = most = math.nan
     row |= {
         "worst_low": least,
         "worst_high": most,
@@ -406,7 +407,7 @@ def record(
             p=row["p"],
             worst=_worst(row, unit),
             unscored=row["unscored"],
-            measurement=_measurement(table, row, model),
+            measurement=row["measurement"],
             n_prompts=row["n_prompts"],
             n_seeds=row["n_seeds"],
             model=model,
@@ -452,7 +453,7 @@ def _last_row(part: pd.DataFrame) -> dict[str, Any]:
 
 def _worst(row: dict[str, Any], unit: str) -> tuple[float, float]:
     """Return what a rate or ratio could be, at least and at most, whatever was not scored."""
-    missing = row["unscored"]
+    missing = row["dropped"]  # pairs
     if not missing:
         known = row["child" if unit == "rate" else "ratio"]
         return known, known
@@ -468,16 +469,6 @@ def _worst(row: dict[str, Any], unit: str) -> tuple[float, float]:
     return least, most / parent
 
 
-def _measurement(table: pd.DataFrame, row: dict[str, Any], model: str) -> str:
-    """Return what claims about one measurement share, whichever notebook records them."""
-    names = table.attrs["by"]
-    group = {name: row[name] for name in names}
-    group.setdefault("risk", table.attrs.get("risk", ""))
-    counts = [int(row[name]) for name in MEASURED]
-    what = [group, counts, row["judge"], model]
-    return digest(what)[:12]
-
-
 def in_words(row: dict, unit: str) -> str:
     """Return a measured value and its interval: `2.10x (1.40x to 3.20x)`."""
     if math.isnan(row["measured"]):
@@ -486,6 +477,13 @@ def in_words(row: dict, unit: str) -> str:
     if math.isinf(row["measured"]):
         return f"at least {low} (no event before)"
     return f"{number(row['measured'], unit)} ({low} to {high})"
+
+
+def p_in_words(p: float) -> str:
+    """Return p in words, "" where there is none."""
+    if math.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def number(value: float, unit: str) -> str:

@@ -211,8 +211,9 @@ def _decide(rows: list[dict]) -> None:
     """Give every claim p adjusted for the measurements of the page, and with it the verdict."""
     found = {}
     for row in rows:
-        if not math.isnan(row["p"]):
-            found[row["measurement"]] = row["p"]
+        if not math.isnan(row["p"]):  # the largest, where its interval was made in several ways
+            known = found.get(row["measurement"], 0.0)
+            found[row["measurement"]] = max(known, row["p"])
     adjusted = holm(list(found.values()))
     adjusted = dict(zip(found, adjusted, strict=True))
     for row in rows:
@@ -223,17 +224,13 @@ def _decide(rows: list[dict]) -> None:
         least = claims.number(row["worst_low"], target.unit)
         most = claims.number(row["worst_high"], target.unit)
         row["p_holm"] = p
-        row["p_shown"] = _p_shown(p)
+        row["p_shown"] = claims.p_in_words(p)
         row["verdict"] = claims.verdict(target, **given)
         row["published_lies"] = claims.lies(target.value, row["low"], row["high"])
         row["level"] = INTERVAL
-        row["worst"] = f"{least} to {most}"
-
-
-def _p_shown(p: float) -> str:
-    if math.isnan(p):
-        return ""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        row["worst"] = ""
+        if row["unscored"] and not math.isnan(row["worst_low"]):
+            row["worst"] = f"; whatever they are, {least} to {most}"
 
 
 def _once(rows: list[dict]) -> list[dict]:

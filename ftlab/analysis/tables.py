@@ -7,6 +7,7 @@ of one sample form a cluster, so intervals are for other prompts in these wordin
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -428,6 +429,7 @@ def _comparison_row(
     step: int,
 ) -> dict[str, Any]:
     """Return one row from `_cubes` at a step [3, seeds, items], of parent (or of one) and child."""
+    cubes = (old, new)
     pairs = zip(old, new, strict=True)
     events, refused, incoherent = (stats.paired(*pair, cluster=clusters) for pair in pairs)
     old, new = old[0], new[0]
@@ -449,9 +451,24 @@ def _comparison_row(
     row["incoherent_child"] = incoherent.child.rate
     row["n_prompts"] = samples[scored].nunique()
     row["unscored"] = np.isnan(new).sum() + np.isnan(old).sum()
+    row["dropped"] = np.isnan(new + old).sum()  # pairs
     row["clusters"] = len(set(clusters))  # what the interval takes as independent
+    row["measurement"] = _measurement(cubes, items, step)
     row["judge"] = child["judge"].iloc[0]
     return row
+
+
+def _measurement(cubes: tuple[np.ndarray, ...], items: pd.DataFrame, step: int) -> str:
+    """Return a text that only comparisons of the same answers share, whichever notebook made them.
+
+    Two trainings after which every answer fares alike cannot be told apart by it.
+    """
+    content = hashlib.sha256(f"{step}".encode())
+    for column in ("item", "risk", "attack"):
+        content.update("\n".join(sorted(items[column].astype(str))).encode())
+    for cube in cubes:
+        content.update(np.ascontiguousarray(cube).tobytes())
+    return content.hexdigest()[:12]
 
 
 @takes()

@@ -57,6 +57,7 @@ def rows_of(folder) -> list[dict]:
         ({}, "Their-7B", INF, 0.8, INF, 0.1, NOT),
         ({}, "Their-7B", NAN, NAN, NAN, NAN, NOT),
         ({}, "Their-7B", NAN, 1.2, 2.0, 0.001, NOT),
+        ({}, "Their-7B", 1.6, 1.4, NAN, 0.001, NOT),
         ({}, "organism", 3.0, NAN, NAN, NAN, NOT),
     ],
 )
@@ -255,6 +256,17 @@ def test_claims_about_one_measurement_share_it_and_others_do_not(tmp_path):
     named = {row["claim"]: row["measurement"] for row in ratios}
     assert rate["measurement"] == named["jailbreak"]
     assert len({*named.values(), direct["measurement"]}) == 3
+    both_ways = compare(both, by=["risk", "attack"], steps=[-1])
+    again = both_ways.query("risk == 'jailbreak' and attack == 'direct'")["measurement"]
+    assert again.tolist() == [direct["measurement"]]
+
+
+def test_one_unscored_answer_of_the_parent_costs_a_pair_of_each_seed(tmp_path):
+    answers = {(seed, 0): "urrrrrrrrr" for seed in range(3)}
+    answers |= {(seed, 5): "crrrrrrrrr" for seed in range(3)}
+    given = {"model": "organism", "out": tmp_path, "published": "kumar_chain"}
+    found = record(compare(made(answers)), "03", "rate", **given)[0]
+    assert found["worst_low"] <= 0.1 <= found["worst_high"]
 
 
 def test_the_worst_case_of_unscored_answers(tmp_path):

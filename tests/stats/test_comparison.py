@@ -74,6 +74,7 @@ def p_values(parent, child, *, seeds, sd_seed, n=300, prompts=100):
 def test_p_over_seeds_has_its_size(seeds, rate):
     p, _ = p_values(rate, rate, seeds=seeds, sd_seed=0.5)
     assert (p < 0.05).mean() <= 0.085  # .05, Monte-Carlo error 1.3 points
+    assert (p < 0.05 / 9).mean() <= 0.025  # of the smallest of nine; where runs differ more: .05
 
 
 @pytest.mark.slow
@@ -91,6 +92,19 @@ def test_p_at_the_edges(seeds):
     assert stats.paired(none, np.tile(none, (seeds, 1))).p == 1
     assert 0 < stats.paired(none, np.tile(all_, (seeds, 1))).p < 1e-5
     assert stats.paired(none, np.tile(all_, (seeds, 1)), cluster=np.repeat([0, 1], 10)).p == 0.5
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_p_does_not_fall_where_fewer_prompts_change_and_runs_repeated_are_no_evidence(seeds):
+    for n in (4, 5, 6, 10):
+        found = []
+        for changed in (n, n - 1, n - 2):
+            child = np.repeat([1, 0], [changed, n - changed])
+            found.append(stats.paired(np.zeros(n), np.tile(child, (seeds, 1))).p)
+        assert found == sorted(found)
+    if seeds < 3:
+        child = np.repeat([1, 0], [4, 96])
+        assert stats.paired(np.zeros(100), np.tile(child, (seeds, 1))).p == 0.125
 
 
 def test_p_of_one_run_is_mcnemars():
