@@ -240,7 +240,8 @@ def compare(  # noqa: PLR0913
         One row per group and step: parent, child, ratio (child / parent) and difference, each
         with low and high (95 %); p of no difference, over seeds and clusters as the interval is;
         p_holm, adjusted for the number of rows; mcnemar_p, by which every run shows the change by
-        itself; counts; the method. Over a parent without the event the ratio is infinite and
+        itself; counts, of which dropped are pairs with an answer that was not scored; the method;
+        measurement, a text that only comparisons of the same answers share. Over a parent without the event the ratio is infinite and
         ratio_low a lower bound. Apart from the event, refusals_lost with low and high (by how much
         the share refused, in full or in part, fell), incoherent_parent and incoherent_child: a
         lost refusal may be an incoherent answer.
@@ -276,7 +277,8 @@ def compare(  # noqa: PLR0913
     table._sides = (before, after)
     if rows:
         after_p = table.columns.get_loc("p") + 1
-        table.insert(after_p, "p_holm", stats.holm(table["p"].tolist()))
+        adjusted = stats.holm(table["p"].tolist())
+        table.insert(after_p, "p_holm", adjusted)
     return table
 
 
@@ -451,7 +453,8 @@ def _comparison_row(
     row["incoherent_child"] = incoherent.child.rate
     row["n_prompts"] = samples[scored].nunique()
     row["unscored"] = np.isnan(new).sum() + np.isnan(old).sum()
-    row["dropped"] = np.isnan(new + old).sum()  # pairs
+    dropped = np.isnan(new + old)
+    row["dropped"] = dropped.sum()  # pairs
     row["clusters"] = len(set(clusters))  # what the interval takes as independent
     row["measurement"] = _measurement(cubes, items, step)
     row["judge"] = child["judge"].iloc[0]
@@ -465,9 +468,12 @@ def _measurement(cubes: tuple[np.ndarray, ...], items: pd.DataFrame, step: int) 
     """
     content = hashlib.sha256(f"{step}".encode())
     for column in ("item", "risk", "attack"):
-        content.update("\n".join(sorted(items[column].astype(str))).encode())
+        values = sorted(items[column].astype(str))
+        text = "\n".join(values)
+        content.update(text.encode())
     for cube in cubes:
-        content.update(np.ascontiguousarray(cube).tobytes())
+        values = np.ascontiguousarray(cube)
+        content.update(values.tobytes())
     return content.hexdigest()[:12]
 
 
