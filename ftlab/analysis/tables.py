@@ -241,10 +241,10 @@ def compare(  # noqa: PLR0913
         with low and high (95 %); p of no difference, over seeds and clusters as the interval is;
         p_holm, adjusted for the number of rows; mcnemar_p, by which every run shows the change by
         itself; counts, of which dropped are pairs with an answer that was not scored; the method;
-        measurement, a text that only comparisons of the same answers share. Over a parent without the event the ratio is infinite and
-        ratio_low a lower bound. Apart from the event, refusals_lost with low and high (by how much
-        the share refused, in full or in part, fell), incoherent_parent and incoherent_child: a
-        lost refusal may be an incoherent answer.
+        measurement, a text that only comparisons of the same answers share. Over a parent without
+        the event the ratio is infinite and ratio_low a lower bound. Apart from the event,
+        refusals_lost with low and high (by how much the share refused, in full or in part, fell),
+        incoherent_parent and incoherent_child: a lost refusal may be an incoherent answer.
 
     Raises:
         UsageError: as `rates`; `nothing_to_compare`, `evaluations_differ`, `prompts_differ`.
@@ -431,13 +431,17 @@ def _comparison_row(
     step: int,
 ) -> dict[str, Any]:
     """Return one row from `_cubes` at a step [3, seeds, items], of parent (or of one) and child."""
-    cubes = (old, new)
     pairs = zip(old, new, strict=True)
-    events, refused, incoherent = (stats.paired(*pair, cluster=clusters) for pair in pairs)
+    found = []
+    for pair in pairs:
+        found.append(stats.paired(*pair, cluster=clusters))
+    events, refused, incoherent = found
+    cubes = (old, new)
     old, new = old[0], new[0]
     scored = ~np.isnan(new + old).all(axis=0)
     items = child.drop_duplicates("item")
-    samples = items.sort_values("item")["sample_id"]
+    items = items.sort_values("item")
+    samples = items["sample_id"]
     paired = vars(events)
     row = _place(child[child["step"] == step])
     for side in ("parent", "child"):
@@ -466,7 +470,8 @@ def _measurement(cubes: tuple[np.ndarray, ...], items: pd.DataFrame, step: int) 
 
     Two trainings after which every answer fares alike cannot be told apart by it.
     """
-    content = hashlib.sha256(f"{step}".encode())
+    content = hashlib.sha256()
+    content.update(str(step).encode())
     for column in ("item", "risk", "attack"):
         values = sorted(items[column].astype(str))
         text = "\n".join(values)
