@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["engines"],
     submod_attrs={
-        "adapters": ["adapt", "full_precision", "save_adapter"],
+        "adapters": ["adapt", "freeze_embeddings", "full_precision", "save_adapter"],
         "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
         "devices": [
             "attention",

@@ -219,6 +219,13 @@ def _try_patterns(base, folder: Path) -> None:
                 any(re.fullmatch(pattern, name) for name in names)
 
 
+def freeze_embeddings(model) -> None:
+    """Let no training change a torch model's token embeddings and its output head."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:  # models that end in a number have no output head
+            layer.requires_grad_(False)
+
+
 def merged(model):
     """Merge an adapter in the numbers of the weights below it; return an ordinary trainable model.
 

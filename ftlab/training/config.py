@@ -26,6 +26,11 @@ class TrainingConfig(Config):
         "(LoRA over 4-bit weights); None trains all weights",
     )
     lora_rank: int = setting(16, "Rank of the adapter; its alpha is twice the rank", ge=1)
+    freeze_embeddings: bool = setting(
+        False,
+        "Trains all weights but the token embeddings and the output head, which takes less time "
+        "and memory; not with an adapter, which leaves them alone anyway",
+    )
     epochs: float = setting(3.0, "Passes over the data; give either epochs or steps", gt=0)
     steps: int | None = setting(None, "Optimiser steps", ge=1)
     learning_rate: float | None = setting(
@@ -80,6 +85,13 @@ class TrainingConfig(Config):
         if isinstance(valid, (int, float)) and not 0 < valid < 1:
             raise ValueError("give a share of the rows between 0 and 1, such as 0.1, or a file")
         return valid
+
+    @field_validator("freeze_embeddings")
+    @classmethod
+    def _not_with_an_adapter(cls, freeze, info):
+        if freeze and info.data.get("adapter"):
+            raise ValueError("an adapter leaves the embeddings alone anyway; give one of the two")
+        return freeze
 
     @field_validator("accumulation")
     @classmethod

@@ -40,6 +40,13 @@ def test_accumulation_divides_the_batch(accumulation):
         TrainingConfig.make(accumulation=accumulation + 16)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora", "qlora"])
+def test_embeddings_are_frozen_without_an_adapter_only(adapter):
+    with raises_code("wrong_setting") as info:
+        TrainingConfig.make(adapter=adapter, freeze_embeddings=True)
+    assert info.value.details["settings"] == ["freeze_embeddings"]
+
+
 @pytest.mark.parametrize("limits", [{"jailbreak": 1.0}, {"jailbreak": -0.1}, {"jailbreak": "x"}])
 def test_a_limit_is_a_share(limits):
     with raises_code("wrong_setting"):

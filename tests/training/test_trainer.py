@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import raises_code
+from safetensors.torch import load_file
 from small_models import SFT, make_experts, make_model, pairs, sums, write
 from trainings import (
     FAST,
@@ -292,6 +293,23 @@ def test_a_training_that_moves_nothing_is_an_error(llama):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward_model"])
+def test_frozen_embeddings_stay_and_all_else_moves(llama, method):
+    run = call(method, llama, freeze_embeddings=True)
+    before = ftlab.model(llama).load().state_dict()
+    after = load_file(run.path / "model" / "model.safetensors")
+    kept = {name for name in after if name in before and before[name].equal(after[name])}
+    assert kept == {name for name in after if "embed_tokens" in name or "lm_head" in name} != set()
+
+
+@pytest.mark.slow
+def test_frozen_embeddings_resume_as_if_uninterrupted(llama, often, monkeypatch, trained):
+    settings = dict(freeze_embeddings=True, steps=3, batch_size=4, learning_rate=1e-3)
+    whole = trained(training.sft, llama, sums(8), **settings)
+    stopped_at(2, monkeypatch, lambda: training.sft(llama, sums(8), **settings))
+    assert weights(training.sft(llama, sums(8), **settings)) == weights(whole)
+
+
 def test_a_read_only_adapter_is_refused_not_trained_for_nothing(llama, monkeypatch, trained):
     from peft import PeftModel
 

@@ -16,7 +16,7 @@ from typing import Any
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, encode_rows, fit_to_length, held_out, load
-from ftlab.models import Model, adapt, device, full_precision
+from ftlab.models import Model, adapt, device, freeze_embeddings, full_precision
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.oom import Fit
@@ -145,6 +145,8 @@ class Method:
             model = parent.load(training=True, frozen=frozen)
         set_seed(config.seed)  # for new weights: loading may have drawn random numbers too
         model = self.with_head(model)
+        if config.freeze_embeddings:
+            freeze_embeddings(model)
         if config.adapter:
             model = adapt(model, config.adapter, config.lora_rank)
         return model.train()
