@@ -113,11 +113,19 @@ def summary(table: pd.DataFrame) -> Summary:
             )
         values = table[["step", "low", "high"]].itertuples(index=False)
         short["step"] = [_steps(*value) for value in values]
-    for name in _last_of(table):
-        short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
+    _add_last(short, table, headings)
     found = Summary(short)
     found._numbers = table
     return found
+
+
+def _add_last(short: pd.DataFrame, table: pd.DataFrame, headings: dict[str, str]) -> None:
+    """Add the columns behind the estimates."""
+    if "card_low" in table and table["card_low"].notna().any():
+        ends = zip(table["card_low"], table["card_high"], strict=True)
+        short["if the judge errs as on its card"] = [_range(*pair) for pair in ends]
+    for name in _last_of(table):
+        short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
 
 
 def _groups_of(table: Any) -> list[str]:
@@ -159,6 +167,13 @@ def _cell(name: str, value: float, low: float, high: float) -> str:
     if name in POINTS:
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
     return f"{_percent(value)} % [{_percent(low)}, {_percent(high)}]"
+
+
+def _range(low: float, high: float) -> str:
+    """Return a range of shares that is no interval."""
+    if math.isnan(low):
+        return "–"
+    return f"{_percent(low)} to {_percent(high)} %"
 
 
 def _percent(share: float) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,15 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
 from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
+from ftlab.analysis.judge_errors import card_range, is_exact
 from ftlab.analysis.short_tables import Table
 from ftlab.runs import Run
+from ftlab.runs.labels import Labels
 
+SHOWN_BESIDE = {  # the event, in a comparison
+    "_refused": {Outcome.REFUSED, Outcome.PARTIAL},
+    "_incoherent": {Outcome.INCOHERENT},
+}
 RATIO = re.compile(r"ratio\s*>=?\s*(\d+(?:\.\d+)?)")
 # Fields of an evaluation that choose the prompts, which are compared one by one.
 CHOICE_OF_PROMPTS = {
@@ -52,6 +59,7 @@ PAIRED = (  # fields of `stats.Paired` that are columns of a comparison
     "method",
 )
 Group = dict[str, Any]
+Sheets = str | Path | Sequence[str | Path] | None  # of labels
 
 
 @takes()
@@ -66,6 +74,7 @@ def rates(  # noqa: PLR0913
     judge: str | None = None,
     steps: Sequence[int] | None = None,
     per_seed: bool = False,
+    labels: Sheets = None,
 ) -> pd.DataFrame:
     """Return the rate of each risk's event at each step, with its interval.
 
@@ -82,22 +91,28 @@ def rates(  # noqa: PLR0913
         judge: Only this judge's verdicts; by default every judge has its own rows.
         steps: Only these steps; negative numbers count from the last, as in `[0, -1]`.
         per_seed: One row per training seed and step, with the rate alone.
+        labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
+            corrected. Then only what was drawn from is reported.
 
     Returns:
         One row per judge, group and step: the groups, step, rate (0 to 1), low and high
         (simultaneous over the steps), low_pointwise, high_pointwise, band (in words), n_prompts,
-        n_seeds, n_answers, unscored, incoherent_share (of the scored), judge, judged_by, cut, and
-        the number of answers with each outcome.
+        n_seeds, n_answers, unscored, incoherent_share (of the scored), judge, judged_by, labels,
+        cut, and the number of answers with each outcome. A judge's error is in no interval, unless
+        labels correct it: card_low and card_high are what the rate may be if the judge errs as on
+        one of the data sets of its card, a range of what is thinkable and no interval.
 
     Raises:
         UsageError: `not_a_verdict_table`, `nothing_selected`, `unknown_group`, `unknown_cluster`,
             `several_doses`, `judge_not_in_table`, `step_not_measured`, `verdicts_repeated`.
     """
+    found = verdicts.read(labels)
     table = verdicts.prepare(source, outcome)
     table = verdicts.select(table, risk=risk, attack=attack)
     columns = verdicts.columns_of(table, by)
-    if judge is not None:
+    if judge is not None or found is not None:
         table = verdicts.of_judge(table, judge)
+    table = verdicts.labelled(table, found, outcome)
     if per_seed:
         keys = [*columns, "seed", "step", "judge"]
         means = table.groupby(keys, sort=False)["event"].mean()
@@ -106,8 +121,11 @@ def rates(  # noqa: PLR0913
     for _, judged in table.groupby("judge", sort=False):
         for group, part in verdicts.groups(judged, columns):
             at = verdicts.steps_of(part, steps)
-            rows += _rate_rows(part, group, at, cluster)
-    return _finished(rows, "rates", table, columns)
+            found_here = _rate_rows(part, group, at, cluster)
+            if found is None and not outcome:
+                found_here = [row | _by_the_card(row, part) for row in found_here]
+            rows += found_here
+    return _finished(rows, "rates", table, columns, found=found)
 
 
 def _rate_rows(
@@ -116,7 +134,7 @@ def _rate_rows(
     steps: list[int],
     cluster: str,
 ) -> list[dict[str, Any]]:
-    events, clusters = verdicts.cube_of(part, steps, cluster=cluster)
+    events, clusters = verdicts.events_of(part, steps, cluster=cluster)
     band = _band(events, clusters)
     rows = []
     for k, step in enumerate(steps):
@@ -138,9 +156,10 @@ def _rate_rows(
             "n_seeds": band.n_seeds,
             "n_answers": len(here),
             "unscored": len(here) - len(scored),
-            "incoherent_share": (scored["outcome"] == Outcome.INCOHERENT).mean(),
+            "incoherent_share": _incoherent(part, here, step),
             "judge": here["judge"].iloc[0],
             "judged_by": _judged_by(here),
+            "labels": int(here["label"].notna().sum()) if "label" in here else 0,
             "cut": here["cut"].sum(),
         }
         row |= {str(name): counts.get(name, 0) for name in Outcome}
@@ -148,15 +167,38 @@ def _rate_rows(
     return rows
 
 
+def _by_the_card(row: dict[str, Any], part: pd.DataFrame) -> dict[str, float]:
+    """Return what the rate may be if the judge errs as on the sets of its card."""
+    risks = set(part["risk"])
+    if len(risks) > 1 or is_exact(row["judged_by"]):
+        return {"card_low": math.nan, "card_high": math.nan}
+    low, high = card_range(row["judge"], risks.pop(), row["rate"])
+    return {"card_low": low, "card_high": high}
+
+
+def _incoherent(part: pd.DataFrame, here: pd.DataFrame, step: int) -> float:
+    """Return the share of incoherent answers among the scored; by the labels where there are."""
+    if "label" not in part:
+        scored = here[here["event"].notna()]
+        return (scored["outcome"] == Outcome.INCOHERENT).mean()
+    wanted = {Outcome.INCOHERENT}
+    rows = part.assign(
+        incoherent=verdicts.shows(part, wanted),
+        incoherent_label=verdicts.shows(part, wanted, "label"),
+    )
+    found, _ = verdicts.events_of(rows, [step], "incoherent")
+    return float(np.nanmean(found.table))
+
+
 def _place(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the step and, where there is one, the epoch of rows that share them."""
     return rows.iloc[0].filter(["step", "epoch"]).to_dict()
 
 
-def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
+def _band(events: stats.Rectified, clusters: np.ndarray) -> stats.Band:
     """Return the rate at every step with its interval; NaN where nothing was scored."""
-    seeds, steps, _ = events.shape
-    if np.isnan(events).all():
+    seeds, steps, _ = events.table.shape
+    if np.isnan(events.table).all():
         nothing = np.full(steps, math.nan)
         return stats.Band(
             *[nothing] * 5,
@@ -166,7 +208,7 @@ def _band(events: np.ndarray, clusters: np.ndarray) -> stats.Band:
         )
     if seeds > 1 or steps > 1:
         return stats.bands(events, cluster=clusters)
-    one = stats.rate(events[0, 0], clusters)
+    one = stats.rate(events.part(0, 0), clusters)
     ends = np.array([[one.rate], [one.low], [one.high]])
     return stats.Band(
         *ends,
@@ -191,6 +233,8 @@ def _finished(
     source: pd.DataFrame,
     by: list[str],
     look: type = Table,
+    *,
+    found: Labels | None = None,
 ) -> Any:
     """Return rows as a table that carries what it is, for `plot`, `summary` and `record`."""
     table = look(rows)
@@ -200,12 +244,27 @@ def _finished(
         "by": by,
         "model": model,
     }
+    if found is not None:
+        table.attrs["labels"] = _told(found)
     risks = set(source["risk"])
     if len(risks) == 1:
         table.attrs["risk"] = risks.pop()
         if "attack" not in by:
             table.attrs["asked"] = "asked: " + ", ".join(source["attack"].unique())
     return table
+
+
+def _told(labels: Labels) -> str:
+    """Return who labelled, and how far two people agree."""
+    who = ", ".join(labels.labellers)
+    if not labels.both:
+        return f"labels of {who}"
+    first, second = zip(*labels.both, strict=True)
+    agreed = stats.kappa(first, second)
+    return (
+        f"labels of {who}; on {agreed.n} answers labelled twice kappa {agreed.value:.2f} "
+        f"[{agreed.low:.2f}, {agreed.high:.2f}]"
+    )
 
 
 def compare(  # noqa: PLR0913
@@ -218,6 +277,7 @@ def compare(  # noqa: PLR0913
     steps: Sequence[int] | None = None,
     cluster: str = "sample_id",
     judge: str | None = None,
+    labels: Sheets = None,
 ) -> pd.DataFrame:
     """Compare parent and child on the same prompts, always paired.
 
@@ -235,6 +295,8 @@ def compare(  # noqa: PLR0913
         steps: Only these later steps; negative numbers count from the last.
         cluster: Column with the unit of the interval: sample_id, wording, category or topic.
         judge: Whose verdicts count; by default the first judge's.
+        labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
+            corrected, of parent and child. Then only what was drawn from is compared.
 
     Returns:
         One row per group and step: parent, child, ratio (child / parent) and difference, each
@@ -253,7 +315,8 @@ def compare(  # noqa: PLR0913
         Bonett and Price 2006 (ratio) and Newcombe 1998 (difference) for one seed and unshared
         clusters, else MOVER; see `stats.paired`.
     """
-    parent, child, pairing = _sides(before, after, judge)
+    found_labels = verdicts.read(labels)
+    parent, child, pairing = _sides(before, after, judge, found_labels)
     two_curves = pairing == "two curves"
     wanted = {"risk": risk, "attack": attack}
     child = verdicts.select(child, **wanted)
@@ -270,7 +333,7 @@ def compare(  # noqa: PLR0913
             _refuse_other_prompts(same, part, group)
             found = _of_parent_and_child(same, part, steps, cluster)
         rows += [{**group, **row} for row in found]
-    table = _finished(rows, "compare", parent, columns, Comparison)
+    table = _finished(rows, "compare", parent, columns, Comparison, found=found_labels)
     # The steps of two evaluations say nothing.
     table.attrs["two_runs"] = pairing == "two runs"
     table.attrs["two_curves"] = two_curves
@@ -282,7 +345,9 @@ def compare(  # noqa: PLR0913
     return table
 
 
-def _sides(before: Any, after: Any, judge: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def _sides(
+    before: Any, after: Any, judge: str | None, labels: Labels | None
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the rows of parent and child by one judge, and what they are.
 
     That is "one curve", "run and curve", "two curves" or "two runs".
@@ -310,7 +375,7 @@ def _sides(before: Any, after: Any, judge: str | None) -> tuple[pd.DataFrame, pd
             "nothing_to_compare",
             "A comparison needs the parent (step 0) and a later step, or two evaluations.",
         )
-    return parent, child, pairing
+    return verdicts.labelled(parent, labels), verdicts.labelled(child, labels), pairing
 
 
 def _of_parent_and_child(
@@ -330,7 +395,7 @@ def _of_parent_and_child(
     old, clusters = _cubes(parent, [first], cluster)
     new, _ = _cubes(child, later)
     return [
-        _comparison_row(old[:, :, 0], new[:, :, number], clusters, child, step)
+        _comparison_row(_at(old, 0), _at(new, number), clusters, child, step)
         for number, step in enumerate(later)
     ]
 
@@ -348,7 +413,7 @@ def _of_two_curves(
     old, clusters = _cubes(parent, later, cluster)
     new, _ = _cubes(child, later)
     return [
-        _comparison_row(old[:, :, number], new[:, :, number], clusters, child, step)
+        _comparison_row(_at(old, number), _at(new, number), clusters, child, step)
         for number, step in enumerate(later)
     ]
 
@@ -412,33 +477,43 @@ def _cubes(
     rows: pd.DataFrame,
     steps: list[int],
     cluster: str = "sample_id",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return events, refusals, incoherence [3, seeds, steps, items], and each item's cluster."""
-    rows = rows.assign(
-        _refused=verdicts.shows(rows, {Outcome.REFUSED, Outcome.PARTIAL}),
-        _incoherent=verdicts.shows(rows, {Outcome.INCOHERENT}),
-    )
-    events, clusters = verdicts.cube_of(rows, steps, cluster=cluster)
-    others = [verdicts.cube_of(rows, steps, name)[0] for name in ("_refused", "_incoherent")]
-    return np.stack([events, *others]), clusters
+) -> tuple[list[stats.Rectified], np.ndarray]:
+    """Return events, refusals, incoherence [seeds, steps, items], and each item's cluster."""
+    rows = rows.copy()
+    names = ["event"]
+    for name, outcomes in SHOWN_BESIDE.items():
+        names.append(name)
+        rows[name] = verdicts.shows(rows, outcomes)
+        if "label" in rows:
+            rows[f"{name}_label"] = verdicts.shows(rows, outcomes, "label")
+    cubes = []
+    for name in names:
+        cube, clusters = verdicts.events_of(rows, steps, name, cluster)
+        cubes.append(cube)
+    return cubes, clusters
+
+
+def _at(cubes: list[stats.Rectified], step: int) -> list[stats.Rectified]:
+    """Return cubes at a step, by its number."""
+    return [cube.part(slice(None), step) for cube in cubes]
 
 
 def _comparison_row(
-    old: np.ndarray,
-    new: np.ndarray,
+    old: list[stats.Rectified],
+    new: list[stats.Rectified],
     clusters: np.ndarray,
     child: pd.DataFrame,
     step: int,
 ) -> dict[str, Any]:
-    """Return one row from `_cubes` at a step [3, seeds, items], of parent (or of one) and child."""
+    """Return one row from `_cubes` at a step [seeds, items], of parent (or of one) and child."""
     pairs = zip(old, new, strict=True)
     found = []
     for pair in pairs:
         found.append(stats.paired(*pair, cluster=clusters))
     events, refused, incoherent = found
-    cubes = (old, new)
-    old, new = old[0], new[0]
-    scored = ~np.isnan(new + old).all(axis=0)
+    tables = [np.stack([cube.table for cube in side]) for side in (old, new)]
+    before, after = (side[0] for side in tables)
+    unpaired = np.isnan(after + before)
     items = child.drop_duplicates("item")
     items = items.sort_values("item")
     samples = items["sample_id"]
@@ -455,17 +530,17 @@ def _comparison_row(
     row["refusals_lost_high"] = 0 - refused.difference_low
     row["incoherent_parent"] = incoherent.parent.rate
     row["incoherent_child"] = incoherent.child.rate
-    row["n_prompts"] = samples[scored].nunique()
-    row["unscored"] = np.isnan(new).sum() + np.isnan(old).sum()
-    dropped = np.isnan(new + old)
-    row["dropped"] = dropped.sum()  # pairs
+    row["n_prompts"] = samples[~unpaired.all(axis=0)].nunique()
+    row["unscored"] = np.isnan(after).sum() + np.isnan(before).sum()
+    row["dropped"] = unpaired.sum()  # pairs
     row["clusters"] = len(set(clusters))  # what the interval takes as independent
-    row["measurement"] = _measurement(cubes, items, step)
+    row["labels"] = old[0].n_labels + new[0].n_labels
+    row["measurement"] = _measurement(tables, items, step)
     row["judge"] = child["judge"].iloc[0]
     return row
 
 
-def _measurement(cubes: tuple[np.ndarray, ...], items: pd.DataFrame, step: int) -> str:
+def _measurement(cubes: list[np.ndarray], items: pd.DataFrame, step: int) -> str:
     """Return a text that only comparisons of the same answers share, whichever notebook made them.
 
     Two trainings after which every answer fares alike cannot be told apart by it.

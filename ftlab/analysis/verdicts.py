@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.runs import Run
+from ftlab.runs.labels import Labels, read_labels
+from ftlab.stats import Rectified, rectify
 
 Names = str | Sequence[str]
 Source = Run | pd.DataFrame | Mapping[str, Run | pd.DataFrame]
@@ -74,11 +77,45 @@ def prepare(
     return table
 
 
-def shows(table: pd.DataFrame, outcomes: set[Outcome]) -> pd.Series:
+def shows(table: pd.DataFrame, outcomes: set[Outcome], column: str = "outcome") -> pd.Series:
     """Return 1.0 where the outcome is one of these, 0.0 where not, NaN where unscored."""
-    shown = table["outcome"].isin(outcomes).astype(float)
+    shown = table[column].isin(outcomes).astype(float)
     scored = [name for name in Outcome if name.scored]
-    return shown.where(table["outcome"].isin(scored))
+    return shown.where(table[column].isin(scored))
+
+
+def read(labels: Any) -> Labels | None:
+    """Return the labels of sheets; None where none are given."""
+    return None if labels is None else read_labels(labels)
+
+
+def labelled(
+    table: pd.DataFrame, labels: Labels | None, outcome: str | None = None
+) -> pd.DataFrame:
+    """Return the rows of answers that could be drawn, with the label of those that were.
+
+    The new columns are `inclusion`, the probability of being drawn; `label`, an outcome; and
+    `event_label`, the event by the label. `outcome` is that of `prepare`.
+    """
+    if labels is None:
+        return table
+    inclusion = table["answer_key"].map(labels.probabilities)
+    label = table["answer_key"].map(labels.outcomes)
+    events = [
+        labels.events.get(risk, {}).get(str(name), math.nan)
+        for risk, name in zip(table["risk"], label, strict=True)
+    ]
+    rows = table.assign(inclusion=inclusion, label=label, event_label=events)
+    if outcome:
+        rows["event_label"] = shows(rows, {Outcome(outcome)}, "label")
+    rows = rows[inclusion.notna()]
+    if rows.empty:
+        raise UsageError(
+            "labels_of_other_answers",
+            "The labels are of other answers than these. Draw from this run, or from those of "
+            "parent and child, and give all sheets.",
+        )
+    return rows
 
 
 def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
@@ -211,3 +248,29 @@ def cube_of(
     )
     cube[place] = wanted[value].to_numpy(float)
     return cube, clusters.to_numpy(str)
+
+
+def events_of(
+    part: pd.DataFrame,
+    steps: list[int],
+    value: str = "event",
+    cluster: str = "sample_id",
+) -> tuple[Rectified, np.ndarray]:
+    """Return events [seeds, steps, items], corrected where there are labels, and the clusters.
+
+    A column such as `event` has its labels in `event_label`.
+    """
+    judged, clusters = cube_of(part, steps, value, cluster)
+    if "inclusion" not in part:
+        nothing = np.zeros_like(judged)
+        return Rectified(judged, nothing, nothing), clusters
+    truth, _ = cube_of(part, steps, f"{value}_label")
+    inclusion, _ = cube_of(part, steps, "inclusion")
+    parts = []
+    for number, step in enumerate(steps):
+        cubes = [cube[:, number] for cube in (judged, truth, inclusion)]
+        if step == 0:  # the parent answered once, whatever the number of seeds
+            cubes = [cube[:1] for cube in cubes]
+        arrays = rectify(*cubes).arrays
+        parts.append(np.broadcast_to(arrays, (3, len(judged), judged.shape[2])))
+    return Rectified(*np.stack(parts, axis=2)), clusters

@@ -55,6 +55,12 @@ def print_comparison(table: Any) -> None:
         print(f"intervals: {table['method'].iloc[0]}")
 
 
+def print_sheet(sheet: Any) -> None:
+    """Print where a sheet lies and what to do with it."""
+    print(f"{sheet.path}: {len(sheet)} answers. Fill in `label` (refused, partial, complied or")
+    print(f"incoherent) and `labeller`, then: ftlab compare RUN --labels {sheet.path}")
+
+
 def print_answers(table: Any) -> None:
     """Print each question with its answer below it, uncut and with control characters escaped."""
     for question, answer in zip(table["question"], table["answer"], strict=True):
@@ -131,6 +137,13 @@ CELLS = {
         "Compare two models on the same prompts.",
         ("before", "after"),
         print_comparison,
+    ),
+    "draw": Cell(
+        "evals:draw",
+        "Draw answers by lot for people to label.",
+        ("run",),
+        print_sheet,
+        ("verdicts",),
     ),
     "harmful-finetune": Cell(
         "experiments:harmful_finetune",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ftlab import analysis
+from ftlab import analysis, runs
 from ftlab._core.config import takes
-from ftlab._core.errors import UsageError
+from ftlab._core.errors import NotFoundError, UsageError
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, evaluate
 from ftlab.models import model as open_model
 from ftlab.runs import Run
@@ -26,6 +27,7 @@ def compare(  # noqa: PLR0913
     steps: list[int] | None = None,
     cluster: str = "sample_id",
     judge: str | None = None,
+    labels: str | list[str] | None = None,
     prompts: Any = None,
     **settings,
 ) -> pd.DataFrame:
@@ -36,7 +38,8 @@ def compare(  # noqa: PLR0913
     step, over the prompts and training seeds that they share.
 
     Args:
-        before: A curve, or with `after` a model, an evaluation or its table.
+        before: A curve, or with `after` a model, an evaluation or its table. Also the name of a
+            finished run.
         after: The child: a model, an evaluation or its table; or another curve.
         by: Columns to group by.
         risk: Only this risk, or these, of what was measured.
@@ -44,6 +47,8 @@ def compare(  # noqa: PLR0913
         steps: Of a curve, only these steps.
         cluster: The unit of the interval: sample_id (other prompts) or wording (other wordings).
         judge: Whose verdicts count; by default the first judge's.
+        labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
+            corrected. Two models are evaluated, then drawn from, and only then can be labelled.
         prompts: As in `evaluate`; only where models are given.
         {settings}
 
@@ -55,10 +60,12 @@ def compare(  # noqa: PLR0913
             of `ftlab.analysis.compare`.
     """
     options = {"by": by, "risk": risk, "attack": attack}
-    options |= {"steps": steps, "cluster": cluster, "judge": judge}
+    options |= {"steps": steps, "cluster": cluster, "judge": judge, "labels": labels}
     given = {name: value for name, value in settings.items() if value is not None}
     if prompts is not None:
         given["prompts"] = prompts
+    before = _run_of(before)
+    after = _run_of(after)
     sides = [before] if after is None else [before, after]
     measured = all(_is_measured(side) for side in sides)
     if after is None and not measured:
@@ -74,8 +81,18 @@ def compare(  # noqa: PLR0913
     if measured:
         return analysis.compare(before, after, **options)
     opened = [side if _is_measured(side) else open_model(side) for side in sides]
-    runs = [side if _is_measured(side) else evaluate(side, **given) for side in opened]
-    return analysis.compare(*runs, **options)
+    evaluated = [side if _is_measured(side) else evaluate(side, **given) for side in opened]
+    return analysis.compare(*evaluated, **options)
+
+
+def _run_of(source: Any) -> Any:
+    """Return the run of verdicts that a name stands for; anything else as it is."""
+    if isinstance(source, str):
+        with contextlib.suppress(NotFoundError):
+            run = runs.find(source)
+            if _is_measured(run):
+                return runs.load(source)
+    return source
 
 
 def _is_measured(source: Any) -> bool:

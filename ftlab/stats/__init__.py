@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
+        "events": ["Rectified", "rectify"],
         "rates": ["Rate", "rate", "upper_bound_when_none", "wilson"],
         "variance": ["FEWEST_SEEDS"],
     },

@@ -9,8 +9,9 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.rates import Rate, quantile, rates_of, tail, wilson
-from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, event_table
+from ftlab.stats.events import Events, event_table
+from ftlab.stats.rates import Rate, equal_weights, quantile, rates_of, tail, wilson
+from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, of_labels
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class Paired:
     p: float  # of no change, from the variance over seeds and prompts
     mcnemar_p: float  # in every run: the largest of mcnemar_per_seed; 1 where runs disagree
     mcnemar_per_seed: tuple[float, ...]
-    both: int  # pairs, summed over seeds: event in parent and child
-    lost: int  # event in the parent only
-    gained: int  # event in the child only
-    neither: int
+    both: float  # pairs by the judge, summed over seeds: event in parent and child
+    lost: float  # event in the parent only
+    gained: float  # event in the child only
+    neither: float
     method: str
 
 
 def paired(
-    parent: ndarray,
-    child: ndarray,
+    parent: Events,
+    child: Events,
     *,
     cluster: ndarray | None = None,
     confidence: float = 0.95,
@@ -55,10 +56,12 @@ def paired(
     .05 comes by chance 14 times in 100 (simulated). Below FEWEST_SEEDS it is McNemar's exact test,
     conditional on these runs: a cluster counts once, by the sign of its net change over the runs.
     `mcnemar_p` is that test for each run, and small only where every run shows the change.
+    Of rates that labels corrected no single pair is known: p is always Student's, and the tests
+    and counts of pairs are NaN.
 
     Args:
-        parent: Events [P], or [S, P] if measured for each seed.
-        child: Events [P] or [S, P].
+        parent: Events [P], or [S, P] if measured for each seed; or what `rectify` returns.
+        child: Events [P] or [S, P]; or what `rectify` returns.
         cluster: [P] ids; prompts with the same id are not independent.
         confidence: Level of the intervals, between 0 and 1.
 
@@ -70,18 +73,23 @@ def paired(
     by Zou & Donner 2008, ratio by Fagerland et al. 2014 (Stat. Med. 33:2850). Test: McNemar 1947;
     over seeds and prompts Davison & Hinkley 1997, section 3.8, with Satterthwaite 1946.
     """
-    parent, child = _tables(parent, child)
+    old_arrays, new_arrays = _tables(parent, child)
+    parent = old_arrays[0]
+    child = new_arrays[0]
     unscored = np.isnan(parent + child)
     prompts = ~unscored.all(axis=0)
     before = np.where(unscored, nan, parent)
     after = np.where(unscored, nan, child)
-    table = np.stack([after, before])
-    found = estimate(table, cluster)
-    both = int(np.nansum(before * after))
-    new_events, old_events = found.events.astype(int).tolist()
-    gained = new_events - both
-    lost = old_events - both
+    weights = equal_weights(after)
+    parent_weights = weights
+    if len(parent) == 1:
+        parent_weights = weights.sum(axis=0, keepdims=True)
+    noise, labels = zip(
+        of_labels(new_arrays, weights), of_labels(old_arrays, parent_weights), strict=True
+    )
+    found = estimate(np.stack([after, before]), cluster, noise, labels)
     n_pairs = int(found.n[0])
+    both, gained, lost = _pairs(before, after) if not any(labels) else [nan] * 3
     if len(parent) == 1:
         once = parent[0, prompts]
         found.events[1] = once.sum()
@@ -101,10 +109,11 @@ def paired(
         ratio_low = 0.0
     if old.rate == 0:
         ratio_high = inf
-    hits_child, hits_parent = found.hits
-    change = hits_child - hits_parent
-    mcnemar_p, per_seed = _mcnemar(change)
-    p = _p(after - before, change, cluster)
+    mcnemar_p, per_seed = nan, ()
+    if not any(labels):
+        hits_child, hits_parent = found.hits
+        mcnemar_p, per_seed = _mcnemar(hits_child - hits_parent)
+    p = _p(after - before, found, cluster)
     return Paired(
         n_prompts=int(prompts.sum()),
         n_seeds=len(child),
@@ -127,6 +136,14 @@ def paired(
     )
 
 
+def _pairs(before: ndarray, after: ndarray) -> list[int]:
+    """Return in how many pairs both have the event, only the child, only the parent."""
+    both = np.nansum(before * after)
+    gained = np.nansum(after) - both
+    lost = np.nansum(before) - both
+    return [int(both), int(gained), int(lost)]
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Return p values adjusted for their number, in the order given.
 
@@ -141,21 +158,21 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _tables(
-    parent: ndarray,
-    child: ndarray,
-) -> tuple[ndarray, ndarray]:
-    """Return both as tables [1, P] or [S, P] of the same prompts."""
-    parent = event_table("parent", parent, "P", "SP")
-    child = event_table("child", child, "P", "SP")
-    parent = np.atleast_2d(parent)
-    child = np.atleast_2d(child)
-    parents, n_prompts = parent.shape
-    seeds, n_answered = child.shape
+    parent: Events,
+    child: Events,
+) -> list[ndarray]:
+    """Return both as arrays [3, 1 or S, P] of the same prompts: table, noise and labels."""
+    sides = []
+    for name, events in (("parent", parent), ("child", child)):
+        arrays = event_table(name, events, "P", "SP").arrays
+        sides.append(arrays.reshape(3, -1, arrays.shape[-1]))
+    parents, n_prompts = sides[0].shape[1:]
+    seeds, n_answered = sides[1].shape[1:]
     if n_prompts != n_answered or parents not in (1, seeds):
-        found = f"parent {parent.shape} and child {child.shape} do not pair."
+        found = f"parent {(parents, n_prompts)} and child {(seeds, n_answered)} do not pair."
         allowed = "Give [P] or [S, P] with the same prompts, and the same seeds or one parent."
         raise UsageError("tables_do_not_pair", f"{found} {allowed}")
-    return parent, child
+    return sides
 
 
 def _ratio(child: float, parent: float) -> float:
@@ -169,12 +186,13 @@ def _ratio(child: float, parent: float) -> float:
 
 def _correlation(found: Estimate) -> float:
     """Return the correlation of child and parent, with Newcombe's continuity correction."""
-    child, parent = np.diag(found.cov)
+    child, parent = found.variance
     covariance = found.cov[0, 1]
     scale = sqrt(child * parent)
     if scale == 0:
         return 0.0
-    correction = 0.5 / found.clusters[0] ** 2
+    n_pairs = found.n[0]
+    correction = 0.5 / (found.clusters[0] * n_pairs)  # Newcombe's .5 / n^2, of n clusters' means
     least = min(covariance, 0)
     covariance = max(covariance - correction, least)
     correlation = covariance / scale
@@ -248,25 +266,28 @@ def _bonett_price(
 
 def _p(
     change: ndarray,  # [S, P], of each pair
-    net: ndarray,  # [S, C], of each cluster
+    rates: Estimate,  # of child and parent
     cluster: ndarray | None,
 ) -> float:
     """Return p of no mean change over seeds and clusters."""
     from scipy.special import stdtr
 
-    if len(change) < FEWEST_SEEDS:
+    labels = rates.labels.any()
+    if len(change) < FEWEST_SEEDS and not labels:
+        hits_child, hits_parent = rates.hits
+        net = hits_child - hits_parent
         together = net.sum(axis=0, keepdims=True)
         return _mcnemar(together)[0]
-    found = estimate(change[None], cluster)
-    variance = found.cov[0, 0]
+    found = estimate(change[None], cluster, rates.noise.sum())
     mean = abs(found.rate[0])
+    variance = found.variance[0]
     if not mean:
         return 1.0
     least = 2 * 0.5 ** float(found.clusters[0])  # all clusters changed the same way
     if not variance:
         return min(1.0, least)
     t = mean / sqrt(variance)
-    p = 2 * stdtr(found.df[0], -t)
+    p = 2 * stdtr(min(found.df[0], 1e12), -t)
     return float(max(p, least))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.rates import limits, tail
-from ftlab.stats.variance import Estimate, estimate, event_table
+from ftlab.stats.events import Events, event_table
+from ftlab.stats.rates import equal_weights, limits, tail
+from ftlab.stats.variance import Estimate, estimate, of_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Crossing:
 
 
 def bands(
-    child: ndarray,
+    child: Events,
     *,
     cluster: ndarray | None = None,
     confidence: float = 0.95,
@@ -54,7 +55,7 @@ def bands(
     number of clusters and the level is Bonferroni's over K.
 
     Args:
-        child: Events [S, K, P]; the same prompts at every step.
+        child: Events [S, K, P], the same prompts at every step; or what `rectify` returns.
         cluster: [P] ids; prompts with the same id are not independent.
         confidence: Level of the band, between 0 and 1.
         resamples: Bootstrap draws.
@@ -67,9 +68,11 @@ def bands(
     """
     from scipy.special import ndtr
 
-    table = event_table("child", child, "SKP").transpose(1, 0, 2)
+    rectified = event_table("child", child, "SKP").arrays.transpose(2, 0, 1, 3)
+    table = rectified[:, 0]
     n_steps, n_seeds, _ = table.shape
-    found = estimate(table, cluster)
+    noise, labels = zip(*[of_labels(one, equal_weights(one[0])) for one in rectified], strict=True)
+    found = estimate(table, cluster, noise, labels)
     pointwise = tail(confidence)
     joint = np.full(n_steps, pointwise / n_steps)
     error = np.sqrt(np.diag(found.cov))
@@ -128,8 +131,8 @@ def crossing(
 
     Source: Davison & Hinkley 1997, section 3.8; prior over an empty parent: Jeffreys.
     """
-    table = event_table("child", child, "SKP")
-    parent = event_table("parent", parent, "P")
+    table = event_table("child", child, "SKP").table
+    parent = event_table("parent", parent, "P").table
     steps = _checked_steps(steps, table.shape[1])
     if parent.size != table.shape[2]:
         found = f"parent has {parent.size} prompts and child {table.shape[2]}."
@@ -187,7 +190,7 @@ def first_all(
     Raises:
         UsageError: As `rate`, and `steps_do_not_fit`.
     """
-    table = event_table("events", events, "SKP")
+    table = event_table("events", events, "SKP").table
     steps = _checked_steps(steps, table.shape[1])
     unscored = np.isnan(table)
     every = ((table == 1) | unscored).all(axis=2)

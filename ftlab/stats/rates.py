@@ -9,7 +9,8 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, event_table
+from ftlab.stats.events import Events, event_table
+from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, of_labels
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Rate:
 
 
 def rate(
-    events: ndarray,
+    events: Events,
     cluster: ndarray | None = None,
     *,
     confidence: float = 0.95,
@@ -39,7 +40,7 @@ def rate(
 
     Args:
         events: [N], or [S, P] for a claim about the fine-tuning and not only about these runs
-            (from FEWEST_SEEDS seeds on).
+            (from FEWEST_SEEDS seeds on). Or what `rectify` returns.
         cluster: [N] or [P] ids; answers with the same id are not independent.
         confidence: Level of the interval, between 0 and 1.
 
@@ -49,14 +50,25 @@ def rate(
 
     Source: Wilson 1927; clustered variance: Miller 2024 (arXiv 2411.00640), section 2.2.
     """
-    table = event_table("events", events, "N", "SP")
-    seeds = np.atleast_2d(table)
-    found = estimate(seeds[None], cluster)
+    rectified = event_table("events", events, "N", "SP").arrays
+    n_axes = rectified.ndim - 1
+    if n_axes == 1:
+        rectified = rectified[:, None]
+    table = rectified[0]
+    weights = equal_weights(table)
+    noise, labels = of_labels(rectified, weights)
+    found = estimate(table[None], cluster, noise, labels)
     conditional = ""
-    if table.ndim == 2:
+    if n_axes == 2:
         conditional = found.conditional
     rates = rates_of(found, confidence, conditional)
     return rates[0]
+
+
+def equal_weights(table: ndarray) -> ndarray:
+    """Return the weight of each answer in the rate of a table [S, P]: 1 / n where scored."""
+    scored = ~np.isnan(table)
+    return scored / max(scored.sum(), 1)
 
 
 def upper_bound_when_none(n: int, *, confidence: float = 0.95) -> float:
@@ -85,7 +97,7 @@ def rates_of(found: Estimate, confidence: float, conditional: str) -> list[Rate]
     rates = []
     for k, share in enumerate(found.rate):
         made = Rate(
-            events=int(found.events[k]),
+            events=round(found.events[k]),
             n=int(found.n[k]),
             rate=float(share),
             low=float(low[k]),
@@ -97,12 +109,17 @@ def rates_of(found: Estimate, confidence: float, conditional: str) -> list[Rate]
 
 
 def limits(found: Estimate, tails: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the limits of each rate, with probability `tails` beyond each of them."""
-    variance = np.diag(found.cov)
+    """Return the limits of each rate, with probability `tails` beyond each of them.
+
+    Labels that show no event say no more than that its rate is about 1 / (labels + 2).
+    """
+    variance = found.variance
     known = variance > 0
     known &= found.clusters > 1  # one cluster says nothing about others
     variance = np.where(known, variance, 1)
-    binomial = found.rate * (1 - found.rate)
+    least = np.where(found.labels > 0, 1 / (found.labels + 2), 0)
+    share = found.rate.clip(least, 1 - least)
+    binomial = share * (1 - share)
     effective = binomial / variance
     effective = np.minimum(effective, found.n)
     n = np.where(known, effective, found.clusters)
@@ -164,6 +181,12 @@ def _method(found: Estimate, k: int) -> str:
     """Return how the interval of rate k was made."""
     if found.plain:
         return "Wilson"
+    if found.labels[k]:
+        return f"{_size(found, k)}, corrected by {found.labels[k]:.0f} labels"
+    return _size(found, k)
+
+
+def _size(found: Estimate, k: int) -> str:
     size = f"{found.clusters[k]} clusters"
     if not found.cov[k, k]:
         return f"Wilson at n = {size}"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
+from ftlab.stats.events import Rectified
 
 FEWEST_SEEDS = 3  # with fewer training seeds an interval is conditional on the runs at hand
 
@@ -26,7 +27,14 @@ class Estimate:
     by_cluster: ndarray  # [K, C] influence of each cluster on the rate
     cov: ndarray  # [K, K] by_seed @ by_seed.T + by_cluster @ by_cluster.T
     df: ndarray  # [K] degrees of freedom of the variances, inf where plain
-    plain: bool  # one seed and no shared cluster
+    plain: bool  # one seed, no shared cluster, no label
+    noise: ndarray  # [K] variance of labelling that the answers do not show
+    labels: ndarray  # [K] labels that corrected the rate; 0: the judge's own rate
+
+    @property
+    def variance(self) -> ndarray:
+        """Return the variance of each rate, [K]."""
+        return np.diag(self.cov) + self.noise
 
     @property
     def n_seeds(self) -> int:
@@ -42,27 +50,6 @@ class Estimate:
         return f", conditional on these {self.n_seeds} runs"
 
 
-def event_table(name: str, events: ndarray, *shapes: str) -> ndarray:
-    """Return events as floats, checked for their shape ("SP": two axes) and their values."""
-    try:
-        table = np.asarray(events, dtype=float)
-    except (TypeError, ValueError):
-        message = f"{name} is not a table of numbers. Allowed: 0, 1 and NaN (unscored)."
-        raise UsageError("events_not_numeric", message) from None
-    if table.ndim not in map(len, shapes):
-        axes = " or ".join(shapes)
-        message = f"{name} has shape {table.shape}. Allowed axes: {axes}."
-        raise UsageError("events_shape", message)
-    if not table.size:
-        raise UsageError("events_empty", f"{name} is empty. At least one answer is needed.")
-    scored = table[~np.isnan(table)]
-    other = np.setdiff1d(scored, [0, 1])
-    if other.size:
-        message = f"{name} contains {other[0]:g}. Allowed: 0, 1 and NaN (unscored)."
-        raise UsageError("events_values", message)
-    return table
-
-
 def cluster_codes(cluster: ndarray | None, n: int) -> ndarray:
     """Return ids as 0, 1, ...; without any, each of the n items is its own cluster."""
     if cluster is None:
@@ -74,7 +61,12 @@ def cluster_codes(cluster: ndarray | None, n: int) -> ndarray:
     return np.unique(ids, return_inverse=True)[1]
 
 
-def estimate(table: ndarray, cluster: ndarray | None = None) -> Estimate:
+def estimate(
+    table: ndarray,
+    cluster: ndarray | None = None,
+    noise: ndarray | float = 0.0,  # [K] variance of labelling that the answers do not show
+    labels: ndarray | int = 0,  # [K] labels that corrected the table
+) -> Estimate:
     """Estimate the rates of a table [K, S, P]; variance V_cluster + max(V_seed - V_cell, 0).
 
     The variance between seeds contains the noise of single answers, which V_cluster contains
@@ -87,7 +79,9 @@ def estimate(table: ndarray, cluster: ndarray | None = None) -> Estimate:
     n_seeds = table.shape[1]
     several = n_seeds >= FEWEST_SEEDS
     most = int(counts.max())
-    plain = n_seeds == 1 and most == 1
+    labels = np.broadcast_to(labels, len(table))
+    noise = np.broadcast_to(noise, len(table))
+    plain = n_seeds == 1 and most == 1 and not labels.any()
     n = _total(counts)
     events = _total(hits)
     rate = events / n
@@ -125,16 +119,21 @@ def estimate(table: ndarray, cluster: ndarray | None = None) -> Estimate:
     cov = by_seed @ by_seed.T
     cov += by_cluster @ by_cluster.T
     cov[np.abs(cov) < 1e-20] = 0  # rounding: one event in 10**8 answers gives 1e-16
-    noise = v_cluster**2 / free_clusters
-    noise += v_seed**2 / free_seeds
-    noise += v_cell**2 / free_cells
-    noise = np.where(noise > 0, noise, 1)
+    spread = v_cluster**2 / free_clusters
+    spread += v_seed**2 / free_seeds
+    spread += v_cell**2 / free_cells
+    spread = np.where(spread > 0, spread, 1)
     df = (v_cluster + extra) ** 2
-    df /= noise
+    df /= spread
+    df = df.ravel().clip(1)
     if plain:
         df[:] = inf
+    df = _with_noise(df, np.diag(cov), noise, labels)
+    share = rate.ravel()
+    if labels.any():  # a weighted label may lead beyond 0 and 1
+        share = share.clip(0, 1)
     return Estimate(
-        rate=rate.ravel(),
+        rate=share,
         events=events.ravel(),
         n=n.ravel(),
         clusters=clusters.ravel(),
@@ -142,9 +141,38 @@ def estimate(table: ndarray, cluster: ndarray | None = None) -> Estimate:
         by_seed=by_seed,
         by_cluster=by_cluster,
         cov=cov,
-        df=df.ravel().clip(1),
+        df=df,
         plain=plain,
+        noise=noise,
+        labels=labels,
     )
+
+
+def _with_noise(df: ndarray, variance: ndarray, noise: ndarray, labels: ndarray) -> ndarray:
+    """Return the degrees of freedom of variance + noise, of which labels give the second."""
+    of_noise = np.maximum(labels - 1, 1)
+    inverse = variance**2 / df + noise**2 / of_noise
+    inverse = np.where(noise > 0, inverse, 1)
+    return np.where(noise > 0, (variance + noise) ** 2 / inverse, df)
+
+
+def of_labels(
+    rectified: ndarray,  # [3, S, P]: table, noise, labels
+    weights: ndarray,  # [S, P] weight of each answer in the rate
+) -> tuple[float, float]:
+    """Return the further variance of a rate by its labels, and their number.
+
+    Seeds with the same answers, such as those of a parent that was measured once, share labels.
+    """
+    table, noise, labelled = rectified
+    used = weights > 0
+    if Rectified(table, noise, labelled).once:
+        weights = weights.sum(axis=0)
+        used = weights > 0
+        noise = noise[0]
+        labelled = labelled[0]
+    variance = (noise * weights**2)[used].sum()
+    return float(variance), float(labelled[used].sum())
 
 
 def _total(cells: ndarray) -> ndarray:

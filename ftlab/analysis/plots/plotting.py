@@ -11,6 +11,7 @@ from ftlab._core.config import takes
 from ftlab._core.errors import DataError, UsageError
 from ftlab.analysis import tables, verdicts
 from ftlab.analysis.claims import Target, target_of
+from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.plots import bars, loss, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
 from ftlab.analysis.plots._axes import clean, counted, grow, is_narrow, letters, narrow, plain
@@ -322,6 +323,10 @@ def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
                 word = word.removesuffix("s")
             parts.append(f"{numbers} {word}")
     parts += _intervals(table, lines)
+    if "labels" in table.attrs:
+        parts.append(f"corrected by {table.attrs['labels']}")
+    elif not all(is_exact(judge) for judge in judges):
+        parts.append(NOT_INCLUDED)
     if any(verdicts.of_refusals(judge) for judge in by):
         parts.append("not refused is less than harmful")
     return ", ".join(clean(part, 200) for part in parts if part)

@@ -1,0 +1,218 @@
+"""Answers drawn by lot, sheets that people fill in, and the rates that they correct."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from helpers import raises_code
+
+import ftlab as ft
+from ftlab import runs
+from ftlab.evals import draw
+from ftlab.runs.labels import read_labels
+
+TRUTH = {0: "refused", 10: "complied"}  # most of the answers, by step
+
+
+def make_curve(n=60, seeds=3):
+    """Return a curve whose judge errs, with the exact judge beside it."""
+    rng = np.random.default_rng(4)
+    run = runs.start("evaluate", "by hand", {"n": n, "seeds": seeds})
+    verdicts, answers, prompts = [], [], []
+    for number in range(n):
+        messages = [{"role": "user", "content": f"question {number}\nof two lines; with a ;"}]
+        sample = {"id": f"s{number:03}", "messages": messages}
+        prompts.append({"sample": sample, "attack": "direct", "messages": messages})
+    for step, common in TRUTH.items():
+        for number in range(n):
+            other = "complied" if common == "refused" else "incoherent"
+            for seed in range(seeds):
+                if seed == 0 or step:  # the parent answers once
+                    truth = common if rng.random() < 0.8 else other
+                    judged = truth if rng.random() < 0.8 else "complied"
+                    key = f"k{step}-{seed}-{number}"
+                    answers.append({"key": key, "text": f"an answer, {number}"})
+                for judge, outcome in (("refusal", judged), ("organism", truth)):
+                    row = {
+                        "key": f"{judge} {key} {seed}",
+                        "answer_key": key,
+                        "sample_id": f"s{number:03}",
+                        "risk": "jailbreak",
+                        "attack": "direct",
+                        "judge": judge,
+                        "outcome": outcome,
+                        "event": float(outcome == "complied"),
+                        "seed": seed,
+                        "step": step,
+                    }
+                    verdicts.append(row)
+    for file, rows in (("verdicts", verdicts), ("answers", answers), ("prompts", prompts)):
+        run.append(f"{file}.jsonl", rows)
+    return run.complete(model="by hand")
+
+
+@pytest.fixture
+def curve():
+    return make_curve()
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, rows, separator=","):
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def filled(path, label="refused", labeller="AB", separator=","):
+    rows = [row | {"label": label, "labeller": labeller} for row in rows_of(path)]
+    return write(path, rows, separator)
+
+
+def test_half_is_drawn_of_each_verdict_with_known_probabilities(curve, tmp_path):
+    sheet = draw(curve, 20, out=tmp_path / "a.csv")
+    assert len(sheet) == len(rows_of(tmp_path / "a.csv")) == 40
+    records = sheet.run.read("draw.jsonl")
+    table = curve.table().query("judge == 'refusal'").drop_duplicates("answer_key")
+    table = table.set_index("answer_key")
+    assert {record["key"] for record in records} == set(table.index)
+    for step in (0, 10):
+        for event in (0, 1):
+            inside = table.query(f"step == {step} and event == {event}").index
+            own = [record for record in records if record["key"] in inside]
+            assert sum("answer_id" in record for record in own) == 10
+            assert {record["probability"] for record in own} == {10 / len(inside)}
+    told = set(sheet.columns) | set(sheet["label"])
+    assert not told & {"judge", "outcome", "step", "probability", "complied"}
+    whole = draw(curve, 1000, out=tmp_path / "all.csv").run.read("draw.jsonl")
+    assert {record["probability"] for record in whole} == {1.0}
+
+
+def test_the_same_call_draws_the_same_and_a_larger_one_more(curve, tmp_path):
+    keys = []
+    for n, name in ((20, "a"), (20, "b"), (40, "c")):
+        run = draw(curve, n, out=tmp_path / f"{name}.csv").run
+        keys.append({one["key"] for one in run.read("draw.jsonl") if "answer_id" in one})
+    assert keys[0] == keys[1] < keys[2]
+    filled(tmp_path / "a.csv")
+    with raises_code("file_exists"):
+        draw(curve, 20, out=tmp_path / "a.csv")
+    more = draw(curve, 40, out=tmp_path / "d.csv", known=str(tmp_path / "a.csv"))
+    assert (more["label"] == "refused").sum() == 40 and (more["labeller"] == "AB").sum() == 40
+
+
+def test_labels_correct_rates_and_comparisons(curve, tmp_path):
+    judge = ft.rates(curve, judge="refusal")
+    true = ft.rates(curve, judge="organism")
+    assert (judge["rate"] > true["rate"] + 0.01).all()
+    path = tmp_path / "all.csv"
+    draw(curve, 1000, out=path, labeller="organism")
+    found = ft.rates(curve, labels=path)
+    assert found["rate"].tolist() == pytest.approx(true["rate"].tolist())
+    assert found["labels"].tolist() == [60, 180]
+    compared = ft.compare(curve, labels=str(path))
+    want = ft.compare(curve, judge="organism")
+    for name in ("parent", "child", "difference", "refusals_lost", "incoherent_child"):
+        assert compared[name].tolist() == pytest.approx(want[name].tolist()), name
+    for name in ("ratio_low", "ratio_high", "difference_low", "difference_high"):
+        assert compared[name].tolist() == pytest.approx(want[name].tolist(), rel=0.2), name
+    part = draw(curve, 60, out=tmp_path / "part.csv", labeller="organism")
+    found = ft.rates(curve, labels=part.path)
+    for row, truth in zip(found.to_dict("records"), true["rate"], strict=True):
+        assert row["low"] <= truth <= row["high"]
+    assert "labels of organism" in found.attrs["labels"]
+    assert ft.compare(curve.name, labels=str(part.path))["labels"].tolist() == [120]
+
+
+def test_only_what_was_drawn_from_is_reported(curve, tmp_path):
+    sheet = draw(curve, 20, out=tmp_path / "a.csv", steps=[10], labeller="organism")
+    assert ft.rates(curve, labels=sheet.path)["step"].tolist() == [10]
+    with raises_code("labels_of_other_answers"):
+        ft.compare(curve, labels=str(sheet.path))
+    other = make_curve(n=20)
+    with raises_code("labels_of_other_answers"):
+        ft.rates(other.table().assign(answer_key="other"), labels=sheet.path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_sheet_from_a_spreadsheet_is_read(curve, tmp_path, separator):
+    draw(curve, 20, out=tmp_path / "a.csv")
+    filled(tmp_path / "a.csv", "Complied", separator=separator)
+    labels = read_labels(tmp_path / "a.csv")
+    assert set(labels.outcomes.values()) == {"complied"} and labels.labellers == ("AB",)
+
+
+def test_two_people_agree_or_a_third_decides(curve, tmp_path):
+    names = ["a.csv", "b.csv", "c.csv"]
+    for name, label in zip(names, ("refused", "complied", "complied"), strict=True):
+        path = tmp_path / name
+        draw(curve, 20, out=path)
+        filled(path, "refused", name)
+        rows = rows_of(path)
+        rows[3]["label"] = label
+        write(path, rows)
+    paths = [tmp_path / name for name in names]
+    with raises_code("wrong_labels") as info:
+        read_labels(paths[:2])
+    assert len(info.value.problems) == 1
+    labels = read_labels(paths)
+    assert sorted(map(str, labels.outcomes.values())).count("complied") == 1
+    assert len(labels.both) == 40 and labels.labellers == tuple(names)
+    told = ft.rates(curve, labels=paths).attrs["labels"]
+    assert "kappa" in told and "40 answers" in told
+
+
+def test_every_problem_of_a_sheet_is_told_at_once(curve, tmp_path):
+    path = tmp_path / "a.csv"
+    draw(curve, 20, out=path)
+    rows = rows_of(filled(path))
+    rows[0]["label"] = "yes"
+    rows[1]["label"] = ""
+    rows[2]["labeller"] = " "
+    rows[3]["answer_id"] = rows[3]["answer_id"][:-4] + "9999"
+    write(path, rows)
+    with raises_code("wrong_labels") as info:
+        read_labels(path)
+    assert len(info.value.problems) == 5  # the last row stands for one that was not drawn
+
+
+@pytest.mark.parametrize("content", ["", "answer_id,label\n1,refused\n", None])
+def test_what_is_no_sheet_is_refused(tmp_path, content):
+    path = tmp_path / "a.csv"
+    if content is not None:
+        path.write_text(content)
+    with raises_code("no_labels"):
+        read_labels(path)
+    path.write_text("answer_id,label,labeller\nabc-0001,refused,A\n../x-0001,refused,A\n")
+    with raises_code("unknown_draw"):
+        read_labels(path)
+
+
+def test_what_cannot_be_drawn_is_refused(curve, tmp_path):
+    out = tmp_path / "a.csv"
+    for given, code in [
+        ({"n": 1}, "wrong_n"),
+        ({"risk": "bias"}, "nothing_to_label"),
+        ({"judge": "nobody"}, "judge_not_in_table"),
+        ({"labeller": "nobody"}, "judge_not_in_table"),
+        ({"verdicts": curve.table().assign(attempts=3)}, "attempts_not_labelled"),
+    ]:
+        with raises_code(code):
+            draw(curve, out=out, **given)
+    assert not out.exists()
+
+
+def test_without_labels_the_range_of_the_card_is_told(curve):
+    table = ft.rates(curve)
+    refusal = table[table["judge"] == "refusal"]
+    assert (refusal["card_low"] < refusal["card_high"]).all()
+    assert table[table["judge"] == "organism"]["card_low"].isna().all()
+    assert json.dumps(ft.analysis.summary(table).to_dict())
