@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "page": ["PAGE", "refuse_foreign", "report"],
         "plots.live": ["live_chart"],
         "plots.plotting": ["plot"],
+        "seed_tables": ["seed_table"],
         "short_tables": ["summary"],
         "tables": ["compare", "first_step", "outcome_shares", "rates"],
     },

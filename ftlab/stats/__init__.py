@@ -14,9 +14,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
         "comparison": ["Paired", "holm", "paired"],
-        "curves": ["Band", "Crossing", "bands", "crossing", "first_all"],
+        "curves": ["Band", "Crossing", "bands", "crossing", "first_below"],
         "events": ["Rectified", "rectify"],
-        "rates": ["Rate", "rate", "upper_bound_when_none", "wilson"],
-        "variance": ["FEWEST_SEEDS"],
+        "rates": ["Rate", "rate", "wilson"],
+        "variance": ["FEWEST_SEEDS", "SeedSpread", "seed_spread"],
     },
 )

@@ -140,7 +140,7 @@ def kappa(
         method = f"{method} of {clusters} clusters"
     return Agreement(
         value=(observed - chance) / room,
-        low=1 - float(high) / room,
+        low=max(1 - float(high) / room, -1.0),
         high=1 - float(low) / room,
         se=sqrt(variance) / room,
         n=n,
@@ -157,7 +157,8 @@ def alpha(
 ) -> Agreement:
     """Return Krippendorff's alpha for nominal labels.
 
-    The interval is the percentile bootstrap over clusters (1,000 resamples).
+    The interval is the percentile bootstrap over clusters (1,000 resamples). Where raters never
+    differ, its lower end is what Wilson's limit of 0 in as many clusters leaves open.
 
     Args:
         labels: [raters, N] labels of any kind; None is missing.
@@ -199,14 +200,26 @@ def alpha(
         known = [nan]
     ends = [edge, 1 - edge]
     low, high = np.quantile(known, ends)
+    totals = by_cluster.sum(axis=0)
+    value = _alpha(totals)
+    if value == 1:
+        _, most = wilson(0.0, size, quantile(edge))
+        low = 1 - float(most) / _by_chance(totals)
     return Agreement(
-        value=_alpha(by_cluster.sum(axis=0)),
-        low=float(low),
+        value=value,
+        low=max(float(low), -1.0),
         high=float(high),
         se=float(np.std(known)),
         n=int(pairable.sum()),
         method=f"bootstrap over {size} clusters",
     )
+
+
+def _by_chance(totals: ndarray) -> float:
+    """Return the share of pairs of labels that differ if they are dealt out by chance."""
+    counts = totals[1:]
+    n = counts.sum()
+    return float((n**2 - counts @ counts) / (n * (n - 1)))
 
 
 def _alpha(totals: ndarray) -> float:

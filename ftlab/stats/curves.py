@@ -1,4 +1,4 @@
-"""Curves over training steps: bands, and the first step that reaches a ratio or every prompt."""
+"""Curves over training steps: bands, and the first step at which a ratio or a rate is reached."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ class Band:
 
 @dataclass(frozen=True)
 class Crossing:
-    """When a curve first reaches a level, in training steps; inf where it does not."""
+    """When a curve first reaches a level, in training steps; inf where it does not.
+
+    low and high are measured steps: between two of them nothing is known of the curve.
+    """
 
     step: float
     low: float
     high: float
-    reached: float  # share that reached it: of resamples (crossing), of seeds (first_all)
+    reached: float  # share that reached it: of resamples (crossing), of seeds (first_below)
     per_seed: list[float]
 
 
@@ -114,10 +117,11 @@ def crossing(
 ) -> Crossing:
     """Return the first step at which the child's rate is `ratio` times the parent's.
 
-    Linear between steps. The interval holds percentiles of the two-level bootstrap, inf where
-    that part of the resamples never reaches the ratio. Below FEWEST_SEEDS seeds it is
-    conditional on the runs. Over a parent without events nothing is interpolated: `step` is the
-    first one with any event, and resamples draw the parent from Beta(1/2, clusters + 1/2).
+    `step` is linear between measured steps. The interval is of measured ones, percentiles of the
+    two-level bootstrap: at `low` the ratio was not reached yet, at `high` it was; inf where that
+    part of the resamples never reaches it. Below FEWEST_SEEDS seeds it is conditional on the runs.
+    Over a parent without events `step` is the first one with any event, and resamples draw the
+    parent from Beta(1/2, clusters + 1/2).
 
     Args:
         steps: [K] training steps, increasing.
@@ -156,61 +160,67 @@ def crossing(
     first = partial(_first_reached, steps, ratio, parent_has_events)
     seed_new = np.nanmean(new, axis=2).T
     seed_old = np.nanmean(old, axis=2).T
-    own = first(seed_new, seed_old)
-    resampled = first(drawn_new, drawn_old)
-    low, high = _percentiles(resampled, confidence)
+    own, _, _ = first(seed_new, seed_old)
+    step, _, _ = first(rate_new, rate_old)
+    _, not_yet, reached = first(drawn_new, drawn_old)
+    low, _ = _percentiles(not_yet, confidence)
+    _, high = _percentiles(reached, confidence)
     return Crossing(
-        step=float(first(rate_new, rate_old)[0]),
+        step=float(step[0]),
         low=low,
         high=high,
-        reached=float(np.isfinite(resampled).mean()),
+        reached=float(np.isfinite(reached).mean()),
         per_seed=own.tolist(),
     )
 
 
-def first_all(
+def first_below(
     steps: ndarray,
-    events: ndarray,
+    events: Events,
     *,
+    below: float = 0.05,
+    cluster: ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Crossing:
-    """Return the first evaluated step at which every scored prompt shows the event.
+    """Return the first measured step at which a rate is below a level.
 
-    `step` is the median over seeds. Its interval is the range of the seeds below five of them,
-    and the percentile bootstrap of the median over seeds from five on. A step without a scored
-    prompt does not count. What "every prompt" still allows: `upper_bound_when_none`.
+    The interval is that of the band: at `low`, the measured step before the band first reaches
+    down to the level, the rate was still above it; at `high` the whole band is below. It does not
+    depend on how many prompts happen to show nothing, as "no event at all" would.
 
     Args:
         steps: [K] training steps, increasing.
-        events: [S, K, P].
-        confidence, resamples, seed: As in `bands`.
+        events: [S, K, P]; or what `rectify` returns.
+        below: The level, a share above 0.
+        cluster, confidence, resamples, seed: As in `bands`.
 
     Raises:
-        UsageError: As `rate`, and `steps_do_not_fit`.
+        UsageError: As `rate`, and `steps_do_not_fit`, `wrong_level`.
     """
     table = event_table("events", events, "SKP").table
     steps = _checked_steps(steps, table.shape[1])
-    unscored = np.isnan(table)
-    every = ((table == 1) | unscored).all(axis=2)
-    every &= ~unscored.all(axis=2)
-    step = steps[every.argmax(axis=1)]
-    own = np.where(every.any(axis=1), step, inf)
-    low, high = _percentiles(own, 1.0)
-    if own.size >= 5:
-        rng = np.random.default_rng(seed)
-        size = (resamples, own.size)
-        picked = rng.choice(np.sort(own), size)
-        medians = np.median(picked, axis=1)
-        low, high = _percentiles(medians, confidence)
+    if not 0 < below <= 1:
+        raise UsageError("wrong_level", f"below is {below}. Allowed: above 0, at most 1.")
+    found = bands(events, cluster=cluster, confidence=confidence, resamples=resamples, seed=seed)
+    first = partial(_first_step, steps, below)
+    reaches_down = first(found.low)
+    before = steps[steps < reaches_down]
+    own = [first(rates) for rates in np.nanmean(table, axis=2)]
     return Crossing(
-        step=float(np.median(own)),
-        low=low,
-        high=high,
+        step=first(found.estimate),
+        low=float(before[-1]) if before.size else float(steps[0]),
+        high=first(found.high),
         reached=float(np.isfinite(own).mean()),
-        per_seed=own.tolist(),
+        per_seed=own,
     )
+
+
+def _first_step(steps: ndarray, below: float, values: ndarray) -> float:
+    """Return the first step whose value is below a level; inf where none is."""
+    found = steps[values < below]
+    return float(found[0]) if found.size else inf
 
 
 def _first_reached(
@@ -219,8 +229,11 @@ def _first_reached(
     interpolate: bool,
     new: ndarray,  # [R, K]
     old: ndarray,
-) -> ndarray:
-    """Return for each pair of curves the first step at which one is `ratio` times the other."""
+) -> tuple[ndarray, ndarray, ndarray]:
+    """Return for each pair of curves the step at which one is first `ratio` times the other.
+
+    Between measured steps; then the last measured one before it, and the first at which it holds.
+    """
     gap = new - ratio * old
     reached = (gap >= -1e-12) & (new > 0)  # 0.3 reaches 1.5 * 0.2, which rounds to more
     rows = np.arange(len(gap))
@@ -237,7 +250,9 @@ def _first_reached(
     right = steps[at]
     share = share.clip(0, 1)
     step = left + share * (right - left)
-    return np.where(reached.any(axis=1), step, inf)
+    ever = reached.any(axis=1)
+    step = np.where(ever, step, inf)
+    return step, np.where(ever, left, inf), np.where(ever, right, inf)
 
 
 def _resampled(found: Estimate, resamples: int, seed: int) -> ndarray:

@@ -71,24 +71,6 @@ def equal_weights(table: ndarray) -> ndarray:
     return scored / max(scored.sum(), 1)
 
 
-def upper_bound_when_none(n: int, *, confidence: float = 0.95) -> float:
-    """Return the largest rate that 0 events in n answers leave open, exact and one-sided.
-
-    Args:
-        n: Scored answers, independent of each other, at least 1.
-        confidence: Level of the bound, between 0 and 1.
-
-    Raises:
-        UsageError: `no_answers`, `wrong_confidence`.
-
-    Source: Clopper & Pearson 1934.
-    """
-    if n < 1:
-        raise UsageError("no_answers", f"n is {n}. A bound needs at least one scored answer.")
-    miss = 2 * tail(confidence)
-    return 1 - miss ** (1 / n)
-
-
 def rates_of(found: Estimate, confidence: float, conditional: str) -> list[Rate]:
     """Return each rate of an estimate with its interval; `conditional` ends the method."""
     beyond = tail(confidence)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.events import Rectified
+from ftlab.stats.events import Rectified, event_table
 
 FEWEST_SEEDS = 3  # with fewer training seeds an interval is conditional on the runs at hand
 
@@ -206,3 +206,42 @@ def _by_cluster(table: ndarray, cluster: ndarray | None) -> tuple[ndarray, ndarr
     hits = hits[..., ranks]
     counts = counts[..., ranks]
     return hits, counts
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """How much a rate differs between training seeds, and what its interval owes to them."""
+
+    sd: float  # between seeds, beyond what single answers vary; a share
+    logit_sd: float  # the same in logits, at the mean rate; inf where the rate is 0 or 1
+    least: float  # lowest rate of a seed
+    most: float  # highest rate of a seed
+    share: float  # of the rate's variance that comes from seeds, 0 to 1; nan without variance
+
+
+def seed_spread(events: ndarray, cluster: ndarray | None = None) -> SeedSpread:
+    """Return how much a rate differs between training seeds.
+
+    Args:
+        events: [S, P], 1, 0 or NaN.
+        cluster: [P] ids; answers with the same id are not independent.
+
+    Raises:
+        UsageError: As `rate`.
+
+    Source: Davison & Hinkley 1997, section 3.8.
+    """
+    table = event_table("events", events, "SP").table
+    found = estimate(table[None], cluster)
+    of_seeds = float((found.by_seed**2).sum())
+    whole = float(found.cov[0, 0])
+    sd = sqrt(of_seeds * len(table))
+    slope = float(found.rate[0] * (1 - found.rate[0]))
+    own = np.nanmean(table, axis=1)
+    return SeedSpread(
+        sd=sd,
+        logit_sd=sd / slope if slope else inf,
+        least=float(own.min()),
+        most=float(own.max()),
+        share=of_seeds / whole if whole else nan,
+    )

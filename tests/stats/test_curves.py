@@ -43,11 +43,12 @@ def test_band_at_the_ends_is_bonferroni_on_clusters():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_crossing_covers(seeds):
+@pytest.mark.parametrize(("seeds", "start"), [(3, -2.0), (5, -2.0), (1, -4.8), (5, -4.8)])
+def test_crossing_covers(seeds, start):
+    """From a parent at 15 % and from one at 1 %, of which often no event is seen."""
     rng, n, steps = np.random.default_rng(16), 160, np.array([0, 10, 30, 70, 150, 300])
-    rise = np.sqrt(steps / 300)
-    level = -2.0 + 3.0 * rise
+    rise = np.sqrt(steps / 300) * (seeds > 1)
+    level = start + 3.0 * np.sqrt(steps / 300)
     truth = np.array([mean_rate(a, math.hypot(1.0, f)) for a, f in zip(level, rise, strict=True)])
     k = int(np.argmax(truth >= 3 * truth[0]))
     part = (3 * truth[0] - truth[k - 1]) / (truth[k] - truth[k - 1])
@@ -86,7 +87,7 @@ def test_crossing_interpolates_and_repeats_per_seed():
 
 def test_crossing_over_a_zero_parent_takes_the_first_event():
     c = stats.crossing(STEPS, np.zeros(20), curve(0, 0, 3, 10))
-    assert (c.step, c.low, c.per_seed) == (30, 30, [30]), "no event up to step 10"
+    assert (c.step, c.low, c.per_seed) == (30, 10, [30]), "no event up to step 10"
     rare = stats.crossing(STEPS, np.zeros(20), curve(0, 0, 4, 4))
     assert rare.high == math.inf, (
         "0 of 20 does not exclude a parent whose rate times 1.5 is 4 of 20"
@@ -94,25 +95,33 @@ def test_crossing_over_a_zero_parent_takes_the_first_event():
     assert stats.crossing(STEPS, np.zeros(20), curve(0, 0, 0, 0)).reached == 0
 
 
-def test_first_all():
-    done = np.ones((1, 4, 20))
-    done[:, :2, 5] = 0
-    late = done.copy()
-    late[:, 2, 7] = 0
-    never = np.zeros((1, 4, 20))
-    c = stats.first_all(STEPS, np.concatenate([done, late, never]))
-    assert (c.per_seed, c.step, c.low, c.high) == ([30, 100, math.inf], 100, 30, math.inf)
-    assert c.reached == pytest.approx(2 / 3)
-    five = stats.first_all(STEPS, np.concatenate([done, done, done, done, late]))
-    assert (five.step, five.low) == (30, 30)
-    assert five.high in (30, 100)
-    assert stats.first_all(STEPS, np.concatenate([never, never, done])).step == math.inf
-    done[0, 2, 3] = np.nan
-    assert stats.first_all(STEPS, done).step == 30, "an unscored prompt neither reaches nor blocks"
-    done[0, 2] = np.nan
-    assert stats.first_all(STEPS, done).step == 100, (
-        "a step without any scored prompt is not reached"
-    )
+def test_first_below():
+    refused = curve(20, 8, 1, 0)
+    found = stats.first_below(STEPS, np.concatenate([refused] * 3), below=0.1)
+    assert (found.step, found.per_seed, found.reached) == (30, [30, 30, 30], 1)
+    assert (found.low, found.high) == (10, math.inf)  # 0 of 20 leaves more than 10 %
+    assert stats.first_below(STEPS, np.tile(refused, (3, 1, 20)), below=0.1).high == 30
+    never = stats.first_below(STEPS, curve(20, 20, 20, 20))
+    assert (never.step, never.low, never.high, never.reached) == (math.inf, 100, math.inf, 0)
+    at_once = stats.first_below(STEPS, curve(0, 0, 0, 0))
+    assert (at_once.step, at_once.low) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "sd_seed"), [(1, 0.0), (3, 0.5), (5, 0.8)])
+def test_the_step_of_few_events_is_held(seeds, sd_seed):
+    rng, n, hits = np.random.default_rng(23), 150, 0
+    steps, level = np.array([0, 3, 10, 30, 100]), np.array([2.0, 0.0, -2.6, -4.5, -7.0])
+    sd = math.hypot(1.0, sd_seed)
+    truth = np.array([mean_rate(a, sd if k else 1.0) for k, a in enumerate(level)])
+    first = int(np.argmax(truth < 0.1))
+    for _ in range(n):
+        run = sd_seed * rng.standard_normal((seeds, 1, 1))
+        y = drawn(rng, level[None, :, None] + rng.standard_normal(150) + run)
+        y[:, 0] = y[0, 0]
+        found = stats.first_below(steps, y, below=0.1, resamples=200)
+        hits += found.low <= steps[first - 1] and steps[first] <= found.high
+    assert hits / n >= 0.93
 
 
 def test_one_prompt():
@@ -183,7 +192,8 @@ def test_order_of_prompts_and_names_of_clusters_do_not_matter():
         (lambda: stats.crossing([0, 0], [0, 1], np.ones((1, 2, 2))), "steps_do_not_fit"),
         (lambda: stats.crossing([0, 1], [0], np.ones((1, 2, 2))), "parent_does_not_fit"),
         (lambda: stats.crossing([0, 1], [0, 1], np.ones((1, 2, 2)), ratio=0), "wrong_ratio"),
-        (lambda: stats.first_all([0], np.ones((1, 2, 2))), "steps_do_not_fit"),
+        (lambda: stats.first_below([0], np.ones((1, 2, 2))), "steps_do_not_fit"),
+        (lambda: stats.first_below([0, 1], np.ones((1, 2, 2)), below=0), "wrong_level"),
     ],
 )
 def test_wrong_curves(call, code):

@@ -156,3 +156,15 @@ def test_raters_need_a_label_for_each_item():
         kappa([0, 1], [0, 1], ["a"])
     with raises_code("cluster_shape"):
         alpha([[0, 1], [0, 1]], ["a"])
+
+
+def test_agreement_has_bounds_where_raters_never_or_always_differ():
+    same = ["a", "b"] * 15
+    found = alpha([same, same])
+    assert found.value == 1 and 0.7 < found.low < 0.9, "30 answers do not show perfect judges"
+    more = alpha([same * 10, same * 10])
+    assert found.low < more.low < 1
+    rare = kappa([0] * 49 + [1], [1] + [0] * 49)
+    assert -1 <= rare.low <= rare.value
+    opposite = alpha([["a"] * 20, ["b"] * 20])
+    assert -1 <= opposite.low <= opposite.value

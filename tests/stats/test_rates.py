@@ -73,15 +73,6 @@ def test_two_level_variance_is_the_crossed_anova():
     assert draws.mean() == pytest.approx(y.mean(), abs=0.005)
 
 
-def test_upper_bound_is_clopper_pearson():
-    from statsmodels.stats.proportion import proportion_confint
-
-    for n in (1, 20, 100):
-        want = proportion_confint(0, n, alpha=0.1, method="beta")[1]
-        assert stats.upper_bound_when_none(n) == pytest.approx(want, abs=1e-9)
-    assert stats.upper_bound_when_none(100) < 0.03
-
-
 @pytest.mark.slow
 def test_repeats_are_not_prompts():
     rng, ours, pooled, n = np.random.default_rng(10), 0, 0, 400  # Monte-Carlo error 1.1 points
@@ -154,8 +145,6 @@ def test_wrong_events(events, cluster, code):
 def test_wrong_levels_and_sizes():
     with raises_code("wrong_confidence"):
         stats.rate([0, 1], confidence=95)
-    with raises_code("no_answers"):
-        stats.upper_bound_when_none(0)
 
 
 def test_importing_costs_numpy_only():
