@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from simulated_studies import drawn, logit_for
 from analysis.verdict_tables import CURVE, made
+from simulated_studies import drawn, logit_for
 
 from ftlab import analysis, stats
 
