@@ -12,10 +12,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],
         "page": ["PAGE", "refuse_foreign", "report"],
+        "planning": ["plan"],
         "plots.live": ["live_chart"],
         "plots.plotting": ["plot"],
         "seed_tables": ["seed_table"],
         "short_tables": ["summary"],
-        "tables": ["compare", "first_step", "outcome_shares", "rates"],
+        "tables": ["compare", "corrected", "first_step", "outcome_shares", "rates"],
     },
 )

@@ -90,7 +90,8 @@ def rates(  # noqa: PLR0913
         attack: Only this attack, or these.
         outcome: Count this outcome instead of the event, such as "refused".
         cluster: Column with the unit of the interval: sample_id, wording, category or topic.
-        judge: Only this judge's verdicts; by default every judge has its own rows.
+        judge: Only this judge's verdicts; by default every judge has its own rows, and with
+            labels the one whose verdicts decided what was drawn.
         steps: Only these steps; negative numbers count from the last, as in `[0, -1]`.
         per_seed: One row per training seed and step, with the rate alone.
         labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
@@ -112,7 +113,9 @@ def rates(  # noqa: PLR0913
     table = verdicts.prepare(source, outcome)
     table = verdicts.select(table, risk=risk, attack=attack)
     columns = verdicts.columns_of(table, by)
-    if judge is not None or found is not None:
+    if found is not None:
+        judge = judge or found.judge
+    if judge is not None:
         table = verdicts.of_judge(table, judge)
     table = verdicts.labelled(table, found, outcome)
     if per_seed:
@@ -128,6 +131,43 @@ def rates(  # noqa: PLR0913
                 found_here = [row | _by_the_card(row, part) for row in found_here]
             rows += found_here
     return _finished(rows, "rates", table, columns, found=found)
+
+
+@takes()
+def corrected(  # noqa: PLR0913
+    source: verdicts.Source,
+    labels: Sheets,
+    *,
+    by: str | Sequence[str] = "risk",
+    risk: str | Sequence[str] | None = None,
+    attack: str | Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Return every judge's own rates, and below them one judge's rates corrected by labels.
+
+    `plot(..., kind="judges")` draws them beside one another.
+
+    Args:
+        source: As in `rates`.
+        labels: As in `rates`.
+        by: As in `rates`.
+        risk: As in `rates`.
+        attack: As in `rates`.
+        steps: As in `rates`.
+
+    Returns:
+        As `rates`; the corrected rows have a judge such as "refusal, corrected by labels".
+
+    Raises:
+        UsageError: as `rates`.
+    """
+    options = {"by": by, "risk": risk, "attack": attack, "steps": steps}
+    own = rates(source, **options)
+    found = rates(source, labels=labels, **options)
+    found["judge"] += ", corrected by labels"
+    both = pd.concat([own, found], ignore_index=True)
+    both.attrs = own.attrs
+    return both
 
 
 def _rate_rows(
@@ -318,6 +358,8 @@ def compare(  # noqa: PLR0913
         clusters, else MOVER; see `stats.paired`.
     """
     found_labels = verdicts.read(labels)
+    if found_labels is not None:
+        judge = judge or found_labels.judge
     parent, child, pairing = _sides(before, after, judge, found_labels)
     two_curves = pairing == "two curves"
     wanted = {"risk": risk, "attack": attack}

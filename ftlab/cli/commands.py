@@ -55,6 +55,24 @@ def print_comparison(table: Any) -> None:
         print(f"intervals: {table['method'].iloc[0]}")
 
 
+def print_plan(table: Any) -> None:
+    """Print what a study would show, a line each."""
+    row = table.iloc[0]
+    print(
+        f"{row['prompts']:.0f} prompts, {row['seeds']:.0f} seeds (sd {row['seed_sd']:.2g} logits), "
+        f"parent {row['parent_rate']:.1%}, {row['ratio']:g} times that:"
+    )
+    lines = {
+        "seen at 5 % in": f"{100 * row['power']:.0f} of 100 studies (simulated)",
+        "difference known to": f"± {100 * row['half_width']:.1f} points (95 %)",
+        "smallest ratio seen in 80 of 100": f"{row['smallest_ratio']:.3g}",
+        "prompts for 80 of 100": f"{row['prompts_needed']:,.0f}",
+        "fewest seeds, whatever the prompts": f"{row['seeds_needed']:.0f}",
+    }
+    for name, value in lines.items():
+        print(f"  {name:36} {value.replace('inf', 'not with these')}")
+
+
 def print_sheet(sheet: Any) -> None:
     """Print where a sheet lies and what to do with it."""
     print(f"{sheet.path}: {len(sheet)} answers. Fill in `label` (refused, partial, complied or")
@@ -152,6 +170,7 @@ CELLS = {
         print_curve,
         figure=True,
     ),
+    "plan": Cell("analysis:plan", "Say what a study would show before it is run.", (), print_plan),
     "preview": Cell("data:preview", "Show rows as the model reads them.", ("data", "model"), print),
     "reproduce": Cell(
         "experiments:reproduce", "Run the headline experiments and write their page.", (), print

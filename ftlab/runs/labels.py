@@ -36,6 +36,7 @@ class Labels:
         outcomes: Of each labelled answer, by the key of the answer.
         probabilities: With which each answer that could be drawn was, by its key.
         events: Of each risk, the event (1.0 or 0.0) of every outcome.
+        judge: Whose verdicts decided what was drawn.
         labellers: Who labelled.
         files: SHA-256 of each file.
         both: (first, second) label of every answer that two people labelled.
@@ -44,6 +45,7 @@ class Labels:
     outcomes: dict[str, Outcome]
     probabilities: dict[str, float]
     events: dict[str, dict[str, float]]
+    judge: str
     labellers: tuple[str, ...]
     files: dict[str, str]
     both: tuple[tuple[str, str], ...]
@@ -69,9 +71,11 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     outcomes: dict[str, Outcome] = {}
     probabilities: dict[str, float] = {}
     events: dict[str, dict[str, float]] = {}
+    judge = ""
     for code in dict.fromkeys(name.rpartition("-")[0] for name in given):
         run = draw_of(code)
         events |= run.stats["events"]
+        judge = run.stats["judge"]
         records = run.read(DRAW)
         probabilities |= {record["key"]: record["probability"] for record in records}
         keys = {record["answer_id"]: record["key"] for record in records if "answer_id" in record}
@@ -85,7 +89,7 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     labellers = {who for labels in given.values() for who in labels}
     hashes = {file.name: file_hash(file) for file in files}
     who = tuple(sorted(labellers))
-    return Labels(outcomes, probabilities, events, who, hashes, _labelled_twice(given))
+    return Labels(outcomes, probabilities, events, judge, who, hashes, _labelled_twice(given))
 
 
 def _labelled_twice(given: dict[str, dict[str, str]]) -> tuple[tuple[str, str], ...]:

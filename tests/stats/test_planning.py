@@ -1,0 +1,66 @@
+"""Plans: the formula against simulation, what more prompts and seeds do, edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from analysis.verdict_tables import CURVE, saved
+from helpers import raises_code
+from simulated_studies import logit_for
+
+from ftlab import analysis, stats
+from ftlab.stats.planning import _power, _variance, _world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("sd", [0.1, 0.5])
+def test_the_formula_is_near_the_simulation_from_a_parent_at_20_percent(seeds, sd):
+    found = stats.plan(0.2, 1.5, prompts=150, seeds=seeds, seed_sd=sd)
+    formula = _power(_world(0.2, 1.5, sd, 1.5, 0.9), 150, seeds)
+    assert found.power == pytest.approx(formula, abs=0.08)
+
+
+@pytest.mark.slow
+def test_the_variance_is_that_of_drawn_studies():
+    rng = np.random.default_rng(2)
+    world = _world(0.2, 1.5, 0.5, 1.5, 0.9)
+    start, end = logit_for(0.2, 1.5), logit_for(0.3, math.hypot(1.5, 0.5))
+    own, other = 1.5 * rng.standard_normal((2, 4000, 100))
+    hard = 0.9 * own + math.sqrt(1 - 0.9**2) * other
+    before = rng.random(own.shape) < 1 / (1 + np.exp(-start - own))
+    logits = end + hard[:, None] + 0.5 * rng.standard_normal((4000, 5, 1))
+    after = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
+    change = after.mean(axis=(1, 2)) - before.mean(axis=1)
+    assert before.mean() == pytest.approx(0.2, abs=0.01)
+    assert after.mean() == pytest.approx(0.3, abs=0.01)
+    assert change.var() == pytest.approx(_variance(world, 100, 5)[0], rel=0.08)
+
+
+@pytest.mark.slow
+def test_more_prompts_and_seeds_show_more_and_unlike_seeds_set_a_limit():
+    small, large = (stats.plan(0.2, prompts=n, seeds=5) for n in (50, 500))
+    assert small.power < large.power and small.half_width > large.half_width
+    assert small.smallest_ratio > large.smallest_ratio
+    assert small.prompts_needed == large.prompts_needed < 500
+    assert math.isinf(stats.plan(0.06, prompts=100, seeds=3, seed_sd=0.3).prompts_needed)
+    assert stats.plan(0.06, prompts=100, seeds=3, seed_sd=0.3).seeds_needed > 3
+
+
+def test_every_wrong_number_is_told_at_once():
+    with raises_code("wrong_plan") as info:
+        stats.plan(1.2, prompts=1, seeds=0, seed_sd=-1, correlation=2)
+    assert str(info.value).count("allowed is") == 5
+    for given in ({"ratio": 1}, {"ratio": 6}, {"prompts": 2.5}):
+        with raises_code("wrong_plan"):
+            stats.plan(0.2, **given)
+    with raises_code("nothing_to_plan"):
+        analysis.plan()
+
+
+@pytest.mark.slow
+def test_a_pilot_gives_rate_and_spread():
+    row = analysis.plan(pilot=saved(CURVE), prompts=50).iloc[0]
+    assert row["parent_rate"] == 0.2 and row["seed_sd"] >= 0
