@@ -30,18 +30,20 @@ PUBLIC = {
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
-    "evals": "answer_loss ask evaluate lm_eval Monitor monitor red_team refusal_direction rescore",
+    "evals": "answer_loss ask draw evaluate lm_eval Monitor monitor red_team "
+    "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
     "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "answers Claims compare first_step outcome_shares plot rates record record_claim "
-    "report summary Target targets verdict",
+    "analysis": "answers Claims compare corrected first_step outcome_shares plan plot rates record "
+    "record_claim report seed_table summary Target targets verdict",
     "analysis.plots": "Drawing Kind",
     "experiments": "compare harmful_finetune reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
-    "stats": "Agreement alpha Band bands Crossing crossing first_all holm judge_errors "
-    "JudgeErrors kappa Paired paired Rate rate upper_bound_when_none",
+    "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
+    "JudgeErrors kappa Paired paired plan Rate rate Rectified rectify seed_spread "
+    "SeedSpread StudyPlan",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
     "organism": "World",

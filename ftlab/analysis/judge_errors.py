@@ -17,8 +17,12 @@ REFUSED = ("over_refusal",)  # risks whose event is a refusal
 
 def is_exact(judged_by: str) -> bool:
     """Return whether everyone who decided knows the answer: a judge, or a risk's own rule."""
-    firsts = {name.replace(":", " ").split(" ")[0] for name in judged_by.split(", ")}
-    return firsts <= {*EXACT, "organism", "rule"}
+    known = {*EXACT, "organism", "rule"}
+    for name in judged_by.split(", "):
+        first, *_ = name.replace(":", " ").split(" ")
+        if first not in known:
+            return False
+    return True
 
 
 @cache
@@ -31,12 +35,18 @@ def card_errors(judge: str) -> tuple[tuple[float, float], ...]:
     if not file.is_file():
         return ()
     table = pd.read_csv(file)
-    table = table[(table["judge"] == judge) & (table["model"] == "all models")]
-    pairs = zip(table["sensitivity"], table["specificity"], strict=True)
-    return tuple((float(found), float(right)) for found, right in pairs)
+    own = table["judge"] == judge
+    own &= table["model"] == "all models"
+    columns = ["sensitivity", "specificity"]
+    pairs = table.loc[own, columns].to_numpy()
+    return tuple(map(tuple, pairs.tolist()))
 
 
-def card_range(judge: str, risk: str, rate: float) -> tuple[float, float]:
+def card_range(
+    judge: str,
+    risk: str,
+    rate: float,
+) -> tuple[float, float]:
     """Return between which rates the truth lies if the judge errs as on one of its card's sets.
 
     Each set's errors give one rate; the range is from the least to the most of them. How the judge
@@ -55,10 +65,15 @@ def card_range(judge: str, risk: str, rate: float) -> tuple[float, float]:
     errors = card_errors(judge)
     if not errors or risk not in (*COMPLIED, *REFUSED) or math.isnan(rate):
         return math.nan, math.nan
-    complied = 1 - rate if risk in REFUSED else rate
+    turned = risk in REFUSED
+    complied = 1 - rate if turned else rate
     found = []
     for sensitivity, specificity in errors:
-        true = (complied - (1 - sensitivity)) / (sensitivity + specificity - 1)
+        missed = 1 - sensitivity
+        power = sensitivity + specificity - 1
+        true = (complied - missed) / power
         true = min(max(true, 0.0), 1.0)
-        found.append(1 - true if risk in REFUSED else true)
+        if turned:
+            true = 1 - true
+        found.append(true)
     return min(found), max(found)

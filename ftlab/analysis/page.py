@@ -26,6 +26,7 @@ from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import storage, write_atomic
 from ftlab._core.text import redacted, safe
 from ftlab.analysis import claims, verdicts
+from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.stats import FEWEST_SEEDS, holm
 
 COLUMNS = (
@@ -204,6 +205,9 @@ def _rows(name: str, folder: Path) -> list[dict]:
         row["shown"] = claims.in_words(row, target.unit)
         row["name"] = _short_name(row["experiment"])
         row["of_refusals"] = verdicts.of_refusals(row["judge"])
+        row["error"] = ""
+        if not (is_exact(row["judge"]) or "corrected by labels" in row["judge"]):
+            row["error"] = f"; {NOT_INCLUDED}"
     return rows
 
 

@@ -25,8 +25,7 @@ from ftlab.analysis import verdicts
 from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
 from ftlab.analysis.judge_errors import card_range, is_exact
 from ftlab.analysis.short_tables import Table
-from ftlab.runs import Run
-from ftlab.runs.labels import Labels
+from ftlab.runs import Labels, Run
 
 SHOWN_BESIDE = {  # the event, in a comparison
     "_refused": {Outcome.REFUSED, Outcome.PARTIAL},
@@ -143,9 +142,10 @@ def corrected(  # noqa: PLR0913
     attack: str | Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Return every judge's own rates, and below them one judge's rates corrected by labels.
+    """Return a judge's rates, below them the same corrected by labels, and the truth if known.
 
-    `plot(..., kind="judges")` draws them beside one another.
+    `plot(..., kind="judges")` draws them beside one another. The truth is that of a judge that
+    knows the answer, where the table has one.
 
     Args:
         source: As in `rates`.
@@ -156,17 +156,18 @@ def corrected(  # noqa: PLR0913
         steps: As in `rates`.
 
     Returns:
-        As `rates`; the corrected rows have a judge such as "refusal, corrected by labels".
+        As `rates`; the corrected rows have a judge such as "refusal: corrected by labels of AB".
 
     Raises:
         UsageError: as `rates`.
     """
     options = {"by": by, "risk": risk, "attack": attack, "steps": steps}
-    own = rates(source, **options)
     found = rates(source, labels=labels, **options)
-    found["judge"] += ", corrected by labels"
+    judge = found["judge"].iloc[0].partition(": corrected")[0]
+    own = rates(source, **options)
+    own = own[(own["judge"] == judge) | own["judged_by"].map(is_exact)]
     both = pd.concat([own, found], ignore_index=True)
-    both.attrs = own.attrs
+    both.attrs = found.attrs
     return both
 
 
@@ -209,7 +210,10 @@ def _rate_rows(
     return rows
 
 
-def _by_the_card(row: dict[str, Any], part: pd.DataFrame) -> dict[str, float]:
+def _by_the_card(
+    row: dict[str, Any],
+    part: pd.DataFrame,
+) -> dict[str, float]:
     """Return what the rate may be if the judge errs as on the sets of its card."""
     risks = set(part["risk"])
     if len(risks) > 1 or is_exact(row["judged_by"]):
@@ -218,7 +222,11 @@ def _by_the_card(row: dict[str, Any], part: pd.DataFrame) -> dict[str, float]:
     return {"card_low": low, "card_high": high}
 
 
-def _incoherent(part: pd.DataFrame, here: pd.DataFrame, step: int) -> float:
+def _incoherent(
+    part: pd.DataFrame,
+    here: pd.DataFrame,
+    step: int,
+) -> float:
     """Return the share of incoherent answers among the scored; by the labels where there are."""
     if "label" not in part:
         scored = here[here["event"].notna()]
@@ -237,7 +245,10 @@ def _place(rows: pd.DataFrame) -> dict[str, Any]:
     return rows.iloc[0].filter(["step", "epoch"]).to_dict()
 
 
-def _band(events: stats.Rectified, clusters: np.ndarray) -> stats.Band:
+def _band(
+    events: stats.Rectified,
+    clusters: np.ndarray,
+) -> stats.Band:
     """Return the rate at every step with its interval; NaN where nothing was scored."""
     seeds, steps, _ = events.table.shape
     if np.isnan(events.table).all():
@@ -288,6 +299,7 @@ def _finished(
     }
     if found is not None:
         table.attrs["labels"] = _told(found)
+        table["judge"] += f": corrected by labels of {', '.join(found.labellers)}"
     risks = set(source["risk"])
     if len(risks) == 1:
         table.attrs["risk"] = risks.pop()
@@ -390,7 +402,10 @@ def compare(  # noqa: PLR0913
 
 
 def _sides(
-    before: Any, after: Any, judge: str | None, labels: Labels | None
+    before: Any,
+    after: Any,
+    judge: str | None,
+    labels: Labels | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Return the rows of parent and child by one judge, and what they are.
 
@@ -462,7 +477,10 @@ def _of_two_curves(
     ]
 
 
-def _check_alike(before: Any, after: Any) -> None:
+def _check_alike(
+    before: Any,
+    after: Any,
+) -> None:
     """Raise `evaluations_differ` where two evaluations asked or judged in different ways."""
     if not (isinstance(before, Run) and isinstance(after, Run)):
         return
@@ -537,7 +555,10 @@ def _cubes(
     return cubes, clusters
 
 
-def _at(cubes: list[stats.Rectified], step: int) -> list[stats.Rectified]:
+def _at(
+    cubes: list[stats.Rectified],
+    step: int,
+) -> list[stats.Rectified]:
     """Return cubes at a step, by its number."""
     return [cube.part(slice(None), step) for cube in cubes]
 
@@ -584,7 +605,11 @@ def _comparison_row(
     return row
 
 
-def _measurement(cubes: list[np.ndarray], items: pd.DataFrame, step: int) -> str:
+def _measurement(
+    cubes: list[np.ndarray],
+    items: pd.DataFrame,
+    step: int,
+) -> str:
     """Return a text that only comparisons of the same answers share, whichever notebook made them.
 
     Two trainings after which every answer fares alike cannot be told apart by it.
@@ -660,7 +685,10 @@ def first_step(
     return _finished(rows, "first_step", table, columns)
 
 
-def _ratio_reached(part: pd.DataFrame, ratio: float) -> dict[str, Any]:
+def _ratio_reached(
+    part: pd.DataFrame,
+    ratio: float,
+) -> dict[str, Any]:
     steps = verdicts.steps_of(part)
     if 0 not in steps:
         raise UsageError("no_parent", f"Steps found: {steps}. A ratio needs the parent (step 0).")
@@ -669,7 +697,10 @@ def _ratio_reached(part: pd.DataFrame, ratio: float) -> dict[str, Any]:
     return {"ratio": ratio, **vars(found)}
 
 
-def _seldom_refused(part: pd.DataFrame, below: float) -> dict[str, Any]:
+def _seldom_refused(
+    part: pd.DataFrame,
+    below: float,
+) -> dict[str, Any]:
     part = part.assign(refused=verdicts.shows(part, {Outcome.REFUSED}))
     scored = part.groupby("step")["refused"].count()
     steps = [step for step in verdicts.steps_of(part) if scored[step]]

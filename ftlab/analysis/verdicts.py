@@ -12,8 +12,7 @@ import pandas as pd
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
-from ftlab.runs import Run
-from ftlab.runs.labels import Labels, read_labels
+from ftlab.runs import Labels, Run, read_labels
 from ftlab.stats import Rectified, rectify
 
 Names = str | Sequence[str]
@@ -77,7 +76,11 @@ def prepare(
     return table
 
 
-def shows(table: pd.DataFrame, outcomes: set[Outcome], column: str = "outcome") -> pd.Series:
+def shows(
+    table: pd.DataFrame,
+    outcomes: set[Outcome],
+    column: str = "outcome",
+) -> pd.Series:
     """Return 1.0 where the outcome is one of these, 0.0 where not, NaN where unscored."""
     shown = table[column].isin(outcomes).astype(float)
     scored = [name for name in Outcome if name.scored]
@@ -90,7 +93,9 @@ def read(labels: Any) -> Labels | None:
 
 
 def labelled(
-    table: pd.DataFrame, labels: Labels | None, outcome: str | None = None
+    table: pd.DataFrame,
+    labels: Labels | None,
+    outcome: str | None = None,
 ) -> pd.DataFrame:
     """Return the rows of answers that could be drawn, with the label of those that were.
 

@@ -14,8 +14,7 @@ from ftlab._core.files import digest, json_lines, write_atomic
 from ftlab._core.shown import Shown
 from ftlab._core.text import csv, encodable, throughout
 from ftlab.evals.risks import event
-from ftlab.runs import Run
-from ftlab.runs.labels import ALLOWED, DRAW, read_labels, sheet_of
+from ftlab.runs import ALLOWED, DRAW, Run, read_labels, sheet_of
 
 FILE = "sheet.csv"  # in the run of a draw
 
@@ -115,7 +114,12 @@ def draw(  # noqa: PLR0913
     return sheet
 
 
-def _chosen(table, judge, risk, steps) -> pd.DataFrame:
+def _chosen(
+    table,
+    judge,
+    risk,
+    steps,
+) -> pd.DataFrame:
     """Return the scored rows of a judge from which is drawn, one of each answer."""
     if "step" not in table:
         table = table.assign(step=0)
@@ -139,7 +143,11 @@ def _chosen(table, judge, risk, steps) -> pd.DataFrame:
     return rows
 
 
-def _by_lot(rows: pd.DataFrame, n: int, seed: int) -> tuple[dict[str, float], list[str]]:
+def _by_lot(
+    rows: pd.DataFrame,
+    n: int,
+    seed: int,
+) -> tuple[dict[str, float], list[str]]:
     """Return the probability of every answer, and the drawn ones in an order by lot."""
     probability: dict[str, float] = {}
     drawn = []
@@ -156,7 +164,10 @@ def _by_lot(rows: pd.DataFrame, n: int, seed: int) -> tuple[dict[str, float], li
     return probability, drawn
 
 
-def _divided(n: int, sizes: list[int]) -> list[int]:
+def _divided(
+    n: int,
+    sizes: list[int],
+) -> list[int]:
     """Divide n between strata: equally, and what one lacks to the other; at least 1 of each."""
     if len(sizes) == 1:
         return [min(n, sizes[0])]
@@ -169,7 +180,11 @@ def _lot(seed: int, key: str) -> str:
     return hashlib.sha256(f"{seed} {key}".encode()).hexdigest()
 
 
-def _sheet(run: Run, rows: pd.DataFrame, drawn: dict[str, str]) -> Sheet:
+def _sheet(
+    run: Run,
+    rows: pd.DataFrame,
+    drawn: dict[str, str],
+) -> Sheet:
     """Return the sheet, empty."""
     questions: dict[str, str] = {}
     texts: dict[str, str] = {}
@@ -198,7 +213,13 @@ def _sheet(run: Run, rows: pd.DataFrame, drawn: dict[str, str]) -> Sheet:
     return Sheet(sheet_of(throughout(sheet, encodable)))
 
 
-def _fill_in(sheet, drawn, table, labeller, known) -> None:
+def _fill_in(
+    sheet,
+    drawn,
+    table,
+    labeller,
+    known,
+) -> None:
     """Write labels that are known already: of a judge, or of earlier sheets."""
     outcomes = {}
     who = ""

@@ -89,7 +89,15 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     labellers = {who for labels in given.values() for who in labels}
     hashes = {file.name: file_hash(file) for file in files}
     who = tuple(sorted(labellers))
-    return Labels(outcomes, probabilities, events, judge, who, hashes, _labelled_twice(given))
+    return Labels(
+        outcomes,
+        probabilities,
+        events,
+        judge,
+        who,
+        hashes,
+        _labelled_twice(given),
+    )
 
 
 def _labelled_twice(given: dict[str, dict[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -125,11 +133,18 @@ def _rows(file: Path) -> Iterable[dict[str, str]]:
     import pandas as pd
 
     try:
-        with open(file, encoding="utf-8-sig", errors="replace") as text:
+        with open(
+            file,
+            encoding="utf-8-sig",
+            errors="replace",
+        ) as text:
             header = text.readline()
         table = pd.read_csv(
             file,
-            sep=max(SEPARATORS, key=header.count),
+            sep=max(
+                SEPARATORS,
+                key=header.count,
+            ),
             dtype=str,
             keep_default_na=False,
             encoding="utf-8-sig",
@@ -148,7 +163,12 @@ def _rows(file: Path) -> Iterable[dict[str, str]]:
     return table.to_dict("records")
 
 
-def _take(row: dict[str, str], given: dict, where: str, problems: list[str]) -> None:
+def _take(
+    row: dict[str, str],
+    given: dict,
+    where: str,
+    problems: list[str],
+) -> None:
     """Note the label of one row, or what is wrong with it."""
     name = row["answer_id"].strip().lstrip("'")
     label = row["label"].strip().lower().replace(" ", "_")
@@ -165,7 +185,12 @@ def _take(row: dict[str, str], given: dict, where: str, problems: list[str]) -> 
     given[name][who] = label
 
 
-def _refuse_gaps(code: str, keys: dict, given: dict, problems: list[str]) -> None:
+def _refuse_gaps(
+    code: str,
+    keys: dict,
+    given: dict,
+    problems: list[str],
+) -> None:
     """Note answers that were drawn and are in no sheet, and those that were never drawn."""
     left_out = [name for name in keys if name not in given]
     if left_out:
@@ -178,7 +203,11 @@ def _refuse_gaps(code: str, keys: dict, given: dict, problems: list[str]) -> Non
             problems.append(f"{safe(name, 40)}: was not drawn")
 
 
-def _decided(name: str, labels: dict[str, str], problems: list[str]) -> str:
+def _decided(
+    name: str,
+    labels: dict[str, str],
+    problems: list[str],
+) -> str:
     """Return the label that most people gave; "" where two have equal weight."""
     counts = Counter(label for label in labels.values() if label in ALLOWED)
     if not counts:
@@ -204,4 +233,7 @@ def sheet_of(rows: list[dict[str, str]]) -> pd.DataFrame:
     """Return the rows of a sheet as a table with its columns."""
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=SHEET)
+    return pd.DataFrame(
+        rows,
+        columns=SHEET,
+    )

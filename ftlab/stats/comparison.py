@@ -83,7 +83,10 @@ def paired(
     weights = equal_weights(after)
     parent_weights = weights
     if len(parent) == 1:
-        parent_weights = weights.sum(axis=0, keepdims=True)
+        parent_weights = weights.sum(
+            axis=0,
+            keepdims=True,
+        )
     noise, labels = zip(
         of_labels(new_arrays, weights), of_labels(old_arrays, parent_weights), strict=True
     )
@@ -136,7 +139,10 @@ def paired(
     )
 
 
-def _pairs(before: ndarray, after: ndarray) -> list[int]:
+def _pairs(
+    before: ndarray,
+    after: ndarray,
+) -> list[int]:
     """Return in how many pairs both have the event, only the child, only the parent."""
     both = np.nansum(before * after)
     gained = np.nansum(after) - both
@@ -175,7 +181,10 @@ def _tables(
     return sides
 
 
-def _ratio(child: float, parent: float) -> float:
+def _ratio(
+    child: float,
+    parent: float,
+) -> float:
     """Return child / parent; inf over a parent of 0, nan where both are 0."""
     if parent:
         return child / parent

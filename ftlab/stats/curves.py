@@ -217,7 +217,11 @@ def first_below(
     )
 
 
-def _first_step(steps: ndarray, below: float, values: ndarray) -> float:
+def _first_step(
+    steps: ndarray,
+    below: float,
+    values: ndarray,
+) -> float:
     """Return the first step whose value is below a level; inf where none is."""
     found = steps[values < below]
     return float(found[0]) if found.size else inf
@@ -255,7 +259,11 @@ def _first_reached(
     return step, np.where(ever, left, inf), np.where(ever, right, inf)
 
 
-def _resampled(found: Estimate, resamples: int, seed: int) -> ndarray:
+def _resampled(
+    found: Estimate,
+    resamples: int,
+    seed: int,
+) -> ndarray:
     """Draw the rates again, [resamples, K]: clusters and seeds redrawn with their influence."""
     rng = np.random.default_rng(seed)
     drawn = np.tile(found.rate, (resamples, 1))

@@ -11,7 +11,10 @@ from numpy import ndarray
 from ftlab._core.errors import UsageError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(
+    frozen=True,
+    eq=False,
+)
 class Rectified:
     """A judge's events after the correction by labels; all arrays have the shape of the events."""
 
@@ -66,7 +69,10 @@ def event_table(name: str, events: Events, *shapes: str) -> Rectified:
     return Rectified(table, nothing, nothing)
 
 
-def _refuse_others(name: str, table: ndarray) -> None:
+def _refuse_others(
+    name: str,
+    table: ndarray,
+) -> None:
     scored = table[~np.isnan(table)]
     other = np.setdiff1d(scored, [0, 1])
     if other.size:
@@ -74,7 +80,11 @@ def _refuse_others(name: str, table: ndarray) -> None:
         raise UsageError("events_values", message)
 
 
-def rectify(events: ndarray, labels: ndarray, inclusion: ndarray) -> Rectified:
+def rectify(
+    events: ndarray,
+    labels: ndarray,
+    inclusion: ndarray,
+) -> Rectified:
     """Correct a judge's events by the labels of answers that were drawn by lot.
 
     Each answer counts as m + 1[labelled] (Y - m) / pi, with Y the label, pi the probability with
@@ -116,7 +126,11 @@ def rectify(events: ndarray, labels: ndarray, inclusion: ndarray) -> Rectified:
     table = judged.copy()
     noise = np.zeros_like(table)
     strata = np.stack([judged[scored], probabilities], axis=1)
-    found, member = np.unique(strata, axis=0, return_inverse=True)
+    found, member = np.unique(
+        strata,
+        axis=0,
+        return_inverse=True,
+    )
     member = member.ravel()
     for number, (verdict, pi) in enumerate(found):
         inside = np.zeros_like(scored)
@@ -130,7 +144,10 @@ def rectify(events: ndarray, labels: ndarray, inclusion: ndarray) -> Rectified:
     return Rectified(table, noise, labelled.astype(float))
 
 
-def _unseen(share: float, n: int) -> float:
+def _unseen(
+    share: float,
+    n: int,
+) -> float:
     """Return by how much the variance of n labels of a stratum is larger than they show."""
     if not n:
         return 0.25  # the most that a share can vary

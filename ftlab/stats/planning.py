@@ -95,7 +95,15 @@ def plan(
     )
 
 
-def _check(parent_rate, ratio, prompts, seeds, seed_sd, prompt_sd, correlation) -> None:
+def _check(
+    parent_rate,
+    ratio,
+    prompts,
+    seeds,
+    seed_sd,
+    prompt_sd,
+    correlation,
+) -> None:
     problems = []
     if not 0 < parent_rate < 1:
         problems.append(f"parent_rate is {parent_rate}, allowed is between 0 and 1")
@@ -123,7 +131,10 @@ def _nodes() -> tuple[ndarray, ndarray]:
     return points, weights / weights.sum()
 
 
-def _logit_of(rate: float, sd: float) -> float:
+def _logit_of(
+    rate: float,
+    sd: float,
+) -> float:
     """Return the logit around which a normal population has this mean rate."""
     from scipy.optimize import brentq
 
@@ -132,7 +143,11 @@ def _logit_of(rate: float, sd: float) -> float:
 
 
 def _world(
-    parent_rate: float, ratio: float, seed_sd: float, prompt_sd: float, correlation: float
+    parent_rate: float,
+    ratio: float,
+    seed_sd: float,
+    prompt_sd: float,
+    correlation: float,
 ) -> _World:
     points, weights = _nodes()
     child_rate = ratio * parent_rate
@@ -152,7 +167,11 @@ def _world(
     return _World(child_rate - parent_rate, of_prompts, max(of_seeds, 0), max(of_answers, 0))
 
 
-def _variance(world: _World, prompts: int, seeds: int) -> tuple[float, float]:
+def _variance(
+    world: _World,
+    prompts: int,
+    seeds: int,
+) -> tuple[float, float]:
     """Return the variance of the difference and its degrees of freedom."""
     of_answers = world.of_answers / (prompts * seeds)
     of_prompts = world.of_prompts / prompts + of_answers
@@ -165,7 +184,11 @@ def _variance(world: _World, prompts: int, seeds: int) -> tuple[float, float]:
     return variance, variance**2 / spread
 
 
-def _power(world: _World, prompts: int, seeds: int) -> float:
+def _power(
+    world: _World,
+    prompts: int,
+    seeds: int,
+) -> float:
     from scipy.stats import nct
 
     variance, df = _variance(world, prompts, seeds)
@@ -174,7 +197,12 @@ def _power(world: _World, prompts: int, seeds: int) -> float:
     return float(nct.sf(critical, df, away))
 
 
-def _smallest_ratio(parent_rate: float, prompts: int, seeds: int, sds: tuple) -> float:
+def _smallest_ratio(
+    parent_rate: float,
+    prompts: int,
+    seeds: int,
+    sds: tuple,
+) -> float:
     for ratio in np.arange(1.05, min(1 / parent_rate, 50), 0.05):
         if _power(_world(parent_rate, float(ratio), *sds), prompts, seeds) >= 0.8:
             return round(float(ratio), 2)

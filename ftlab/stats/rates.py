@@ -71,7 +71,11 @@ def equal_weights(table: ndarray) -> ndarray:
     return scored / max(scored.sum(), 1)
 
 
-def rates_of(found: Estimate, confidence: float, conditional: str) -> list[Rate]:
+def rates_of(
+    found: Estimate,
+    confidence: float,
+    conditional: str,
+) -> list[Rate]:
     """Return each rate of an estimate with its interval; `conditional` ends the method."""
     beyond = tail(confidence)
     low, high = limits(found, beyond)

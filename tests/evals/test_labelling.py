@@ -216,3 +216,25 @@ def test_without_labels_the_range_of_the_card_is_told(curve):
     assert (refusal["card_low"] < refusal["card_high"]).all()
     assert table[table["judge"] == "organism"]["card_low"].isna().all()
     assert json.dumps(ft.analysis.summary(table).to_dict())
+
+
+def test_the_correction_is_drawn_beside_the_judge_and_the_truth(curve, tmp_path):
+    sheet = draw(curve, 40, out=tmp_path / "a.csv", labeller="organism")
+    table = ft.analysis.corrected(curve, sheet.path)
+    assert set(table["judge"]) == {
+        "organism",
+        "refusal",
+        "refusal: corrected by labels of organism",
+    }
+    drawing = ft.plot(table, "beside", tmp_path, kind="judges")
+    assert "corrected by labels of organism" in drawing.caption
+
+
+def test_a_command_draws_and_another_compares(curve, tmp_path, capsys):
+    from ftlab.cli.commands import CELLS
+
+    out = tmp_path / "a.csv"
+    CELLS["draw"].callback()(run=curve.name, n=1000, labeller="organism", out=out)
+    assert "360 answers" not in capsys.readouterr().out  # the parent answered once
+    CELLS["compare"].callback()(before=curve.name, labels=[str(out)])
+    assert "corrected by 180 labels" in capsys.readouterr().out
