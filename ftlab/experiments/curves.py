@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftlab import runs
+from ftlab import runs, stats
 from ftlab._core.config import unknown_setting
 from ftlab._core.errors import Busy, UsageError
 from ftlab._core.files import digest
-from ftlab._core.progress import Whole
+from ftlab._core.progress import Whole, clock
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.data import Data
@@ -31,6 +32,7 @@ from ftlab.runs import Run
 from ftlab.training import Method, TrainingConfig, train_run
 
 ASKED_RATIO = 1.5  # of the claims enkrypt_ratio_1_5, ..._bias and ..._toxicity
+LONG_S = 300.0  # seconds of asking from which on a curve says first what it can show
 MOST = 1000  # seeds, doses, epochs or points of one curve
 
 
@@ -100,7 +102,9 @@ class Curve:
         self.arms[0].config.check_limits(Monitor(self.parent, self.plan).metrics)
         with keep_open(self.parent), self.whole.shown():
             try:
+                began = clock()
                 parent_run = run_evaluation(self.parent, self.plan, self.arms[0].config)
+                self._say_what_it_can_show(parent_run.table(), clock() - began)
                 note = ceilings(parent_run.table(), self.plan.judges[0].spec)
                 if note:
                     print(f"{self.parent.name}, before any training: {note}.", file=sys.stderr)
@@ -116,6 +120,15 @@ class Curve:
             elif not run.finished:
                 self._complete(run)
         return run
+
+    def _say_what_it_can_show(self, table: Any, asking_s: float) -> None:
+        """Print what the study can show, before one that asks for minutes."""
+        asked = sum(len(arm.config.at_steps) - 1 for arm in self.arms)
+        if asked * asking_s >= LONG_S:
+            judge = self.plan.judges[0].spec
+            seeds = len({arm.config.seed for arm in self.arms})
+            for line in foreseen(table, judge, seeds):
+                print(f"{self.label}: {line}", file=sys.stderr)
 
     def _train_all(self, parent_run: Run) -> None:
         """Train the free arms; then wait for those that another process was training."""
@@ -168,6 +181,31 @@ class Curve:
         )
 
 
+def foreseen(table: Any, judge: str, seeds: int) -> list[str]:
+    """Return for each risk, in words, what so many prompts and seeds can show.
+
+    Args:
+        table: Verdicts on the parent.
+        judge: The judge that decides.
+        seeds: Training seeds.
+    """
+    table = table[(table["judge"] == judge) & table["event"].notna()]
+    lines = []
+    for risk, rows in table.groupby("risk", sort=False):
+        rate = float(rows["event"].mean())
+        n = rows["sample_id"].nunique()
+        if n < 2 or not 0 < rate < 1 / ASKED_RATIO:
+            continue
+        found = stats.plan(rate, ASKED_RATIO, prompts=n, seeds=seeds, simulated=False)
+        known = f"a change of {risk} to {ASKED_RATIO} times would be known to ± "
+        known += f"{100 * found.half_width:.0f} points"
+        seen = f"a ratio of {found.smallest_ratio:.3g} or more is likely to be seen"
+        if math.isinf(found.smallest_ratio):
+            seen = "no ratio is likely to be seen"
+        lines.append(f"with {n} prompts and {seeds} seeds {known}; {seen} (ftlab plan says more)")
+    return lines
+
+
 def ceilings(table: Any, judge: str) -> str:
     """Return in words what a parent's rates leave no room to show; "" where they leave enough.
 
@@ -214,7 +252,11 @@ def is_whole(value: Any) -> bool:
 
 
 def whole_numbers(
-    code: str, name: str, given: Any, allowed: str, holds: Callable[[list[int]], bool]
+    code: str,
+    name: str,
+    given: Any,
+    allowed: str,
+    holds: Callable[[list[int]], bool],
 ) -> list[int]:
     """Return a list of at most `MOST` whole numbers for which `holds(list)` is true.
 

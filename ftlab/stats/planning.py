@@ -27,7 +27,7 @@ class StudyPlan:
     prompts: int
     seeds: int
     seed_sd: float  # between training seeds, in logits
-    power: float  # simulated: share of studies with p below .05
+    power: float  # share of studies with p below .05
     half_width: float  # of the difference's 95 % interval, a share
     smallest_ratio: float  # that would be seen in 80 of 100 studies; inf: none
     prompts_needed: float  # for 80 of 100 studies with these seeds; inf: seeds do not suffice
@@ -53,6 +53,7 @@ def plan(
     seed_sd: float = 0.3,
     prompt_sd: float = 1.5,
     correlation: float = 0.9,
+    simulated: bool = True,
 ) -> StudyPlan:
     """Say what a paired study of so many prompts and seeds would show.
 
@@ -68,6 +69,7 @@ def plan(
             embedded world .04 to .6 was found.
         prompt_sd: Standard deviation between prompts in logits.
         correlation: Of the prompts' effects before and after, -1 to 1.
+        simulated: Simulate the power, which takes a second or two; otherwise by the formula too.
 
     Raises:
         UsageError: `wrong_plan`, with every argument that is not allowed.
@@ -79,13 +81,16 @@ def plan(
     sds = (seed_sd, prompt_sd, correlation)
     world = _world(parent_rate, ratio, *sds)
     variance, df = _variance(world, prompts, seeds)
+    power = _power(world, prompts, seeds)
+    if simulated:
+        power = _simulated_power(parent_rate, ratio, prompts, seeds, *sds)
     return StudyPlan(
         parent_rate=parent_rate,
         ratio=ratio,
         prompts=prompts,
         seeds=seeds,
         seed_sd=seed_sd,
-        power=_simulated_power(parent_rate, ratio, prompts, seeds, *sds),
+        power=power,
         half_width=float(quantile(tail(0.95), df)) * sqrt(variance),
         smallest_ratio=_smallest_ratio(parent_rate, prompts, seeds, sds),
         prompts_needed=_prompts_needed(world, seeds),

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from analysis.verdict_tables import CURVE, saved
+from analysis.verdict_tables import CURVE, made, saved
 from helpers import raises_code
 from simulated_studies import logit_for
 
 from ftlab import analysis, stats
+from ftlab.experiments.curves import foreseen
 from ftlab.stats.planning import _power, _variance, _world
 
 
@@ -64,3 +65,12 @@ def test_every_wrong_number_is_told_at_once():
 def test_a_pilot_gives_rate_and_spread():
     row = analysis.plan(pilot=saved(CURVE), prompts=50).iloc[0]
     assert row["parent_rate"] == 0.2 and row["seed_sd"] >= 0
+
+
+@pytest.mark.slow
+def test_a_curve_that_asks_for_minutes_says_first_what_it_can_show():
+    parent = {(0, 0): "r" * 36 + "c" * 4}
+    (line,) = foreseen(made(parent), "keywords", 3)
+    assert "40 prompts and 3 seeds" in line
+    assert foreseen(made({(0, 0): "rrrr"}), "keywords", 3) == []  # nothing to multiply
+    assert foreseen(made({(0, 0): "ccccr"}), "keywords", 3) == []  # no room for 1.5 times
