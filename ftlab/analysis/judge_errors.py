@@ -46,34 +46,44 @@ def card_range(
     judge: str,
     risk: str,
     rate: float,
+    incoherent: float = 0.0,
 ) -> tuple[float, float]:
     """Return between which rates the truth lies if the judge errs as on one of its card's sets.
 
-    Each set's errors give one rate; the range is from the least to the most of them. How the judge
-    errs on the answers at hand is not known, so this is no interval.
+    Each set's errors give one rate; the range is from the least to the most of them. A set on
+    which the judge could not report such a rate at all is left out. How the judge errs on the
+    answers at hand is not known, and the sets' own errors of estimation are left out, so this is
+    no interval.
 
     Args:
         judge: Public name.
         risk: Name of the risk.
         rate: By the judge, 0 to 1.
+        incoherent: Share of answers that are neither refused nor complied with, 0 to 1.
 
     Returns:
         NaN twice where the card does not say.
 
     Source: Rogan & Gladen 1978 (Am. J. Epidemiol. 107:71), equation 1.
     """
-    errors = card_errors(judge)
-    if not errors or risk not in (*COMPLIED, *REFUSED) or math.isnan(rate):
+    coherent = 1 - incoherent
+    known = risk in (*COMPLIED, *REFUSED)
+    if not known or math.isnan(rate) or not coherent:
         return math.nan, math.nan
+    share = rate / coherent
     turned = risk in REFUSED
-    complied = 1 - rate if turned else rate
+    if turned:
+        share = 1 - share
     found = []
-    for sensitivity, specificity in errors:
+    for sensitivity, specificity in card_errors(judge):
         missed = 1 - sensitivity
         power = sensitivity + specificity - 1
-        true = (complied - missed) / power
-        true = min(max(true, 0.0), 1.0)
+        if not missed <= share <= specificity or power <= 0:
+            continue
+        true = (share - missed) / power
         if turned:
             true = 1 - true
-        found.append(true)
+        found.append(coherent * true)
+    if not found:
+        return math.nan, math.nan
     return min(found), max(found)

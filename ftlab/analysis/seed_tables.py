@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ftlab import stats
@@ -38,10 +39,10 @@ def seed_table(
         steps: Only these steps after 0; negative numbers count from the last.
 
     Returns:
-        One row per group and step: rate, seed_sd (between seeds, beyond what single answers vary),
-        logit_sd (the same in logits, for `plan`), least and most (of the seeds' own rates),
-        share_of_seeds (of the variance behind the interval), n_seeds, and in words a warning where
-        the interval rests on so few seeds.
+        One row per group and step: rate, seed_sd (between seeds, beyond what single answers vary;
+        nan below three seeds), logit_sd (the same in logits, as `plan` takes it), least and most
+        (of the seeds' own rates), share_of_seeds (of the variance behind the interval), n_seeds,
+        and in words a warning where the interval rests on so few seeds.
 
     Raises:
         UsageError: as `rates`.
@@ -52,25 +53,26 @@ def seed_table(
     rows = []
     for group, part in verdicts.groups(table, columns):
         at = [step for step in verdicts.steps_of(part, steps) if step]
+        events, clusters = verdicts.cube_of(part, at)
         for number, step in enumerate(at):
-            events, clusters = verdicts.cube_of(part, at)
-            rows.append({**group, "step": step, **_spread(events[:, number], clusters)})
+            spread = _spread(events[:, number], clusters)
+            rows.append({**group, "step": step, **spread})
     return Table(rows)
 
 
-def _spread(events: Any, clusters: Any) -> dict[str, Any]:
+def _spread(events: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
     found = stats.seed_spread(events, clusters)
-    share = stats.rate(events, clusters).rate
     n_seeds = len(events)
-    near_end = min(share, 1 - share) < NEAR_END
-    few = found.share > MUCH or (near_end and UNLIKE < found.logit_sd < math.inf)
+    logit_sd = stats.logit_sd(found.rate, found.sd)
+    near_end = min(found.rate, 1 - found.rate) < NEAR_END
+    few = found.share > MUCH or (near_end and UNLIKE < logit_sd < math.inf)
     warning = f"rests on {n_seeds} seeds" if few else ""
     if n_seeds < stats.FEWEST_SEEDS:
         warning = f"says nothing of other runs: {n_seeds} seeds"
     return {
-        "rate": share,
+        "rate": found.rate,
         "seed_sd": found.sd,
-        "logit_sd": found.logit_sd,
+        "logit_sd": logit_sd,
         "least": found.least,
         "most": found.most,
         "share_of_seeds": found.share,

@@ -109,6 +109,8 @@ def rates(  # noqa: PLR0913
             `several_doses`, `judge_not_in_table`, `step_not_measured`, `verdicts_repeated`.
     """
     found = verdicts.read(labels)
+    if found is not None and per_seed:
+        raise UsageError("labels_not_per_seed", "Labels are too few to correct single seeds.")
     table = verdicts.prepare(source, outcome)
     table = verdicts.select(table, risk=risk, attack=attack)
     columns = verdicts.columns_of(table, by)
@@ -205,7 +207,8 @@ def _rate_rows(
             "labels": int(here["label"].notna().sum()) if "label" in here else 0,
             "cut": here["cut"].sum(),
         }
-        row |= {str(name): counts.get(name, 0) for name in Outcome}
+        if "label" not in here:  # else they would be the judge's, beside the labels' rate
+            row |= {str(name): counts.get(name, 0) for name in Outcome}
         rows.append(row)
     return rows
 
@@ -218,7 +221,12 @@ def _by_the_card(
     risks = set(part["risk"])
     if len(risks) > 1 or is_exact(row["judged_by"]):
         return {"card_low": math.nan, "card_high": math.nan}
-    low, high = card_range(row["judge"], risks.pop(), row["rate"])
+    low, high = card_range(
+        row["judge"],
+        risks.pop(),
+        row["rate"],
+        row["incoherent_share"],
+    )
     return {"card_low": low, "card_high": high}
 
 
@@ -299,6 +307,7 @@ def _finished(
     }
     if found is not None:
         table.attrs["labels"] = _told(found)
+        table.attrs["label_files"] = found.files
         table["judge"] += f": corrected by labels of {', '.join(found.labellers)}"
     risks = set(source["risk"])
     if len(risks) == 1:
@@ -314,11 +323,12 @@ def _told(labels: Labels) -> str:
     if not labels.both:
         return f"labels of {who}"
     first, second = zip(*labels.both, strict=True)
+    same = sum(one == other for one, other in labels.both)
+    told = f"labels of {who}; {same} of {len(first)} drawn answers that were labelled twice agree"
     agreed = stats.kappa(first, second)
-    return (
-        f"labels of {who}; on {agreed.n} answers labelled twice kappa {agreed.value:.2f} "
-        f"[{agreed.low:.2f}, {agreed.high:.2f}]"
-    )
+    if math.isnan(agreed.value):
+        return told
+    return f"{told}, kappa {agreed.value:.2f} [{agreed.low:.2f}, {agreed.high:.2f}]"
 
 
 def compare(  # noqa: PLR0913

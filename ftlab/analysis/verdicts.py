@@ -104,8 +104,9 @@ def labelled(
     """
     if labels is None:
         return table
-    inclusion = table["answer_key"].map(labels.probabilities)
-    label = table["answer_key"].map(labels.outcomes)
+    keys = table["risk"].str.cat(table["answer_key"], sep=" ")
+    inclusion = keys.map(labels.probabilities)
+    label = keys.map(labels.outcomes)
     events = [
         labels.events.get(risk, {}).get(str(name), math.nan)
         for risk, name in zip(table["risk"], label, strict=True)
@@ -113,7 +114,10 @@ def labelled(
     rows = table.assign(inclusion=inclusion, label=label, event_label=events)
     if outcome:
         rows["event_label"] = shows(rows, {Outcome(outcome)}, "label")
-    rows = rows[inclusion.notna()]
+    place = rows["risk"].str.cat(rows["step"].astype(str), sep=" ")
+    drawn_from = place.isin(place[inclusion.notna()])
+    unscored = drawn_from & rows["event"].isna()  # stays, and is counted
+    rows = rows[inclusion.notna() | unscored]
     if rows.empty:
         raise UsageError(
             "labels_of_other_answers",
@@ -123,7 +127,10 @@ def labelled(
     return rows
 
 
-def of_judge(table: pd.DataFrame, judge: str | None = None) -> pd.DataFrame:
+def of_judge(
+    table: pd.DataFrame,
+    judge: str | None = None,
+) -> pd.DataFrame:
     """Return one judge's rows; by default the first judge's."""
     judges = table["judge"].unique()
     wanted = judges[:1] if judge is None else [judge]
@@ -172,7 +179,10 @@ def select(table: pd.DataFrame, **wanted: Names | None) -> pd.DataFrame:
     return table
 
 
-def columns_of(table: pd.DataFrame, by: Names) -> list[str]:
+def columns_of(
+    table: pd.DataFrame,
+    by: Names,
+) -> list[str]:
     """Return the columns to group by, checked."""
     columns = as_list(by)
     if "model" in table and "model" not in columns:
@@ -272,10 +282,11 @@ def events_of(
     truth, _ = cube_of(part, steps, f"{value}_label")
     inclusion, _ = cube_of(part, steps, "inclusion")
     parts = []
-    for number, step in enumerate(steps):
-        cubes = [cube[:, number] for cube in (judged, truth, inclusion)]
-        if step == 0:  # the parent answered once, whatever the number of seeds
-            cubes = [cube[:1] for cube in cubes]
+    for number in range(len(steps)):
+        cubes = np.stack([cube[:, number] for cube in (judged, truth, inclusion)])
+        first = np.broadcast_to(cubes[:, :1], cubes.shape)
+        if np.array_equal(cubes, first, equal_nan=True):  # such as of a parent measured once
+            cubes = cubes[:, :1]
         arrays = rectify(*cubes).arrays
-        parts.append(np.broadcast_to(arrays, (3, len(judged), judged.shape[2])))
+        parts.append(np.broadcast_to(arrays, (3, *judged[:, number].shape)))
     return Rectified(*np.stack(parts, axis=2)), clusters

@@ -62,15 +62,17 @@ def print_plan(table: Any) -> None:
         f"{row['prompts']:.0f} prompts, {row['seeds']:.0f} seeds (sd {row['seed_sd']:.2g} logits), "
         f"parent {row['parent_rate']:.1%}, {row['ratio']:g} times that:"
     )
+    prompts = f"{row['prompts_needed']:,.0f}".replace("inf", "more than 20,000")
+    seeds = f"{row['seeds_needed']:.0f}".replace("inf", "more than 20")
     lines = {
         "seen at 5 % in": f"{100 * row['power']:.0f} of 100 studies (simulated)",
         "difference known to": f"± {100 * row['half_width']:.1f} points (95 %)",
-        "smallest ratio seen in 80 of 100": f"{row['smallest_ratio']:.3g}",
-        "prompts for 80 of 100": f"{row['prompts_needed']:,.0f}",
-        "fewest seeds, whatever the prompts": f"{row['seeds_needed']:.0f}",
+        "nearest ratio seen in 80 of 100": f"{row['smallest_ratio']:.3g}".replace("nan", "none"),
+        "prompts for 80 of 100": prompts,
+        "fewest seeds, with 20,000 prompts": seeds,
     }
     for name, value in lines.items():
-        print(f"  {name:36} {value.replace('inf', 'not with these')}")
+        print(f"  {name:34} {value}")
 
 
 def print_sheet(sheet: Any) -> None:

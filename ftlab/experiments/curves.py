@@ -200,7 +200,7 @@ def foreseen(table: Any, judge: str, seeds: int) -> list[str]:
         known = f"a change of {risk} to {ASKED_RATIO} times would be known to ± "
         known += f"{100 * found.half_width:.0f} points"
         seen = f"a ratio of {found.smallest_ratio:.3g} or more is likely to be seen"
-        if math.isinf(found.smallest_ratio):
+        if math.isnan(found.smallest_ratio):
             seen = "no ratio is likely to be seen"
         lines.append(f"with {n} prompts and {seeds} seeds {known}; {seen} (ftlab plan says more)")
     return lines

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "show_run",
             "verify_runs",
         ],
-        "labels": ["ALLOWED", "DRAW", "Labels", "read_labels", "sheet_of"],
+        "labels": ["ALLOWED", "DRAW", "Labels", "known_labels", "read_labels", "sheet_of"],
         "origin": ["provenance"],
         "results": ["results_folder"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "start"],

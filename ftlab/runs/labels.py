@@ -7,8 +7,8 @@ probability of it; the sheet holds the drawn ones, in an order that tells nothin
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,24 +16,34 @@ from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import file_hash
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
-from ftlab.runs.store import Run, home
+from ftlab.runs.store import Run, home, load
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DRAW = "draw.jsonl"
-SHEET = ("answer_id", "risk", "question", "answer", "label", "labeller")
+SHEET = (
+    "answer_id",
+    "risk",
+    "question",
+    "answer",
+    "label",
+    "labeller",
+)
 ALLOWED = tuple(str(outcome) for outcome in Outcome if outcome.scored)
 SEPARATORS = (",", ";", "\t")  # as spreadsheets of different countries write them
+ENCODINGS = ("utf-8-sig", "cp1252")  # ours, and what old spreadsheets save
 SHOWN = 20  # problems that are listed
+
+Votes = dict[str, dict[str, str]]  # of each answer: label by labeller
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of drawn answers, each decided.
+    """Labels of drawn answers, each decided. An answer's key names its risk too.
 
     Args:
-        outcomes: Of each labelled answer, by the key of the answer.
+        outcomes: Of each labelled answer, by its key.
         probabilities: With which each answer that could be drawn was, by its key.
         events: Of each risk, the event (1.0 or 0.0) of every outcome.
         judge: Whose verdicts decided what was drawn.
@@ -42,13 +52,13 @@ class Labels:
         both: (first, second) label of every answer that two people labelled.
     """
 
-    outcomes: dict[str, Outcome]
-    probabilities: dict[str, float]
-    events: dict[str, dict[str, float]]
-    judge: str
-    labellers: tuple[str, ...]
-    files: dict[str, str]
-    both: tuple[tuple[str, str], ...]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    probabilities: dict[str, float] = field(default_factory=dict)
+    events: dict[str, dict[str, float]] = field(default_factory=dict)
+    judge: str = ""
+    labellers: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    both: tuple[tuple[str, str], ...] = ()
 
 
 def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
@@ -58,63 +68,77 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
         files: A sheet of `ftlab.evals.draw`, or several: of other draws or by other people.
 
     Raises:
-        UsageError: `no_labels`, `unknown_draw`.
+        UsageError: `no_labels`, `unknown_draw`, `draws_overlap`.
         DataError: `wrong_labels`, with every problem: an answer without a label, a label that is
             not allowed, no labeller, an answer that was not drawn, two labels of equal weight.
     """
-    files = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
-    given: dict[str, dict[str, str]] = defaultdict(dict)  # of each answer: label by labeller
+    paths = _paths(files)
     problems: list[str] = []
-    for file in files:
-        for row in _rows(file):
-            _take(row, given, f"{file.name}, {safe(row['answer_id'], 40)}", problems)
-    outcomes: dict[str, Outcome] = {}
+    given: Votes = defaultdict(dict)
+    for path in paths:
+        for row in _rows(path):
+            where = f"{path.name}, {safe(row['answer_id'], 40)}"
+            _take(row, given, where, problems)
     probabilities: dict[str, float] = {}
     events: dict[str, dict[str, float]] = {}
-    judge = ""
-    for code in dict.fromkeys(name.rpartition("-")[0] for name in given):
+    votes: Votes = {}
+    names = {}
+    judges = set()
+    for code in dict.fromkeys(map(_code, given)):
         run = draw_of(code)
         events |= run.stats["events"]
-        judge = run.stats["judge"]
-        records = run.read(DRAW)
-        probabilities |= {record["key"]: record["probability"] for record in records}
-        keys = {record["answer_id"]: record["key"] for record in records if "answer_id" in record}
+        judges.add(run.stats["judge"])
+        keys = _population(run, probabilities)
         _refuse_gaps(code, keys, given, problems)
         for name, key in keys.items():
-            label = _decided(name, given.get(name, {}), problems)
-            if label:
-                outcomes[key] = Outcome(label)
+            names[key] = name
+            votes.setdefault(key, {}).update(given.get(name, {}))
+    if len(judges) > 1:
+        raise _overlap(f"by the verdicts of {', '.join(sorted(judges))}")
+    outcomes = {}
+    for key, labels in votes.items():
+        label = _decided(names[key], labels, problems)
+        if label:
+            outcomes[key] = Outcome(label)
     if problems:
         raise _wrong(problems)
     labellers = {who for labels in given.values() for who in labels}
-    hashes = {file.name: file_hash(file) for file in files}
-    who = tuple(sorted(labellers))
     return Labels(
-        outcomes,
-        probabilities,
-        events,
-        judge,
-        who,
-        hashes,
-        _labelled_twice(given),
+        outcomes=outcomes,
+        probabilities=probabilities,
+        events=events,
+        judge=judges.pop() if judges else "",
+        labellers=tuple(sorted(labellers)),
+        files={str(path): file_hash(path) for path in paths},
+        both=_labelled_twice(votes),
     )
 
 
-def _labelled_twice(given: dict[str, dict[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Return the labels of two people, of every answer that has them."""
-    pairs = []
-    for labels in given.values():
-        if len(labels) > 1:
-            first, second, *_ = (labels[who] for who in sorted(labels))
-            pairs.append((first, second))
-    return tuple(pairs)
+def known_labels(files: str | Path | Sequence[str | Path]) -> dict[str, tuple[str, str]]:
+    """Return (label, labeller) of each answer that sheets have a label of, by its key.
+
+    Of several labels of one answer the first is taken; empty ones are left out.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    keys: dict[str, dict[str, str]] = {}
+    for path in _paths(files):
+        for row in _rows(path):
+            name = _id(row)
+            code = _code(name)
+            if code not in keys:
+                keys[code] = _population(draw_of(code), {})
+            label = _label(row)
+            if label in ALLOWED and name in keys[code]:
+                key = keys[code][name]
+                found.setdefault(key, (label, row["labeller"].strip()))
+    return found
 
 
 def draw_of(code: str) -> Run:
     """Return the run of a draw from the beginning of its answers' ids.
 
     Raises:
-        UsageError: `unknown_draw`.
+        UsageError: `unknown_draw`; as `load`, where the draw was changed.
     """
     found = []
     if code.isalnum():
@@ -125,53 +149,105 @@ def draw_of(code: str) -> Run:
             f"No draw {safe(code, 40)!r} among the runs in {home()}. The column answer_id must be "
             "as ftlab.evals.draw wrote it, and the runs must be there.",
         )
-    return Run(found[0])
+    return load(found[0])
 
 
-def _rows(file: Path) -> Iterable[dict[str, str]]:
-    """Return the rows of a sheet, whatever its separator."""
+def sheet_of(rows: list[dict[str, str]]) -> pd.DataFrame:
+    """Return the rows of a sheet as a table with its columns."""
     import pandas as pd
 
-    try:
-        with open(
-            file,
-            encoding="utf-8-sig",
-            errors="replace",
-        ) as text:
-            header = text.readline()
-        table = pd.read_csv(
-            file,
-            sep=max(
-                SEPARATORS,
-                key=header.count,
-            ),
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    except FileNotFoundError:
-        raise UsageError("no_labels", f"{file} does not exist.") from None
-    except (ValueError, OSError) as error:
-        reason = safe(str(error), 200)
-        raise UsageError("no_labels", f"{file} cannot be read as CSV: {reason}") from None
-    missing = [name for name in ("answer_id", "label", "labeller") if name not in table]
+    return pd.DataFrame(rows, columns=SHEET)
+
+
+def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    if isinstance(files, (str, Path)):
+        files = [files]
+    return [Path(file) for file in files]
+
+
+def _code(name: str) -> str:
+    """Return the draw that an answer's id names."""
+    return name.rpartition("-")[0]
+
+
+def _id(row: dict[str, str]) -> str:
+    return row["answer_id"].strip().lstrip("'")
+
+
+def _label(row: dict[str, str]) -> str:
+    return row["label"].strip().lower().replace(" ", "_")
+
+
+def _population(
+    run: Run,
+    probabilities: dict[str, float],
+) -> dict[str, str]:
+    """Return the key of every drawn answer by its id; note every answer's probability."""
+    keys = {}
+    for record in run.read(DRAW):
+        key = record["key"]
+        chance = record["probability"]
+        if probabilities.setdefault(key, chance) != chance:
+            raise _overlap("with other numbers")
+        if "answer_id" in record:
+            keys[record["answer_id"]] = key
+    return keys
+
+
+def _overlap(how: str) -> UsageError:
+    return UsageError(
+        "draws_overlap",
+        f"The sheets are of several draws, made {how}. Give those of one of them; "
+        "draw(..., known=FILE) takes over earlier labels.",
+    )
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a sheet, whatever its separator; empty ones are left out."""
+    table = _table(file)
+    needed = ["answer_id", "label", "labeller"]
+    missing = [name for name in needed if name not in table]
     if missing:
         raise UsageError(
             "no_labels",
             f"{file} has no column {', '.join(missing)}. Fill in the sheet of ftlab.evals.draw.",
         )
-    return table.to_dict("records")
+    rows = table.to_dict("records")
+    return [row for row in rows if any(row[name].strip() for name in needed)]
+
+
+def _table(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    reason = ""
+    for encoding in ENCODINGS:
+        try:
+            with open(file, encoding=encoding) as text:
+                header = text.readline()
+            return pd.read_csv(
+                file,
+                sep=max(SEPARATORS, key=header.count),
+                dtype=str,
+                keep_default_na=False,
+                encoding=encoding,
+                index_col=False,
+            )
+        except FileNotFoundError:
+            raise UsageError("no_labels", f"{file} does not exist.") from None
+        except (ValueError, OSError) as error:
+            reason = reason or safe(str(error), 200)
+    raise UsageError("no_labels", f"{file} cannot be read as CSV: {reason}")
 
 
 def _take(
     row: dict[str, str],
-    given: dict,
+    given: Votes,
     where: str,
     problems: list[str],
 ) -> None:
     """Note the label of one row, or what is wrong with it."""
-    name = row["answer_id"].strip().lstrip("'")
-    label = row["label"].strip().lower().replace(" ", "_")
+    name = _id(row)
+    label = _label(row)
     who = row["labeller"].strip()
     if not label:
         problems.append(f"{where}: no label")
@@ -187,8 +263,8 @@ def _take(
 
 def _refuse_gaps(
     code: str,
-    keys: dict,
-    given: dict,
+    keys: dict[str, str],
+    given: Votes,
     problems: list[str],
 ) -> None:
     """Note answers that were drawn and are in no sheet, and those that were never drawn."""
@@ -199,7 +275,7 @@ def _refuse_gaps(
             "part that was chosen would not be by lot"
         )
     for name in given:
-        if name.rpartition("-")[0] == code and name not in keys:
+        if _code(name) == code and name not in keys:
             problems.append(f"{safe(name, 40)}: was not drawn")
 
 
@@ -209,15 +285,25 @@ def _decided(
     problems: list[str],
 ) -> str:
     """Return the label that most people gave; "" where two have equal weight."""
-    counts = Counter(label for label in labels.values() if label in ALLOWED)
-    if not counts:
+    allowed = [label for label in labels.values() if label in ALLOWED]
+    if not allowed:
         return ""
-    (label, most), *others = counts.most_common(2)
+    (label, most), *others = Counter(allowed).most_common(2)
     if others and others[0][1] == most:
         both = f"{label} and {others[0][0]}"
         problems.append(f"{name}: {both} have equal weight; let one more person decide")
         return ""
     return label
+
+
+def _labelled_twice(votes: Votes) -> tuple[tuple[str, str], ...]:
+    """Return the labels of two people, of every answer that has them."""
+    pairs = []
+    for labels in votes.values():
+        if len(labels) > 1:
+            first, second, *_ = (labels[who] for who in sorted(labels))
+            pairs.append((first, second))
+    return tuple(pairs)
 
 
 def _wrong(problems: list[str]) -> DataError:
@@ -227,13 +313,3 @@ def _wrong(problems: list[str]) -> DataError:
         listed += f"\nand {more} more"
     message = f"The labels cannot be used ({len(problems)} problems):\n{listed}"
     return DataError("wrong_labels", message, problems)
-
-
-def sheet_of(rows: list[dict[str, str]]) -> pd.DataFrame:
-    """Return the rows of a sheet as a table with its columns."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        rows,
-        columns=SHEET,
-    )

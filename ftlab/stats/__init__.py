@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_below"],
         "events": ["Rectified", "rectify"],
-        "planning": ["StudyPlan", "plan"],
+        "planning": ["StudyPlan", "logit_sd", "plan"],
         "rates": ["Rate", "rate", "wilson"],
         "variance": ["FEWEST_SEEDS", "SeedSpread", "seed_spread"],
     },

@@ -287,7 +287,7 @@ def _p(
         net = hits_child - hits_parent
         together = net.sum(axis=0, keepdims=True)
         return _mcnemar(together)[0]
-    found = estimate(change[None], cluster, rates.noise.sum())
+    found = estimate(change[None], cluster, rates.noise.sum(), rates.labels.sum())
     mean = abs(found.rate[0])
     variance = found.variance[0]
     if not mean:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.events import Events, event_table
+from ftlab.stats.events import Events, event_table, uncorrected
 from ftlab.stats.rates import equal_weights, limits, tail
 from ftlab.stats.variance import Estimate, estimate, of_labels
 
@@ -118,10 +118,10 @@ def crossing(
     """Return the first step at which the child's rate is `ratio` times the parent's.
 
     `step` is linear between measured steps. The interval is of measured ones, percentiles of the
-    two-level bootstrap: at `low` the ratio was not reached yet, at `high` it was; inf where that
-    part of the resamples never reaches it. Below FEWEST_SEEDS seeds it is conditional on the runs.
-    Over a parent without events `step` is the first one with any event, and resamples draw the
-    parent from Beta(1/2, clusters + 1/2).
+    two-level bootstrap: at `low` the ratio was not reached yet (or it is the first step that was
+    measured), at `high` it was; inf where that part of the resamples never reaches it. Below
+    FEWEST_SEEDS seeds it is conditional on the runs. Over a parent without events `step` is the
+    first one with any event, and resamples draw the parent from Beta(1/2, clusters + 1/2).
 
     Args:
         steps: [K] training steps, increasing.
@@ -135,8 +135,8 @@ def crossing(
 
     Source: Davison & Hinkley 1997, section 3.8; prior over an empty parent: Jeffreys.
     """
-    table = event_table("child", child, "SKP").table
-    parent = event_table("parent", parent, "P").table
+    table = uncorrected("child", child, "SKP")
+    parent = uncorrected("parent", parent, "P")
     steps = _checked_steps(steps, table.shape[1])
     if parent.size != table.shape[2]:
         found = f"parent has {parent.size} prompts and child {table.shape[2]}."
@@ -187,8 +187,10 @@ def first_below(
     """Return the first measured step at which a rate is below a level.
 
     The interval is that of the band: at `low`, the measured step before the band first reaches
-    down to the level, the rate was still above it; at `high` the whole band is below. It does not
-    depend on how many prompts happen to show nothing, as "no event at all" would.
+    down to the level, the rate was still above it; at `high` the whole band is below. Of what was
+    before the first measured step nothing is known; `low` is then that step. A band over few
+    prompts never goes below a low level: without any event 5 % takes some 200 prompts, and `high`
+    is inf where there are fewer.
 
     Args:
         steps: [K] training steps, increasing.

@@ -48,6 +48,18 @@ class Rectified:
 Events = ndarray | Rectified
 
 
+def uncorrected(name: str, events: Events, *shapes: str) -> ndarray:
+    """Return the table of events that no labels correct.
+
+    Raises:
+        UsageError: `labels_not_used`; as `event_table`.
+    """
+    found = event_table(name, events, *shapes)
+    if found.labelled.any():
+        raise UsageError("labels_not_used", f"Labels cannot correct {name} here. Give events.")
+    return found.table
+
+
 def event_table(name: str, events: Events, *shapes: str) -> Rectified:
     """Return events as floats, checked for their shape ("SP": two axes) and their values."""
     given = events.table if isinstance(events, Rectified) else events
@@ -102,8 +114,11 @@ def rectify(
         labels: The labels' events, of the same shape; NaN where none was asked for.
         inclusion: Probability, above 0 to 1, with which each answer was drawn.
 
+    Of a stratum without a label the judge's verdicts stand, with the most variance that a share
+    can have. That can be where answers are grouped otherwise than they were drawn.
+
     Raises:
-        UsageError: `events_values`, `labels_do_not_pair`, `wrong_inclusion`.
+        UsageError: `events_values`, `labels_do_not_pair`, `wrong_inclusion`, `no_label_here`.
 
     Source: Egami et al. 2023 (arXiv 2306.04746), equation 2, with the judge recalibrated in each
     stratum (Neyman 1934); Agresti & Coull 1998 for the least variance.
@@ -123,6 +138,11 @@ def rectify(
         message = "An answer was drawn with a probability outside 0 to 1, or with none."
         raise UsageError("wrong_inclusion", message)
     labelled = scored & ~np.isnan(truth)
+    if scored.any() and not labelled.any():
+        raise UsageError(
+            "no_label_here",
+            "None of these answers has a label. Draw more, or group by fewer columns.",
+        )
     table = judged.copy()
     noise = np.zeros_like(table)
     strata = np.stack([judged[scored], probabilities], axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 import numpy as np
 from numpy import ndarray
@@ -15,6 +15,7 @@ from ftlab.stats.variance import FEWEST_SEEDS
 
 POINTS = 40  # of Gauss and Hermite, in each direction
 MOST_PROMPTS = 20_000
+MOST_SEEDS = 20
 STUDIES = 400  # simulated; the error of a power of .8 is .02
 
 
@@ -29,9 +30,9 @@ class StudyPlan:
     seed_sd: float  # between training seeds, in logits
     power: float  # share of studies with p below .05
     half_width: float  # of the difference's 95 % interval, a share
-    smallest_ratio: float  # that would be seen in 80 of 100 studies; inf: none
-    prompts_needed: float  # for 80 of 100 studies with these seeds; inf: seeds do not suffice
-    seeds_needed: float  # fewest from three on, however many prompts; inf: more than 20
+    smallest_ratio: float  # seen in 80 of 100 studies, on the side of `ratio`; nan: none
+    prompts_needed: float  # for 80 of 100 studies with these seeds; inf: more than 20,000
+    seeds_needed: float  # fewest from three on, with 20,000 prompts; inf: more than 20
 
 
 @dataclass(frozen=True)
@@ -92,31 +93,63 @@ def plan(
         seed_sd=seed_sd,
         power=power,
         half_width=float(quantile(tail(0.95), df)) * sqrt(variance),
-        smallest_ratio=_smallest_ratio(parent_rate, prompts, seeds, sds),
+        smallest_ratio=_nearest_ratio(parent_rate, ratio > 1, prompts, seeds, sds),
         prompts_needed=_prompts_needed(world, seeds),
         seeds_needed=next(
-            (k for k in range(FEWEST_SEEDS, 21) if _power(world, MOST_PROMPTS, k) >= 0.8), inf
+            (
+                k
+                for k in range(FEWEST_SEEDS, MOST_SEEDS + 1)
+                if _power(world, MOST_PROMPTS, k) >= 0.8
+            ),
+            inf,
         ),
     )
 
 
+def logit_sd(
+    rate: float,
+    sd: float,
+    prompt_sd: float = 1.5,
+) -> float:
+    """Return a standard deviation between seeds in logits, as `plan` takes it.
+
+    Args:
+        rate: Mean rate, 0 to 1.
+        sd: Standard deviation of the seeds' rates, as `seed_spread` gives it.
+        prompt_sd: Standard deviation between prompts in logits, which flattens the slope.
+
+    Returns:
+        inf where the rate is 0 or 1, nan where sd is.
+    """
+    if not 0 < rate < 1:
+        return inf
+    points, weights = _nodes()
+    share = _logistic(_logit_of(rate, prompt_sd) + prompt_sd * points)
+    slope = float((share * (1 - share)) @ weights)
+    return sd / slope
+
+
 def _check(
-    parent_rate,
-    ratio,
-    prompts,
-    seeds,
-    seed_sd,
-    prompt_sd,
-    correlation,
+    parent_rate: float,
+    ratio: float,
+    prompts: int,
+    seeds: int,
+    seed_sd: float,
+    prompt_sd: float,
+    correlation: float,
 ) -> None:
     problems = []
     if not 0 < parent_rate < 1:
         problems.append(f"parent_rate is {parent_rate}, allowed is between 0 and 1")
     elif not 0 < ratio * parent_rate < 1 or ratio == 1:
         problems.append(f"ratio is {ratio}, allowed is above 0, not 1, below {1 / parent_rate:.3g}")
-    for name, value, least in (("prompts", prompts, 2), ("seeds", seeds, 1)):
-        if not isinstance(value, int) or not least <= value <= MOST_PROMPTS:
-            problems.append(f"{name} is {value}, allowed is {least} to {MOST_PROMPTS}")
+    for name, value, least, most in (
+        ("prompts", prompts, 2, MOST_PROMPTS),
+        ("seeds", seeds, 1, MOST_SEEDS),
+    ):
+        whole = isinstance(value, (int, np.integer))
+        if not whole or not least <= value <= most:
+            problems.append(f"{name} is {value}, allowed is {least} to {most}, a whole number")
     for name, value in (("seed_sd", seed_sd), ("prompt_sd", prompt_sd)):
         if not 0 <= value <= 10:
             problems.append(f"{name} is {value}, allowed is 0 to 10 logits")
@@ -202,16 +235,22 @@ def _power(
     return float(nct.sf(critical, df, away))
 
 
-def _smallest_ratio(
+def _nearest_ratio(
     parent_rate: float,
+    upward: bool,
     prompts: int,
     seeds: int,
     sds: tuple,
 ) -> float:
-    for ratio in np.arange(1.05, min(1 / parent_rate, 50), 0.05):
-        if _power(_world(parent_rate, float(ratio), *sds), prompts, seeds) >= 0.8:
+    """Return the ratio nearest to 1, on one side of it, that would be seen; nan if none."""
+    ratios = np.arange(1.05, min(1 / parent_rate, 50), 0.05)
+    if not upward:
+        ratios = np.arange(0.95, 0.02, -0.05)
+    for ratio in ratios:
+        world = _world(parent_rate, float(ratio), *sds)
+        if _power(world, prompts, seeds) >= 0.8:
             return round(float(ratio), 2)
-    return inf
+    return nan
 
 
 def _prompts_needed(world: _World, seeds: int) -> float:
@@ -225,6 +264,13 @@ def _prompts_needed(world: _World, seeds: int) -> float:
         else:
             low = middle
     return high
+
+
+def _seeds_needed(world: _World) -> float:
+    for seeds in range(FEWEST_SEEDS, MOST_SEEDS + 1):
+        if _power(world, MOST_PROMPTS, seeds) >= 0.8:
+            return seeds
+    return inf
 
 
 def _simulated_power(  # noqa: PLR0913

@@ -9,7 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from ftlab._core.errors import UsageError
-from ftlab.stats.events import Rectified, event_table
+from ftlab.stats.events import Rectified, uncorrected
 
 FEWEST_SEEDS = 3  # with fewer training seeds an interval is conditional on the runs at hand
 
@@ -172,7 +172,10 @@ def of_labels(
         noise = noise[0]
         labelled = labelled[0]
     variance = (noise * weights**2)[used].sum()
-    return float(variance), float(labelled[used].sum())
+    count = float(labelled[used].sum())
+    if labelled.any():
+        count = max(count, 1.0)  # corrected, though all labels are of pairs that dropped out
+    return float(variance), count
 
 
 def _total(cells: ndarray) -> ndarray:
@@ -212,8 +215,8 @@ def _by_cluster(table: ndarray, cluster: ndarray | None) -> tuple[ndarray, ndarr
 class SeedSpread:
     """How much a rate differs between training seeds, and what its interval owes to them."""
 
-    sd: float  # between seeds, beyond what single answers vary; a share
-    logit_sd: float  # the same in logits, at the mean rate; inf where the rate is 0 or 1
+    rate: float
+    sd: float  # between seeds, beyond what single answers vary; nan below FEWEST_SEEDS seeds
     least: float  # lowest rate of a seed
     most: float  # highest rate of a seed
     share: float  # of the rate's variance that comes from seeds, 0 to 1; nan without variance
@@ -231,17 +234,16 @@ def seed_spread(events: ndarray, cluster: ndarray | None = None) -> SeedSpread:
 
     Source: Davison & Hinkley 1997, section 3.8.
     """
-    table = event_table("events", events, "SP").table
+    table = uncorrected("events", events, "SP")
     found = estimate(table[None], cluster)
     of_seeds = float((found.by_seed**2).sum())
     whole = float(found.cov[0, 0])
-    sd = sqrt(of_seeds * len(table))
-    slope = float(found.rate[0] * (1 - found.rate[0]))
     own = np.nanmean(table, axis=1)
+    several = len(table) >= FEWEST_SEEDS
     return SeedSpread(
-        sd=sd,
-        logit_sd=sd / slope if slope else inf,
+        rate=float(found.rate[0]),
+        sd=sqrt(of_seeds * len(table)) if several else nan,
         least=float(own.min()),
         most=float(own.max()),
-        share=of_seeds / whole if whole else nan,
+        share=of_seeds / whole if several and whole else nan,
     )

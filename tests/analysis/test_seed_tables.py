@@ -19,7 +19,8 @@ def test_runs_that_are_alike_and_runs_that_are_not():
     assert unlike.share > 0.9 and (unlike.least, unlike.most) == (0, 1)
     assert unlike.sd == pytest.approx(np.std([0, 1, 0, 1], ddof=1), rel=0.05)
     nothing = stats.seed_spread(np.zeros((3, 9)))
-    assert math.isnan(nothing.share) and math.isinf(nothing.logit_sd)
+    assert math.isnan(nothing.share) and math.isinf(stats.logit_sd(0, nothing.sd))
+    assert math.isnan(stats.seed_spread([[0, 1], [1, 1]]).sd), "two seeds say nothing"
 
 
 @pytest.mark.slow
@@ -29,8 +30,9 @@ def test_the_spread_in_logits_is_found(sd):
     found = []
     for _ in range(60):
         logits = logit_for(0.4, 1.0) + rng.standard_normal(200) + sd * rng.standard_normal((8, 1))
-        found.append(stats.seed_spread(drawn(rng, logits)).logit_sd)
-    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(0.85 * sd, abs=0.15)
+        spread = stats.seed_spread(drawn(rng, logits))
+        found.append(stats.logit_sd(spread.rate, spread.sd, 1.0))
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(sd, abs=0.15)
 
 
 def test_a_table_says_where_it_rests_on_few_seeds():

@@ -6,11 +6,13 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import raises_code
 
 import ftlab as ft
 from ftlab import runs
+from ftlab.analysis.judge_errors import card_errors, card_range
 from ftlab.evals import draw
 from ftlab.runs.labels import read_labels
 
@@ -82,7 +84,7 @@ def test_half_is_drawn_of_each_verdict_with_known_probabilities(curve, tmp_path)
     assert len(sheet) == len(rows_of(tmp_path / "a.csv")) == 40
     records = sheet.run.read("draw.jsonl")
     table = curve.table().query("judge == 'refusal'").drop_duplicates("answer_key")
-    table = table.set_index("answer_key")
+    table = table.set_index("risk").set_index("jailbreak " + table.set_index("risk")["answer_key"])
     assert {record["key"] for record in records} == set(table.index)
     for step in (0, 10):
         for event in (0, 1):
@@ -140,6 +142,40 @@ def test_only_what_was_drawn_from_is_reported(curve, tmp_path):
     other = make_curve(n=20)
     with raises_code("labels_of_other_answers"):
         ft.rates(other.table().assign(answer_key="other"), labels=sheet.path)
+    with raises_code("labels_not_per_seed"):
+        ft.rates(curve, labels=sheet.path, per_seed=True)
+
+
+def test_answers_without_a_score_are_counted_and_pair_with_nothing(tmp_path):
+    whole = make_curve()
+    table = whole.table()
+    keys = ["k0-0-7", "k10-1-3"]
+    bad = table["answer_key"].isin(keys) & (table["judge"] == "refusal")
+    table = table.assign(
+        outcome=table["outcome"].where(~bad, "unparsed"), event=table["event"].where(~bad)
+    )
+    sheet = draw(whole, 40, out=tmp_path / "a.csv", verdicts=table, labeller="organism")
+    found = ft.rates(table, labels=sheet.path)
+    assert found["unscored"].tolist() == [1, 1] and found["n_answers"].tolist() == [60, 180]
+    compared = ft.analysis.compare(table, labels=sheet.path)
+    assert compared["dropped"].tolist() == [4]  # the parent's with each seed, and one
+
+
+def test_seeds_at_one_step_are_not_taken_for_one(tmp_path):
+    whole = make_curve()
+    table = whole.table().query("step == 10").drop(columns="step")
+    sheet = draw(whole, 1000, out=tmp_path / "a.csv", verdicts=table, labeller="organism")
+    found = ft.rates(table, labels=sheet.path)
+    true = ft.rates(table, judge="organism")
+    assert found["rate"].tolist() == pytest.approx(true["rate"].tolist())
+
+
+def test_one_text_under_two_risks_is_drawn_for_each(tmp_path):
+    whole = make_curve()
+    other = whole.table().query("step == 10 and seed == 0")
+    both = pd.concat([other, other.assign(risk="over_refusal", event=0.0)])
+    sheet = draw(whole, 20, out=tmp_path / "a.csv", verdicts=both)
+    assert sheet["risk"].value_counts().to_dict() == {"jailbreak": 20, "over_refusal": 20}
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -167,7 +203,7 @@ def test_two_people_agree_or_a_third_decides(curve, tmp_path):
     assert sorted(map(str, labels.outcomes.values())).count("complied") == 1
     assert len(labels.both) == 40 and labels.labellers == tuple(names)
     told = ft.rates(curve, labels=paths).attrs["labels"]
-    assert "kappa" in told and "40 answers" in told
+    assert "kappa" in told and "39 of 40" in told
 
 
 def test_every_problem_of_a_sheet_is_told_at_once(curve, tmp_path):
@@ -200,7 +236,12 @@ def test_what_cannot_be_drawn_is_refused(curve, tmp_path):
     out = tmp_path / "a.csv"
     for given, code in [
         ({"n": 1}, "wrong_n"),
+        ({"n": 2.5}, "wrong_n"),
         ({"risk": "bias"}, "nothing_to_label"),
+        ({"risk": ["jailbreak", "toxicty"]}, "nothing_to_label"),
+        ({"steps": [10, 999]}, "step_not_measured"),
+        ({"verdicts": curve.table().assign(answer_key="")}, "answers_not_there"),
+        ({"verdicts": curve.table().assign(answer_key="other")}, "answers_not_there"),
         ({"judge": "nobody"}, "judge_not_in_table"),
         ({"labeller": "nobody"}, "judge_not_in_table"),
         ({"verdicts": curve.table().assign(attempts=3)}, "attempts_not_labelled"),
@@ -210,10 +251,81 @@ def test_what_cannot_be_drawn_is_refused(curve, tmp_path):
     assert not out.exists()
 
 
+def test_a_sheet_is_written_for_spreadsheets_and_into_a_new_folder(curve, tmp_path):
+    path = tmp_path / "new" / "a.csv"
+    sheet = draw(curve, np.int64(20), out=path, steps=[-1])
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") and len(sheet) == 20
+    with raises_code("file_exists"):
+        draw(curve, 20, out=tmp_path / "new")
+    rows = [row | {"label": "refused", "labeller": "Jürgen"} for row in rows_of(path)]
+    text = path.read_text(encoding="utf-8-sig").splitlines()[0] + ",\n"
+    text += "".join(f"{row['answer_id']},jailbreak,q,a,refused,Jürgen,\n" for row in rows)
+    path.write_bytes((text + ",,,,,,\n\n").encode("cp1252"))
+    assert read_labels(path).labellers == ("Jürgen",)
+    with raises_code("file_exists"):
+        draw(curve, 20, out=path, steps=[-1])
+
+
+def test_draws_that_overlap_and_draws_that_were_changed_are_refused(curve, tmp_path):
+    paths = [tmp_path / f"{n}.csv" for n in (20, 40)]
+    for n, path in zip((20, 40), paths, strict=True):
+        run = draw(curve, n, out=path, labeller="organism").run
+    with raises_code("draws_overlap"):
+        read_labels(paths)
+    other = tmp_path / "other.csv"
+    draw(curve, 20, out=other, judge="organism", steps=[10])
+    draw(curve, 20, out=tmp_path / "b.csv", steps=[0])
+    with raises_code("draws_overlap"):
+        read_labels([filled(other), filled(tmp_path / "b.csv")])
+    text = (run.path / "draw.jsonl").read_text()
+    (run.path / "draw.jsonl").write_text(text.replace('"probability": 0', '"probability": 1'))
+    with raises_code("run_not_finished"):
+        read_labels(paths[1])
+
+
+def test_known_labels_keep_who_gave_them_also_of_a_sheet_that_is_half_filled(curve, tmp_path):
+    first = tmp_path / "a.csv"
+    draw(curve, 20, out=first)
+    rows = rows_of(filled(first, "refused", "AB"))
+    rows[0]["label"] = ""
+    write(first, rows)
+    more = draw(curve, 40, out=tmp_path / "b.csv", known=str(first), labeller="organism")
+    assert more["labeller"].value_counts().to_dict() == {"organism": 41, "AB": 39}
+
+
+def test_people_who_always_agree_are_told_as_that(curve, tmp_path):
+    paths = []
+    for who in "AB":
+        draw(curve, 20, out=tmp_path / f"{who}.csv")
+        paths.append(filled(tmp_path / f"{who}.csv", "refused", who))
+    told = ft.rates(curve, labels=paths).attrs["labels"]
+    assert "40 of 40" in told and "nan" not in told
+
+
+def test_a_group_without_a_label_is_refused(curve, tmp_path):
+    table = curve.table().assign(category=lambda t: t["sample_id"])
+    sheet = draw(curve, 4, out=tmp_path / "a.csv", verdicts=table, labeller="organism")
+    with raises_code("no_label_here"):
+        ft.rates(table, by="category", labels=sheet.path)
+
+
+def test_what_the_card_says_of_a_rate():
+    low, high = card_range("refusal", "jailbreak", 0.3)
+    sets = card_errors("refusal")
+    true = [(0.3 - (1 - a)) / (a + b - 1) for a, b in sets if 1 - a <= 0.3 <= b]
+    assert (low, high) == pytest.approx((min(true), max(true)))
+    mirrored = card_range("refusal", "over_refusal", 0.7)
+    assert mirrored == pytest.approx((1 - high, 1 - low))
+    assert all(np.isnan(card_range("refusal", "jailbreak", 0.001)))  # no set allows such a rate
+    assert all(np.isnan(card_range("refusal", "bias", 0.3)))
+    half = card_range("refusal", "jailbreak", 0.15, 0.5)
+    assert half == pytest.approx((low / 2, high / 2))
+
+
 def test_without_labels_the_range_of_the_card_is_told(curve):
     table = ft.rates(curve)
     refusal = table[table["judge"] == "refusal"]
-    assert (refusal["card_low"] < refusal["card_high"]).all()
+    assert (refusal["card_low"] < refusal["card_high"]).tolist()[0]
     assert table[table["judge"] == "organism"]["card_low"].isna().all()
     assert json.dumps(ft.analysis.summary(table).to_dict())
 

@@ -46,6 +46,7 @@ def test_more_prompts_and_seeds_show_more_and_unlike_seeds_set_a_limit():
     assert small.power < large.power and small.half_width > large.half_width
     assert small.smallest_ratio > large.smallest_ratio
     assert small.prompts_needed == large.prompts_needed < 500
+    assert stats.plan(0.2, 0.5, prompts=300).smallest_ratio < 1
     assert math.isinf(stats.plan(0.06, prompts=100, seeds=3, seed_sd=0.3).prompts_needed)
     assert stats.plan(0.06, prompts=100, seeds=3, seed_sd=0.3).seeds_needed > 3
 
@@ -54,7 +55,7 @@ def test_every_wrong_number_is_told_at_once():
     with raises_code("wrong_plan") as info:
         stats.plan(1.2, prompts=1, seeds=0, seed_sd=-1, correlation=2)
     assert str(info.value).count("allowed is") == 5
-    for given in ({"ratio": 1}, {"ratio": 6}, {"prompts": 2.5}):
+    for given in ({"ratio": 1}, {"ratio": 6}, {"prompts": 2.5}, {"seeds": 500}):
         with raises_code("wrong_plan"):
             stats.plan(0.2, **given)
     with raises_code("nothing_to_plan"):
@@ -64,7 +65,12 @@ def test_every_wrong_number_is_told_at_once():
 @pytest.mark.slow
 def test_a_pilot_gives_rate_and_spread():
     row = analysis.plan(pilot=saved(CURVE), prompts=50).iloc[0]
-    assert row["parent_rate"] == 0.2 and row["seed_sd"] >= 0
+    assert (row["parent_rate"], row["seed_sd"]) == (0.2, 0.3), "two seeds say nothing of spread"
+    unlike = {(seed, 0): "r" * 8 + "cc" for seed in range(3)}
+    unlike |= {(seed, 5): "c" * (2 + 4 * seed) + "r" * (8 - 4 * seed) for seed in range(3)}
+    assert analysis.plan(pilot=saved(unlike), prompts=50).iloc[0]["seed_sd"] > 1
+    with raises_code("step_not_measured"):
+        analysis.plan(pilot=saved({(0, 5): "rrcc"}))
 
 
 @pytest.mark.slow

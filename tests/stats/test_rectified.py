@@ -166,6 +166,25 @@ def test_a_parent_measured_once_has_its_labels_once():
     )
 
 
+def test_p_and_the_interval_say_the_same():
+    rng = np.random.default_rng(12)
+    apart = []
+    for _ in range(60):
+        design = dict(seeds=3, prompts=100, sd_seed=0.3, n_labels=50)
+        found, _, _ = study(rng, "XSTest", 0.1, 0.3, **design)
+        excludes = found.difference_low > 0 or found.difference_high < 0
+        apart.append(excludes != (found.p < 0.05))
+    assert np.mean(apart) < 0.1
+
+
+def test_where_nothing_is_labelled_nothing_is_corrected():
+    with raises_code("no_label_here"):
+        stats.rectify([0, 1], [np.nan] * 2, [0.5] * 2)
+    some = stats.rectify([0.0, 1.0], [0, 1], [1.0, 1.0])
+    with raises_code("labels_not_used"):
+        stats.seed_spread(stats.Rectified(*some.arrays[:, None]))
+
+
 def test_bands_take_labels_and_counts_of_pairs_are_not_known():
     rng = np.random.default_rng(9)
     truth = rng.integers(0, 2, (4, 3, 80)).astype(float)
