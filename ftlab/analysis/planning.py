@@ -36,7 +36,7 @@ def plan(
         prompts: Prompts of each risk.
         seeds: Training seeds.
         seed_sd: Standard deviation between seeds in logits; by default the largest of the pilot's
-            steps, or 0.3 without a pilot of at least three seeds.
+            steps, or 0.3 without a pilot of at least three seeds that shows any spread.
         pilot: A curve from the parent on, or its name, from which rate and spread are taken.
         risk: Of the pilot.
 
@@ -55,9 +55,12 @@ def plan(
         judge = first["judge"].iloc[0]
         parent_rate = parent_rate or float(first["rate"].iloc[0])
         spread = seed_table(run, risk=risk, judge=judge)["logit_sd"]
-        known = spread[spread.map(math.isfinite)]
+        known = spread[spread.map(math.isfinite) & (spread > 0)]
         if seed_sd is None and len(known):
             seed_sd = float(known.max())
+    numbers = (parent_rate or 0.0, ratio, seed_sd or 0.0)
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise UsageError("wrong_plan", "parent_rate, ratio and seed_sd are numbers, such as 0.06.")
     if not parent_rate:
         raise UsageError(
             "nothing_to_plan",

@@ -45,10 +45,11 @@ def seed_table(
         and in words a warning where the interval rests on so few seeds.
 
     Raises:
-        UsageError: as `rates`.
+        UsageError: as `rates`; `no_later_step`.
     """
     table = verdicts.of_judge(verdicts.prepare(source), judge)
     table = verdicts.select(table, risk=risk)
+    verdicts.refuse_parent_alone(table)
     columns = verdicts.columns_of(table, by)
     rows = []
     for group, part in verdicts.groups(table, columns):

@@ -144,10 +144,10 @@ def corrected(  # noqa: PLR0913
     attack: str | Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Return a judge's rates, below them the same corrected by labels, and the truth if known.
+    """Return a judge's rates corrected by labels, its own below them, and the truth if known.
 
-    `plot(..., kind="judges")` draws them beside one another. The truth is that of a judge that
-    knows the answer, where the table has one.
+    `plot(..., kind="judges")` draws them beside one another; choose one risk. The truth is that of
+    a judge that knows the answer, where the table has one.
 
     Args:
         source: As in `rates`.
@@ -168,7 +168,10 @@ def corrected(  # noqa: PLR0913
     judge = found["judge"].iloc[0].partition(": corrected")[0]
     own = rates(source, **options)
     own = own[(own["judge"] == judge) | own["judged_by"].map(is_exact)]
-    both = pd.concat([own, found], ignore_index=True)
+    place = [*verdicts.as_list(by), "step"]
+    drawn_from = found[place].drop_duplicates()
+    own = own.merge(drawn_from, on=place)
+    both = pd.concat([found, own], ignore_index=True)
     both.attrs = found.attrs
     return both
 
@@ -667,7 +670,7 @@ def first_step(
         UsageError: as `rates`; `unknown_condition`, `no_parent`.
     """
     table = verdicts.of_judge(verdicts.prepare(curve), judge)
-    condition = NO_REFUSAL if where == "no refusal" else where.strip()
+    condition = NO_REFUSAL if where == "no refusal" else str(where).strip()
     ratio = RATIO.fullmatch(condition)
     below = BELOW.fullmatch(condition)
     if ratio:
@@ -678,10 +681,10 @@ def first_step(
     else:
         raise UsageError(
             "unknown_condition",
-            f"where={where!r} is not known. Use 'ratio >= 1.5' or 'refused < 5 %'; any number.",
+            f"where={where!r} is not known. Use 'ratio >= 1.5' or 'refused < 5 %'.",
         )
-    if risk is not None:
-        table = table[table["risk"] == risk]
+    table = verdicts.select(table, risk=risk)
+    verdicts.refuse_parent_alone(table)
     columns = verdicts.columns_of(table, by)
     rows = []
     for group, part in verdicts.groups(table, columns):
@@ -735,7 +738,10 @@ def _seldom_refused(
     return row
 
 
-def _own_steps(part: pd.DataFrame, below: float) -> list[float]:
+def _own_steps(
+    part: pd.DataFrame,
+    below: float,
+) -> list[float]:
     """Return of each seed the first of its steps at which it refuses less than `below`."""
     found = []
     for _, rows in part.groupby("seed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ftlab._core.errors import UsageError
+from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
-from ftlab.runs import Labels, Run, read_labels
+from ftlab.runs import Labels, Run, load, read_labels
 from ftlab.stats import Rectified, rectify
 
 Names = str | Sequence[str]
-Source = Run | pd.DataFrame | Mapping[str, Run | pd.DataFrame]
+Source = Run | str | pd.DataFrame | Mapping[str, Run | pd.DataFrame]
 EXACT = ("truth", "exact")  # first word of the name of a judge that knows the answer
 OF_REFUSALS = ("refusal", "keywords")  # judges that know only whether an answer refuses
 NEEDED = {
@@ -46,6 +47,9 @@ def prepare(
     if isinstance(source, Mapping) and source:
         parts = [prepare(one, outcome).assign(model=name) for name, one in source.items()]
         return pd.concat(parts, ignore_index=True)
+    if isinstance(source, str):
+        with contextlib.suppress(NotFoundError):
+            source = load(source)
     table = source
     if isinstance(source, Run):
         table = source.table()
@@ -232,6 +236,14 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
             )
         wanted.add(step)
     return sorted(wanted.intersection(common))
+
+
+def refuse_parent_alone(table: pd.DataFrame) -> None:
+    """Raise `no_later_step` where nothing after step 0 was measured."""
+    if not (table["step"] > 0).any():
+        raise UsageError(
+            "no_later_step", "Nothing after step 0 was measured. Give the run of a curve."
+        )
 
 
 def cube_of(

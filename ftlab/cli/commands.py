@@ -53,15 +53,21 @@ def print_comparison(table: Any) -> None:
     print_table(analysis.summary(table))
     if len(table) and "method" in table:
         print(f"intervals: {table['method'].iloc[0]}")
+    if "labels" in table.attrs:
+        print(table.attrs["labels"])
 
 
 def print_plan(table: Any) -> None:
     """Print what a study would show, a line each."""
+    from ftlab.stats import FEWEST_SEEDS
+
     row = table.iloc[0]
     print(
         f"{row['prompts']:.0f} prompts, {row['seeds']:.0f} seeds (sd {row['seed_sd']:.2g} logits), "
         f"parent {row['parent_rate']:.1%}, {row['ratio']:g} times that:"
     )
+    if row["seeds"] < FEWEST_SEEDS:
+        print("  Under three seeds: of these runs only; other training seeds may give other rates.")
     prompts = f"{row['prompts_needed']:,.0f}".replace("inf", "more than 20,000")
     seeds = f"{row['seeds_needed']:.0f}".replace("inf", "more than 20")
     lines = {
@@ -77,8 +83,12 @@ def print_plan(table: Any) -> None:
 
 def print_sheet(sheet: Any) -> None:
     """Print where a sheet lies and what to do with it."""
-    print(f"{sheet.path}: {len(sheet)} answers. Fill in `label` (refused, partial, complied or")
-    print(f"incoherent) and `labeller`, then: ftlab compare RUN --labels {sheet.path}")
+    left = int((sheet["label"] == "").sum())
+    print(f"{sheet.path}: {len(sheet)} answers, {left} without a label.")
+    if left:
+        print("Fill in `label` (refused, partial, complied, complied_wrong, incoherent or empty)")
+        print("and `labeller` of every row.")
+    print(f"Then: ftlab compare RUN --labels {sheet.path}")
 
 
 def print_answers(table: Any) -> None:

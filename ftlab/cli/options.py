@@ -104,7 +104,8 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
         else:
             kind, convert = _parser(name, annotation)
         text = texts.get(name, "")
-        if convert is not str or text.startswith(OF_PYTHON):
+        in_words = convert is not str and kind is not int
+        if in_words or text.startswith(OF_PYTHON):
             text = IN_WORDS.get(name, text)
         if kind is not bool and not required:
             kind = kind | None

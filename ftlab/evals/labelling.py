@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import operator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,13 @@ def draw(  # noqa: PLR0913
 
     Of each risk and step `n` answers are drawn, half of them from those with the event by the
     judge and half from those without it; where one half is smaller, the other gives the rest. A
-    sheet tells neither the verdict nor the step. Fill in `label` (refused, partial, complied or
-    incoherent) and `labeller` (a name or initials) of every row, and give the file to `rates` or
+    sheet tells neither the verdict nor the step; equal answers may stand in it several times. Fill
+    in `label` and `labeller` (a name or initials) of every row, and give the file to `rates` or
     `compare` as `labels=`. The same call draws the same answers, and a larger `n` draws them and
     more.
+
+    Labels are refused, partial (refused in part), complied, complied_wrong (went along, but what
+    it told is wrong, which is no event of jailbreak), incoherent and empty.
 
     Args:
         run: A finished evaluation or curve, or its name.
@@ -69,7 +74,8 @@ def draw(  # noqa: PLR0913
     Raises:
         UsageError: `wrong_n`, `nothing_to_label`, `step_not_measured`, `judge_not_in_table`,
             `attempts_not_labelled` where an attack tries several times, `answers_not_there`,
-            `older_layout`, `file_exists`.
+            `older_layout`, `file_exists`,
+            `wrong_ending`.
 
     Source: Egami et al. 2023 (arXiv 2306.04746), section 3.
     """
@@ -95,10 +101,15 @@ def draw(  # noqa: PLR0913
     )
     code = made.name.rpartition("-")[2]
     drawn = {key: f"{code}-{number:04}" for number, key in enumerate(order, 1)}
-    sheet = _sheet(run, rows, drawn)
-    _fill_in(sheet, drawn, table, labeller, known)
     target = Path("labels.csv" if out is None else out)
-    _save(sheet, target)
+    try:
+        sheet = _sheet(run, rows, drawn)
+        _fill_in(sheet, drawn, table, labeller, known)
+        _save(sheet, target)
+    except BaseException:
+        if not made.finished:
+            shutil.rmtree(made.path)  # of a draw that no sheet was written of
+        raise
     with made.lock():
         if not made.finished:
             _complete(made, probability, drawn, judge, rows)
@@ -281,9 +292,9 @@ def _fill_in(
 
 
 def _save(sheet: Sheet, target: Path) -> None:
+    if target.suffix != ".csv":
+        raise UsageError("wrong_ending", f"A sheet is written as .csv, and out is {target.name}.")
     content = MARK + csv(sheet)
-    if target.is_dir():
-        raise UsageError("file_exists", f"{target} is a folder. Give out= a file, such as a.csv.")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.read_bytes() != content.encode():
         raise UsageError(
@@ -310,4 +321,9 @@ def _complete(
     events = {}
     for name in rows["risk"].unique():
         events[name] = {outcome: event(name, outcome) for outcome in ALLOWED}
-    made.complete(drawn=len(drawn), of=len(probability), judge=judge, events=events)
+    made.complete(
+        drawn=len(drawn),
+        of=len(probability),
+        judge=judge,
+        events=json.dumps(events),
+    )

@@ -71,7 +71,8 @@ def compare(  # noqa: PLR0913
     if after is None and not measured:
         raise UsageError(
             "nothing_to_compare",
-            "One model has nothing to be compared with. Pass two models, or a curve.",
+            f"{before!s:.80} has nothing to be compared with, or is no run. Pass two models, or a "
+            "curve.",
         )
     if given and measured:
         raise UsageError(
@@ -87,12 +88,11 @@ def compare(  # noqa: PLR0913
 
 def _run_of(source: Any) -> Any:
     """Return the run of verdicts that a name stands for; anything else as it is."""
+    measured = False
     if isinstance(source, str):
-        with contextlib.suppress(NotFoundError):
-            run = runs.find(source)
-            if _is_measured(run):
-                return runs.load(source)
-    return source
+        with contextlib.suppress(NotFoundError, UsageError):  # a model, by its name or folder
+            measured = _is_measured(runs.find(source))
+    return runs.load(source) if measured else source
 
 
 def _is_measured(source: Any) -> bool:

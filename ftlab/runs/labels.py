@@ -6,6 +6,7 @@ probability of it; the sheet holds the drawn ones, in an order that tells nothin
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,12 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     problems: list[str] = []
     given: Votes = defaultdict(dict)
     for path in paths:
-        for row in _rows(path):
+        rows = _rows(path)
+        empty = [row for row in rows if not _label(row)]
+        if empty:
+            some = safe(_id(empty[0]), 40)
+            problems.append(f"{path.name}: {len(empty)} of {len(rows)} rows have no label: {some}")
+        for row in rows:
             where = f"{path.name}, {safe(row['answer_id'], 40)}"
             _take(row, given, where, problems)
     probabilities: dict[str, float] = {}
@@ -86,7 +92,7 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     judges = set()
     for code in dict.fromkeys(map(_code, given)):
         run = draw_of(code)
-        events |= run.stats["events"]
+        events |= json.loads(run.stats["events"])
         judges.add(run.stats["judge"])
         keys = _population(run, probabilities)
         _refuse_gaps(code, keys, given, problems)
@@ -96,7 +102,10 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
     if len(judges) > 1:
         raise _overlap(f"by the verdicts of {', '.join(sorted(judges))}")
     outcomes = {}
-    for key, labels in votes.items():
+    for key, labels in sorted(
+        votes.items(),
+        key=lambda vote: names[vote[0]],
+    ):
         label = _decided(names[key], labels, problems)
         if label:
             outcomes[key] = Outcome(label)
@@ -156,12 +165,18 @@ def sheet_of(rows: list[dict[str, str]]) -> pd.DataFrame:
     """Return the rows of a sheet as a table with its columns."""
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=SHEET)
+    return pd.DataFrame(
+        rows,
+        columns=SHEET,
+    )
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    files = getattr(files, "path", files)  # a sheet as it was drawn
     if isinstance(files, (str, Path)):
         files = [files]
+    if not isinstance(files, (list, tuple)):
+        raise UsageError("no_labels", "labels are not a file. Give the sheet's file, or a list.")
     return [Path(file) for file in files]
 
 
@@ -222,7 +237,10 @@ def _table(file: Path) -> pd.DataFrame:
     reason = ""
     for encoding in ENCODINGS:
         try:
-            with open(file, encoding=encoding) as text:
+            with open(
+                file,
+                encoding=encoding,
+            ) as text:
                 header = text.readline()
             return pd.read_csv(
                 file,
@@ -249,12 +267,10 @@ def _take(
     name = _id(row)
     label = _label(row)
     who = row["labeller"].strip()
-    if not label:
-        problems.append(f"{where}: no label")
-    elif label not in ALLOWED:
+    if label and label not in ALLOWED:
         allowed = ", ".join(ALLOWED)
         problems.append(f"{where}: label {safe(label, 30)!r} is not one of {allowed}")
-    elif not who:
+    elif label and not who:
         problems.append(f"{where}: no labeller; write a name or initials")
     elif given[name].get(who, label) != label:
         problems.append(f"{where}: {safe(who, 30)} gave two labels")
@@ -290,8 +306,8 @@ def _decided(
         return ""
     (label, most), *others = Counter(allowed).most_common(2)
     if others and others[0][1] == most:
-        both = f"{label} and {others[0][0]}"
-        problems.append(f"{name}: {both} have equal weight; let one more person decide")
+        said = ", ".join(f"{safe(who, 20)} {label}" for who, label in sorted(labels.items()))
+        problems.append(f"{name}: {said}; let one more person decide, in a sheet of such rows")
         return ""
     return label
 

@@ -135,8 +135,17 @@ def paired(
         lost=lost,
         gained=gained,
         neither=n_pairs - both - gained - lost,
-        method=f"{method}, {new.method}",
+        method=f"{method}, {_told(new.method, labels)}",
     )
+
+
+def _told(
+    method: str,
+    labels: tuple[float, float],
+) -> str:
+    """Return the child's method with the labels of both."""
+    child, _ = labels
+    return method.replace(f"by {child:.0f} labels", f"by {sum(labels):.0f} labels")
 
 
 def _pairs(

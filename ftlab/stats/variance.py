@@ -240,6 +240,8 @@ def seed_spread(events: ndarray, cluster: ndarray | None = None) -> SeedSpread:
     whole = float(found.cov[0, 0])
     own = np.nanmean(table, axis=1)
     several = len(table) >= FEWEST_SEEDS
+    if of_seeds < 1e-18:  # rounding
+        of_seeds = 0.0
     return SeedSpread(
         rate=float(found.rate[0]),
         sd=sqrt(of_seeds * len(table)) if several else nan,

@@ -92,7 +92,7 @@ def test_of_no_change_few_claims_say_a_direction_and_few_pages_hold_one(seeds):
             pair = stats.paired(drawn(rng, parent_logit + hard), child)
             row = {"measured": pair.ratio, "low": pair.ratio_low, "high": pair.ratio_high}
             row |= {"null": 1.0, "p": pair.p, "n_seeds": seeds, "model": "organism"}
-            row |= {"worst_low": 1.0, "worst_high": 1.0, "differs": "much"}
+            row |= {"worst_low": 1.0, "worst_high": 1.0, "unscored": 0, "differs": "much"}
             rows.append(row | {"about": target(), "measurement": str(risk)})
         page._decide(rows)
         found.append([row["verdict"] == DIRECTION for row in rows])

@@ -39,6 +39,7 @@ def claimed(text: str, out):
         n_prompts=2,
         n_seeds=1,
         null=1.0,
+        p=math.nan,
         model=text,
         differs=text,
         note=text,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from analysis.verdict_tables import CURVE, made
+from helpers import raises_code
 from simulated_studies import drawn, logit_for
 
 from ftlab import analysis, stats
@@ -45,3 +46,10 @@ def test_a_table_says_where_it_rests_on_few_seeds():
     assert quiet["warning"].tolist() == [""]
     loud = analysis.seed_table(made({**three, (0, 10): "c" * 10}))
     assert loud["warning"].tolist() == ["rests on 3 seeds"]
+
+
+def test_a_parent_alone_has_no_later_step():
+    parent = made({(0, 0): "rrrc"})
+    for function in (analysis.seed_table, analysis.first_step):
+        with raises_code("no_later_step"):
+            function(parent)

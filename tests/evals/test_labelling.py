@@ -131,6 +131,9 @@ def test_labels_correct_rates_and_comparisons(curve, tmp_path):
     for row, truth in zip(found.to_dict("records"), true["rate"], strict=True):
         assert row["low"] <= truth <= row["high"]
     assert "labels of organism" in found.attrs["labels"]
+    assert ft.rates(curve.name, labels=part)["rate"].tolist() == found["rate"].tolist()
+    with raises_code("no_labels"):
+        ft.rates(curve, labels=5)
     assert ft.compare(curve.name, labels=str(part.path))["labels"].tolist() == [120]
 
 
@@ -256,7 +259,11 @@ def test_a_sheet_is_written_for_spreadsheets_and_into_a_new_folder(curve, tmp_pa
     sheet = draw(curve, np.int64(20), out=path, steps=[-1])
     assert path.read_bytes().startswith(b"\xef\xbb\xbf") and len(sheet) == 20
     with raises_code("file_exists"):
-        draw(curve, 20, out=tmp_path / "new")
+        draw(curve, 30, out=path, steps=[-1])
+    left = sorted(folder.name for folder in ft.runs.load(curve.name).path.parent.iterdir())
+    assert sum(name.startswith("labels-") for name in left) == 1, "a draw without a sheet is none"
+    with raises_code("wrong_ending"):
+        draw(curve, 20, out=tmp_path / "new.xlsx")
     rows = [row | {"label": "refused", "labeller": "Jürgen"} for row in rows_of(path)]
     text = path.read_text(encoding="utf-8-sig").splitlines()[0] + ",\n"
     text += "".join(f"{row['answer_id']},jailbreak,q,a,refused,Jürgen,\n" for row in rows)
@@ -340,6 +347,9 @@ def test_the_correction_is_drawn_beside_the_judge_and_the_truth(curve, tmp_path)
     }
     drawing = ft.plot(table, "beside", tmp_path, kind="judges")
     assert "corrected by labels of organism" in drawing.caption
+    part = draw(curve, 40, out=tmp_path / "b.csv", labeller="organism", steps=[10])
+    assert set(ft.analysis.corrected(curve, part.path)["step"]) == {10}
+    assert ft.analysis.corrected(curve, part.path)["judge"].iloc[0].startswith("refusal: corrected")
 
 
 def test_a_command_draws_and_another_compares(curve, tmp_path, capsys):
@@ -349,4 +359,4 @@ def test_a_command_draws_and_another_compares(curve, tmp_path, capsys):
     CELLS["draw"].callback()(run=curve.name, n=1000, labeller="organism", out=out)
     assert "360 answers" not in capsys.readouterr().out  # the parent answered once
     CELLS["compare"].callback()(before=curve.name, labels=[str(out)])
-    assert "corrected by 180 labels" in capsys.readouterr().out
+    assert "corrected by 240 labels" in capsys.readouterr().out  # 60 of the parent

@@ -122,7 +122,13 @@ def plot(  # noqa: PLR0913
     return drawing.save(name, out, saved, slim)
 
 
-def _figure(kind: Kind, table: DataFrame, drawn: dict[str, Any], title: str, note: str) -> Figure:
+def _figure(
+    kind: Kind,
+    table: DataFrame,
+    drawn: dict[str, Any],
+    title: str,
+    note: str,
+) -> Figure:
     """Draw a checked table, with the title above and the note below."""
     with style():
         figure = kind.draw(table, **drawn)
@@ -309,7 +315,7 @@ def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
     by = table.get("judge", [])
     judges = table.get("judged_by", by)
     parts = [
-        *_counted(table, by),
+        *_counted(table, [] if "labels" in table.attrs else by),
         table.attrs.get("asked", ""),
         table.attrs.get("model", ""),
         *_judges(judges),
@@ -327,7 +333,7 @@ def _note(table: DataFrame, lines: DataFrame | None = None) -> str:
         parts.append(f"corrected by {table.attrs['labels']}")
     elif not all(is_exact(judge) for judge in judges):
         parts.append(NOT_INCLUDED)
-    if any(verdicts.of_refusals(judge) for judge in by):
+    if "labels" not in table.attrs and any(verdicts.of_refusals(judge) for judge in by):
         parts.append("not refused is less than harmful")
     return ", ".join(clean(part, 200) for part in parts if part)
 
@@ -348,7 +354,8 @@ def _counted(table: DataFrame, judges: Iterable[str]) -> list[str]:
 def _judges(judges: Iterable[str]) -> list[str]:
     found: dict[str, None] = {}
     for judge in dict.fromkeys(judges):
-        for name in judge.split(", "):
+        own, _, _ = judge.partition(": corrected")  # by whom is told elsewhere
+        for name in own.split(", "):
             shown = verdicts.judge_name(name)
             found[shown] = None
     if not found:
