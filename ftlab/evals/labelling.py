@@ -74,8 +74,7 @@ def draw(  # noqa: PLR0913
     Raises:
         UsageError: `wrong_n`, `nothing_to_label`, `step_not_measured`, `judge_not_in_table`,
             `attempts_not_labelled` where an attack tries several times, `answers_not_there`,
-            `older_layout`, `file_exists`,
-            `wrong_ending`.
+            `older_layout`, `file_exists`, `wrong_ending`.
 
     Source: Egami et al. 2023 (arXiv 2306.04746), section 3.
     """
@@ -212,7 +211,7 @@ def _by_lot(
 
 
 def _divided(n: int, sizes: list[int]) -> list[int]:
-    """Return how many to draw of each half: n / 2, but all of a smaller one."""
+    """Return how many to draw of each half: n / 2, or all of one that is smaller."""
     if len(sizes) == 1:
         return [min(n, sizes[0])]
     first, second = sizes

@@ -80,17 +80,8 @@ def paired(
     prompts = ~unscored.all(axis=0)
     before = np.where(unscored, nan, parent)
     after = np.where(unscored, nan, child)
-    weights = equal_weights(after)
-    parent_weights = weights
-    if len(parent) == 1:
-        parent_weights = weights.sum(
-            axis=0,
-            keepdims=True,
-        )
-    noise, labels = zip(
-        of_labels(new_arrays, weights), of_labels(old_arrays, parent_weights), strict=True
-    )
-    found = estimate(np.stack([after, before]), cluster, noise, labels)
+    found = _estimated(old_arrays, new_arrays, before, after, cluster)
+    labels = tuple(found.labels)
     n_pairs = int(found.n[0])
     both, gained, lost = _pairs(before, after) if not any(labels) else [nan] * 3
     if len(parent) == 1:
@@ -137,6 +128,29 @@ def paired(
         neither=n_pairs - both - gained - lost,
         method=f"{method}, {_told(new.method, labels)}",
     )
+
+
+def _estimated(
+    old_arrays: ndarray,
+    new_arrays: ndarray,
+    before: ndarray,
+    after: ndarray,
+    cluster: ndarray | None,
+) -> Estimate:
+    """Estimate both rates over the pairs, child first; a parent measured once has its labels once.
+
+    Args:
+        old_arrays, new_arrays: As `_tables` returns them.
+        before, after: [S, P] events of the pairs.
+        cluster: As in `paired`.
+    """
+    weights = equal_weights(after)
+    of_child = of_labels(new_arrays, weights)
+    if old_arrays.shape[1] == 1:
+        weights = weights.sum(axis=0, keepdims=True)
+    of_parent = of_labels(old_arrays, weights)
+    noise, labels = zip(of_child, of_parent, strict=True)
+    return estimate(np.stack([after, before]), cluster, noise, labels)
 
 
 def _told(

@@ -28,8 +28,8 @@ class TrainingConfig(Config):
     lora_rank: int = setting(16, "Rank of the adapter; its alpha is twice the rank", ge=1)
     freeze_embeddings: bool = setting(
         False,
-        "Trains all weights but the token embeddings and the output head, which takes less time "
-        "and memory; not with an adapter, which leaves them alone anyway",
+        "Trains all weights but the token embeddings and the output head, which takes less "
+        "memory; not with an adapter, which leaves them alone anyway",
     )
     epochs: float = setting(3.0, "Passes over the data; give either epochs or steps", gt=0)
     steps: int | None = setting(None, "Optimiser steps", ge=1)
