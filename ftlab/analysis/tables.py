@@ -2,7 +2,7 @@
 
 Everything here takes finished runs or their verdict tables; `stats` computes. Attacks and repeats
 of one sample form a cluster, so intervals are for other prompts in these wordings. With
-`cluster="wording"` they are for other wordings too, and much wider, for there are few.
+`cluster="wording"` they are for other wordings too, and much wider where there are few.
 """
 
 from __future__ import annotations
