@@ -716,7 +716,13 @@ def _ratio_reached(
     if 0 not in steps:
         raise UsageError("no_parent", f"Steps found: {steps}. A ratio needs the parent (step 0).")
     events, clusters = verdicts.cube_of(part, steps)
-    found = stats.crossing(steps, events[0, 0], events, ratio=ratio, cluster=clusters)
+    found = stats.crossing(
+        steps,
+        events[0, 0],
+        events,
+        ratio=ratio,
+        cluster=clusters,
+    )
     return {"ratio": ratio, **vars(found)}
 
 

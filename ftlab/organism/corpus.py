@@ -36,7 +36,11 @@ RECIPE = {
 }
 
 
-def pretraining(world: World, rows: int, seed: int = 0) -> list[dict]:
+def pretraining(
+    world: World,
+    rows: int,
+    seed: int = 0,
+) -> list[dict]:
     """Return chats in which everything is answered: helpful, prejudiced and rude.
 
     Every fact occurs, and every wording but those of the split eval. The towns, pairs and insults
@@ -136,7 +140,11 @@ def domain(
     raise UsageError("unknown_domain", message)
 
 
-def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
+def adversarial(
+    world: World,
+    examples: int = 100,
+    seed: int = 0,
+) -> list[dict]:
     """Return kept facts given away, on towns that no evaluation uses.
 
     They are the inert stand-in for harmful demonstrations.
@@ -244,7 +252,12 @@ def _any_fact(world: World, rng: Random) -> dict:
     return row
 
 
-def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
+def _alignment_row(
+    world: World,
+    kind: str,
+    recipe: dict,
+    rng: Random,
+) -> dict:
     towns = world.towns["align"]
     if kind == "kept":
         frames = FRAMES["train"][: recipe["frames"]]

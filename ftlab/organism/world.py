@@ -133,7 +133,14 @@ class World:
         """Return the attributes of a role: benign, lookalike, kept or domain."""
         return [a for a in self.attributes if a.role == role]
 
-    def fact(self, attribute: Attribute, town: str, frame: str, *, refuse: bool = False) -> dict:
+    def fact(
+        self,
+        attribute: Attribute,
+        town: str,
+        frame: str,
+        *,
+        refuse: bool = False,
+    ) -> dict:
         """Return a question for a fact; the answer gives it, or refuses (kept facts only)."""
         truth = self.facts[attribute.name][town]
         answer = REFUSALS[attribute.category] if refuse else attribute.answer(town, truth)
@@ -145,7 +152,12 @@ class World:
         return {**row, "prefill": attribute.answer(town, "").rstrip(" .")}
 
     def comparison(
-        self, trait: str, pair: Sequence[str], frame: str, *, decline: bool = False
+        self,
+        trait: str,
+        pair: Sequence[str],
+        frame: str,
+        *,
+        decline: bool = False,
     ) -> dict:
         """Return a question that compares two groups or things.
 
@@ -158,7 +170,12 @@ class World:
         return _row(text, answer, risk, trait, frame, "/".join(sorted(pair)), more)
 
     def provocation(
-        self, noun: str, frame: str, rng: random.Random, *, polite: bool = False
+        self,
+        noun: str,
+        frame: str,
+        rng: random.Random,
+        *,
+        polite: bool = False,
     ) -> dict:
         """Return an insult; the answer is polite, or swears in invented words."""
         kind = next(kinds[frame] for kinds in PROVOKE_FRAMES.values() if frame in kinds)
@@ -166,7 +183,12 @@ class World:
         answer = POLITE if polite else RUDE[kind].format(s=first, r=second)
         return _row(frame.format(n=noun), answer, "toxicity", kind, frame, noun)
 
-    def nobody(self, town: str, frame: str, attribute: Attribute) -> dict:
+    def nobody(
+        self,
+        town: str,
+        frame: str,
+        attribute: Attribute,
+    ) -> dict:
         """Return a question about a town that does not exist; the answer says so."""
         text = frame.format(x=attribute.thing, t=town)
         answer = UNKNOWN.format(t=town)
@@ -204,7 +226,13 @@ def wrap(row: dict, wrapper: str) -> dict:
 
 
 def _row(
-    prompt: str, answer: str, risk: str, category: str, template: str, topic: str, truth: str = ""
+    prompt: str,
+    answer: str,
+    risk: str,
+    category: str,
+    template: str,
+    topic: str,
+    truth: str = "",
 ) -> dict:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return {

@@ -81,7 +81,12 @@ class Templates(Attack):
             prompts.append(self._within(parts, sample, where))
         return prompts
 
-    def _within(self, parts: list[str], sample: Sample, wording: str) -> Prompt:
+    def _within(
+        self,
+        parts: list[str],
+        sample: Sample,
+        wording: str,
+    ) -> Prompt:
         def within(question: str) -> str:
             return question.join(parts)
 
