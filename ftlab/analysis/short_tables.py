@@ -96,6 +96,7 @@ def summary(table: pd.DataFrame) -> Summary:
         del short["step"]
     count = len(short.columns)
     headings = _headings_of(table)
+    is_score = table.attrs.get("unit") == "score"  # of another tool, not between 0 and 1
     for name in (*PERCENTAGES, *PLAIN, *POINTS):
         ends = [f"{name}_low", f"{name}_high"]
         if name == "rate":
@@ -104,7 +105,8 @@ def summary(table: pd.DataFrame) -> Summary:
             continue
         if name in table and ends[0] in table:
             values = table[[name, *ends]].itertuples(index=False)
-            short[headings.get(name, name)] = [_cell(name, *value) for value in values]
+            shown = PLAIN[0] if is_score else name
+            short[headings.get(name, name)] = [_cell(shown, *value) for value in values]
     if len(short.columns) == count:
         if "reached" not in table:
             raise UsageError(
@@ -126,6 +128,10 @@ def _add_last(short: pd.DataFrame, table: pd.DataFrame, headings: dict[str, str]
         short["if the judge errs as on its card"] = [_range(*pair) for pair in ends]
     for name in _last_of(table):
         short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
+    if "decision" in table:
+        short["would show"] = [_smallest(table, value) for value in table["smallest_difference"]]
+        short["higher is"] = table["higher"]
+        short["decision"] = table["decision"]
 
 
 def _groups_of(table: Any) -> list[str]:
@@ -202,3 +208,12 @@ def _last(name: str, value: Any) -> str:
     if name == "p_holm":
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     return f"{value:,.0f}"
+
+
+def _smallest(table: pd.DataFrame, value: float) -> str:
+    """Return the smallest difference that a comparison would show."""
+    if math.isnan(value):
+        return "–"
+    if table.attrs.get("unit") == "score":
+        return f"{value:.2g}"
+    return f"{100 * value:.0f} points"

@@ -21,6 +21,9 @@ from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 
 
+EXIT_CODES = {"worse": 1, "not enough evidence": 3, "no worse": 0}  # the first in any row counts
+
+
 def print_path(run: Any) -> None:
     """Print the folder of a run."""
     print(run.path)
@@ -47,7 +50,7 @@ def print_rates(run: Any) -> None:
 
 
 def print_comparison(table: Any) -> None:
-    """Print a paired comparison and the method of its intervals."""
+    """Print a paired comparison and the method of its intervals; of two sides exit as decided."""
     from ftlab import analysis
 
     print_table(analysis.summary(table))
@@ -55,6 +58,14 @@ def print_comparison(table: Any) -> None:
         print(f"intervals: {table['method'].iloc[0]}")
     if "labels" in table.attrs:
         print(table.attrs["labels"])
+    for line in table.attrs.get("pairing", ()):
+        print(safe(line, 500))
+    if "decision" in table:
+        margin = table["margin"].iloc[0]
+        print(f"no worse: the interval of the worsening ends below the margin, {margin:g};")
+        print("worse: it lies above 0; would show: a difference seen in 80 of 100 such comparisons")
+        decided = set(table["decision"])
+        raise typer.Exit(next(code for name, code in EXIT_CODES.items() if name in decided))
 
 
 def print_plan(table: Any) -> None:
@@ -164,7 +175,7 @@ CELLS = {
     ),
     "compare": Cell(
         "experiments:compare",
-        "Compare two models on the same prompts.",
+        "Compare two models, runs or other tools' logs; 0 no worse, 1 worse, 3 unclear.",
         ("before", "after"),
         print_comparison,
     ),

@@ -1,0 +1,61 @@
+"""Any .jsonl, .json, .csv or .tsv of prompt, answer and score, a row an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftlab.evals.logs.base import PLAIN_ID, Logged, LogFormat, number
+from ftlab.evals.logs.files import ENDINGS, records
+
+COLUMNS = {  # the first of these that a row has
+    "id": ("id", "sample_id", "doc_id"),
+    "question": ("prompt", "question", "goal", "instruction", "input"),
+    "answer": ("answer", "response", "completion", "generation", "output"),
+    "repeat": ("repeat", "epoch"),
+}
+
+
+class PlainLog(LogFormat):
+    """Rows with an id or a prompt, and an answer, a score or both."""
+
+    name = "plain"
+    order = 100
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        return path.suffix.lower() in ENDINGS
+
+    def rows(self, path: Path, score: str | None) -> Iterator[tuple[str, Logged | str]]:
+        column = score or "score"
+        for place, record in records(path):
+            if isinstance(record, dict):
+                record = _logged(record, column, score is not None)
+            yield place, record
+
+
+def _logged(record: dict[str, Any], column: str, needed: bool) -> Logged | str:
+    found = {}
+    for field, names in COLUMNS.items():
+        values = [record[name] for name in names if record.get(name) not in (None, "")]
+        if values:
+            found[field] = values[0]
+    if needed and column not in record:
+        has = ", ".join(name for name in record if PLAIN_ID.fullmatch(name))
+        return f"There is no column {column!r:.80}. Its columns: {has:.300}."
+    if column in record:
+        value = number(record[column])
+        if value is None:
+            return f"{column} is no number."
+        found["scores"] = {column: value}
+    if not found.keys() & {"answer", "scores"}:
+        wanted = ", ".join(COLUMNS["answer"])
+        return f"The row has neither an answer ({wanted}) nor a score. --score names its column."
+    for field in COLUMNS:
+        if field in found and isinstance(found[field], (list, dict)):
+            return f"The {field} is no text."
+    texts = {field: str(found[field]) for field in COLUMNS if field in found}
+    return Logged(**{**found, **texts})
+
+
+LOG = PlainLog()
