@@ -63,7 +63,7 @@ def compare(  # noqa: PLR0913
         labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
             corrected. Two models are evaluated, then drawn from, and only then can be labelled.
         prompts: As in `evaluate`; only where models are given.
-        margin: Worsening that would not matter, in the unit of the difference: a share of 1.
+        margin: Worsening that would not matter, in the unit of the difference (0.05: 5 points).
         score: Of logs, only the score of this name; of a plain file the column that holds it.
         higher: Of logs, what a higher score means, if not what the tool's scores mean.
         {settings}

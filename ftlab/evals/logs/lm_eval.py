@@ -64,7 +64,6 @@ def _logged(record: dict[str, Any]) -> Logged:
         scores=scores,
         asked=str(_first(given) or ""),
     )
-    )
 
 
 def _parts(value: Any) -> list:
