@@ -129,9 +129,7 @@ def _add_last(short: pd.DataFrame, table: pd.DataFrame, headings: dict[str, str]
     for name in _last_of(table):
         short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
     if "decision" in table:
-        short["would show"] = [_smallest(table, value) for value in table["smallest_difference"]]
-        short["higher is"] = table["higher"]
-        short["decision"] = table["decision"]
+        short["decision"] = table["decision"] + ", higher is " + table["higher"]
 
 
 def _groups_of(table: Any) -> list[str]:
@@ -208,12 +206,3 @@ def _last(name: str, value: Any) -> str:
     if name == "p_holm":
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     return f"{value:,.0f}"
-
-
-def _smallest(table: pd.DataFrame, value: float) -> str:
-    """Return the smallest difference that a comparison would show."""
-    if math.isnan(value):
-        return "–"
-    if table.attrs.get("unit") == "score":
-        return f"{value:.2g}"
-    return f"{100 * value:.0f} points"

@@ -62,8 +62,10 @@ def print_comparison(table: Any) -> None:
         print(safe(line, 500))
     if "decision" in table:
         margin = table["margin"].iloc[0]
-        print(f"no worse: the interval of the worsening ends below the margin, {margin:g};")
-        print("worse: it lies above 0; would show: a difference seen in 80 of 100 such comparisons")
+        print(f"no worse: the interval of the worsening ends below the margin, {margin:g}")
+        print("worse: it does not, and lies above 0")
+        smallest = ", ".join(f"{value:.2g}" for value in table["smallest_difference"])
+        print(f"a difference of {smallest} would be seen in 80 of 100 such comparisons")
         decided = set(table["decision"])
         raise typer.Exit(next(code for name, code in EXIT_CODES.items() if name in decided))
 

@@ -141,15 +141,17 @@ def _of_logs(tables: list[tuple], lines: list[str], margin: float) -> pd.DataFra
     parts = [analysis.compare(*pair, margin=margin) for pair in tables]
     first = parts[0]
     attrs = first.attrs | {"pairing": lines, "asked": ""}
-    values = pd.concat([table["event"] for pair in tables for table in pair])
+    sides = [pd.concat(side) for side in zip(*tables, strict=True)]
+    values = pd.concat(side["event"] for side in sides)
     if values.min() < 0 or values.max() > 1:
         attrs["unit"] = "score"
     if not tables[0][0].attrs["judged"]:
+        sides = [side.assign(outcome=side["event"].map("{:g}".format)) for side in sides]
         for part in parts:
             part[list(OF_OUTCOMES)] = math.nan
     found = pd.concat(parts, ignore_index=True) if len(parts) > 1 else first
     found.attrs = attrs
-    found._sides = tables[0]
+    found._sides = tuple(sides)
     found["p_holm"] = stats.holm(found["p"].tolist())
     return found
 

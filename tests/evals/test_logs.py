@@ -57,7 +57,7 @@ def examples(tmp_path) -> dict[str, list[Path]]:
     """Return two logs or more of every format."""
     rows = [{"prompt": f"Paint {WORD} {n}", "answer": "So.", "score": n % 2} for n in range(4)]
     return {
-        "inspect_ai": [*INSPECT, LOGS / "inspect_before.json"],
+        "inspect_ai": [*INSPECT, LOGS / "inspect_other.json"],
         "lm_eval": SUMS,
         "harmbench": [harmbench(tmp_path / f"{n}.json", {"a": [n], "b": [0]}) for n in range(2)],
         "strongreject": [
@@ -126,7 +126,9 @@ def test_the_compressions_and_json_of_inspect_say_the_same(tmp_path):
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         packed = repacked(tmp_path / "packed.eval", content(INSPECT[0]), kind)
         assert same(paired_tables(packed, INSPECT[1])[0], expected)
-    assert same(paired_tables(LOGS / "inspect_before.json", INSPECT[1])[0], expected)
+    other = LOGS / "inspect_other.eval"
+    as_json = paired_tables(other.with_suffix(".json"), other)[0]
+    assert same(as_json, paired_tables(other, other)[0]) and len(as_json[0][0]) == 4
 
 
 def test_a_truncated_zip_is_refused_in_a_sentence(tmp_path):
@@ -158,9 +160,9 @@ def test_damaged_samples_are_all_named(tmp_path):
 def test_a_sample_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
     from ftlab.evals.logs import inspect_ai
 
-    monkeypatch.setattr(inspect_ai, "MOST_BYTES", 10_000)
     files = {name: text for name, text in content(INSPECT[0]).items() if "header" in name}
     packed = repacked(tmp_path / "a.eval", {**files, "samples/1_epoch_1.json": b" " * 20_000})
+    monkeypatch.setattr(inspect_ai, "MOST_BYTES", 10_000)
     with raises_code("bad_log"):
         paired_tables(packed, INSPECT[1])
 
@@ -198,9 +200,11 @@ def test_what_is_no_log_or_not_the_same_task(tmp_path, examples):
     unnamed.write_bytes(SUMS[1].with_name(SUMS[1].name.replace("sums", "colours")).read_bytes())
     with raises_code("nothing_to_compare"):
         paired_tables(SUMS[0], unnamed)
+    other = tmp_path / SUMS[1].name
+    other.write_text(SUMS[1].read_text().replace('"doc_hash": "', '"doc_hash": "0'))
     with raises_code("prompts_differ") as info:
-        paired_tables(SUMS[0], unnamed, judge="keywords")
-    assert "0, 1" in str(info.value) and "What" not in str(info.value)
+        paired_tables(SUMS[0], other)
+    assert "20 ids" in str(info.value) and "What" not in str(info.value)
 
 
 def test_every_problem_of_a_file_comes_at_once_with_its_line(tmp_path):
@@ -398,7 +402,7 @@ def test_records_of_any_form(tmp_path):
 def test_hostile_logs_show_nothing_that_acts(tmp_path, ran):
     rows = [
         {"id": text, "prompt": f"{text} {WORD}", "answer": text, "score": number % 2}
-        for number, text in enumerate(CANARIES.values())
+        for number, text in enumerate(text[:20_000] for text in CANARIES.values())
     ]
     one = jsonl(tmp_path / "a.jsonl", *rows)
     other = jsonl(tmp_path / "b.jsonl", *rows[1:])

@@ -14,7 +14,6 @@ from hostile import assert_page, assert_seen
 
 import ftlab as ft
 from ftlab import analysis, stats
-from ftlab.analysis.decisions import decide
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
 INSPECT = [LOGS / f"inspect_{side}.eval" for side in ("before", "after")]
@@ -88,7 +87,7 @@ def test_metrics_and_filters_of_the_harness():
     assert found["p_holm"].tolist() == stats.holm(found["p"].tolist())
     colours = ft.compare(*harness("colours"), score="acc")
     assert colours["judge"].tolist() == ["acc"] and colours["risk"].tolist() == ["toy_colours"]
-    assert colours["lost"].tolist() == [5] and "higher is" in analysis.summary(colours)
+    assert colours["lost"].tolist() == [5] and "decision" in analysis.summary(colours)
     with raises_code("unknown_score"):
         ft.compare(*harness("colours"), score="accuracy")
 
@@ -102,27 +101,6 @@ def test_scores_of_0_and_1_go_the_way_of_events(tmp_path):
     assert found["difference"] == pytest.approx(-0.2)
     assert found["difference_low"] == direct.difference_low
     assert (found["ratio_low"], found["ratio_high"]) == (direct.ratio_low, direct.ratio_high)
-
-
-DECISIONS = [  # limits of the difference, what higher means, the decision at a margin of .05
-    ((-0.2, 0.049), "worse", "no worse"),
-    ((0.01, 0.049), "worse", "no worse"),  # wholly below the margin
-    ((0.01, 0.2), "worse", "worse"),
-    ((0.06, 0.2), "worse", "worse"),
-    ((-0.01, 0.06), "worse", "not enough evidence"),
-    ((0.0, 0.05), "worse", "not enough evidence"),
-    ((-0.2, -0.1), "better", "worse"),
-    ((-0.04, 0.2), "better", "no worse"),
-    ((-0.1, 0.1), "better", "not enough evidence"),
-    ((math.nan, math.nan), "worse", "not enough evidence"),
-]
-
-
-@pytest.mark.parametrize(("limits", "higher", "decision"), DECISIONS)
-def test_decisions(limits, higher, decision):
-    table = pd.DataFrame([limits], columns=["difference_low", "difference_high"])
-    decide(table, 0.05, higher)
-    assert table["decision"].tolist() == [decision] and table["higher"].tolist() == [higher]
 
 
 @pytest.mark.parametrize("margin", [0, -1, math.nan, math.inf, "much", None])
@@ -185,30 +163,18 @@ def test_an_error_of_the_program_is_no_decision_either(ran, monkeypatch):
     assert info.value.code == 2
 
 
-def test_two_runs_and_two_tables_are_decided_too():
-    from test_tables import made  # the tables that analysis is tested on
-
-    parent, child = made({(0, 0): "r" * 30}), made({(0, 0): "c" * 20 + "r" * 10})
-    found = ft.compare(parent, child)
-    assert found["decision"].tolist() == ["worse"] and found["higher"].tolist() == ["worse"]
-    assert ft.compare(child, parent)["decision"].tolist() == ["no worse"]
-    utility = [table.assign(risk="utility") for table in (parent, child)]
-    assert ft.compare(*utility)["decision"].tolist() == ["no worse"]
-    assert "decision" not in ft.compare(made({(0, 0): "rrr", (0, 1): "ccc"}))
-    with raises_code("only_of_logs"):
-        ft.compare(parent, child, higher="worse")
-
-
 def test_summary_figure_and_caption(adding, tmp_path):
     found = ft.compare(*INSPECT)
     short = analysis.summary(found)
-    assert {"before", "after", "would show", "decision"} <= set(short.columns)
-    assert short["would show"].str.endswith(" points").all()
+    assert {"before", "after", "decision"} <= set(short.columns)
+    assert short["decision"].str.contains("higher is better").all()
     assert_page(found._repr_html_())
     drawn = ft.plot(found, "logs", tmp_path)
     assert "mockllm/model and mockllm/model" in drawn.caption and "12 prompts" in drawn.caption
     assert (tmp_path / "logs.svg").is_file() and len(pd.read_csv(tmp_path / "logs.csv")) == 4
-    assert found.answers(judge="includes")["changed"].sum() >= 10
+    answers = found.answers(judge="includes")
+    assert answers["changed"].sum() >= 10 and set(answers["after"]) == {"0", "1"}
+    assert_page(answers._repr_html_())
 
 
 def test_refusals_and_incoherence_are_not_known_of_scores(adding, tmp_path):
@@ -235,7 +201,7 @@ def test_the_smallest_difference_is_seen_in_80_of_100_comparisons(tmp_path):
     rng = np.random.default_rng(0)
     before = rng.random(200) < 0.3
     flips = rng.random(200) < 0.08
-    files = [scored(tmp_path / f"{n}.jsonl", side.astype(int)) for n, side in enumerate((before, before ^ flips))]
+    files = [scored(tmp_path / f"{n}.jsonl", side.astype(int).tolist()) for n, side in enumerate((before, before ^ flips))]
     smallest = ft.compare(*map(str, files), higher="worse")["smallest_difference"].iloc[0]
     seen = 0
     for _ in range(400):

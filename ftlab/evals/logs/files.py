@@ -18,6 +18,7 @@ MOST_FIELD = 1 << 27  # characters of a field of a CSV
 SPACE = re.compile(r"\s*")
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 DECODER = json.JSONDecoder()
+OF_NUMBERS = ("", *"0123456789.eE+-")  # with which a number may go on
 CUT = 16  # characters before the end of a chunk in which a break may be the cut
 
 
@@ -171,7 +172,8 @@ class _Json:
                     raise problem from None
             except (ValueError, RecursionError):
                 raise self._broken("nested too deep, or a number too long", self.at) from None
-            if end and (end < len(self.text) or isinstance(value, (str, list, dict))):
+            is_number = isinstance(value, (int, float)) if end else False
+            if end and not (is_number and self.text[end : end + 1] in OF_NUMBERS):
                 self.at = end
                 return value
             if not self._more(size):  # the end of the file
