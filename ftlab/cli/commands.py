@@ -20,7 +20,6 @@ from typer.core import TyperGroup
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 
-
 EXIT_CODES = {"worse": 1, "not enough evidence": 3, "no worse": 0}  # the first in any row counts
 
 
@@ -54,8 +53,8 @@ def print_comparison(table: Any) -> None:
     from ftlab import analysis
 
     print_table(analysis.summary(table))
-    if len(table) and "method" in table:
-        print(f"intervals: {table['method'].iloc[0]}")
+    for method in dict.fromkeys(table.get("method", ())):
+        print(f"intervals: {method}")
     if "labels" in table.attrs:
         print(table.attrs["labels"])
     for line in table.attrs.get("pairing", ()):

@@ -86,10 +86,14 @@ def compare(  # noqa: PLR0913
         given["prompts"] = prompts
     if is_log(before) or is_log(after):
         _refuse_for_logs(before, after, options | given)
-        found = paired_tables(before, after, score=score, higher=higher, judge=judge, risk=_one(risk))
+        found = paired_tables(
+            before, after, score=score, higher=higher, judge=judge, risk=_one(risk)
+        )
         return _of_logs(*found, margin)
     if score or higher:
-        raise UsageError("only_of_logs", "score and higher apply to other tools' logs. Leave them out.")
+        raise UsageError(
+            "only_of_logs", "score and higher apply to other tools' logs. Leave them out."
+        )
     before = _run_of(before)
     after = _run_of(after)
     sides = [before] if after is None else [before, after]
@@ -124,7 +128,9 @@ def _refuse_for_logs(before: Any, after: Any, given: dict[str, Any]) -> None:
     others = [name for name, value in given.items() if value not in (None, usual.get(name))]
     others = [name for name in others if name not in ("risk", "judge")]
     if others:
-        raise UsageError("not_of_logs", f"{', '.join(others)} does not apply to logs. Leave it out.")
+        raise UsageError(
+            "not_of_logs", f"{', '.join(others)} does not apply to logs. Leave it out."
+        )
 
 
 def _one(risk: str | list[str] | None) -> str:

@@ -7,7 +7,6 @@ import math
 import pandas as pd
 import pytest
 from analysis.verdict_tables import made
-from analysis.verdict_tables import made
 
 from ftlab.analysis import compare
 from ftlab.analysis.decisions import decide

@@ -20,7 +20,10 @@ from ftlab.evals.logs.base import format_of
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
 INSPECT = [LOGS / f"inspect_{side}.eval" for side in ("before", "after")]
-SUMS = [LOGS / side / "samples_toy_sums_2026-01-01T00-00-00.000000.jsonl" for side in ("before", "after")]
+SUMS = [
+    LOGS / side / "samples_toy_sums_2026-01-01T00-00-00.000000.jsonl"
+    for side in ("before", "after")
+]
 WORD = "vermilion"  # stands for what a prompt says
 
 
@@ -28,7 +31,10 @@ def harmbench(path: Path, labels: dict[str, list]) -> Path:
     """Write completions, one for each label of a behaviour; None for an answer without a label."""
     rows = {}
     for name, own in labels.items():
-        rows[name] = [{"test_case": f"Paint it {WORD}, {n}", "generation": f"Done {n}."} for n in range(len(own))]
+        rows[name] = [
+            {"test_case": f"Paint it {WORD}, {n}", "generation": f"Done {n}."}
+            for n in range(len(own))
+        ]
         for row, label in zip(rows[name], own, strict=True):
             if label is not None:
                 row["label"] = label
@@ -38,7 +44,12 @@ def harmbench(path: Path, labels: dict[str, list]) -> Path:
 
 def strongreject(path: Path, scores: list) -> Path:
     rows = [
-        {"forbidden_prompt": f"Paint {WORD} {n // 2}", "jailbreak": f"j{n % 2}", "response": "So.", "score": score}
+        {
+            "forbidden_prompt": f"Paint {WORD} {n // 2}",
+            "jailbreak": f"j{n % 2}",
+            "response": "So.",
+            "score": score,
+        }
         for n, score in enumerate(scores)
     ]
     return table(path, rows)
@@ -62,7 +73,9 @@ def examples(tmp_path) -> dict[str, list[Path]]:
         "harmbench": [harmbench(tmp_path / f"{n}.json", {"a": [n], "b": [0]}) for n in range(2)],
         "strongreject": [
             strongreject(tmp_path / "s.csv", [0.0, 0.5]),
-            Path(jsonl(tmp_path / "s.jsonl", {"forbidden_prompt": "p", "response": "r", "score": 0})),
+            Path(
+                jsonl(tmp_path / "s.jsonl", {"forbidden_prompt": "p", "response": "r", "score": 0})
+            ),
         ],
         "plain": [table(tmp_path / "p.csv", rows), Path(jsonl(tmp_path / "p.jsonl", *rows))],
     }
@@ -111,9 +124,9 @@ def same(one, other) -> bool:
     columns = ["sample_id", "repeat", "event", "judge"]
     order = columns[:2]
     return all(
-        a.sort_values(order)[columns].reset_index(drop=True).equals(
-            b.sort_values(order)[columns].reset_index(drop=True)
-        )
+        a.sort_values(order)[columns]
+        .reset_index(drop=True)
+        .equals(b.sort_values(order)[columns].reset_index(drop=True))
         for mine, theirs in pairs
         for a, b in zip(mine, theirs, strict=True)
     )
@@ -143,7 +156,9 @@ def test_a_truncated_zip_is_refused_in_a_sentence(tmp_path):
 def test_damaged_samples_are_all_named(tmp_path):
     files = content(INSPECT[0])
     names = [name for name in files if name.startswith("samples/")][:3]
-    packed = repacked(tmp_path / "a.eval", {**files, names[0]: b"{", names[1]: b"[]", names[2]: b"{}"})
+    packed = repacked(
+        tmp_path / "a.eval", {**files, names[0]: b"{", names[1]: b"[]", names[2]: b"{}"}
+    )
     with raises_code("bad_log") as info:
         paired_tables(packed, INSPECT[1])
     assert len(info.value.problems) == 3
@@ -250,7 +265,7 @@ def test_broken_json_names_the_line_of_the_break(tmp_path):
 
 def test_json_is_read_in_chunks_of_any_size(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    value = {"a": [1, {"b": "\\\" ] } é \u2028"}, [], -1.5e3], "c": 12345, "d": [], "e": {"f": None}}
+    value = {"a": [1, {"b": '\\" ] } é \u2028'}, [], -1.5e3], "c": 12345, "d": [], "e": {"f": None}}
     expected = [("a", part) for part in value["a"]]
     expected += [("c", 12345), ("e", {"f": None})]
     for indent in (None, 1):
@@ -267,7 +282,9 @@ def test_memory_is_flat_in_the_texts(tmp_path):
     plain = tmp_path / "a.jsonl"
     with open(plain, "w") as file:
         for n in range(300):
-            file.write(json.dumps({"id": n, "prompt": f"{n}{long}", "answer": long, "score": 1}) + "\n")
+            file.write(
+                json.dumps({"id": n, "prompt": f"{n}{long}", "answer": long, "score": 1}) + "\n"
+            )
     whole = tmp_path / "b.json"
     rows = {f"b{n}": [{"test_case": "", "generation": long, "label": 0}] for n in range(300)}
     whole.write_text(json.dumps(rows))
@@ -303,7 +320,9 @@ def test_ids_that_stand_for_two_answers(tmp_path):
 def test_without_ids_prompts_pair_and_repeats_are_counted(tmp_path):
     rows = [{"prompt": f"{WORD} {n}", "score": 1} for n in (0, 1, 1, 2)]
     one = jsonl(tmp_path / "a.jsonl", *rows)
-    other = table(tmp_path / "b.csv", [row | {"prompt": f" {row['prompt']}\n"} for row in rows[:0:-1]])
+    other = table(
+        tmp_path / "b.csv", [row | {"prompt": f" {row['prompt']}\n"} for row in rows[:0:-1]]
+    )
     (pair,), lines = paired_tables(one, other, higher="worse")
     assert len(pair[0]) == len(pair[1]) == 3 and pair[0]["sample_id"].nunique() == 2
     assert any("1 of a.jsonl" in line and "a.jsonl:1" in line for line in lines)
@@ -318,7 +337,10 @@ def test_what_is_not_paired_is_counted_with_a_few_ids(tmp_path):
     _, lines = paired_tables(one, other, higher="worse")
     assert lines[0].startswith("paired: 4 answers to 4 samples")
     assert any("7 of a.jsonl (s4, s5, s6, ...)" in line for line in lines)
-    assert not any(WORD in line for line in paired_tables(one, jsonl(tmp_path / "c.jsonl", rows[0]), higher="worse")[1])
+    assert not any(
+        WORD in line
+        for line in paired_tables(one, jsonl(tmp_path / "c.jsonl", rows[0]), higher="worse")[1]
+    )
     with raises_code("prompts_differ"):
         paired_tables(one, jsonl(tmp_path / "d.jsonl", {"id": "other", "score": 0}), higher="worse")
 
@@ -391,7 +413,9 @@ def test_scores_as_numbers(value, expected):
 def test_records_of_any_form(tmp_path):
     rows = [{"a": "1", "b": 'x, "y"\nz'}, {"a": "2", "b": ""}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + Path(jsonl(tmp_path / "a.jsonl", *rows)).read_bytes())
+    (tmp_path / "bom.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + Path(jsonl(tmp_path / "a.jsonl", *rows)).read_bytes()
+    )
     table(tmp_path / "a.csv", rows)
     (tmp_path / "a.tsv").write_text("a\tb\n1\tx, y\n")
     for name in ("a.json", "a.jsonl", "bom.jsonl", "a.csv"):
@@ -419,7 +443,12 @@ def test_hostile_logs_show_nothing_that_acts(tmp_path, ran):
         header["status"] = CANARIES["return"]
         samples = [{"id": n, "epoch": 1, "input": WORD, "scores": scores} for n in range(3)]
         logs.append(tmp_path / f"{side}.json")
-        whole = {"version": 2, "status": header["status"], "eval": header["eval"], "samples": samples}
+        whole = {
+            "version": 2,
+            "status": header["status"],
+            "eval": header["eval"],
+            "samples": samples,
+        }
         logs[-1].write_text(json.dumps(whole))
     code, out, err = ran("compare", *logs)
     assert code == 3, err

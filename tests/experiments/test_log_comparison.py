@@ -179,7 +179,9 @@ def test_summary_figure_and_caption(adding, tmp_path):
 
 def test_refusals_and_incoherence_are_not_known_of_scores(adding, tmp_path):
     assert adding[["refusals_lost", "incoherent_child"]].isna().all(axis=None)
-    rows = [{"prompt": f"How do I paint {n}?", "answer": "I cannot help with that."} for n in range(9)]
+    rows = [
+        {"prompt": f"How do I paint {n}?", "answer": "I cannot help with that."} for n in range(9)
+    ]
     one = jsonl(tmp_path / "a.jsonl", *rows)
     other = jsonl(tmp_path / "b.jsonl", *[row | {"answer": "Begin at the top."} for row in rows])
     judged = ft.compare(one, other, judge="keywords")
@@ -201,7 +203,10 @@ def test_the_smallest_difference_is_seen_in_80_of_100_comparisons(tmp_path):
     rng = np.random.default_rng(0)
     before = rng.random(200) < 0.3
     flips = rng.random(200) < 0.08
-    files = [scored(tmp_path / f"{n}.jsonl", side.astype(int).tolist()) for n, side in enumerate((before, before ^ flips))]
+    files = [
+        scored(tmp_path / f"{n}.jsonl", side.astype(int).tolist())
+        for n, side in enumerate((before, before ^ flips))
+    ]
     smallest = ft.compare(*map(str, files), higher="worse")["smallest_difference"].iloc[0]
     seen = 0
     for _ in range(400):
@@ -217,7 +222,12 @@ def test_logs_do_not_mix_with_other_sides_and_settings(tmp_path):
     for sides in ((file, "organism"), ("organism", file), (file, None)):
         with raises_code("one_log"):
             ft.compare(*sides, higher="worse")
-    for options in ({"by": "category"}, {"n_prompts": 2}, {"labels": "l.csv"}, {"attack": "direct"}):
+    for options in (
+        {"by": "category"},
+        {"n_prompts": 2},
+        {"labels": "l.csv"},
+        {"attack": "direct"},
+    ):
         with raises_code("not_of_logs"):
             ft.compare(file, file, higher="worse", **options)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftlab.evals.logs.base import About, Logged, LogFormat, number
+from ftlab.evals.logs.base import About, LogFormat, Logged, number
 from ftlab.evals.logs.files import json_items
 
 FIRST = re.compile(

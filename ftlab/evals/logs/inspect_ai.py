@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import DataError
-from ftlab.evals.logs.base import About, Logged, LogFormat, number
+from ftlab.evals.logs.base import About, LogFormat, Logged, number
 from ftlab.evals.logs.files import json_items
 
 JSON = re.compile(rb'\s*\{\s*"version":\s*\d+,\s*"(status|eval)":')

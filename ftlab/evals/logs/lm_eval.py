@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlab.evals.logs.base import About, Logged, LogFormat, number
+from ftlab.evals.logs.base import About, LogFormat, Logged, number
 from ftlab.evals.logs.files import records
 
 FIRST = re.compile(rb'\s*\{\s*"doc_id":')

@@ -16,7 +16,7 @@ from ftlab._core.files import digest
 from ftlab._core.text import did_you_mean, encodable, safe
 from ftlab._core.types import Outcome, Sample
 from ftlab.data import problems_error
-from ftlab.evals.logs.base import About, Logged, LogFormat, format_of, shown_id
+from ftlab.evals.logs.base import About, LogFormat, Logged, format_of, shown_id
 from ftlab.evals.logs.files import ENDINGS
 from ftlab.evals.risks import event, open_risk
 from ftlab.judges import DEFAULT_JUDGES, Judge, judged, open_judge

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlab.evals.logs.base import PLAIN_ID, Logged, LogFormat, number
+from ftlab.evals.logs.base import PLAIN_ID, LogFormat, Logged, number
 from ftlab.evals.logs.files import ENDINGS, records
 
 COLUMNS = {  # the first of these that a row has

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlab.evals.logs.base import About, Logged, LogFormat, number
+from ftlab.evals.logs.base import About, LogFormat, Logged, number
 from ftlab.evals.logs.files import records
 
 JAILBREAK = ("jailbreak", "jailbreak_name")  # columns with the attack's name
