@@ -13,11 +13,13 @@ MARGIN = 0.05
 WORSE = "worse"
 NO_WORSE = "no worse"
 UNCLEAR = "not enough evidence"
+COLUMNS = ["higher", "margin", "decision", "smallest_difference"]
 
 
 def check_margin(margin: float) -> None:
     """Raise `wrong_margin` where a margin is no number above 0."""
-    if not isinstance(margin, (int, float)) or not 0 < margin < np.inf:
+    is_number = isinstance(margin, (int, float))
+    if not is_number or not 0 < margin < np.inf:
         why = f"margin is {margin!r:.80}. Allowed: a number above 0, such as {MARGIN}."
         raise UsageError("wrong_margin", why)
 
@@ -34,14 +36,22 @@ def decide(table: pd.DataFrame, margin: float, higher: str = "") -> None:
         margin: What worsening would not matter, in the unit of the difference.
         higher: "worse" or "better", of all rows; by default as each row's risk says.
     """
-    risks = table.get("risk", [table.attrs.get("risk", "")] * len(table))
-    table["higher"] = [higher or _higher(risk) for risk in risks]
-    better = table["higher"] == "better"
-    low = table["difference_low"].where(~better, -table["difference_high"])
-    high = table["difference_high"].where(~better, -table["difference_low"])
-    table["margin"] = margin
-    table["decision"] = np.select([high < margin, low > 0], [NO_WORSE, WORSE], UNCLEAR)
-    table["smallest_difference"] = stats.smallest_difference(low, high)
+    everywhere = table.attrs.get("risk", "")
+    rows = []
+    for row in table.to_dict("records"):
+        meaning = higher or _higher(row.get("risk", everywhere))
+        low = row["difference_low"]
+        high = row["difference_high"]
+        if meaning == "better":
+            low, high = -high, -low
+        decision = UNCLEAR
+        if high < margin:
+            decision = NO_WORSE
+        elif low > 0:
+            decision = WORSE
+        smallest = stats.smallest_difference(low, high)
+        rows.append((meaning, margin, decision, smallest))
+    table[COLUMNS] = pd.DataFrame(rows, index=table.index)
 
 
 def _higher(risk: str) -> str:

@@ -87,7 +87,12 @@ def compare(  # noqa: PLR0913
     if is_log(before) or is_log(after):
         _refuse_for_logs(before, after, options | given)
         found = paired_tables(
-            before, after, score=score, higher=higher, judge=judge, risk=_one(risk)
+            before,
+            after,
+            score=score,
+            higher=higher,
+            judge=judge,
+            risk=_one(risk),
         )
         return _of_logs(*found, margin)
     if score or higher:

@@ -45,38 +45,59 @@ def paired_scores(
     Source: Student's t over the clusters' mean changes (Miller 2024, arXiv 2411.00640, section
     4); the ratio by Fieller 1954.
     """
-    before, after = (np.atleast_2d(np.asarray(side, float)) for side in (parent, child))
-    if before.shape[1] != after.shape[1] or len(before) not in (1, len(after)):
-        found = f"{before.shape} and {after.shape}"
-        raise UsageError("tables_do_not_pair", f"Scores of the shapes {found} do not pair.")
-    codes = cluster_codes(cluster, after.shape[1])
-    scored = ~np.isnan(before + after)
+    sides = [np.atleast_2d(side).astype(float) for side in (parent, child)]
+    seeds = {len(side) for side in sides}
+    prompts = {side.shape[1] for side in sides}
+    if len(seeds - {1}) > 1 or len(prompts) > 1:
+        why = "Parent and child have scores of different prompts or seeds. Give the same."
+        raise UsageError("tables_do_not_pair", why)
+    table = np.stack(np.broadcast_arrays(*sides))
+    scored = ~np.isnan(table).any(axis=0)
     if not scored.any():
         raise UsageError("nothing_scored", "No pair has a score on both sides. Score the answers.")
-    old = _means(before, scored, codes)
-    new = _means(after, scored, codes)
-    values = np.stack([before + 0 * after, after])[:, scored]
-    is_share = values.min() >= 0 and values.max() <= 1
-    span = max(1.0, float(np.ptp(values)))
+    codes = cluster_codes(cluster, table.shape[2])
+    old, new = _means(table, scored, codes)
+    values = table[:, scored]
+    least = values.min()
+    most = values.max()
+    span = max(1.0, most - least)
+    bounds = (-inf, inf)
+    if least >= 0 and most <= 1:
+        bounds = (0.0, 1.0)
+    n_pairs = int(scored.sum())
     method = f"Student's t over the means of {len(old)} clusters, {100 * confidence:g} %"
     rates = []
-    for side, total in zip((old, new), values.sum(axis=1), strict=True):
-        low, high, _ = _limits(side, span, confidence)
-        if is_share:
-            low, high = max(low, 0.0), min(high, 1.0)
-        n_pairs = values.shape[1]
-        rates.append(Rate(round(total), n_pairs, float(side.mean()), low, high, method))
-    low, high, p = _limits(new - old, span, confidence)
-    low, high = max(low, -span), min(high, span)
-    ratio = [nan, nan, nan]
-    if values.min() >= 0:
-        ratio = _ratio(old, new, low, high, confidence)
+    for side in (old, new):
+        mean = float(side.mean())
+        ends, _ = _limits(side, span, confidence)
+        low, high = np.clip(ends, *bounds).tolist()
+        events = round(mean * n_pairs)
+        made = Rate(
+            events,
+            n_pairs,
+            mean,
+            low,
+            high,
+            method,
+        )
+        rates.append(made)
+    change = new - old
+    ends, p = _limits(change, span, confidence)
+    low, high = np.clip(ends, -span, span).tolist()
+    ratio = [nan] * 3
+    if least >= 0:
+        ratio = _ratio(
+            old,
+            new,
+            (low, high),
+            confidence,
+        )
     return Paired(
         n_prompts=int(scored.any(axis=0).sum()),
-        n_seeds=len(after),
+        n_seeds=len(scored),
         parent=rates[0],
         child=rates[1],
-        difference=float((new - old).mean()),
+        difference=float(change.mean()),
         difference_low=low,
         difference_high=high,
         ratio=ratio[0],
@@ -93,14 +114,27 @@ def paired_scores(
     )
 
 
-def _means(table: ndarray, scored: ndarray, codes: ndarray) -> ndarray:
-    """Return the mean of each cluster over its scored pairs."""
-    sums = np.bincount(codes, np.where(scored, table, 0).sum(axis=0))
+def _means(
+    table: ndarray,
+    scored: ndarray,
+    codes: ndarray,
+) -> list[ndarray]:
+    """Return the mean of each cluster over its scored pairs, parent and child."""
     counts = np.bincount(codes, scored.sum(axis=0))
-    return sums[counts > 0] / counts[counts > 0]
+    known = counts > 0
+    found = []
+    for side in table:
+        by_item = np.where(scored, side, 0).sum(axis=0)
+        sums = np.bincount(codes, by_item)
+        found.append(sums[known] / counts[known])
+    return found
 
 
-def _limits(values: ndarray, span: float, confidence: float) -> tuple[float, float, float]:
+def _limits(
+    values: ndarray,
+    span: float,
+    confidence: float,
+) -> tuple[tuple[float, float], float]:
     """Return the limits of the mean of clusters, and p of no mean."""
     from scipy.stats import ttest_1samp
 
@@ -108,40 +142,41 @@ def _limits(values: ndarray, span: float, confidence: float) -> tuple[float, flo
     mean = float(values.mean())
     if n > 1 and np.ptp(values) > ALIKE * span:
         found = ttest_1samp(values, 0)
-        low, high = found.confidence_interval(confidence)
-        return float(low), float(high), float(found.pvalue)
+        ends = found.confidence_interval(confidence)
+        return tuple(ends), float(found.pvalue)
     away = span * (1 - tail(confidence) ** (1 / n))
     p = 2 * 0.5**n  # all clusters changed the same way by chance
     if abs(mean) <= ALIKE * span:
         p = 1.0
-    return mean - away, mean + away, p
+    return (mean - away, mean + away), p
 
 
 def _ratio(
     old: ndarray,
     new: ndarray,
-    low: float,
-    high: float,
+    ends: tuple[float, float],  # of the difference
     confidence: float,
 ) -> list[float]:
     """Return the ratio of two means of the same clusters with its limits.
 
-    Where all clusters changed alike they are those of the difference, `low` and `high`.
+    Where all clusters changed alike they are those of the difference.
     """
-    p = new.mean()
-    q = old.mean()
+    p = float(new.mean())
+    q = float(old.mean())
     n = len(old)
     if q == 0:
-        return [inf if p else nan, 0.0, inf]
-    ends = [1 + low / q, 1 + high / q]
+        ratio = inf if p else nan
+        return [ratio, 0.0, inf]
+    low, high = (1 + end / q for end in ends)
     if n > 1 and np.ptp(new - old) > ALIKE:
-        t = float(quantile(tail(confidence), n - 1))
-        (of_old, shared), (_, of_new) = t**2 * np.cov(old, new) / n
-        a = q**2 - of_old
-        b = p * q - shared
-        c = p**2 - of_new
+        t = quantile(tail(confidence), n - 1)
+        spread = t**2 * np.cov(old, new) / n
+        a = q**2 - spread[0, 0]
+        b = p * q - spread[0, 1]
+        c = p**2 - spread[1, 1]
         root = sqrt(max(b**2 - a * c, 0))
-        ends = [0.0, inf]
+        low, high = 0.0, inf
         if a > 0:
-            ends = [(b - root) / a, (b + root) / a]
-    return [float(p / q), max(float(ends[0]), 0.0), float(ends[1])]
+            low = (b - root) / a
+            high = (b + root) / a
+    return [p / q, max(float(low), 0.0), float(high)]

@@ -66,13 +66,20 @@ def _object(line: str) -> dict | str:
     return value if isinstance(value, dict) else "This is no JSON object."
 
 
-def _csv_rows(path: Path, first: str) -> Iterator[tuple[str, dict | str]]:
+def _csv_rows(
+    path: Path,
+    first: str,
+) -> Iterator[tuple[str, dict | str]]:
     separator = max(",;\t", key=first.count)
     limit = csv.field_size_limit(MOST_FIELD)
     place = path.name
     try:
         with opened(path) as file:
-            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            reader = csv.DictReader(
+                file,
+                delimiter=separator,
+                strict=True,
+            )
             place = f"{path.name}:1"
             for row in reader:
                 yield f"{path.name}:{reader.line_num}", _fields(row)
@@ -101,19 +108,15 @@ def json_items(path: Path) -> Iterator[tuple[str, str, Any]]:
     """
     with opened(path) as file:
         text = _Json(path, file)
-        if text.take("{[") == "[":
-            for value in text.elements():
+        if text.peek() == "[":
+            for value in text.values():
                 yield text.place, "", value
             return
+        text.take("{")
         while text.peek() != "}":
             key = text.value()
             text.take(":")
-            if text.peek() == "[":
-                text.take("[")
-                for value in text.elements():
-                    yield text.place, key, value
-            else:
-                value = text.value()
+            for value in text.values():
                 yield text.place, key, value
             if text.take(",}") == "}":
                 break
@@ -130,8 +133,12 @@ class _Json:
         self.line = 1  # of the beginning of `text`
         self.place = f"{path.name}:1"
 
-    def elements(self) -> Iterator[Any]:
-        """Yield the elements of a list whose bracket was taken."""
+    def values(self) -> Iterator[Any]:
+        """Yield the elements of the list that comes next, or what comes next."""
+        if self.peek() != "[":
+            yield self.value()
+            return
+        self.take("[")
         if self.peek() == "]":
             self.take("]")
             return
@@ -172,8 +179,8 @@ class _Json:
                     raise problem from None
             except (ValueError, RecursionError):
                 raise self._broken("nested too deep, or a number too long", self.at) from None
-            is_number = isinstance(value, (int, float)) if end else False
-            if end and not (is_number and self.text[end : end + 1] in OF_NUMBERS):
+            after = self.text[end : end + 1]
+            if end and not (isinstance(value, (int, float)) and after in OF_NUMBERS):
                 self.at = end
                 return value
             if not self._more(size):  # the end of the file

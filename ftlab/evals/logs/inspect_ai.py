@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -135,11 +136,12 @@ def _content(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _logged(sample: dict[str, Any]) -> Logged:
     scores = {}
-    found = sample.get("scores") or {"score": sample.get("score")}
+    old = {"score": sample.get("score")}  # of version 1
+    found = sample.get("scores") or old
     if isinstance(found, dict):
         for scorer, score in found.items():
             if isinstance(score, dict):
-                scores |= _values(str(scorer), score.get("value"))
+                scores |= _values(scorer, score.get("value"))
     return Logged(
         id=str(sample["id"]),
         question=_text(sample.get("input")),
@@ -157,18 +159,22 @@ def _values(scorer: str, value: Any) -> dict[str, float]:
 
 
 def _grade(value: Any) -> float:
-    if isinstance(value, str) and value in GRADES:
-        return GRADES[value]
+    if isinstance(value, str):
+        value = GRADES.get(value, value)
     found = number(value)
-    return float("nan") if found is None else found
+    if found is None:
+        return math.nan
+    return found
 
 
 def _answer(output: Any) -> str | None:
     """Return what the model said."""
-    choices = output.get("choices") if isinstance(output, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+    if not isinstance(output, dict):
         return None
-    return _text([choices[0].get("message")])
+    choices = output.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return None
+    return _text(choices[0])
 
 
 def _text(content: Any) -> str:
@@ -176,7 +182,9 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, dict):
-        return _text(content.get("content") or content.get("text"))
+        for key in ("message", "content", "text"):
+            if key in content:
+                return _text(content[key])
     if isinstance(content, list):
         return "\n\n".join(filter(None, map(_text, content)))
     return ""

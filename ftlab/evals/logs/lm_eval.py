@@ -46,12 +46,15 @@ def _logged(record: dict[str, Any]) -> Logged:
     metrics = record.get("metrics")
     if not isinstance(metrics, list):
         metrics = [key for key in record if key not in OTHERS]
-    how = str(record.get("filter") or "none")
+    how = record.get("filter") or "none"
     scores = {}
     for metric in map(str, metrics):
         value = number(record.get(metric))
+        name = metric
+        if how != "none":
+            name += f",{how}"
         if value is not None:
-            scores[metric if how == "none" else f"{metric},{how}"] = value
+            scores[name] = value
     given = _parts(_first(record.get("arguments")))
     answer = _first(_first(record.get("resps")))
     is_choice = any(isinstance(part, str) for part in given[1:])  # of which only likelihoods stand

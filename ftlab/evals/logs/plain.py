@@ -37,9 +37,14 @@ class PlainLog(LogFormat):
 def _logged(record: dict[str, Any], column: str, needed: bool) -> Logged | str:
     found = {}
     for field, names in COLUMNS.items():
-        values = [record[name] for name in names if record.get(name) not in (None, "")]
-        if values:
-            found[field] = values[0]
+        for name in names:
+            value = record.get(name)
+            is_empty = value == "" and field != "answer"
+            if is_empty or value is None or field in found:
+                continue
+            if isinstance(value, (list, dict)):
+                return f"{name} is no text."
+            found[field] = str(value)
     if needed and column not in record:
         has = ", ".join(name for name in record if PLAIN_ID.fullmatch(name))
         return f"There is no column {column!r:.80}. Its columns: {has:.300}."
@@ -51,11 +56,7 @@ def _logged(record: dict[str, Any], column: str, needed: bool) -> Logged | str:
     if not found.keys() & {"answer", "scores"}:
         wanted = ", ".join(COLUMNS["answer"])
         return f"The row has neither an answer ({wanted}) nor a score. --score names its column."
-    for field in COLUMNS:
-        if field in found and isinstance(found[field], (list, dict)):
-            return f"The {field} is no text."
-    texts = {field: str(found[field]) for field in COLUMNS if field in found}
-    return Logged(**{**found, **texts})
+    return Logged(**found)
 
 
 LOG = PlainLog()

@@ -12,8 +12,6 @@ from typing import Any
 from ftlab.evals.logs.base import About, LogFormat, Logged, number
 from ftlab.evals.logs.files import records
 
-JAILBREAK = ("jailbreak", "jailbreak_name")  # columns with the attack's name
-
 
 class StrongRejectLog(LogFormat):
     """Responses to forbidden prompts; several jailbreaks of one prompt are its repeats."""
@@ -46,8 +44,13 @@ def _logged(record: dict[str, Any]) -> Logged | str:
         if value is None:
             return "The score is no number."
         scores[str(record.get("evaluator") or "score")] = value
-    names = [str(record[column]) for column in JAILBREAK if record.get(column)]
-    return Logged(question=asked, answer=answer, scores=scores, repeat="".join(names[:1]))
+    attack = record.get("jailbreak") or ""
+    return Logged(
+        question=asked,
+        answer=answer,
+        scores=scores,
+        repeat=str(attack),
+    )
 
 
 LOG = StrongRejectLog()
