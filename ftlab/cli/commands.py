@@ -176,7 +176,7 @@ CELLS = {
     ),
     "compare": Cell(
         "experiments:compare",
-        "Compare two models, runs or other tools' logs; 0 no worse, 1 worse, 3 unclear.",
+        "Compare two models, runs, or logs of other tools.",
         ("before", "after"),
         print_comparison,
     ),

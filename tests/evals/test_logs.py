@@ -281,22 +281,21 @@ def test_memory_is_flat_in_the_texts(tmp_path):
     long = "word " * 20_000
     plain = tmp_path / "a.jsonl"
     with open(plain, "w") as file:
-        for n in range(300):
+        for n in range(60):
             file.write(
                 json.dumps({"id": n, "prompt": f"{n}{long}", "answer": long, "score": 1}) + "\n"
             )
     whole = tmp_path / "b.json"
-    rows = {f"b{n}": [{"test_case": "", "generation": long, "label": 0}] for n in range(300)}
+    rows = {f"b{n}": [{"test_case": "", "generation": long, "label": 0}] for n in range(120)}
     whole.write_text(json.dumps(rows))
     del rows
     for path in (plain, whole):
-        size = path.stat().st_size
-        assert size > 25e6
+        assert path.stat().st_size > 12e6
         tracemalloc.start()
         paired_tables(path, path, higher="worse")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 12e6, (path.name, peak)
+        assert peak < 7e6, (path.name, peak)
 
 
 def test_ids_that_stand_for_two_answers(tmp_path):
@@ -384,7 +383,7 @@ def test_answers_without_a_score_are_judged_in_batches(tmp_path, monkeypatch):
     assert [pair[0]["judge"].iloc[0] for pair in tables] == ["refusal", "keywords"]
     for pair in tables:
         assert pair[0]["event"].tolist() == [0, 1] * 3 and pair[0].attrs["higher"] == "worse"
-        assert set(pair[0]["risk"]) == {"jailbreak"}
+        assert set(pair[0]["risk"]) == {f"jailbreak: {pair[0]['judge'].iloc[0]}"}
     (pair,), _ = paired_tables(path, path, judge="keywords", risk="over_refusal")
     assert pair[0]["event"].tolist() == [1, 0] * 3
 

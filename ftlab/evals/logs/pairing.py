@@ -121,8 +121,9 @@ def paired_tables(
     }
     tables = []
     for name in names:
-        several = len(names) > 1 and not judges
-        shown = f"{label}: {name}" if several else label
+        shown = label
+        if len(names) > 1:
+            shown += f": {name}"
         pair = _pair(logs, name, shown)
         for table in pair:
             table.attrs = attrs
@@ -157,7 +158,7 @@ def _opened(path: Path, score: str | None) -> _Log:
         names = pd.Series(log.names, name="name")
         added = log.rows[failed].drop(columns="name")
         added = added.merge(names, how="cross")
-        log.rows = pd.concat([log.rows[~failed], added])
+        log.rows = pd.concat([log.rows[~failed], added], ignore_index=True)
     return log
 
 
@@ -217,7 +218,7 @@ def _judge(logs: list[_Log], judge: Judge, risk: str) -> str:
                     f"{log.path.name} has no score, and no answer that {name} can read.",
                 )
             others = ~log.rows["name"].isin(["", name])
-            log.rows = pd.concat([log.rows[others], found])
+            log.rows = pd.concat([log.rows[others], found], ignore_index=True)
     finally:
         judge.release()
     return name
@@ -303,11 +304,11 @@ def _keyed(rows: pd.DataFrame, by_id: bool) -> pd.DataFrame:
         return rows.assign(repeat=rows["repeat"] + "#" + number.astype(str))
     rows = rows.assign(sample_id=rows["id"])
     rows = rows.drop_duplicates([*keys, "question", "event"])
-    samples = rows[asked.loc[rows.index] != ""].groupby("sample_id")
+    samples = rows[rows["question"] != ""].groupby("sample_id")
     questions = rows["sample_id"].map(samples["question"].nunique())
     wrong = rows[rows.duplicated(keys) | (questions > 1)]
     problems = []
-    for row in wrong.drop_duplicates("place").itertuples():
+    for row in wrong.drop_duplicates(["place", "id"]).itertuples():
         problems.append(f"{row.place}: The id {shown_id(row.id)} stands for another answer too.")
     if problems:
         fix = "Make the ids unique, or number the answers to one sample in a column repeat."
