@@ -144,6 +144,19 @@ def test_the_compressions_and_json_of_inspect_say_the_same(tmp_path):
     assert same(as_json, paired_tables(other, other)[0]) and len(as_json[0][0]) == 4
 
 
+def test_samples_that_inspect_stores_in_chunks(tmp_path):
+    """Version 3 may split a sample: its scores are in samples/ID_epoch_N/sample.json."""
+    files = {}
+    for name, text in content(INSPECT[0]).items():
+        if name.startswith("samples/sum-1"):
+            stem = name.removesuffix(".json")
+            files[f"{stem}/messages/0.json"] = b"[]"
+            name = f"{stem}/sample.json"
+        files[name] = text
+    packed = repacked(tmp_path / "a.eval", files)
+    assert same(paired_tables(packed, INSPECT[1])[0], paired_tables(*INSPECT)[0])
+
+
 def test_a_truncated_zip_is_refused_in_a_sentence(tmp_path):
     whole = INSPECT[0].read_bytes()
     for length in (1, 100, len(whole) // 2, len(whole) - 1):

@@ -88,6 +88,8 @@ def test_metrics_and_filters_of_the_harness():
     colours = ft.compare(*harness("colours"), score="acc")
     assert colours["judge"].tolist() == ["acc"] and colours["risk"].tolist() == ["toy_colours"]
     assert colours["lost"].tolist() == [5] and "decision" in analysis.summary(colours)
+    other_way = ft.compare(*harness("colours"), score="acc", higher="worse")
+    assert other_way["decision"].tolist() == ["no worse"]
     with raises_code("unknown_score"):
         ft.compare(*harness("colours"), score="accuracy")
 
