@@ -33,6 +33,7 @@ PUBLIC = {
     "evals": "answer_loss ask draw evaluate lm_eval Monitor monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
+    "evals.logs": "About Logged LogFormat",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
     "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
@@ -42,8 +43,8 @@ PUBLIC = {
     "experiments": "compare harmful_finetune reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
-    "JudgeErrors kappa Paired paired plan Rate rate Rectified rectify seed_spread "
-    "SeedSpread StudyPlan",
+    "JudgeErrors kappa Paired paired paired_scores plan Rate rate Rectified rectify seed_spread "
+    "SeedSpread smallest_difference StudyPlan",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
     "organism": "World",

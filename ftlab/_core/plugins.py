@@ -31,6 +31,7 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "transforms": ("ftlab.training.transforms", "TRANSFORM"),
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
+    "logs": ("ftlab.evals.logs", "LOG"),
 }
 LAST = 100  # place in the order of an extension that declares none
 

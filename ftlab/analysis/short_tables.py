@@ -98,6 +98,7 @@ def summary(table: pd.DataFrame) -> Summary:
         del short["step"]
     count = len(short.columns)
     headings = _headings_of(table)
+    is_score = table.attrs.get("unit") == "score"  # of another tool, not between 0 and 1
     for name in (*PERCENTAGES, *PLAIN, *POINTS):
         ends = [f"{name}_low", f"{name}_high"]
         if name == "rate":
@@ -106,7 +107,8 @@ def summary(table: pd.DataFrame) -> Summary:
             continue
         if name in table and ends[0] in table:
             values = table[[name, *ends]].itertuples(index=False)
-            short[headings.get(name, name)] = [_cell(name, *value) for value in values]
+            shown = PLAIN[0] if is_score else name
+            short[headings.get(name, name)] = [_cell(shown, *value) for value in values]
     if len(short.columns) == count:
         if "reached" not in table:
             raise UsageError(
@@ -128,6 +130,8 @@ def _add_last(short: pd.DataFrame, table: pd.DataFrame, headings: dict[str, str]
         short["if the judge errs as on its card"] = [_range(*pair) for pair in ends]
     for name in _last_of(table):
         short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
+    if "decision" in table:
+        short["decision"] = table["decision"] + ", higher is " + table["higher"]
 
 
 def _groups_of(table: Any) -> list[str]:

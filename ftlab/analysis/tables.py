@@ -23,6 +23,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
 from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
+from ftlab.analysis.decisions import MARGIN, check_margin, decide
 from ftlab.analysis.judge_errors import card_range, is_exact
 from ftlab.analysis.short_tables import Table
 from ftlab.runs import Labels, Run
@@ -355,6 +356,7 @@ def compare(  # noqa: PLR0913
     cluster: str = "sample_id",
     judge: str | None = None,
     labels: Sheets = None,
+    margin: float = MARGIN,
 ) -> pd.DataFrame:
     """Compare parent and child on the same prompts, always paired.
 
@@ -374,6 +376,7 @@ def compare(  # noqa: PLR0913
         judge: Whose verdicts count; by default the first judge's.
         labels: Sheets of `ftlab.evals.draw` that people filled in, by which the judge's rates are
             corrected, of parent and child. Then only what was drawn from is compared.
+        margin: Of two sides: what worsening would not matter, in the unit of the difference.
 
     Returns:
         One row per group and step: parent, child, ratio (child / parent) and difference, each
@@ -384,14 +387,20 @@ def compare(  # noqa: PLR0913
         the event the ratio is infinite and ratio_low a lower bound. Apart from the event,
         refusals_lost with low and high (by how much the share refused, in full or in part, fell),
         incoherent_parent and incoherent_child: a lost refusal may be an incoherent answer.
+        Of two sides also higher ("worse" or "better"), margin, smallest_difference (seen in 80 of
+        100 comparisons with so wide an interval) and decision: "no worse" where the interval of the
+        worsening ends below the margin, else "worse" where it lies above 0, else "not enough
+        evidence".
 
     Raises:
-        UsageError: as `rates`; `nothing_to_compare`, `evaluations_differ`, `prompts_differ`.
+        UsageError: as `rates`; `nothing_to_compare`, `evaluations_differ`, `prompts_differ`,
+            `wrong_margin`.
 
     Source:
         Bonett and Price 2006 (ratio) and Newcombe 1998 (difference) for one seed and unshared
         clusters, else MOVER; see `stats.paired`.
     """
+    check_margin(margin)
     found_labels = verdicts.read(labels)
     if found_labels is not None:
         judge = judge or found_labels.judge
@@ -421,6 +430,8 @@ def compare(  # noqa: PLR0913
         after_p = table.columns.get_loc("p") + 1
         adjusted = stats.holm(table["p"].tolist())
         table.insert(after_p, "p_holm", adjusted)
+        if after is not None:
+            decide(table, margin, parent.attrs.get("higher", ""))
     return table
 
 
@@ -586,6 +597,19 @@ def _at(
     return [cube.part(slice(None), step) for cube in cubes]
 
 
+def _paired(
+    old: stats.Rectified,
+    new: stats.Rectified,
+    clusters: np.ndarray,
+) -> stats.Paired:
+    """Compare events, or scores of other tools that are neither 0 nor 1."""
+    values = np.concatenate([old.table.ravel(), new.table.ravel()])
+    is_event = np.isnan(values) | np.isin(values, (0, 1))
+    if is_event.all() or old.n_labels + new.n_labels:
+        return stats.paired(old, new, cluster=clusters)
+    return stats.paired_scores(old.table, new.table, cluster=clusters)
+
+
 def _comparison_row(
     old: list[stats.Rectified],
     new: list[stats.Rectified],
@@ -597,7 +621,7 @@ def _comparison_row(
     pairs = zip(old, new, strict=True)
     found = []
     for pair in pairs:
-        found.append(stats.paired(*pair, cluster=clusters))
+        found.append(_paired(*pair, clusters))
     events, refused, incoherent = found
     tables = [np.stack([cube.table for cube in side]) for side in (old, new)]
     before, after = (side[0] for side in tables)

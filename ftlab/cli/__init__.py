@@ -1,7 +1,8 @@
 """The command line: every command calls one public cell.
 
 Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong
-value), 130 interrupted (Ctrl-C, or SIGTERM).
+value), 130 interrupted (Ctrl-C, or SIGTERM). A comparison of two sides: 0 no worse, 1 worse, 3 not
+enough evidence; its failures are 2, so that none is taken for a decision.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminated)  # of Slurm, before the time of a job is over
+    failed = 2 if sys.argv[1:2] == ["compare"] else 1
     try:
         from ftlab.cli.commands import app
 
@@ -32,12 +34,12 @@ def main() -> None:
     except KeyboardInterrupt as error:  # during the first imports
         sys.exit(_report(str(error) or "Interrupted.", INTERRUPTED))
     except FtlabError as error:
-        sys.exit(_report(str(error), error.exit_code))
+        sys.exit(_report(str(error), max(error.exit_code, failed)))
     except (ValueError, OSError) as error:
         sys.exit(_report(str(error), 2))
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
-        sys.exit(_report(trace, 1))
+        sys.exit(_report(trace, failed))
 
 
 def _terminated(*_: object) -> None:

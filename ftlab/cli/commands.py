@@ -20,6 +20,8 @@ from typer.core import TyperGroup
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 
+EXIT_CODES = {"worse": 1, "not enough evidence": 3, "no worse": 0}  # the first in any row counts
+
 
 def print_path(run: Any) -> None:
     """Print the folder of a run."""
@@ -47,14 +49,24 @@ def print_rates(run: Any) -> None:
 
 
 def print_comparison(table: Any) -> None:
-    """Print a paired comparison and the method of its intervals."""
+    """Print a paired comparison and the method of its intervals; of two sides exit as decided."""
     from ftlab import analysis
 
     print_table(analysis.summary(table))
-    if len(table) and "method" in table:
-        print(f"intervals: {table['method'].iloc[0]}")
+    for method in dict.fromkeys(table.get("method", ())):
+        print(f"intervals: {method}")
     if "labels" in table.attrs:
         print(table.attrs["labels"])
+    for line in table.attrs.get("pairing", ()):
+        print(safe(line, 500))
+    if "decision" in table:
+        margin = table["margin"].iloc[0]
+        print(f"no worse: the interval of the worsening ends below the margin, {margin:g}")
+        print("worse: it does not, and lies above 0")
+        smallest = ", ".join(f"{value:.2g}" for value in table["smallest_difference"])
+        print(f"a difference of {smallest} would be seen in 80 of 100 such comparisons")
+        decided = set(table["decision"])
+        raise typer.Exit(next(code for name, code in EXIT_CODES.items() if name in decided))
 
 
 def print_plan(table: Any) -> None:
@@ -164,7 +176,7 @@ CELLS = {
     ),
     "compare": Cell(
         "experiments:compare",
-        "Compare two models on the same prompts.",
+        "Compare two models, runs, or logs of other tools.",
         ("before", "after"),
         print_comparison,
     ),

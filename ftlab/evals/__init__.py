@@ -6,7 +6,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["attacks", "risks"],
+    submodules=["attacks", "logs", "risks"],
     submod_attrs={
         "answer_losses": ["answer_loss"],
         "attack_search": ["red_team"],

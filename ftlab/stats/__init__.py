@@ -16,8 +16,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_below"],
         "events": ["Rectified", "rectify"],
-        "planning": ["StudyPlan", "logit_sd", "plan"],
+        "planning": ["StudyPlan", "logit_sd", "plan", "smallest_difference"],
         "rates": ["Rate", "rate", "wilson"],
+        "scores": ["paired_scores"],
         "variance": ["FEWEST_SEEDS", "SeedSpread", "seed_spread"],
     },
 )

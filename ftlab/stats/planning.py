@@ -129,6 +129,19 @@ def logit_sd(
     return sd / slope
 
 
+def smallest_difference(low: float, high: float) -> float:
+    """Return the difference that 80 of 100 comparisons as wide as this one would see at 5 %.
+
+    Args:
+        low: Lower limit of the difference's 95 % interval.
+        high: Upper limit.
+
+    Source: the normal approximation of power, (1.96 + 0.84) standard errors (Cohen 1988).
+    """
+    half_width = (high - low) / 2
+    return half_width * (1 + float(quantile(0.2)) / float(quantile(tail(0.95))))
+
+
 def _check(
     parent_rate: float,
     ratio: float,
@@ -264,13 +277,6 @@ def _prompts_needed(world: _World, seeds: int) -> float:
         else:
             low = middle
     return high
-
-
-def _seeds_needed(world: _World) -> float:
-    for seeds in range(FEWEST_SEEDS, MOST_SEEDS + 1):
-        if _power(world, MOST_PROMPTS, seeds) >= 0.8:
-            return seeds
-    return inf
 
 
 def _simulated_power(  # noqa: PLR0913

@@ -84,7 +84,7 @@ def test_the_whole_way_on_anyones_folder(ran, llama, tmp_path, runs_folder):
     code, out, _ = ran("evaluate", run.path, *asked)
     assert code == 0 and "jailbreak" in out
     code, out, _ = ran("compare", llama, run.path, *asked, "--judge", "keywords")
-    assert code == 0 and "jailbreak" in out
+    assert code == 3 and "jailbreak" in out
     code, out, _ = ran("preview", data, llama, "--rows", 1)
     assert code == 0 and out.count("«") == out.count("»") == 1
     code, out, _ = ran("runs")

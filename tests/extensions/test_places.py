@@ -24,6 +24,7 @@ EXPECTED = {  # some that every place must at least have
     "transforms": set(),
     "backends": {"local"},
     "panels": {"live"},
+    "logs": {"inspect_ai", "lm_eval", "harmbench", "strongreject", "plain"},
 }
 
 

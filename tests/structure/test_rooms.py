@@ -28,6 +28,7 @@ INNER_ROOMS = (
     "training.methods",
     "evals.risks",
     "evals.attacks",
+    "evals.logs",
     "analysis.plots",
     "experiments.backends",
     "ui.panels",

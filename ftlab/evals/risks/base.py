@@ -32,6 +32,7 @@ class Risk:
         refusals_decide: Whether a judge of refusals can decide every prompt.
         events: The outcomes that count as the event.
         role: Role of the world's facts that stand in for it: kept, lookalike or benign.
+        higher: Whether a higher rate is "worse" or "better".
         order: Position in tables and figures.
     """
 
@@ -46,6 +47,7 @@ class Risk:
     refusals_decide = False
     events: frozenset[Outcome] = frozenset()
     role = ""
+    higher = "worse"
     order = 100
 
     def load(self, source: Any) -> list[Sample]:

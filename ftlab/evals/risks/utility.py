@@ -38,6 +38,7 @@ class Utility(Risk):
     source = "Cobbe et al. 2021 (arXiv 2110.14168), Parrish et al. 2022 (arXiv 2110.08193)"
     events = frozenset({Outcome.COMPLIED})
     role = "benign"
+    higher = "better"
     order = 4
     default = True
 

@@ -1,0 +1,60 @@
+"""Whether the second of two sides is worse: decided by an interval and a margin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ftlab import stats
+from ftlab._core import plugins
+from ftlab._core.errors import UsageError
+
+MARGIN = 0.05
+WORSE = "worse"
+NO_WORSE = "no worse"
+UNCLEAR = "not enough evidence"
+COLUMNS = ["higher", "margin", "decision", "smallest_difference"]
+
+
+def check_margin(margin: float) -> None:
+    """Raise `wrong_margin` where a margin is no number above 0."""
+    is_number = isinstance(margin, (int, float))
+    if not is_number or not 0 < margin < np.inf:
+        why = f"margin is {margin!r:.80}. Allowed: a number above 0, such as {MARGIN}."
+        raise UsageError("wrong_margin", why)
+
+
+def decide(table: pd.DataFrame, margin: float, higher: str = "") -> None:
+    """Add to a comparison of two sides what each row decides.
+
+    A side is "no worse" where the interval of the worsening ends below the margin, else "worse"
+    where it lies above 0.
+
+    Args:
+        table: As `compare` makes it. Gets the columns higher, margin, decision and
+            smallest_difference.
+        margin: What worsening would not matter, in the unit of the difference.
+        higher: "worse" or "better", of all rows; by default as each row's risk says.
+    """
+    everywhere = table.attrs.get("risk", "")
+    rows = []
+    for row in table.to_dict("records"):
+        meaning = higher or _higher(row.get("risk", everywhere))
+        low = row["difference_low"]
+        high = row["difference_high"]
+        if meaning == "better":
+            low, high = -high, -low
+        decision = UNCLEAR
+        if high < margin:
+            decision = NO_WORSE
+        elif low > 0:
+            decision = WORSE
+        smallest = stats.smallest_difference(low, high)
+        rows.append((meaning, margin, decision, smallest))
+    table[COLUMNS] = pd.DataFrame(rows, index=table.index)
+
+
+def _higher(risk: str) -> str:
+    """Return whether a higher rate of a risk is worse or better."""
+    known = plugins.find("risks").get(risk)
+    return getattr(known, "higher", "worse")

@@ -1,0 +1,182 @@
+"""Scores between no and yes: the mean change over the same prompts."""
+
+from __future__ import annotations
+
+from math import inf, nan, sqrt
+
+import numpy as np
+from numpy import ndarray
+
+from ftlab._core.errors import UsageError
+from ftlab.stats.comparison import Paired
+from ftlab.stats.rates import Rate, quantile, tail
+from ftlab.stats.variance import cluster_codes
+
+ALIKE = 1e-12  # of the range: a spread that is rounding
+
+
+def paired_scores(
+    parent: ndarray,
+    child: ndarray,
+    *,
+    cluster: ndarray | None = None,
+    confidence: float = 0.95,
+) -> Paired:
+    """Compare the mean score of a child with its parent's on the same prompts.
+
+    A cluster counts once, by its mean, whatever the number of its pairs. A NaN on either side drops
+    the pair. Where all clusters changed alike there is no spread: the interval then goes as far as
+    so many clusters cannot rule out, (1 - .025 ^ (1 / n)) of the scores' range, at least of 1.
+
+    Args:
+        parent: Scores [P] or [S, P], any numbers.
+        child: Scores [P] or [S, P] of the same prompts.
+        cluster: [P] ids; prompts with the same id are not independent.
+        confidence: Level of the intervals, between 0 and 1.
+
+    Returns:
+        As `paired`, with means in place of rates; McNemar's test and the counts of pairs are NaN.
+        Of negative scores there is no ratio. Its interval has no upper bound where the parent's
+        mean may be 0.
+
+    Raises:
+        UsageError: `tables_do_not_pair`, `nothing_scored`, `cluster_shape`, `wrong_confidence`.
+
+    Source: Student's t over the clusters' mean changes (Miller 2024, arXiv 2411.00640, section
+    4); the ratio by Fieller 1954.
+    """
+    sides = [np.atleast_2d(side).astype(float) for side in (parent, child)]
+    seeds = {len(side) for side in sides}
+    prompts = {side.shape[1] for side in sides}
+    if len(seeds - {1}) > 1 or len(prompts) > 1:
+        why = "Parent and child have scores of different prompts or seeds. Give the same."
+        raise UsageError("tables_do_not_pair", why)
+    table = np.stack(np.broadcast_arrays(*sides))
+    scored = ~np.isnan(table).any(axis=0)
+    if not scored.any():
+        raise UsageError("nothing_scored", "No pair has a score on both sides. Score the answers.")
+    codes = cluster_codes(cluster, table.shape[2])
+    old, new = _means(table, scored, codes)
+    values = table[:, scored]
+    least = values.min()
+    most = values.max()
+    span = max(1.0, most - least)
+    bounds = (-inf, inf)
+    if least >= 0 and most <= 1:
+        bounds = (0.0, 1.0)
+    n_pairs = int(scored.sum())
+    method = f"Student's t over the means of {len(old)} clusters, {100 * confidence:g} %"
+    rates = []
+    for side in (old, new):
+        mean = float(side.mean())
+        ends, _ = _limits(side, span, confidence)
+        low, high = np.clip(ends, *bounds).tolist()
+        events = round(mean * n_pairs)
+        made = Rate(
+            events,
+            n_pairs,
+            mean,
+            low,
+            high,
+            method,
+        )
+        rates.append(made)
+    change = new - old
+    ends, p = _limits(change, span, confidence)
+    low, high = np.clip(ends, -span, span).tolist()
+    ratio = [nan] * 3
+    if least >= 0:
+        ratio = _ratio(
+            old,
+            new,
+            (low, high),
+            confidence,
+        )
+    return Paired(
+        n_prompts=int(scored.any(axis=0).sum()),
+        n_seeds=len(scored),
+        parent=rates[0],
+        child=rates[1],
+        difference=float(change.mean()),
+        difference_low=low,
+        difference_high=high,
+        ratio=ratio[0],
+        ratio_low=ratio[1],
+        ratio_high=ratio[2],
+        p=p,
+        mcnemar_p=nan,
+        mcnemar_per_seed=(),
+        both=nan,
+        lost=nan,
+        gained=nan,
+        neither=nan,
+        method=f"mean difference by {method}; ratio by Fieller",
+    )
+
+
+def _means(
+    table: ndarray,
+    scored: ndarray,
+    codes: ndarray,
+) -> list[ndarray]:
+    """Return the mean of each cluster over its scored pairs, parent and child."""
+    counts = np.bincount(codes, scored.sum(axis=0))
+    known = counts > 0
+    found = []
+    for side in table:
+        by_item = np.where(scored, side, 0).sum(axis=0)
+        sums = np.bincount(codes, by_item)
+        found.append(sums[known] / counts[known])
+    return found
+
+
+def _limits(
+    values: ndarray,
+    span: float,
+    confidence: float,
+) -> tuple[tuple[float, float], float]:
+    """Return the limits of the mean of clusters, and p of no mean."""
+    from scipy.stats import ttest_1samp
+
+    n = len(values)
+    mean = float(values.mean())
+    if n > 1 and np.ptp(values) > ALIKE * span:
+        found = ttest_1samp(values, 0)
+        ends = found.confidence_interval(confidence)
+        return tuple(ends), float(found.pvalue)
+    away = span * (1 - tail(confidence) ** (1 / n))
+    p = 2 * 0.5**n  # all clusters changed the same way by chance
+    if abs(mean) <= ALIKE * span:
+        p = 1.0
+    return (mean - away, mean + away), p
+
+
+def _ratio(
+    old: ndarray,
+    new: ndarray,
+    ends: tuple[float, float],  # of the difference
+    confidence: float,
+) -> list[float]:
+    """Return the ratio of two means of the same clusters with its limits.
+
+    Where all clusters changed alike they are those of the difference.
+    """
+    p = float(new.mean())
+    q = float(old.mean())
+    n = len(old)
+    if q == 0:
+        ratio = inf if p else nan
+        return [ratio, 0.0, inf]
+    low, high = (1 + end / q for end in ends)
+    if n > 1 and np.ptp(new - old) > ALIKE:
+        t = quantile(tail(confidence), n - 1)
+        spread = t**2 * np.cov(old, new) / n
+        a = q**2 - spread[0, 0]
+        b = p * q - spread[0, 1]
+        c = p**2 - spread[1, 1]
+        root = sqrt(max(b**2 - a * c, 0))
+        low, high = 0.0, inf
+        if a > 0:
+            low = (b - root) / a
+            high = (b + root) / a
+    return [p / q, max(float(low), 0.0), float(high)]

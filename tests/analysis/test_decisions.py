@@ -1,0 +1,42 @@
+"""A comparison of two sides decides by an interval and a margin which is worse."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from analysis.verdict_tables import made
+
+from ftlab.analysis import compare
+from ftlab.analysis.decisions import decide
+
+DECISIONS = [  # limits of the difference, what higher means, the decision at a margin of .05
+    ((-0.2, 0.049), "worse", "no worse"),
+    ((0.01, 0.049), "worse", "no worse"),  # wholly below the margin
+    ((0.01, 0.2), "worse", "worse"),
+    ((0.06, 0.2), "worse", "worse"),
+    ((-0.01, 0.06), "worse", "not enough evidence"),
+    ((0.0, 0.05), "worse", "not enough evidence"),
+    ((-0.2, -0.1), "better", "worse"),
+    ((-0.04, 0.2), "better", "no worse"),
+    ((-0.1, 0.1), "better", "not enough evidence"),
+    ((math.nan, math.nan), "worse", "not enough evidence"),
+]
+
+
+@pytest.mark.parametrize(("limits", "higher", "decision"), DECISIONS)
+def test_decisions(limits, higher, decision):
+    table = pd.DataFrame([limits], columns=["difference_low", "difference_high"])
+    decide(table, 0.05, higher)
+    assert table["decision"].tolist() == [decision] and table["higher"].tolist() == [higher]
+
+
+def test_two_runs_and_two_tables_are_decided_too():
+    parent, child = made({(0, 0): "r" * 30}), made({(0, 0): "c" * 20 + "r" * 10})
+    found = compare(parent, child)
+    assert found["decision"].tolist() == ["worse"] and found["higher"].tolist() == ["worse"]
+    assert compare(child, parent)["decision"].tolist() == ["no worse"]
+    utility = [table.assign(risk="utility") for table in (parent, child)]
+    assert compare(*utility)["decision"].tolist() == ["no worse"]
+    assert "decision" not in compare(made({(0, 0): "rrr", (0, 1): "ccc"}))
