@@ -66,14 +66,14 @@ def _unanswered(prompt: Prompt, answer: Answer) -> Judgement | None:
     """Return the judgement where there is an error or only a thought instead of an answer."""
     if answer.error:
         return Judgement(Outcome.ERROR, reason=answer.error)
-    if not prompt.sample.choices and heard(prompt.sample, answer.text).text is None:
+    if not prompt.sample.choices and heard(prompt.sample.question, answer.text).text is None:
         return Judgement(Outcome.UNPARSED, reason=UNFINISHED)
     return None
 
 
 def _heard(sample: Sample, answer: Answer) -> Heard:
     """Return what rules read of an answer: what judges read; a choice is taken as it is."""
-    return Heard(answer.text, ()) if sample.choices else heard(sample, answer.text)
+    return Heard(answer.text, ()) if sample.choices else heard(sample.question, answer.text)
 
 
 def judge_answers(

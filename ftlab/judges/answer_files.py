@@ -122,7 +122,7 @@ def _judged_text(sample, text, judgement):
     """Return the words that were judged, where they are not the whole answer."""
     if not judgement.left_out:
         return ""
-    said, _ = heard(sample, text)
+    said, _ = heard(sample.question, text)
     return encodable(said or "")
 
 

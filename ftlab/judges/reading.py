@@ -98,7 +98,8 @@ def judged(
     """
     found = [Heard(text, ()) for text in texts]
     if normalise:
-        found = list(map(heard, samples, texts))
+        questions = [sample.question for sample in samples]
+        found = list(map(heard, questions, texts))
     read = [number for number, one in enumerate(found) if one.text is not None]
     asked = [samples[number] for number in read]
     judgements = [Judgement(Outcome.UNPARSED, reason=UNFINISHED)] * len(texts)
@@ -114,7 +115,7 @@ def judged(
     return judgements
 
 
-def heard(sample: Sample, text: str) -> Heard:
+def heard(question: str, text: str) -> Heard:
     """Return what a judge reads of an answer: without thoughts and what stands around it.
 
     Cut are thoughts (see `without_thought`), an echo of the prompt or of its chat template, role
@@ -122,7 +123,7 @@ def heard(sample: Sample, text: str) -> Heard:
     them is read as it is, and what was cut once has nothing left to cut.
 
     Args:
-        sample: What was asked.
+        question: What was asked: the last message of the user.
         text: What was answered.
     """
     kinds: list[str] = []
@@ -132,7 +133,7 @@ def heard(sample: Sample, text: str) -> Heard:
             kinds.append("thought")
         left, cut = "", []
         if said is not None:
-            left, cut = without_residue(said, sample.question)
+            left, cut = without_residue(said, question)
         kinds += cut
         if said is None or left == text:
             order = tuple(kind for kind in LEFT_OUT if kind in kinds)
