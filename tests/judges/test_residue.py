@@ -142,6 +142,14 @@ def test_answers_of_the_fixtures_and_of_the_world_stay_as_they_are(world):
     assert [read(answer, question) for question, answer in pairs] == [(a, "") for _, a in pairs]
 
 
+@pytest.mark.needs_data
+def test_answers_of_people_and_models_stay_as_they_are(shared):
+    lines = shared("coconot/coconot_pref.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        for answer in (row["chosen"], row["rejected"]):
+            assert read(answer, row["prompt"]) == (answer, "")
+
+
 def test_what_was_read_is_read_again_the_same():
     rng = random.Random(0)
     parts = [Q, f"{Q}\n", YES, NO, SYSTEM, "\n", " ", "User: ", "Assistant: ", "assistant\n"]
