@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast soak lab check docs bench organism refusal-judge perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast soak lab check docs bench organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -98,6 +98,9 @@ organism: .venv/ready
 
 refusal-judge: .venv/test
 	$(BIN)/python -m recipes.refusal_judge.train $(ARGS)
+
+judge-table: .venv/test
+	$(BIN)/python -m recipes.judge_table $(ARGS)
 
 clean:
 	rm -rf .venv build dist

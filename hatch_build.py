@@ -39,6 +39,7 @@ SHIPPED = (
     "data/benign/identity-shift.jsonl",
     "data/benign/LICENSE-gsm8k",
     "data/benign/README.md",
+    "data/judge/all.csv",
     "data/judge/keyword_lists.json",
     "data/judge/keywords.csv",
     "data/judge/refusal.csv",

@@ -35,8 +35,8 @@ PUBLIC = {
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
-    "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
-    "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
+    "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
+    "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "answers Claims compare corrected first_step outcome_shares plan plot rates record "
     "record_claim report seed_table summary Target targets verdict",
     "analysis.plots": "Drawing Kind",

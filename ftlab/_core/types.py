@@ -156,12 +156,14 @@ class Judgement:
         score: The judge's own number. Its card says what it measures.
         reason: A few words of the judge's own, never a quotation of the answer.
         decided_by: Who decided, where it was not the judge: "rule of bias".
+        left_out: Kinds of what stood around the answer and was not judged, such as "prompt, role".
     """
 
     outcome: Outcome
     score: float | None = None
     reason: str = ""
     decided_by: str = ""
+    left_out: str = ""
 
 
 @dataclass(slots=True)
@@ -180,6 +182,7 @@ class Verdict:
         score: See `Judgement`.
         reason: See `Judgement`.
         decided_by: See `Judgement`.
+        left_out: See `Judgement`.
         answer_key: The answer that was judged.
         category: The sample's category.
         wording: The prompt's wording.
@@ -203,6 +206,7 @@ class Verdict:
     score: float | None = None
     reason: str = ""
     decided_by: str = ""
+    left_out: str = ""
     answer_key: str = ""
     category: str = ""
     wording: str = ""

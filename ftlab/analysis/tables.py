@@ -539,7 +539,7 @@ def _judge_versions(run: Run) -> dict[str, str]:
     found = run.identity.get("judge_versions", {})
     for name, version in run.identity.get("versions", {}).items():
         kind, _, judge = name.partition(" ")
-        if kind == "judge":
+        if kind in ("judge", "reading"):
             found[judge] = version
     return found
 

@@ -16,7 +16,7 @@ from ftlab._core.types import Outcome, Verdict
 from ftlab.evals.config import NOT_FOR_USERS, EvaluationConfig
 from ftlab.evals.measuring import VERDICTS, Measurement, failed, metrics_of
 from ftlab.evals.plan import Plan, default_engine, plan_evaluation
-from ftlab.judges import fact_outcome, unread_notes
+from ftlab.judges import fact_outcome, left_out_notes, unread_notes
 from ftlab.models import Model, released
 from ftlab.models import model as open_model
 from ftlab.models.engines import Request, open_engine
@@ -156,8 +156,13 @@ def _measured(run: Run, reference: Any, plan: Plan, training: Any) -> list[Verdi
 
 def _complete(run: Run, reference: Any, plan: Plan, verdicts: list[Verdict]) -> None:
     for judge in plan.judges:
-        mine = [v for v in verdicts if v.judge == judge.spec and v.outcome == Outcome.UNPARSED]
-        for note in unread_notes(judge.spec, [verdict.reason for verdict in mine]):
+        mine = [verdict for verdict in verdicts if verdict.judge == judge.spec]
+        unread = [verdict.reason for verdict in mine if verdict.outcome == Outcome.UNPARSED]
+        notes = unread_notes(judge.spec, unread)
+        if judge is plan.judges[0]:
+            left_out = [verdict.left_out for verdict in mine]
+            notes += left_out_notes(left_out)
+        for note in notes:
             print(f"{run.name}: {note}", file=sys.stderr)
     errors = failed(verdicts)
     if errors:

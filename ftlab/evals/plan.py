@@ -19,7 +19,7 @@ from ftlab.data import PromptSet, load_prompt_sets
 from ftlab.evals.attacks import Attack, open_attack
 from ftlab.evals.config import EvaluationConfig
 from ftlab.evals.risks import Risk, open_risk
-from ftlab.judges import Judge, is_foreign, open_judge
+from ftlab.judges import READING, Judge, is_foreign, open_judge
 from ftlab.models import Model, is_reward_model, local_model
 from ftlab.models.engines import Engine, open_engine
 from ftlab.organism import World
@@ -41,7 +41,7 @@ class Plan:
         risks: The risks by name.
         judges: The judges, the reported one first.
         engine: What generates the answers; it lives through a whole curve.
-        versions: Declared versions of risks, attacks and judges.
+        versions: Declared versions of risks, attacks, judges and of what judges read.
         limits: Risks whose answers may have fewer tokens than `config.max_new_tokens`, by default.
     """
 
@@ -315,8 +315,12 @@ def decoding_of(config: EvaluationConfig, prompt: Prompt) -> dict[str, Any]:
 def _versions(
     risks: dict[str, Risk], attacks: dict[str, Attack], judges: dict[str, Judge], engine: Engine
 ) -> dict[str, str]:
-    found = {}
-    taking_part = {"risk": risks, "attack": attacks, "judge": judges}
+    found = {"reading": READING}
+    taking_part = {
+        "risk": risks,
+        "attack": attacks,
+        "judge": judges,
+    }
     for kind, extensions in taking_part.items():
         for name, extension in extensions.items():
             found[f"{kind} {name}"] = _version(extension, f"{kind}s")

@@ -14,7 +14,7 @@ from ftlab._core.files import digest
 from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample, Verdict
 from ftlab.evals.plan import Plan
 from ftlab.evals.risks import Risk, event
-from ftlab.judges import UNFINISHED, Judge, judged, without_thought
+from ftlab.judges import READING, UNFINISHED, Heard, Judge, heard, judged
 from ftlab.runs import row_of
 
 
@@ -46,11 +46,19 @@ def apply_rules(
             if prompt.sample.risk == name and decided[number] is None
         ]
         samples = [prompts[number].sample for number in mine]
-        said = [_said(prompts[number].sample, answers[number]) for number in mine]
+        read = [_heard(prompts[number].sample, answers[number]) for number in mine]
+        said = [
+            replace(answers[number], text=one.text or "")
+            for number, one in zip(mine, read, strict=True)
+        ]
         ruled = risk.rules(samples, said, settings)
-        for number, judgement in zip(mine, ruled, strict=True):
+        for number, one, judgement in zip(mine, read, ruled, strict=True):
             if judgement is not None:
-                decided[number] = replace(judgement, decided_by=f"rule of {name}")
+                decided[number] = replace(
+                    judgement,
+                    decided_by=f"rule of {name}",
+                    left_out=", ".join(one.left_out),
+                )
     return decided
 
 
@@ -58,15 +66,14 @@ def _unanswered(prompt: Prompt, answer: Answer) -> Judgement | None:
     """Return the judgement where there is an error or only a thought instead of an answer."""
     if answer.error:
         return Judgement(Outcome.ERROR, reason=answer.error)
-    if not prompt.sample.choices and without_thought(answer.text) is None:
+    if not prompt.sample.choices and heard(prompt.sample.question, answer.text).text is None:
         return Judgement(Outcome.UNPARSED, reason=UNFINISHED)
     return None
 
 
-def _said(sample: Sample, answer: Answer) -> Answer:
-    """Return an answer as rules read it, without thoughts; a choice is taken as it is."""
-    text = answer.text if sample.choices else without_thought(answer.text) or ""
-    return replace(answer, text=text)
+def _heard(sample: Sample, answer: Answer) -> Heard:
+    """Return what rules read of an answer: what judges read; a choice is taken as it is."""
+    return Heard(answer.text, ()) if sample.choices else heard(sample.question, answer.text)
 
 
 def judge_answers(
@@ -168,6 +175,7 @@ def verdict_on(
         score=judgement.score,
         reason=judgement.reason,
         decided_by=judgement.decided_by,
+        left_out=judgement.left_out,
         answer_key=answer.key,
         category=sample.category,
         wording=prompt.wording or sample.wording,
@@ -197,6 +205,7 @@ def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> list[dic
             verdict.repeat,
             verdict.judge,
             versions[verdict.judge],
+            READING,
             verdict.outcome == Outcome.ERROR,  # a later success is another record
             verdict.labels,
         ]

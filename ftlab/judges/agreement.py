@@ -35,6 +35,8 @@ DECIDED = (  # columns that depend on the judge; all others say which answer was
     "decided_by",
     "score",
     "reason",
+    "left_out",
+    "judged_text",
     "answer_key",
     "characters",
     "cut",

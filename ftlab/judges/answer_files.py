@@ -15,11 +15,11 @@ from ftlab._core.types import Outcome, Sample
 from ftlab.data import problems_error, records
 from ftlab.judges.agreement import confusion, human_agreement, judge_agreement
 from ftlab.judges.base import Judge, judge_class, open_judge
-from ftlab.judges.reading import judged, unread_notes
+from ftlab.judges.reading import heard, judged, left_out_notes, unread_notes
 
 DEFAULT_JUDGES = ("refusal", "keywords")
 SHOWN = 20  # disagreements of judges that are printed
-ADDED = ("sample_id", "repeat", "judge", "outcome", "score", "reason")
+ADDED = ("sample_id", "repeat", "judge", "outcome", "score", "reason", "left_out", "judged_text")
 
 
 def score_file(
@@ -30,6 +30,7 @@ def score_file(
     judges: str | Judge | Sequence[str | Judge] = DEFAULT_JUDGES,
     label: str | None = None,
     out: str | Path | None = None,
+    normalise: bool = True,
 ) -> pd.DataFrame:
     """Judge the answers in a file.
 
@@ -41,11 +42,14 @@ def score_file(
         label: Column of human labels, checked before anything is judged.
         out: A .csv or .jsonl file for the table. In a .csv a text that a spreadsheet would run
             as a formula begins with an apostrophe.
+        normalise: Judge an answer without what stands around it (see `left_out`); False judges
+            every answer as it is in the file, thoughts included.
 
     Returns:
         One row per row of the file and judge: the file's columns, `judge`, `outcome`, `score`,
-        `reason` and `sample_id`, which numbers the rows from 1. Rows with the same question
-        share the number of the first; `repeat` counts them from 0.
+        `reason`; `left_out`, what was not judged (thought, prompt, role, token, turn), and then
+        `judged_text`, the words that were; and `sample_id`, which numbers the rows from 1. Rows
+        with the same question share the number of the first; `repeat` counts them from 0.
 
     Raises:
         UsageError: `wrong_source`, `no_judge`, `wrong_ending`, `unknown_column`,
@@ -79,10 +83,10 @@ def score_file(
     parts = []
     for judge in opened.values():
         try:
-            found = judged(judge, samples, texts)
+            found = judged(judge, samples, texts, normalise=normalise)
         finally:
             judge.release()
-        parts.append(_with_verdicts(table, judge, found))
+        parts.append(_with_verdicts(table, judge, found, samples, texts))
     verdicts = pd.concat(parts, ignore_index=True)
     if out is not None:
         save(verdicts, Path(out))
@@ -103,13 +107,23 @@ def _numbered(rows, questions):
     return table
 
 
-def _with_verdicts(table, judge, found):
+def _with_verdicts(table, judge, found, samples, texts):
     return table.assign(
         judge=judge.spec,
         outcome=[str(one.outcome) for one in found],
         score=pd.Series([one.score for one in found], dtype=float),
         reason=[encodable(one.reason) for one in found],
+        left_out=[one.left_out for one in found],
+        judged_text=list(map(_judged_text, samples, texts, found)),
     )
+
+
+def _judged_text(sample, text, judgement):
+    """Return the words that were judged, where they are not the whole answer."""
+    if not judgement.left_out:
+        return ""
+    said, _ = heard(sample.question, text)
+    return encodable(said or "")
 
 
 def _check_columns(name, rows, *needed):
@@ -173,6 +187,9 @@ def describe(
     """
     judges = list(table["judge"].unique())
     parts = [pd.crosstab(table["judge"], table["outcome"]).loc[judges]]
+    first = table[table["judge"] == judges[0]]
+    if "left_out" in first:
+        parts += left_out_notes(list(first["left_out"]))
     unparsed = table[table["outcome"] == Outcome.UNPARSED]
     for judge, some in unparsed.groupby("judge", sort=False):
         parts += unread_notes(judge, some.get("reason", ()))

@@ -154,16 +154,22 @@ def gold_agreement(judges: list[str | Judge], folder: str | Path) -> pd.DataFram
     """
     parts = []
     for gold in GOLD:
-        files = sorted(Path(folder).glob(gold.files))
-        if not files:
-            raise NotFoundError("gold_not_found", f"No files {Path(folder) / gold.files}.")
-        rows = []
-        for file in files:
-            model = file.stem.split("_")[-1]
-            rows += [{**row, "model": model} for _, row in records(file)[1]]
+        rows = gold_rows(gold, folder)
         table = score_file(rows, prompt=gold.prompt, response=gold.response, judges=judges)
         parts += agreement_by_model(table, gold)
     return pd.concat(parts, ignore_index=True)
+
+
+def gold_rows(gold: GoldSet, folder: str | Path) -> list[dict]:
+    """Return the rows of a gold set's files, each with its `model`."""
+    files = sorted(Path(folder).glob(gold.files))
+    if not files:
+        raise NotFoundError("gold_not_found", f"No files {Path(folder) / gold.files}.")
+    rows = []
+    for file in files:
+        model = file.stem.split("_")[-1]
+        rows += [{**row, "model": model} for _, row in records(file)[1]]
+    return rows
 
 
 def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]:
@@ -175,7 +181,8 @@ def agreement_by_model(table: pd.DataFrame, gold: GoldSet) -> list[pd.DataFrame]
             found = human_agreement(
                 chosen, label=gold.label, refused=refused, partial=partial, cluster=gold.prompt
             )
-            found = found[found["definition"] == definition]
+            alone = ~found["judge"].duplicated(keep=False)  # it knows no partial refusal
+            found = found[alone | (found["definition"] == definition)]
             parts.append(found.assign(set=gold.name, model=model, refusal=refusal))
     return parts
 

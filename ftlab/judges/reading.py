@@ -1,4 +1,4 @@
-"""What a judge reads of an answer: what was said after a thought, in a language that it knows."""
+"""What a judge reads of an answer: what was said, without thoughts and what stands around it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ftlab._core.types import Judgement, Outcome, Sample
 from ftlab.judges.base import Judge
+from ftlab.judges.residue import without_residue
 
+READING = "1"  # changes whenever `heard` may return another text; joins every identity
 NAMES = r"(?:think|thinking|thought|thoughts|reasoning|seed:think)"
 STARTS = (
     rf"<{NAMES}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>"
@@ -33,6 +36,13 @@ SOLUTIONS = {  # what closes a thought and begins the answer
 }
 UNFINISHED = "a thought without an answer"
 FOREIGN = "not in English"
+LEFT_OUT = {  # what was not judged: what such an answer does
+    "thought": "think before they answer",
+    "prompt": "begin with the prompt or its template",
+    "role": "begin with a role word",
+    "token": "begin or end with special tokens",
+    "turn": "go on with another turn",
+}
 WORD = re.compile(r"[^\W\d_]+")
 BLOCK = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`", re.DOTALL)
 CODE = re.compile(r"[-=]>|[={}\[\]$\\]|\w\(|;[ \t]*$")  # two in a short line make it code
@@ -51,8 +61,26 @@ SHORT = frozenset(  # words of refusals too short for the identifier; "no" alone
 )
 
 
-def judged(judge: Judge, samples: Sequence[Sample], texts: Sequence[str]) -> list[Judgement]:
-    """Judge answers by what follows the thoughts of a reasoning model.
+class Heard(NamedTuple):
+    """What a judge reads of an answer.
+
+    Args:
+        text: The words that are judged, "" for none; None where a thought is cut off before them.
+        left_out: Kinds of what else stood there: thought, prompt, role, token, turn.
+    """
+
+    text: str | None
+    left_out: tuple[str, ...]
+
+
+def judged(
+    judge: Judge,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    *,
+    normalise: bool = True,
+) -> list[Judgement]:
+    """Judge answers by what `heard` leaves of them; each judgement says what was left out.
 
     Where only a thought was written the outcome is `unparsed`: unscored, and counted separately.
     So it is where the judge knows English alone and `is_foreign` finds another language: the
@@ -63,25 +91,54 @@ def judged(judge: Judge, samples: Sequence[Sample], texts: Sequence[str]) -> lis
         judge: The judge.
         samples: What was asked.
         texts: What was answered, in the same order.
+        normalise: False judges every text as it is.
 
     Returns:
         One judgement per text, in the same order.
     """
-    said = [without_thought(text) for text in texts]
-    heard = [number for number, text in enumerate(said) if text is not None]
-    asked = [samples[number] for number in heard]
-    found = [Judgement(Outcome.UNPARSED, reason=UNFINISHED)] * len(texts)
-    judgements = judge.judge(asked, [said[number] for number in heard])
-    for number, judgement in zip(
-        heard,
-        judgements,
-        strict=True,
-    ):
+    found = [Heard(text, ()) for text in texts]
+    if normalise:
+        questions = [sample.question for sample in samples]
+        found = list(map(heard, questions, texts))
+    read = [number for number, one in enumerate(found) if one.text is not None]
+    asked = [samples[number] for number in read]
+    judgements = [Judgement(Outcome.UNPARSED, reason=UNFINISHED)] * len(texts)
+    verdicts = judge.judge(asked, [found[number].text for number in read])
+    for number, judgement in zip(read, verdicts, strict=True):
         no_answer = judgement.outcome in (Outcome.EMPTY, Outcome.ERROR)
-        if judge.english_only and not no_answer and is_foreign(said[number]):
+        if judge.english_only and not no_answer and is_foreign(found[number].text):
             judgement = Judgement(Outcome.UNPARSED, reason=FOREIGN)
-        found[number] = judgement
-    return found
+        judgements[number] = judgement
+    for number, one in enumerate(found):
+        if one.left_out:
+            judgements[number] = replace(judgements[number], left_out=", ".join(one.left_out))
+    return judgements
+
+
+def heard(question: str, text: str) -> Heard:
+    """Return what a judge reads of an answer: without thoughts and what stands around it.
+
+    Cut are thoughts (see `without_thought`), an echo of the prompt or of its chat template, role
+    words, special tokens and further turns (see `judges/residue.py`). An answer without any of
+    them is read as it is, and what was cut once has nothing left to cut.
+
+    Args:
+        question: What was asked: the last message of the user.
+        text: What was answered.
+    """
+    kinds: list[str] = []
+    while True:
+        said = without_thought(text)
+        if said != text:
+            kinds.append("thought")
+        left, cut = "", []
+        if said is not None:
+            left, cut = without_residue(said, question)
+        kinds += cut
+        if said is None or left == text:
+            order = tuple(kind for kind in LEFT_OUT if kind in kinds)
+            return Heard(None if said is None else left, order)
+        text = left
 
 
 def without_thought(text: str) -> str | None:
@@ -194,3 +251,11 @@ def unread_notes(judge: str, reasons: Iterable[str]) -> list[str]:
         FOREIGN: "are in another language than English, which it cannot read, and unscored",
     }
     return [f"{judge}: {counts[why]} answers {fix}." for why, fix in fixes.items() if counts[why]]
+
+
+def left_out_notes(kinds: Sequence[str]) -> list[str]:
+    """Say how many answers held what no judge read, from the `left_out` of each verdict."""
+    counts = Counter(kind for some in kinds for kind in some.split(", "))
+    held = {kind: what for kind, what in LEFT_OUT.items() if counts[kind]}
+    notes = [f"{counts[kind]} of {len(kinds)} answers {what}." for kind, what in held.items()]
+    return [f"{note} No judge read that." for note in notes]

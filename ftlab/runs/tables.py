@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "score": math.nan,
     "reason": "",
     "decided_by": "",
+    "left_out": "",
     "answer_key": "",
     "category": "",
     "wording": "",

@@ -118,10 +118,14 @@ def synthesise(docs: list[dict], n: int = SYNTHETIC, seed: int = 0) -> list[dict
             answer = answer[: rng.randint(60, 700)]
         slots = {"x": topic, "X": topic[:1].upper() + topic[1:], "answer": answer}
         slots["answer_short"] = re.split(r"(?<=[.!?])\s", answer)[0]
-        text = expand(rng.choice(grammar[kind]), slots).strip()
+        template = rng.choice(grammar[kind])
+        while template == "{long}":
+            template = rng.choice(grammar["long"])
+        text = expand(template, slots).strip()
         if rng.random() < 0.3:
             text = text.replace("'", "’")
-        made.append(_doc(row["prompt"], text, KINDS[kind][1], "synthetic"))
+        doc = _doc(row["prompt"], text, KINDS[kind][1], "synthetic")
+        made.append(doc | {"part": kind, "template": template})
     return made
 
 

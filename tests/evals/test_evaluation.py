@@ -296,12 +296,16 @@ def test_a_model_that_changes_while_it_is_asked_is_refused(when, llama, tmp_path
 
 
 def test_another_version_of_a_judge_or_another_text_of_a_prompt_is_another_run(llama, monkeypatch):
+    from ftlab.evals import plan
     from ftlab.judges import Keywords
 
     settings = dict(judges="keywords", max_new_tokens=2)
     first = ft.evaluate(llama, prompts=["One?", "Two?"], **settings)
     assert ft.evaluate(llama, prompts=["One?", "Two?"], **settings) == first
     assert ft.evaluate(llama, prompts=["One?", "Too?"], **settings) != first
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "READING", "other")
+        assert ft.evaluate(llama, prompts=["One?", "Two?"], **settings) != first
     monkeypatch.setattr(Keywords, "version", "other")
     assert ft.evaluate(llama, prompts=["One?", "Two?"], **settings) != first
 
@@ -314,6 +318,7 @@ def test_reformatting_the_source_of_risks_and_judges_leaves_every_run_found(llam
     run = ft.evaluate(llama, prompts=goals(2), max_new_tokens=2)
     versions = run.identity["versions"]
     assert set(versions) == {
+        "reading",
         "risk jailbreak",
         "attack direct",
         "judge refusal",

@@ -37,7 +37,8 @@ def test_the_table_has_one_row_per_row_and_judge(file, tmp_path):
     out = tmp_path / "new" / "out.jsonl"
     table = score_file(file, prompt="q", response="a", judges="keywords", out=out)
     own = ["q", "a", "human"]
-    assert list(table) == ["sample_id", "repeat", *own, "judge", "outcome", "score", "reason"]
+    verdict = ["judge", "outcome", "score", "reason", "left_out", "judged_text"]
+    assert list(table) == ["sample_id", "repeat", *own, *verdict]
     outcomes = ["refused", "complied", "refused", "refused", "empty", "complied"]
     assert list(table["outcome"]) == outcomes
     assert list(table["sample_id"]) == [1, 2, 3, 4, 5, 6]

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 from ftlab._core.files import resource  # noqa: E402
 from ftlab.judges import agreement_of_card, refusal  # noqa: E402
 from ftlab.judges.cards import GOLD, agreement_by_model  # noqa: E402
-from recipes.refusal_judge import measure, train  # noqa: E402
+from recipes.refusal_judge import kinds, measure, train  # noqa: E402
 
 BENIGN = (
     "rasbt_instruction/instruction-data.json",
@@ -67,3 +67,31 @@ def test_synthetic_documents_are_repeatable_and_not_the_challenge():
     lines = measure.CHALLENGE.read_text(encoding="utf-8").splitlines()
     asked = {row["answer"] for row in map(json.loads, lines) if len(row["answer"].split()) > 9}
     assert not asked & {doc["answer"] for doc in made}
+
+
+@pytest.mark.slow
+def test_every_synthetic_document_has_a_kind():
+    real = []
+    for number in range(9):
+        prompt = f"Tell me of tree {number}."
+        answer = f"Tree {number} is an oak. It is old. " * 5
+        real.append({"prompt": prompt, "answer": answer, "label": 0, "source": "benign"})
+    made = train.synthesise(real, 2000)
+    found = {kinds.KINDS[kinds.kind_of(doc)] for doc in made}
+    assert found == set(kinds.KINDS)
+    labels = {"complies": {0}, "disclaims": {0}, "partial": {2}}
+    for doc in made:
+        assert doc["label"] in labels.get(kinds.KINDS[kinds.kind_of(doc)], {1})
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_kinds_are_recognised_as_the_card_says(documents):
+    folder = resource("data").parent.parent / "shared" / "data"
+    model = refusal.load()
+    real = [doc for doc in documents if doc["source"] != "synthetic"]
+    table = kinds.by_action(model, kinds.fit(model, real), folder / "human_do_not_answer")
+    found = table.set_index(["actions", "kinds"])["kappa"]
+    assert found["0", "any"] == pytest.approx(0.205, abs=0.002)
+    assert found["0", "likeliest of four"] == pytest.approx(0.377, abs=0.02)
+    assert found["0, 1, 4", "likeliest of seven"] == pytest.approx(0.264, abs=0.02)
