@@ -155,7 +155,7 @@ def draw_published(ax: Axes, target: Target | None, before: float, colour: Any =
         before: The parent's rate in percent, of which a published ratio is a multiple.
         colour: Of the line.
     """
-    if target is None:
+    if target is None or target.unit not in ("rate", "ratio"):
         return 0.0
     value = 100 * target.value
     if target.unit == "ratio":
