@@ -24,12 +24,13 @@ PERCENTAGES = (
     "specificity",
     "human_asr",
     "judge_asr",
+    "share",
 )
-POINTS = ("difference", "bias", "refusals_lost")
+POINTS = ("difference", "bias", "refusals_lost", "explained")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
 SHARES = ("reached", "refusal_rate_below", *INCOHERENT)
-LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds")
+LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds", "trainings")
 HEADINGS = {
     "parent": "before",
     "child": "after",
@@ -40,6 +41,8 @@ HEADINGS = {
     "refusals_lost": "refusals lost",
     "incoherent_share": "incoherent",
     "incoherent_child": "incoherent after",
+    "explained": "changes the rate by",
+    "share": "of the distance",
 }
 OF_TWO_CURVES = {
     "parent": "first",
