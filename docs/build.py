@@ -38,7 +38,7 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion human_agreement Judge judge_agreement judge_card "
     "JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "answers Claims compare corrected explained Explanation first_step outcome_shares "
+    "analysis": "answers Claims compare corrected explained first_step outcome_shares "
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",

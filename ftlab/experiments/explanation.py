@@ -49,7 +49,7 @@ BY_VALUE = ("schedule", "warmup_steps", "adapter", "lora_rank")  # have no usual
 WORTH_SAYING_S = 60.0  # of work to come
 EXAMPLES = 100  # of a harmful fine-tuning whose figure does not say how many
 DECIDED_HERE = (
-    *("at_steps", "seed", "steps", "epochs", "risks", "n_samples"),
+    *("at_steps", "seed", "steps", "epochs", "risks"),
     *("stop_above", "stop_when_broken", "valid", "patience", "eval_every"),
 )
 
@@ -123,7 +123,8 @@ class Study:
             return self.asked(base, **{name: value})
         if name == "template":
             known = self.parent
-            plain = PlainText(f"{known.name}-plain", known.path, known.base, known.hub)
+            name = f"{known.name}-plain"
+            plain = PlainText(name, known.path, known.base, known.hub, known.revision)
             return self.trained(plain)
         return self.trained(**{name: value})
 
