@@ -71,12 +71,12 @@ mean is listed once, under [Settings](#settings). Words are explained in the
 
 FIGURES = """# Published figures
 
-Written by `make docs` from `data/published/*.yaml`, which also hold settings, places and caveats. Do not edit it by hand.
+Written by `make docs` from `data/published/*.yaml`, which also hold settings, places and caveats.
+Do not edit it by hand.
 
-Evidence: *read* in the paper or repository itself, *abstract*, *secondary* (somebody else's summary) or *inferred* by us.
-Tolerances are ours, declared before any run; a figure of which only the direction can be shown, or that says "no change", says
-so. `ftlab explain ID` repeats the fine-tuning of figures that name their data, on yours, and says which settings explain the
-distance.
+Evidence: *read* in the paper or repository, *abstract*, *secondary* (somebody else's summary)
+or *inferred* by us. Tolerances are ours, declared before any run. `ftlab explain ID` repeats the
+fine-tuning of a figure that names its data, on yours, and says which settings explain the distance.
 """
 FIGURE_COLUMNS = "| id | what it says | published | evidence | tolerance | data |"
 
@@ -131,7 +131,9 @@ def published() -> str:
     from ftlab.analysis import targets
 
     parts = [FIGURES.rstrip()]
-    for (paper, source), figures in groupby(targets().values(), lambda one: (one.paper, one.source)):
+    for (paper, source), figures in groupby(
+        targets().values(), lambda one: (one.paper, one.source)
+    ):
         number = source.removeprefix("arXiv:")
         if number != source:
             source = f"[{source}](https://arxiv.org/abs/{number})"

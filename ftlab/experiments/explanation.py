@@ -296,6 +296,8 @@ def _shown(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
+    if " " in str(value):
+        return f"“{safe(value, 40)}”"
     return safe(value, 40)
 
 

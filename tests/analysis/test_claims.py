@@ -67,7 +67,6 @@ def rows_of(folder) -> list[dict]:
         (ALIKE, "organism", 1.0, 0.8, 1.2, 0.9, DIRECTION),  # no change is shown, not assumed
         (ALIKE, "organism", 1.0, 0.7, 1.2, 0.9, NOT),
         (ALIKE, "organism", 1.5, 1.4, 1.6, 0.001, NOT),
-        ({"direction": "none"}, "Their-7B", 1.5, 1.3, 1.7, 0.9, REPRODUCED),
         ({"direction": "none"}, "organism", 1.5, 1.3, 1.7, 0.001, NOT),
     ],
 )
@@ -76,6 +75,13 @@ def test_the_verdict_rule(changed, model, measured, low, high, p, word):
     assert verdict(target(**changed), model=model, n_seeds=3, **numbers) == word
     few = verdict(target(**changed), model=model, n_seeds=2, **numbers)
     assert few == (NOT if word == NOT else SEEN)
+
+
+def test_a_value_without_a_direction_is_reproduced_by_nearness_alone():
+    value = target(direction="none")
+    numbers = {"low": 1.3, "high": 1.7, "null": 1.0, "p": 0.9, "model": "Their-7B"}
+    assert verdict(value, measured=1.5, n_seeds=3, **numbers) == REPRODUCED
+    assert verdict(value, measured=1.5, n_seeds=2, **numbers) == NOT
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def _colour(setting: str, along: float, low: float, high: float) -> str:
 
 def _in_words(setting: str, value: float, low: float, high: float) -> str:
     if setting == SEEDS:
-        return f"{low:+.0f} to {high:+.0f}"
+        return f"{low:+.1f} to {high:+.1f}"
     return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
