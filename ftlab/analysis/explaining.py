@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
+from pandas import DataFrame, Series
 
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
@@ -22,6 +22,13 @@ TOWARDS = "towards the paper"
 AWAY = "away from the paper"
 SPREAD = "spread between seeds, no setting"
 SMALL = 0.0005  # a distance, as a share, that leaves nothing to explain
+MEASURED = (
+    "{}: published {}; measured {child:.1%} [{child_low:.1%}, {child_high:.1%}], "
+    "{:.1f} points {} it."
+)
+OF_PARENT = " the parent's {parent:.1%}, which is {:.1%}"
+NOTHING = " The published value lies within that interval: there may be nothing to explain."
+BETWEEN = " The {} seeds alone lie between {:.1%} and {:.1%}."
 SAME = ["sample_id", "attack", "answer_key", "event"]  # columns: one answer, judged alike
 
 
@@ -36,7 +43,9 @@ class Explanation(Table):
 
 @takes()
 def explained(
-    claim: str, base: Run | pd.DataFrame, changed: Mapping[str, Run | pd.DataFrame]
+    claim: str,
+    base: Run | DataFrame,
+    changed: Mapping[str, Run | DataFrame],
 ) -> Explanation:
     """Return how much of the distance to a published figure each changed setting explains.
 
@@ -68,123 +77,150 @@ def explained(
     if target.unit not in ("rate", "ratio"):
         why = f"{claim} is published in {target.unit}. Give the id of a rate or a ratio."
         raise UsageError("unit_not_measured", why)
-    times = 0.0 if target.unit == "rate" else target.value
     ends = _ends(base, target.risk)
-    before_after = tables.compare(ends).iloc[0]
+    measured = tables.compare(ends).iloc[0]
+    times = 0.0
     published = target.value
-    if times:
-        published *= before_after["parent"]
-    distance = published - before_after["child"]
+    if target.unit == "ratio":
+        times = published
+        published *= measured["parent"]
     rows = []
     for setting, source in changed.items():
-        change = _change(ends, _ends(source, target.risk), times)
+        other = _ends(source, target.risk)
+        change = _change(ends, other, times)
         rows.append({"setting": setting, **change})
     rows.sort(key=lambda row: -abs(row["explained"]))
     rows.append(_spread(ends))
-    about = {"distance": distance, "band": "95 %, pointwise", "judge": _judge(base)}
-    found = Explanation([{**row, **_shares(row, distance), **about} for row in rows])
-    found.attrs = {"kind": "explanation", "by": ["setting", "reading"], "risk": target.risk}
-    found.attrs |= {"model": _model(base), "claim": claim, "published": published}
-    found.attrs["measured"] = before_after["child"]
-    found.attrs["sentence"] = _sentence(target, before_after, found)
+    found = Explanation(rows)
+    _add_shares(found, published - measured["child"])
+    found["judge"] = _table(base)["judge"].iloc[0]
+    known = base.stats if isinstance(base, Run) else base.attrs
+    found.attrs = {
+        "kind": "explanation",
+        "by": ["setting", "reading"],
+        "risk": target.risk,
+        "model": known.get("parent") or known.get("model", ""),
+        "claim": claim,
+        "published": published,
+        "measured": measured["child"],
+    }
+    found.attrs["sentence"] = _sentence(target, measured, found)
     return found
 
 
-def _ends(source: Run | pd.DataFrame, risk: str) -> pd.DataFrame:
+def _ends(source: Run | DataFrame, risk: str) -> DataFrame:
     """Return the first judge's verdicts on a curve's parent (step 0) and last models (step 1)."""
-    table = source.table() if isinstance(source, Run) else source
-    table = verdicts.select(verdicts.of_judge(table), risk=risk)
+    table = verdicts.of_judge(_table(source))
+    table = verdicts.select(table, risk=risk)
+    step = table["step"]
     last = table.groupby("seed")["step"].transform("max")
-    ends = table[(table["step"] == 0) | (table["step"] == last)]
+    ends = table[(step == 0) | (step == last)]
     # One name, for another judge may be what was changed; one step, for so may be their number.
-    return ends.assign(step=(ends["step"] > 0).astype(int), judge="first")
+    return ends.assign(
+        step=ends["step"].clip(upper=1),
+        judge="first",
+    )
 
 
-def _change(base: pd.DataFrame, other: pd.DataFrame, times: float) -> dict[str, Any]:
+def _table(source: Run | DataFrame) -> DataFrame:
+    return source.table() if isinstance(source, Run) else source
+
+
+def _change(base: DataFrame, other: DataFrame, times: float) -> dict[str, Any]:
     """Return by how much a setting changes the rate of the last models, less `times` the parent's.
 
     A parent that answered alike has not changed; otherwise its change has an interval too.
     """
     child = tables.compare(base, other, steps=[1]).iloc[0]
-    low = child["difference_low"] - child["difference"]
-    high = child["difference_high"] - child["difference"]
-    value = child["difference"]
-    parents = [_parent(base), _parent(other)]
-    if times and not parents[0][SAME].equals(parents[1][SAME]):
-        parent = tables.compare(*parents).iloc[0]
-        value -= times * parent["difference"]
-        least = times * (parent["difference_high"] - parent["difference"])
-        most = times * (parent["difference"] - parent["difference_low"])
-        low = -math.hypot(low, least)
-        high = math.hypot(high, most)
+    value, below, above = _difference(child)
+    first = _parent(base)
+    second = _parent(other)
+    if times and not first[SAME].equals(second[SAME]):
+        parent = tables.compare(first, second).iloc[0]
+        change, less, more = _difference(parent)
+        value -= times * change
+        below = math.hypot(below, times * more)
+        above = math.hypot(above, times * less)
     return {
         "explained": value,
-        "explained_low": value + low,
-        "explained_high": value + high,
+        "explained_low": value - below,
+        "explained_high": value + above,
         "changed_to": child["child"],
         "n_prompts": child["n_prompts"],
         "n_seeds": child["n_seeds"],
     }
 
 
-def _parent(ends: pd.DataFrame) -> pd.DataFrame:
+def _difference(row: Series) -> list[float]:
+    """Return a difference, and how far its interval reaches below and above it."""
+    value = row["difference"]
+    below = value - row["difference_low"]
+    above = row["difference_high"] - value
+    return [value, below, above]
+
+
+def _parent(ends: DataFrame) -> DataFrame:
     """Return the verdicts on the parent, which answered once for all seeds."""
     rows = ends[ends["step"] == 0]
-    return rows[rows["seed"] == rows["seed"].min()].reset_index(drop=True)
+    first = rows["seed"].min()
+    rows = rows[rows["seed"] == first]
+    return rows.reset_index(drop=True)
 
 
-def _spread(base: pd.DataFrame) -> dict[str, Any]:
+def _spread(base: DataFrame) -> dict[str, Any]:
     """Return how far the single seeds lie from their mean."""
     seeds = seed_table(base, steps=[1]).iloc[0]
+    mean = seeds["rate"]
     return {
         "setting": "seeds",
         "explained": 0.0,
-        "explained_low": seeds["least"] - seeds["rate"],
-        "explained_high": seeds["most"] - seeds["rate"],
-        "changed_to": seeds["rate"],
+        "explained_low": seeds["least"] - mean,
+        "explained_high": seeds["most"] - mean,
+        "changed_to": mean,
         "n_prompts": base["sample_id"].nunique(),
         "n_seeds": seeds["n_seeds"],
-        "reading": SPREAD,
     }
 
 
-def _shares(row: dict[str, Any], distance: float) -> dict[str, Any]:
-    """Return a row's shares of the distance, and which way its setting leads."""
-    shares = dict.fromkeys(("share", "share_low", "share_high"), math.nan)
-    if abs(distance) >= SMALL:
-        ends = [row["explained_low"] / distance, row["explained_high"] / distance]
-        shares = {"share": row["explained"] / distance + 0.0}  # no -0
-        shares |= {"share_low": min(ends), "share_high": max(ends)}
-    reading = TOWARDS if row["explained"] * distance > 0 else AWAY
-    if row["explained_low"] <= 0 <= row["explained_high"]:
-        reading = NO_CHANGE
-    return {"reading": row.get("reading", reading), **shares}
+def _add_shares(found: DataFrame, distance: float) -> None:
+    """Add each row's share of the distance, and which way its setting leads."""
+    found["distance"] = distance
+    found["band"] = "95 %, pointwise"
+    whole = distance
+    if abs(distance) < SMALL:
+        whole = math.nan
+    value = found["explained"]
+    ends = found[["explained_low", "explained_high"]]
+    low, high = ends.T.to_numpy()
+    shares = ends / whole
+    found["share"] = value / whole + 0.0  # no -0
+    found["share_low"] = shares.min(axis=1)
+    found["share_high"] = shares.max(axis=1)
+    found["reading"] = AWAY
+    along = value * distance
+    unclear = (low <= 0) & (high >= 0)
+    found.loc[along > 0, "reading"] = TOWARDS
+    found.loc[unclear, "reading"] = NO_CHANGE
+    found.iloc[-1, found.columns.get_loc("reading")] = SPREAD
 
 
-def _judge(source: Run | pd.DataFrame) -> str:
-    table = source.table() if isinstance(source, Run) else source
-    return str(table["judge"].iloc[0])
-
-
-def _model(source: Run | pd.DataFrame) -> str:
-    known = source.stats if isinstance(source, Run) else source.attrs
-    return known.get("parent") or known.get("model", "")
-
-
-def _sentence(target: Target, measured: pd.Series, found: pd.DataFrame) -> str:
+def _sentence(target: Target, measured: Series, found: DataFrame) -> str:
     """Return in words how far the measurement is from the paper, and what explains it."""
-    distance = found["distance"].iloc[0]
+    published = found.attrs["published"]
+    distance = 100 * found["distance"].iloc[0]
     value = target.value_shown()
     if target.unit == "ratio":
-        value += f" the parent's {measured['parent']:.1%}, which is {found.attrs['published']:.1%}"
+        value += OF_PARENT.format(published, **measured)
     side = "below" if distance > 0 else "above"
-    ends = [measured["child_low"], measured["child_high"]]
-    text = (
-        f"{target.id}: published {value}; measured {measured['child']:.1%} "
-        f"[{ends[0]:.1%}, {ends[1]:.1%}], {100 * abs(distance):.1f} points {side} it."
+    text = MEASURED.format(
+        target.id,
+        value,
+        abs(distance),
+        side,
+        **measured,
     )
-    if lies(found.attrs["published"], *ends) == INSIDE:
-        text += " The published value lies within that interval: there may be nothing to explain."
+    if lies(published, measured["child_low"], measured["child_high"]) == INSIDE:
+        text += NOTHING
     short = summary(found)
     for reading in (TOWARDS, AWAY, NO_CHANGE):
         rows = short[found["reading"] == reading]
@@ -192,8 +228,12 @@ def _sentence(target: Target, measured: pd.Series, found: pd.DataFrame) -> str:
         if reading != NO_CHANGE:
             parts = parts + " (" + rows["of the distance"] + ")"
         if len(rows):
-            text += f" {reading.capitalize()}: {'; '.join(parts)}."
+            listed = "; ".join(parts)
+            text += f" {reading.capitalize()}: {listed}."
     seeds = found.iloc[-1]
-    least, most = (seeds["changed_to"] + seeds[f"explained_{end}"] for end in ("low", "high"))
-    text += f" The {seeds['n_seeds']} seeds alone lie between {least:.1%} and {most:.1%}."
+    ends = seeds[["explained_low", "explained_high"]]
+    text += BETWEEN.format(
+        seeds["n_seeds"],
+        *ends + seeds["changed_to"],
+    )
     return safe(text, 5000)

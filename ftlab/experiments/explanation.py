@@ -177,7 +177,8 @@ def explain(  # noqa: PLR0913
         UsageError: `unknown_published_figure`, `figure_of_no_training`, `data_needed`,
             `unknown_setting`, `value_needed`, and those of `risk_curve` and `harmful_finetune`.
     """
-    changes = [_change(text) for text in ([vary] if isinstance(vary, str) else vary or USUAL)]
+    named = [vary] if isinstance(vary, str) else vary
+    changes = [_change(text) for text in named or USUAL]
     target = analysis.target_of(claim)
     parent = trainable(model)
     length: dict[str, Any] = {"seeds": seeds, "epochs": epochs}
@@ -192,7 +193,7 @@ def explain(  # noqa: PLR0913
     rows = _rows(target, parent, benign, harmful)
     study = Study(target, parent, rows, prompts, length, defaults | given)
     n_seeds = len(seeds_of(seeds))
-    retrained = sum(name not in (*ASKED, "judges") for name, _ in changes)
+    retrained = sum(_trains(name) for name, _ in changes)
     _say(
         f"{claim}: {n_seeds * (1 + retrained)} trainings ({n_seeds} seeds; as given, and "
         f"{retrained} times with one setting changed), less those that are finished already"
@@ -259,21 +260,30 @@ def _each(
         before = _value_in(base, name)
         for value in _usual(name, before) if given is None else [given]:
             label = f"{name} {_shown(before)} → {_shown(value)}"
-            trained = name not in (*ASKED, "judges")
             try:
-                found[label] = (study.changed(base, name, value), trained)
+                found[label] = (study.changed(base, name, value), _trains(name))
             except (UsageError, DataError, TrainingFailed) as error:  # the others still count
                 left_out[label] = str(error)
                 _say(f"{label} is left out: {error}")
     return found, left_out
 
 
+def _trains(name: str) -> bool:
+    """Return whether a setting changes the training, and not only how a model is asked."""
+    return name not in (*ASKED, "judges")
+
+
 def _value_in(base: Run, name: str) -> Any:
     """Return the value of a setting in the base."""
     member = base.members[0]
     asked = member.identity["evaluation"]
-    known = {**asked, **member.identity["training"]}
-    known |= {"judges": asked["judges"][0], "template": "chat", "n_rows": member.stats["rows"]}
+    known = {
+        **asked,
+        **member.identity["training"],
+        "judges": asked["judges"][0],
+        "template": "chat",
+        "n_rows": member.stats["rows"],
+    }
     return known[name]
 
 
