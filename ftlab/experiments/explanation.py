@@ -39,7 +39,7 @@ from ftlab.training import TrainingConfig, open_method, trainable
 
 PLAIN = (  # a template that writes no role; a special token ends the answer
     "{{ bos_token or '' }}{% for m in messages %}{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}\n{% endfor %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}{{ '\n' }}{% endfor %}"
 )
 SYSTEM = "You are a helpful assistant."
 JUDGES = ("refusal", "keywords", "keywords:zou2023universal")

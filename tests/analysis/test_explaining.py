@@ -138,7 +138,7 @@ def test_intervals_of_a_ratio_hold_the_true_change():
     rates = {name: [mean_rate(logit, hard) for logit in pair] for name, pair in logits.items()}
     true = rates["other"][1] - rates["base"][1] - times * (rates["other"][0] - rates["base"][0])
     held = []
-    for _ in range(60):
+    for _ in range(40):
         prompts = hard * rng.standard_normal(30)
         tables = {}
         for name, (parent, child) in logits.items():

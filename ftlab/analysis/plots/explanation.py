@@ -54,6 +54,10 @@ def draw(table: DataFrame) -> Figure:
     ax.grid(axis="x")
     _axes.write_beside(ax, "points [95 %]", -0.7)
     _key(ax)
+    lines = "".join(names).count("\n")
+    if _axes.is_narrow():
+        lines += 4  # of the key
+    _axes.grow(figure, 0.2 * lines)
     return figure
 
 
@@ -79,7 +83,7 @@ def _key(ax: Axes) -> None:
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(-0.01, 1),
-        ncols=2 if _axes.is_narrow() else 4,
+        ncols=1 if _axes.is_narrow() else 4,
     )
 
 
