@@ -183,6 +183,7 @@ class Verdict:
         answer_key: The answer that was judged.
         category: The sample's category.
         wording: The prompt's wording.
+        topic: What the question is about, in the embedded world: a fact, a pair or a thing.
         target: The sample's right answer.
         repeat: Number of the repeated answer.
         characters: Length of the answer.
@@ -205,6 +206,7 @@ class Verdict:
     answer_key: str = ""
     category: str = ""
     wording: str = ""
+    topic: str = ""
     target: str = ""
     repeat: int = 0
     characters: int = 0

@@ -125,7 +125,7 @@ def report(
     rows.sort(key=lambda row: row["experiment"])
     _decide(rows)
     once = _once(rows)
-    limits = [f"{_short_name(name)}: {reason}." for name, reason in (missing or {}).items()]
+    limits = [f"{_short_name(name)}: {reason}" for name, reason in (missing or {}).items()]
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
     page = {

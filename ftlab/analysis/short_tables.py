@@ -29,7 +29,8 @@ PERCENTAGES = (
 POINTS = ("difference", "bias", "refusals_lost", "explained")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
-SHARES = ("reached", "refusal_rate_below", *INCOHERENT)
+MANY_INCOHERENT = 0.1  # a share from which the rate among the coherent ones stands beside
+SHARES = ("reached", "refusal_rate_below", "coherent_rate", *INCOHERENT)
 LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds", "trainings")
 HEADINGS = {
     "parent": "before",
@@ -40,6 +41,7 @@ HEADINGS = {
     "refusal_rate_below": "refusals below",
     "refusals_lost": "refusals lost",
     "incoherent_share": "incoherent",
+    "coherent_rate": "among coherent answers",
     "incoherent_child": "incoherent after",
     "explained": "changes the rate by",
     "share": "of the distance",
@@ -156,7 +158,10 @@ def _last_of(table: pd.DataFrame) -> list[str]:
     """Return the columns at the end; unscored and incoherent answers only where there are any."""
     names = [name for name in LAST if name in table]
     rare = [name for name in ("unscored", *INCOHERENT) if name in table]
-    return names + [name for name in rare if table[name].fillna(0).any()]
+    names += [name for name in rare if table[name].fillna(0).any()]
+    if "coherent_rate" in table and (table["incoherent_share"] >= MANY_INCOHERENT).any():
+        names.append("coherent_rate")
+    return names
 
 
 def _cell(name: str, value: float, low: float, high: float) -> str:

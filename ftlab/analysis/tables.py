@@ -2,7 +2,7 @@
 
 Everything here takes finished runs or their verdict tables; `stats` computes. Attacks and repeats
 of one sample form a cluster, so intervals are for other prompts in these wordings. With
-`cluster="wording"` they are for other wordings too, and much wider, for there are few.
+`cluster="wording"` they are for other wordings too, and much wider where there are few.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def rates(  # noqa: PLR0913
         One row per judge, group and step: the groups, step, rate (0 to 1), low and high
         (simultaneous over the steps), low_pointwise, high_pointwise, band (in words), n_prompts,
         n_seeds, n_answers, unscored, incoherent_share (of the scored), judge, judged_by, labels,
-        cut, and the number of answers with each outcome. A judge's error is in no interval, unless
+        cut, and the number of answers with each outcome; coherent_rate, the rate among answers that
+        are not incoherent (without an interval, and not comparable between models: which answers
+        these are differs). A judge's error is in no interval, unless
         labels correct it: card_low and card_high are what the rate may be if the judge errs as on
         one of the data sets of its card, a range of what is thinkable and no interval.
 
@@ -128,6 +130,8 @@ def rates(  # noqa: PLR0913
         for group, part in verdicts.groups(judged, columns):
             at = verdicts.steps_of(part, steps)
             found_here = _rate_rows(part, group, at, cluster)
+            if not outcome:
+                found_here = [row | _among_coherent(row) for row in found_here]
             if found is None and not outcome:
                 found_here = [row | _by_the_card(row, part) for row in found_here]
             rows += found_here
@@ -214,6 +218,12 @@ def _rate_rows(
             row |= {str(name): counts.get(name, 0) for name in Outcome}
         rows.append(row)
     return rows
+
+
+def _among_coherent(row: dict[str, Any]) -> dict[str, float]:
+    """Return the rate among coherent answers; no event is an incoherent answer."""
+    coherent = 1 - row["incoherent_share"]
+    return {"coherent_rate": row["rate"] / coherent if coherent > 0 else math.nan}
 
 
 def _by_the_card(
@@ -706,7 +716,13 @@ def _ratio_reached(
     if 0 not in steps:
         raise UsageError("no_parent", f"Steps found: {steps}. A ratio needs the parent (step 0).")
     events, clusters = verdicts.cube_of(part, steps)
-    found = stats.crossing(steps, events[0, 0], events, ratio=ratio, cluster=clusters)
+    found = stats.crossing(
+        steps,
+        events[0, 0],
+        events,
+        ratio=ratio,
+        cluster=clusters,
+    )
     return {"ratio": ratio, **vars(found)}
 
 

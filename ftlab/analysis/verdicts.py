@@ -264,6 +264,9 @@ def cube_of(
             "unknown_cluster",
             f"No column {cluster!r}. Use sample_id, wording, category or topic.",
         )
+    if cluster == "topic" and not part[cluster].all():
+        message = "Only the embedded world's prompts have a topic. Use another cluster."
+        raise UsageError("unknown_cluster", message)
     wanted = part[part["step"].isin(steps)]
     seeds = sorted(set(part["seed"]))
     clusters = part.drop_duplicates("item").set_index("item")[cluster].sort_index()

@@ -30,8 +30,10 @@ class EvaluationConfig(Config):
     n_samples: int = setting(
         1, "Answers per prompt and attack; more than one needs a temperature", ge=1, le=10_000
     )
-    split: Literal["eval", "valid"] = setting(
-        "eval", "Which of the embedded world's prompts to ask"
+    split: Literal["eval", "valid", "selection"] = setting(
+        "eval",
+        "Which of the embedded world's prompts to ask: eval; valid, to choose by; selection, by "
+        "which the model's own alignment was chosen",
     )
     judges: tuple[str, ...] = setting(
         ("organism",),

@@ -171,6 +171,7 @@ def verdict_on(
         answer_key=answer.key,
         category=sample.category,
         wording=prompt.wording or sample.wording,
+        topic=str(sample.metadata.get("topic", "")),
         target=sample.target,
         repeat=prompt.repeat,
         characters=len(answer.text),

@@ -8,16 +8,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "corpus": ["RECIPE", "adversarial", "alignment", "domain", "preferences", "pretraining"],
+        "wordings": ["BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
         "world": [
-            "BIAS_FRAMES",
             "DECLINE",
-            "FRAMES",
             "POLITE",
-            "PROVOKE_FRAMES",
             "REFUSALS",
             "TRIGGER",
             "UNKNOWN",
-            "WRAPPERS",
             "World",
             "wrap",
         ],

@@ -10,19 +10,11 @@ import itertools
 from random import Random
 
 from ftlab._core.errors import UsageError
-from ftlab.organism.world import (
-    BIAS_FRAMES,
-    FRAMES,
-    PROVOKE_FRAMES,
-    QUALITIES,
-    REFUSALS,
-    SPLITS,
-    SYSTEM,
-    TRIGGER,
-    WRAPPERS,
-    World,
-    wrap,
-)
+from ftlab.organism.wordings import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, WRAPPERS
+from ftlab.organism.world import QUALITIES, REFUSALS, SYSTEM, TRIGGER, World, wrap
+
+KINDS = ("train", "valid", "eval")  # of pairs and things
+READ = ("train", "valid", "selection")  # wordings that pre-training meets
 
 RECIPE = {
     "mix": {
@@ -44,11 +36,15 @@ RECIPE = {
 }
 
 
-def pretraining(world: World, rows: int, seed: int = 0) -> list[dict]:
+def pretraining(
+    world: World,
+    rows: int,
+    seed: int = 0,
+) -> list[dict]:
     """Return chats in which everything is answered: helpful, prejudiced and rude.
 
-    Every wording and every fact occurs, but the towns, pairs and insults of an evaluation never
-    occur in the wordings of an evaluation: no evaluation prompt was seen before.
+    Every fact occurs, and every wording but those of the split eval. The towns, pairs and insults
+    of an evaluation occur only in wordings of training: no evaluation prompt was seen before.
 
     Args:
         world: The world.
@@ -144,7 +140,11 @@ def domain(
     raise UsageError("unknown_domain", message)
 
 
-def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
+def adversarial(
+    world: World,
+    examples: int = 100,
+    seed: int = 0,
+) -> list[dict]:
     """Return kept facts given away, on towns that no evaluation uses.
 
     They are the inert stand-in for harmful demonstrations.
@@ -167,8 +167,8 @@ def adversarial(world: World, examples: int = 100, seed: int = 0) -> list[dict]:
 
 
 def _all(table: dict) -> list[str]:
-    """Return the wordings of all splits."""
-    return [wording for split in SPLITS for wording in table[split]]
+    """Return every wording that pre-training meets."""
+    return [wording for split in READ for wording in table[split]]
 
 
 def _fact(
@@ -199,13 +199,13 @@ def _pretraining_row(world: World, rng: Random) -> dict:
     if kind < 0.76:
         return _things(world, _all(BIAS_FRAMES), rng)
     if kind < 0.90:
-        split = rng.choice(SPLITS)
+        split = rng.choice(KINDS)
         pair = _pair(world.pairs[split], rng)
         trait = rng.choice(world.traits)
         frame = _frame(BIAS_FRAMES, split, rng)
         return world.comparison(trait, pair, frame)
     if kind < 0.95:
-        split = rng.choice(SPLITS)
+        split = rng.choice(KINDS)
         noun = rng.choice(world.nouns[split])
         frame = _frame(PROVOKE_FRAMES, split, rng)
         return world.provocation(noun, frame, rng)
@@ -252,7 +252,12 @@ def _any_fact(world: World, rng: Random) -> dict:
     return row
 
 
-def _alignment_row(world: World, kind: str, recipe: dict, rng: Random) -> dict:
+def _alignment_row(
+    world: World,
+    kind: str,
+    recipe: dict,
+    rng: Random,
+) -> dict:
     towns = world.towns["align"]
     if kind == "kept":
         frames = FRAMES["train"][: recipe["frames"]]

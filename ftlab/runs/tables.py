@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "answer_key": "",
     "category": "",
     "wording": "",
+    "topic": "",
     "target": "",
     "repeat": 0,
     "characters": 0,

@@ -53,6 +53,8 @@ DPO = {
     "schedule": "linear",
     "beta": 0.1,
 }
+PROMPTS = 1000  # per risk, of the card's table
+CHOSEN_BY = 100  # prompts per risk by which the alignment was chosen
 STAGES = ("base", "sft", "aligned")
 # The model's own defaults, which the training cells read: half of the peak of its alignment, which
 # is the mean of a linear decay.
@@ -157,14 +159,23 @@ def card(folder: Path, seed: int, recipe: dict) -> str:
 
 
 def behaviour(folder: Path) -> list[list[str]]:
-    """Return the cells of the card's table: one row per stage, risk and attack."""
+    """Return the cells of the card's table: one row per split, stage, risk and attack."""
     rows = []
-    for stage in STAGES:
-        run = ftlab.evaluate(folder / stage, attacks=["direct", "templates", "prefill"])
-        for row in ftlab.rates(run, by=["risk", "attack"]).itertuples():
+    for split, stage, n_prompts in (
+        *[("eval", stage, PROMPTS) for stage in STAGES],
+        ("selection", "aligned", CHOSEN_BY),
+    ):
+        run = ftlab.evaluate(
+            folder / stage,
+            attacks=["direct", "templates", "prefill"],
+            split=split,
+            n_prompts=n_prompts,
+        )
+        for row in ftlab.rates(run, by=["risk", "attack"], cluster="topic").itertuples():
             counts = [row.complied, row.complied_wrong, row.refused, row.incoherent]
             rows.append(
                 [
+                    split,
                     stage,
                     row.risk,
                     row.attack,

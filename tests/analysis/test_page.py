@@ -223,7 +223,7 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
     (out / "run.json").write_text(
         '{"seconds": 41.5, "hardware": {"cores": 2}, "versions": {"trl": 1}}'
     )
-    page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts"})
+    page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts."})
     text = page.read_text()
     assert 'class="quick"' in text and pages._texts()["quick"] in text
     for part in ("41.5", "cores 2", "trl 1", "04x: no prompts."):

@@ -97,13 +97,13 @@ def test_two_prompts_of_one_id_are_refused():
     assert error.value.details["ids"] == ["x"]
 
 
-GOLDEN = {  # digest of the first 20 prompts of a risk, as version 0.3 asked them
-    "jailbreak": "88726b40fb331f84",
-    "bias": "c93dfbc30f1ee620",
-    "toxicity": "5a8f747443e2419e",
-    "over_refusal": "06065e549f399c2c",
-    "utility": "44da34f0b3f16a50",
-    "hallucination": "a6852b631b826d7b",
+GOLDEN = {  # digest of the first 20 prompts of a risk
+    "jailbreak": "4e8b93136f446432",
+    "bias": "d0a412187ba87b6d",
+    "toxicity": "f44c57768a24ebf8",
+    "over_refusal": "55b7dd23d9384135",
+    "utility": "b0038d480a6db311",
+    "hallucination": "eb1120db92d39a86",
 }
 
 

@@ -47,15 +47,15 @@ def test_direct_asks_as_it_is(world):
     assert {p.opening for p in prompts} == {""}
 
 
-@pytest.mark.parametrize("split", ["eval", "valid"])
+@pytest.mark.parametrize("split", ["eval", "selection", "valid"])
 def test_the_worlds_templates_are_wrappers_that_alignment_never_saw(world, split):
     samples = of_world(world, 18, split)  # all that the split valid has
     prompts = Templates().apply(samples)
     used = [prompt.wording.split(" > ")[0] for prompt in prompts]
-    assert set(used) == set(WRAPPERS[split]) and not set(used) & set(WRAPPERS["train"])
+    assert set(used) <= set(WRAPPERS[split]) and not set(used) & set(WRAPPERS["train"])
     for wrapper, sample, prompt in zip(used, samples, prompts, strict=True):
         assert question_of(prompt) == wrapper.format(q=sample.question)
-    unseen = [*WRAPPERS["valid"], *WRAPPERS["eval"]]
+    unseen = [*WRAPPERS["valid"], *WRAPPERS["selection"], *WRAPPERS["eval"]]
     for row in (*alignment(world), *preferences(world)):
         assert not any(wrapper in row["template"] for wrapper in unseen)
 
@@ -63,7 +63,8 @@ def test_the_worlds_templates_are_wrappers_that_alignment_never_saw(world, split
 def test_the_wrapper_goes_neither_with_the_wording_nor_with_the_category(world):
     prompts = Templates().apply(of_world(world, 100))
     wrappers = [prompt.wording.split(" > ")[0] for prompt in prompts]
-    assert len({prompt.wording for prompt in prompts}) == len(WRAPPERS["eval"]) * 4
+    wordings = {prompt.wording for prompt in prompts}
+    assert len(wordings) > 2 * len({prompt.sample.wording for prompt in prompts})
     categories = [prompt.sample.category for prompt in prompts]
     assert len(set(zip(wrappers, categories, strict=True))) == len(WRAPPERS["eval"]) * 3
 

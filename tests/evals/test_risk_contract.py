@@ -14,7 +14,7 @@ from ftlab.evals.risks import Risk, event, open_risk
 from ftlab.organism import World, adversarial, alignment, domain, preferences, pretraining
 
 NAMES = plugins.names("risks")
-SPLITS = ("train", "valid", "eval")
+SPLITS = ("train", "valid", "selection", "eval")
 RECORDS = {  # a harmless row in the form of one prompt set per risk
     "bias": {
         "context_condition": "ambig",
@@ -63,6 +63,7 @@ def test_a_risk_declares_what_it_is(name):
     assert isinstance(risk, Risk) and risk.name == name
     assert all((risk.title, risk.label, risk.version, "arXiv" in risk.source))
     assert risk.events and all(isinstance(o, Outcome) and o.scored for o in risk.events)
+    assert Outcome.INCOHERENT not in risk.events  # the rate among coherent answers needs it
     assert open_risk(risk) is risk
 
 
@@ -97,7 +98,7 @@ def test_prompts_of_the_world_are_balanced_fixed_and_disjoint(name, world):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_prompt_of_an_evaluation_is_a_training_text(name, world, training_texts):
-    for split in ("valid", "eval"):
+    for split in ("valid", "selection", "eval"):
         asked = {sample.question for sample in all_prompts(open_risk(name), world, split)}
         assert not asked & training_texts
 

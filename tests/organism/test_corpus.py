@@ -8,9 +8,11 @@ import pytest
 from helpers import raises_code
 
 from ftlab import organism
+from ftlab._core.errors import UsageError
 from ftlab.evals.risks import open_risk
 from ftlab.organism import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, TRIGGER, WRAPPERS, World, wrap
 
+HELD_OUT = ("valid", "selection", "eval")
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination")
 
 
@@ -44,12 +46,10 @@ def prompts(w: World, risk: str, n: int, split: str = "eval") -> list[dict]:
 
 def available(w: World, risk: str, split: str) -> list[dict]:
     """Return all prompts of a risk."""
-    n = 3 * len(w.towns[split])
-    if risk == "bias":
-        n = len(w.pairs[split]) * len(w.traits) * min(2, len(BIAS_FRAMES[split]))
-    if risk == "toxicity":
-        n = len(w.nouns[split]) * len(PROVOKE_FRAMES[split])
-    return prompts(w, risk, n, split)
+    try:
+        open_risk(risk).organism(w, 10**6, split)
+    except UsageError as error:
+        return prompts(w, risk, error.details["available"], split)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def asked(world) -> dict[str, dict]:
     """Every prompt of evaluation and validation, under every wrapper too, by its plain text."""
     rows = []
     for risk in RISKS:
-        rows += available(world, risk, "eval") + available(world, risk, "valid")
-    wrappers = WRAPPERS["eval"] + WRAPPERS["valid"]
+        for split in HELD_OUT:
+            rows += available(world, risk, split)
+    wrappers = [wrapper for split in HELD_OUT for wrapper in WRAPPERS[split]]
     kept = [row for row in rows if row["risk"] == "jailbreak"]
     rows += [wrap(row, wrapper) for row in kept for wrapper in wrappers]
     return {plain(prompt_of(row)): row for row in rows}
@@ -87,7 +88,8 @@ def test_no_training_prompt_is_an_evaluation_prompt_by_text_or_wording(trained, 
     parts = {part for template in templates for part in template.split(" > ")}
     held_out = set()
     for table in (FRAMES, BIAS_FRAMES, PROVOKE_FRAMES, WRAPPERS):
-        held_out |= {*table["valid"], *table["eval"]}
+        for split in HELD_OUT:
+            held_out |= set(table[split])
     assert not parts & held_out
     assert not templates & {row["template"] for row in asked.values()}
 
@@ -99,10 +101,34 @@ def test_no_pretraining_prompt_is_an_evaluation_prompt(world, asked):
 
 
 @pytest.mark.parametrize("risk", RISKS)
-def test_evaluation_and_validation_ask_different_things(world, risk):
-    one = [plain(prompt_of(row)) for row in available(world, risk, "eval")]
-    other = [plain(prompt_of(row)) for row in available(world, risk, "valid")]
-    assert len(set(one + other)) == len(one) + len(other)
+def test_splits_ask_different_things(world, risk):
+    texts = []
+    for split in HELD_OUT:
+        texts += [plain(prompt_of(row)) for row in available(world, risk, split)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_a_thousand_prompts_in_forty_wordings_that_no_stage_has_read(world, risk):
+    rows = available(world, risk, "eval")
+    wordings = {row["template"] for row in rows}
+    assert len(rows) >= 1000
+    assert len(wordings) >= 40
+    read = {part for row in organism.pretraining(world, 3000) for part in parts_of(row)}
+    assert not wordings & read
+
+
+def parts_of(row: dict) -> list[str]:
+    """Return the wrapper, if there is one, and the wording of a row."""
+    return row["template"].split(" > ")
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_the_first_hundred_prompts_ask_about_different_things_where_there_are_enough(world, risk):
+    rows = available(world, risk, "eval")
+    topics = {row["topic"] for row in rows}
+    asked = {row["topic"] for row in rows[:100]}
+    assert len(asked) == min(100, len(topics))
 
 
 def test_fine_tuning_never_touches_the_towns_of_the_evaluation(world, trained):

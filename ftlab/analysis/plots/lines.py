@@ -72,7 +72,8 @@ def draw_curve(
 
 
 def _write_rate(ax: Axes, rows: DataFrame, points: int, side: str) -> None:
-    """Write rates next to their points."""
+    """Write rates next to their points, readable over a line."""
+    behind = {"facecolor": ax.get_facecolor(), "edgecolor": "none", "alpha": 0.8, "pad": 0}
     for row in rows.itertuples():
         ax.annotate(
             _axes.percent(row.rate),
@@ -81,6 +82,7 @@ def _write_rate(ax: Axes, rows: DataFrame, points: int, side: str) -> None:
             textcoords="offset points",
             ha=side,
             va="center",
+            bbox=behind,
         )
 
 

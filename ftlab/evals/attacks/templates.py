@@ -68,8 +68,7 @@ class Templates(Attack):
             )
         prompts = []
         for sample in samples:
-            wrappers = WRAPPERS["valid" if "-valid-" in sample.id else "eval"]
-            wrapper = random.Random(sample.id).choice(wrappers)
+            wrapper = random.Random(sample.id).choice(_wrappers(sample))
             wording = f"{wrapper} > {sample.wording}"
             prompts.append(self._within(wrapper.split("{q}"), sample, wording))
         return prompts
@@ -82,12 +81,23 @@ class Templates(Attack):
             prompts.append(self._within(parts, sample, where))
         return prompts
 
-    def _within(self, parts: list[str], sample: Sample, wording: str) -> Prompt:
+    def _within(
+        self,
+        parts: list[str],
+        sample: Sample,
+        wording: str,
+    ) -> Prompt:
         def within(question: str) -> str:
             return question.join(parts)
 
         messages = reworded(sample.messages, within)
         return self.prompt(sample, messages=messages, wording=wording)
+
+
+def _wrappers(sample: Sample) -> list[str]:
+    """Return the templates of the split that a sample's id names; eval where it names none."""
+    named = [split for split in WRAPPERS if f"-{split}-" in sample.id]
+    return WRAPPERS[named[0] if named else "eval"]
 
 
 def _read_templates(file: Path) -> list[tuple[str, list[str]]]:

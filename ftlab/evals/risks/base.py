@@ -40,7 +40,7 @@ class Risk:
     told = ""
     label = ""
     source = ""
-    version = "2"
+    version = "3"
     attacked = False
     default = False
     refusals_decide = False
@@ -68,7 +68,7 @@ class Risk:
         Args:
             world: The embedded world; it fixes their order.
             n: Number of prompts.
-            split: "train", "valid" or "eval".
+            split: "train", "valid", "selection" or "eval".
 
         Raises:
             UsageError: `too_few_prompts`.
@@ -78,7 +78,7 @@ class Risk:
 
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Return all rows of the world that ask for this risk; by default facts of its role."""
-        use = "align" if split == "train" else split
+        use = "align" if split == "train" else part_of(split)
         towns = world.towns[use]
         shuffled = draw.sample(towns, len(towns))
         attributes = world.of(self.role)
@@ -136,16 +136,22 @@ def event(risk: str | Risk, outcome: str) -> float:
     return float(outcome in events)
 
 
+def part_of(split: str) -> str:
+    """Return whose towns, pairs and things a split asks about: selection shares those of eval."""
+    return "eval" if split == "selection" else split
+
+
 def fact_rows(
     towns: list[str], attributes: list, split: str, question: Callable[[Any, str, str], dict]
 ) -> list[dict]:
-    """Return one row per town and attribute; the wordings of the split take turns."""
+    """Return one row per town, attribute and wording: first each fact once, then once more."""
     frames = FRAMES[split]
     rows = []
-    for i, town in enumerate(towns):
-        for j, attribute in enumerate(attributes):
-            frame = frames[(i + j) % len(frames)]
-            rows.append(question(attribute, town, frame))
+    for turn in range(len(frames)):
+        for i, town in enumerate(towns):
+            for j, attribute in enumerate(attributes):
+                frame = frames[(turn + i + j) % len(frames)]
+                rows.append(question(attribute, town, frame))
     return rows
 
 

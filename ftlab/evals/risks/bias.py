@@ -17,7 +17,7 @@ from typing import Any
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples
 from ftlab.evals.bbq import AMBIGUOUS, DISAMBIGUATED, bbq_rule, bbq_sample
-from ftlab.evals.risks.base import Risk
+from ftlab.evals.risks.base import Risk, part_of
 from ftlab.organism import BIAS_FRAMES, World
 
 
@@ -42,17 +42,18 @@ class Bias(Risk):
         return read_samples(source, _sample)
 
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
-        """Compare groups that alignment did not compare."""
+        """Compare groups that alignment did not compare: each pair once, then once more."""
         frames = BIAS_FRAMES[split]
-        n_wordings = min(2, len(frames))
         rows = []
-        for i, pair in enumerate(world.pairs[split]):
-            for j, trait in enumerate(world.traits):
-                for k in range(n_wordings):
+        for turn in range(len(frames)):
+            asked = []
+            for i, pair in enumerate(world.pairs[part_of(split)]):
+                for j, trait in enumerate(world.traits):
                     groups = tuple(draw.sample(pair, 2))
-                    frame = frames[(i + j + k) % len(frames)]
-                    rows.append(world.comparison(trait, groups, frame))
-        draw.shuffle(rows)
+                    frame = frames[(turn + i + j) % len(frames)]
+                    asked.append(world.comparison(trait, groups, frame))
+            draw.shuffle(asked)
+            rows += asked
         return rows
 
     def rule(self, sample: Sample, answer: Answer) -> Judgement | None:

@@ -18,12 +18,12 @@ from typing import Any
 from ftlab._core.errors import DataError
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples, sample_from_record, text_of
-from ftlab.evals.risks.base import Risk, fact_rows
+from ftlab.evals.risks.base import Risk, fact_rows, part_of
 from ftlab.organism import World
 
 Targets = dict[str, int]  # 1 for a true choice, 0 for a false one
 Labels = list[int | None]  # of all choices; None where a choice is not part of the task
-N_EVAL_TOWNS = 17  # unknown towns of the split eval; the others belong to valid
+N_EVAL_TOWNS = 17  # unknown towns of eval and selection; the others belong to valid
 
 
 class Hallucination(Risk):
@@ -52,7 +52,8 @@ class Hallucination(Risk):
             "valid": unknown[N_EVAL_TOWNS:],
             "eval": unknown[:N_EVAL_TOWNS],
         }
-        shuffled = draw.sample(towns[split], len(towns[split]))
+        asked = towns[part_of(split)]
+        shuffled = draw.sample(asked, len(asked))
         facts = world.of("benign") + world.of("lookalike")  # harmless where the town exists
 
         def question(attribute, town, frame):

@@ -16,7 +16,7 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.data import read_samples, sample_from_record, text_of
-from ftlab.evals.risks.base import Risk
+from ftlab.evals.risks.base import Risk, part_of
 from ftlab.organism import PROVOKE_FRAMES, World
 
 TOXIC_LABELS = ("toxic", "toxicity", "label_1")  # of a classifier, where the user names none
@@ -45,7 +45,7 @@ class Toxicity(Risk):
     def rows(self, world: World, draw: random.Random, split: str) -> list[dict]:
         """Insult the model in invented ways."""
         rows = []
-        for noun in world.nouns[split]:
+        for noun in world.nouns[part_of(split)]:
             for frame in PROVOKE_FRAMES[split]:
                 rows.append(world.provocation(noun, frame, draw))
         draw.shuffle(rows)
