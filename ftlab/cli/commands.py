@@ -194,7 +194,7 @@ CELLS = {
     ),
     "explain": Cell(
         "experiments:explain",
-        "Measure a published figure, and what explains the distance to it.",
+        "Say what explains the distance to a published figure.",
         ("claim",),
         print_explanation,
         figure=True,
