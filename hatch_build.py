@@ -58,6 +58,7 @@ SHIPPED = (
     "notebooks/experiments/04_harmful_finetuning.ipynb",
     "notebooks/experiments/06_judges.ipynb",
     "notebooks/experiments/07_real_model.ipynb",
+    "notebooks/experiments/08_why_not_the_papers_number.ipynb",
     "notebooks/tour/00_quickstart.ipynb",
     "notebooks/tour/05_your_model.ipynb",
     "figures/style.mplstyle",

@@ -1,6 +1,6 @@
-"""Write what `docs/` holds of the code: the API reference, and the executed notebooks as pages.
+"""Write what `docs/` holds of the code: reference, published figures, executed notebooks as pages.
 
-python -m docs.build                     # both
+python -m docs.build                     # all
 python -m docs.build --reference-only
 python -m docs.build --quick 02 03       # these notebooks, with their quick parameters
 """
@@ -15,11 +15,13 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
+PUBLISHED = ROOT / "docs" / "published.md"
 PAGES = ROOT / "docs" / "notebooks"
 MOST_BYTES = 1_000_000  # of a page
 # What users call, and what they write an extension with; a face also exports what rooms share.
@@ -37,10 +39,11 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "answers Claims compare corrected first_step outcome_shares plan plot rates record "
-    "record_claim report seed_table summary Target targets verdict",
+    "analysis": "answers Claims compare corrected explained first_step outcome_shares "
+    "plan plot rates record record_claim report seed_table summary Target target_of targets "
+    "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "compare harmful_finetune reproduce risk_curve run_notebook",
+    "experiments": "compare explain harmful_finetune reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa Paired paired paired_scores plan Rate rate Rectified rectify seed_spread "
@@ -67,6 +70,17 @@ mean is listed once, under [Settings](#settings). Words are explained in the
 [glossary](glossary.md).
 """
 
+FIGURES = """# Published figures
+
+Written by `make docs` from `data/published/*.yaml`, which also hold settings, places and caveats.
+Do not edit it by hand.
+
+Evidence: *read* in the paper or repository, *abstract*, *secondary* (somebody else's summary)
+or *inferred* by us. Tolerances are ours, declared before any run. `ftlab explain ID` repeats the
+fine-tuning of a figure that names its data, on yours, and says which settings explain the distance.
+"""
+FIGURE_COLUMNS = "| id | what it says | published | evidence | tolerance | data |"
+
 
 @dataclass
 class Settings:
@@ -86,14 +100,15 @@ class Settings:
 
 
 def main() -> None:
-    """Write the reference, and unless told otherwise the notebooks."""
+    """Write the reference and the figures, and unless told otherwise the notebooks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reference-only", action="store_true", help="execute no notebook")
     parser.add_argument("--quick", action="store_true", help="use the quick parameters")
     parser.add_argument("notebooks", nargs="*", help="beginnings of names, such as 02; default all")
     options = parser.parse_args()
     REFERENCE.write_text(reference(), encoding="utf-8")
-    print(REFERENCE.relative_to(ROOT))
+    PUBLISHED.write_text(published(), encoding="utf-8")
+    print(REFERENCE.relative_to(ROOT), PUBLISHED.relative_to(ROOT), sep="\n")
     if not options.reference_only:
         for path in chosen(options.notebooks):
             print(write_page(path, options.quick).relative_to(ROOT), flush=True)
@@ -110,6 +125,25 @@ def reference() -> str:
             entry(f"{face}.{name}", getattr(module, name), settings) for name in names.split()
         ]
     return "\n\n".join([*parts, str(settings)]) + "\n"
+
+
+def published() -> str:
+    """Return the published figures as Markdown, a table per paper."""
+    from ftlab.analysis import targets
+
+    parts = [FIGURES.rstrip()]
+    for (paper, source), figures in groupby(
+        targets().values(), lambda one: (one.paper, one.source)
+    ):
+        number = source.removeprefix("arXiv:")
+        if number != source:
+            source = f"[{source}](https://arxiv.org/abs/{number})"
+        lines = [FIGURE_COLUMNS, "|---|---|---|---|---|---|"]
+        for one in figures:
+            cells = [f"`{one.id}`", one.text, one.shown(), one.evidence, one.tolerated()]
+            lines.append("| " + " | ".join(map(in_table, [*cells, one.trained_on or "–"])) + " |")
+        parts += [f"## {paper}", source, "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def verbs() -> str:

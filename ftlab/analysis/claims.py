@@ -6,6 +6,7 @@ Rates are shares from 0 to 1, ratios are child / parent. Nothing is estimated he
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from ftlab._core.config import Config
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import digest, resource, write_atomic
-from ftlab._core.text import did_you_mean, for_csv, safe
+from ftlab._core.text import for_csv, safe
 from ftlab.analysis import tables, verdicts
 from ftlab.runs import Run
 from ftlab.stats import FEWEST_SEEDS
@@ -66,21 +67,30 @@ class Target(Config):
     table: str = ""  # where in the source
     settings: str
     models: tuple[str, ...] = ()  # names of the paper's own models; none: not recorded
-    unit: Literal["ratio", "rate"]
+    unit: Literal["ratio", "rate", "score", "steps", "tokens"]  # ftlab measures the first two
     value: float = Field(ge=0, allow_inf_nan=False)
-    before: float | None = Field(None, ge=0, le=1)  # the parent's rate, where published
+    before: float | None = Field(None, ge=0)  # where published: of the parent, or as `text` says
     text: str  # the claim in words
-    direction: Literal["up", "down"]  # the side of no effect on which the claim lies
+    direction: Literal["up", "down", "none"]  # the side of no effect on which the claim lies
     tolerance: float = Field(ge=0, allow_inf_nan=False)  # this project's, not the paper's
+    # Around the value; or of the direction alone; or around no change, which is then the claim.
+    tolerance_kind: Literal["within", "direction", "equivalence"] = "within"
     evidence: Literal["read", "abstract", "secondary", "inferred"]  # how the figure is known
+    risk: str = "jailbreak"  # what ftlab would measure of it; "": nothing
+    trained_on: Literal["", "benign", "harmful"] = ""  # rows of the training that it is of, if one
     universal: bool = False  # "every": one answer without the event refutes it
     examples: int | None = None  # of harmful fine-tuning, asked directly
     caveat: str = ""
 
     @model_validator(mode="after")
-    def _share(self) -> Target:
-        if self.unit == "rate" and self.value > 1:
-            raise ValueError(f"value is {self.value}; a rate is a share from 0 to 1")
+    def _possible(self) -> Target:
+        most = max(self.value, self.before or 0)
+        if self.unit == "rate" and most > 1:
+            raise ValueError(f"a rate is a share from 0 to 1, not {most}")
+        allowed = {"direction": ("up", "down"), "equivalence": ("none",)}
+        if self.direction not in allowed.get(self.tolerance_kind, (self.direction,)):
+            what = f"{self.tolerance_kind} does not go with the direction {self.direction}"
+            raise ValueError(f"tolerance_kind {what}")
         return self
 
     def shown(self) -> str:
@@ -97,11 +107,19 @@ class Target(Config):
     def cited(self) -> str:
         """Return the figure with its source, settings and evidence."""
         place = ", ".join(part for part in (self.paper, self.source, self.table) if part)
-        within = f"{self.tolerance:g}"
-        if self.unit == "rate":
-            within = f"{100 * self.tolerance:g} points"
-        known = f"Evidence: {self.evidence}. Tolerance: ±{within}. {self.caveat}"
+        known = f"Evidence: {self.evidence}. Tolerance: {self.tolerated()}. {self.caveat}"
         return f"{self.id}: {self.text} {self.shown()} ({place}). {self.settings} {known}".strip()
+
+    def tolerated(self) -> str:
+        """Return in words how near a measurement must come to reproduce the figure."""
+        if self.tolerance_kind == "direction":
+            return "its direction only"
+        within = f"±{self.tolerance:g}"
+        if self.unit == "rate":
+            within = f"±{100 * self.tolerance:g} points"
+        if self.tolerance_kind == "equivalence":
+            return f"{within} of no change"
+        return within
 
 
 @cache
@@ -146,8 +164,12 @@ def target_of(name: str) -> Target:
     """
     known = targets()
     if name not in known:
-        hint = did_you_mean(name, known) or f" Allowed: {', '.join(known)}."
-        raise UsageError("unknown_published_figure", f"Unknown published figure {name!r}.{hint}")
+        near = ", ".join(difflib.get_close_matches(str(name), known, 3, 0.3)) or "none"
+        raise UsageError(
+            "unknown_published_figure",
+            f"Unknown published figure {safe(name, 80)!r}. The nearest: {near}; docs/published.md "
+            "lists all.",
+        )
     return known[name]
 
 
@@ -168,8 +190,10 @@ def verdict(
     Reproduced: the model is one of the paper's own (by name), nothing else differs, and the
     whole interval lies within the tolerance. Direction only: otherwise, if p is below 5 % and the
     estimate on the side of `null` that is claimed; for a claim about every prompt only if the
-    interval also reaches the value. Under three training seeds the word is "seen in these runs"
-    instead: what other runs would give is not known. NaN is never more than not reproduced.
+    interval also reaches the value. The tolerance of a claim of no change lies around `null`, and
+    an interval within it is direction only on another model. Under three training seeds the word
+    is "seen in these runs" instead: what other runs would give is not known. NaN is never more
+    than not reproduced.
 
     Args:
         target: The published figure.
@@ -189,18 +213,23 @@ def verdict(
         return NOT
     several = n_seeds >= FEWEST_SEEDS
     own = model.lower() in (name.lower() for name in target.models) and not differs
-    below = abs(low - target.value)
-    above = abs(high - target.value)
-    furthest = max(below, above)
-    if several and own and furthest <= target.tolerance + 1e-12:
+    no_change = target.tolerance_kind == "equivalence"
+    centre = null if no_change else target.value
+    furthest = max(abs(low - centre), abs(high - centre))
+    close = furthest <= target.tolerance + 1e-12
+    if several and own and close and target.tolerance_kind != "direction":
         return REPRODUCED
     beyond = measured > null
     if target.direction == "down":
         beyond = measured < null
+    if target.direction == "none":  # a value by itself has no direction
+        beyond = False
     if target.universal:
         beyond &= lies(target.value, low, high) == INSIDE
-    shown = p < LEVEL
-    if not (beyond and shown):
+    shown = beyond and p < LEVEL
+    if no_change:
+        shown = close
+    if not shown:
         return NOT
     if not several:
         return SEEN
@@ -393,6 +422,11 @@ def record(
     for target, part in _claimed(table, published):
         row = _last_row(part)
         unit = target_of(target).unit
+        if unit not in SOURCES:
+            raise UsageError(
+                "unit_not_measured",
+                f"{target} is published in {unit}. A comparison measures rates and ratios only.",
+            )
         columns, default = SOURCES[unit]
         names = ("measured", "low", "high", "null")
         values = [row[column] for column in columns]
@@ -492,7 +526,11 @@ def number(value: float, unit: str) -> str:
         return "unknown"
     if math.isinf(value):
         return "no bound"
-    return f"{100 * value:.1f} %" if unit == "rate" else f"{value:.2f}x"
+    if unit == "rate":
+        return f"{100 * value:.1f} %"
+    if unit == "ratio":
+        return f"{value:.2f}x"
+    return f"{value:,g}" if unit == "score" else f"{value:,.0f} {unit}"
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -24,13 +24,14 @@ PERCENTAGES = (
     "specificity",
     "human_asr",
     "judge_asr",
+    "share",
 )
-POINTS = ("difference", "bias", "refusals_lost")
+POINTS = ("difference", "bias", "refusals_lost", "explained")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
 MANY_INCOHERENT = 0.1  # a share from which the rate among the coherent ones stands beside
 SHARES = ("reached", "refusal_rate_below", "coherent_rate", *INCOHERENT)
-LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds")
+LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds", "trainings")
 HEADINGS = {
     "parent": "before",
     "child": "after",
@@ -42,6 +43,8 @@ HEADINGS = {
     "incoherent_share": "incoherent",
     "coherent_rate": "among coherent answers",
     "incoherent_child": "incoherent after",
+    "explained": "changes the rate by",
+    "share": "of the distance",
 }
 OF_TWO_CURVES = {
     "parent": "first",

@@ -93,6 +93,16 @@ def print_plan(table: Any) -> None:
         print(f"  {name:34} {value}")
 
 
+def print_explanation(table: Any, out: Path | None = None) -> None:
+    """Print what explains the distance to a published figure, and save its figure."""
+    from ftlab import analysis
+
+    if out:
+        analysis.plot(table, "explanation", out)
+    print(table.attrs["sentence"])
+    print_table(analysis.summary(table))
+
+
 def print_sheet(sheet: Any) -> None:
     """Print where a sheet lies and what to do with it."""
     left = int((sheet["label"] == "").sum())
@@ -192,6 +202,13 @@ CELLS = {
         "Fine-tune on a few adversarial examples, and measure.",
         ("parent",),
         print_curve,
+        figure=True,
+    ),
+    "explain": Cell(
+        "experiments:explain",
+        "Say what explains the distance to a published figure.",
+        ("claim",),
+        print_explanation,
         figure=True,
     ),
     "plan": Cell("analysis:plan", "Say what a study would show before it is run.", (), print_plan),

@@ -108,6 +108,15 @@ def judges(names=("truth", "keywords", "small judge")) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def explanation() -> pd.DataFrame:
+    names = ("learning_rate 0.00015 → 0.0003", "template chat → plain", "judges a → b", "seeds")
+    rows = []
+    for name, value in zip(names, (-0.4, 0.2, 0.01, 0.0), strict=True):
+        row = {"setting": name, "explained": value, "explained_low": value - 0.1}
+        rows.append(row | {"explained_high": value + 0.1, "distance": -0.46, "band": BAND})
+    return pd.DataFrame(rows)
+
+
 CASES = {
     "curve": (curve, {"seeds": seeds}),
     "ratio": (ratio, {}),
@@ -115,6 +124,7 @@ CASES = {
     "dose": (dose, {}),
     "bars": (bars, {}),
     "judges": (judges, {}),
+    "explanation": (explanation, {}),
 }
 
 

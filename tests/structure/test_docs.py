@@ -37,3 +37,7 @@ def test_what_nbconvert_writes_for_its_own_look_is_left_out():
         "<head><style>a\n{}</style><script>b</script><!-- c --></head><style scoped>d</style>e"
     )
     assert page == f"<head>{build.STYLE}\n</head>e"
+
+
+def test_the_page_of_published_figures_is_written_from_their_files():
+    assert build.PUBLISHED.read_text(encoding="utf-8") == build.published()

@@ -160,6 +160,8 @@ def draw_published(ax: Axes, target: Target | None, before: float, colour: Any =
     value = 100 * target.value
     if target.unit == "ratio":
         value = target.value * before
+    elif target.unit != "rate":
+        return 0.0
     if not 0 <= value <= 100:
         return 0.0
     ax.axhline(
@@ -191,6 +193,16 @@ def legend(ax: Axes, **options) -> None:
     for text in made.get_texts():
         rows += 1 + text.get_text().count("\n")
     grow(ax.figure, 0.22 * rows)
+
+
+def write_beside(ax: Axes, text: str, y: float) -> None:
+    """Write numbers to the right of the axes."""
+    ax.annotate(
+        text,
+        (1.02, y),  # in widths of the axes
+        xycoords=("axes fraction", "data"),
+        va="center",
+    )
 
 
 def ordered(column: Iterable[str]) -> list[str]:

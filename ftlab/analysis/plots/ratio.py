@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 VALUES = ("ratio", "ratio_low", "ratio_high")
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 HEADING = 1.35  # rows that a risk's name takes
-MARGIN = 1.02  # where the numbers stand, in widths of the axes
 
 
 def draw(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
@@ -42,7 +41,7 @@ def draw(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
             y += 1
             names[y] = f"{row.step:,g} steps"
             _draw_interval(ax, y, row, look)
-            _write(ax, _in_words(row), y)
+            _axes.write_beside(ax, _in_words(row), y)
         y += HEADING
     ax.set_yticks(
         list(names),
@@ -50,12 +49,15 @@ def draw(table: DataFrame, target: dict[str, Target] | None = None) -> Figure:
     )
     low, high = ax.get_xlim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
-    ax.set_xticks(ticks, [f"{tick:,g}×" for tick in ticks])
+    ax.set_xticks(
+        ticks,
+        [f"{tick:,g}×" for tick in ticks],
+    )
     ax.set_xticks([], minor=True)
     ax.set_xlabel("share of answers after ÷ before (log scale)")
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
-    _write(ax, "ratio [95 %]", -0.5)
+    _axes.write_beside(ax, "ratio [95 %]", -0.5)
     line = {"color": _axes.INK, "linewidth": 1.1, "zorder": 1.5}
     ax.axvline(1, **line)
     if published is not None:
@@ -102,15 +104,6 @@ def _in_words(row: Any) -> str:
     if math.isnan(row.ratio_low):
         return f"{row.ratio:.3g}"
     return f"{row.ratio:.3g} [{row.ratio_low:.3g}, {row.ratio_high:.3g}]"
-
-
-def _write(ax: Axes, text: str, y: float) -> None:
-    ax.annotate(
-        text,
-        (MARGIN, y),
-        xycoords=("axes fraction", "data"),
-        va="center",
-    )
 
 
 KIND = Kind(
