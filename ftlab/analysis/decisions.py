@@ -24,17 +24,23 @@ def check_margin(margin: float) -> None:
         raise UsageError("wrong_margin", why)
 
 
-def decide(table: pd.DataFrame, margin: float, higher: str = "") -> None:
+def decide(
+    table: pd.DataFrame,
+    margin: float,
+    higher: str = "",
+    unpaired: int = 0,
+) -> None:
     """Add to a comparison of two sides what each row decides.
 
-    A side is "no worse" where the interval of the worsening ends below the margin, else "worse"
-    where it lies above 0.
+    A side is "no worse" where the interval of the worsening ends below the margin even if every
+    answer that was not scored or not paired had worsened by 1; else "worse" where it lies above 0.
 
     Args:
         table: As `compare` makes it. Gets the columns higher, margin, decision and
             smallest_difference.
         margin: What worsening would not matter, in the unit of the difference.
         higher: "worse" or "better", of all rows; by default as each row's risk says.
+        unpaired: Answers of either side that the other lacks.
     """
     everywhere = table.attrs.get("risk", "")
     rows = []
@@ -44,8 +50,10 @@ def decide(table: pd.DataFrame, margin: float, higher: str = "") -> None:
         high = row["difference_high"]
         if meaning == "better":
             low, high = -high, -low
+        missing = row["dropped"] + unpaired
+        worst = high + missing / (row["pairs"] + unpaired)
         decision = UNCLEAR
-        if high < margin:
+        if worst < margin:
             decision = NO_WORSE
         elif low > 0:
             decision = WORSE

@@ -389,8 +389,8 @@ def compare(  # noqa: PLR0913
         incoherent_parent and incoherent_child: a lost refusal may be an incoherent answer.
         Of two sides also higher ("worse" or "better"), margin, smallest_difference (seen in 80 of
         100 comparisons with so wide an interval) and decision: "no worse" where the interval of the
-        worsening ends below the margin, else "worse" where it lies above 0, else "not enough
-        evidence".
+        worsening ends below the margin, even if every dropped pair had worsened, else "worse" where
+        it lies above 0, else "not enough evidence".
 
     Raises:
         UsageError: as `rates`; `nothing_to_compare`, `evaluations_differ`, `prompts_differ`,
@@ -431,7 +431,8 @@ def compare(  # noqa: PLR0913
         adjusted = stats.holm(table["p"].tolist())
         table.insert(after_p, "p_holm", adjusted)
         if after is not None:
-            decide(table, margin, parent.attrs.get("higher", ""))
+            told = parent.attrs
+            decide(table, margin, told.get("higher", ""), told.get("unpaired", 0))
     return table
 
 
@@ -644,7 +645,8 @@ def _comparison_row(
     row["incoherent_child"] = incoherent.child.rate
     row["n_prompts"] = samples[~unpaired.all(axis=0)].nunique()
     row["unscored"] = np.isnan(after).sum() + np.isnan(before).sum()
-    row["dropped"] = unpaired.sum()  # pairs
+    row["pairs"] = unpaired.size
+    row["dropped"] = unpaired.sum()
     row["clusters"] = len(set(clusters))  # what the interval takes as independent
     row["labels"] = old[0].n_labels + new[0].n_labels
     row["measurement"] = _measurement(tables, items, step)

@@ -13,6 +13,7 @@ from ftlab.stats.rates import Rate, quantile, tail
 from ftlab.stats.variance import cluster_codes
 
 ALIKE = 1e-12  # of the range: a spread that is rounding
+FEWEST_APART = 15  # clusters away from the median below which Student's t is too narrow
 
 
 def paired_scores(
@@ -24,9 +25,12 @@ def paired_scores(
 ) -> Paired:
     """Compare the mean score of a child with its parent's on the same prompts.
 
-    A cluster counts once, by its mean, whatever the number of its pairs. A NaN on either side drops
-    the pair. Where all clusters changed alike there is no spread: the interval then goes as far as
-    so many clusters cannot rule out, (1 - .025 ^ (1 / n)) of the scores' range, at least of 1.
+    A cluster counts once, by its mean, whatever the number of its pairs; of several seeds the
+    intervals are conditional on these runs. A NaN on either side drops the pair. Where few clusters
+    changed, fewer than 15 and less than half, their spread says little: the interval then goes at
+    least as far as so many clusters cannot rule out, (1 - .025 ^ (1 / n)) of the range. That is 1
+    for scores from 0 to 1, else the range observed; no interval has an end where such other scores
+    all changed alike.
 
     Args:
         parent: Scores [P] or [S, P], any numbers.
@@ -62,14 +66,18 @@ def paired_scores(
     most = values.max()
     span = max(1.0, most - least)
     bounds = (-inf, inf)
+    widest = inf
     if least >= 0 and most <= 1:
         bounds = (0.0, 1.0)
+        widest = 1.0
     n_pairs = int(scored.sum())
     method = f"Student's t over the means of {len(old)} clusters, {100 * confidence:g} %"
+    if len(scored) > 1:
+        method += ", conditional on these runs"
     rates = []
     for side in (old, new):
         mean = float(side.mean())
-        ends, _ = _limits(side, span, confidence)
+        ends, _ = _limits(side, span, widest, confidence)
         low, high = np.clip(ends, *bounds).tolist()
         events = round(mean * n_pairs)
         made = Rate(
@@ -82,14 +90,15 @@ def paired_scores(
         )
         rates.append(made)
     change = new - old
-    ends, p = _limits(change, span, confidence)
-    low, high = np.clip(ends, -span, span).tolist()
+    ends, p = _limits(change, span, widest, confidence)
+    low, high = np.clip(ends, -widest, widest).tolist()
     ratio = [nan] * 3
     if least >= 0:
         ratio = _ratio(
             old,
             new,
             (low, high),
+            _apart(change, span) < len(change),
             confidence,
         )
     return Paired(
@@ -130,9 +139,18 @@ def _means(
     return found
 
 
+def _apart(values: ndarray, span: float) -> int:
+    """Return how many clusters lie away from the median, if those are few; else all of them."""
+    distance = np.abs(values - np.median(values))
+    apart = int((distance > ALIKE * span).sum())
+    few = apart < min(FEWEST_APART, len(values) / 2)
+    return apart if few else len(values)
+
+
 def _limits(
     values: ndarray,
     span: float,
+    widest: float,  # what is known of the range; infinite where nothing is
     confidence: float,
 ) -> tuple[tuple[float, float], float]:
     """Return the limits of the mean of clusters, and p of no mean."""
@@ -140,26 +158,35 @@ def _limits(
 
     n = len(values)
     mean = float(values.mean())
-    if n > 1 and np.ptp(values) > ALIKE * span:
+    apart = _apart(values, span)
+    ends = (mean, mean)
+    p = 1.0
+    if apart:
         found = ttest_1samp(values, 0)
-        ends = found.confidence_interval(confidence)
-        return tuple(ends), float(found.pvalue)
-    away = span * (1 - tail(confidence) ** (1 / n))
-    p = 2 * 0.5**n  # all clusters changed the same way by chance
-    if abs(mean) <= ALIKE * span:
-        p = 1.0
-    return (mean - away, mean + away), p
+        p = float(found.pvalue)
+        ends = tuple(found.confidence_interval(confidence))
+        if apart == n:
+            return ends, p
+    share = 1 - tail(confidence) ** (1 / n)
+    away = share * (span if apart else widest)
+    ends = (min(ends[0], mean - away), max(ends[1], mean + away))
+    same_way = n if np.median(values) else apart
+    by_sign = 1.0
+    if abs(mean) > ALIKE * span:
+        by_sign = min(1.0, 2 * 0.5**same_way)  # all that moved went the same way by chance
+    return ends, max(p, by_sign) if apart else by_sign
 
 
 def _ratio(
     old: ndarray,
     new: ndarray,
     ends: tuple[float, float],  # of the difference
+    few: bool,  # clusters changed
     confidence: float,
 ) -> list[float]:
     """Return the ratio of two means of the same clusters with its limits.
 
-    Where all clusters changed alike they are those of the difference.
+    Where few clusters changed they are those of the difference.
     """
     p = float(new.mean())
     q = float(old.mean())
@@ -168,7 +195,7 @@ def _ratio(
         ratio = inf if p else nan
         return [ratio, 0.0, inf]
     low, high = (1 + end / q for end in ends)
-    if n > 1 and np.ptp(new - old) > ALIKE:
+    if not few:
         t = quantile(tail(confidence), n - 1)
         spread = t**2 * np.cov(old, new) / n
         a = q**2 - spread[0, 0]

@@ -28,8 +28,19 @@ DECISIONS = [  # limits of the difference, what higher means, the decision at a 
 @pytest.mark.parametrize(("limits", "higher", "decision"), DECISIONS)
 def test_decisions(limits, higher, decision):
     table = pd.DataFrame([limits], columns=["difference_low", "difference_high"])
+    table = table.assign(pairs=100, dropped=0)
     decide(table, 0.05, higher)
     assert table["decision"].tolist() == [decision] and table["higher"].tolist() == [higher]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "unpaired", "decision"), [(1, 0, "no worse"), (3, 0, ""), (0, 3, "")]
+)
+def test_answers_that_are_missing_count_as_worse(dropped, unpaired, decision):
+    table = pd.DataFrame({"difference_low": [-0.1], "difference_high": [0.03]})
+    table = table.assign(pairs=100, dropped=dropped)
+    decide(table, 0.05, "worse", unpaired)
+    assert table["decision"].tolist() == [decision or "not enough evidence"]
 
 
 def test_two_runs_and_two_tables_are_decided_too():

@@ -85,7 +85,9 @@ def examples(tmp_path) -> dict[str, list[Path]]:
 def test_a_format_recognises_its_own_logs_and_says_which_way_is_better(name, examples):
     form = plugins.get("logs", name)
     assert isinstance(form, LogFormat) and form.name == name
-    assert form.higher in ("better", "worse", "") and (form.higher == "") == (name == "plain")
+    assert form.higher in ("better", "worse", "") and (form.higher == "") == (
+        name in ("plain", "inspect_ai")
+    )
     for path in examples[name]:
         assert format_of(path) is form
         places = set()
@@ -100,7 +102,7 @@ def test_a_format_recognises_its_own_logs_and_says_which_way_is_better(name, exa
 def test_logs_open_without_the_tools_that_wrote_them(monkeypatch):
     for name in ("inspect_ai", "lm_eval", "zstandard", "zipfile_zstd"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert len(paired_tables(*INSPECT)[0]) == 4
+    assert len(paired_tables(*INSPECT, higher="better")[0]) == 4
     assert len(paired_tables(*SUMS)[0]) == 2
 
 
@@ -135,13 +137,15 @@ def same(one, other) -> bool:
 def test_the_compressions_and_json_of_inspect_say_the_same(tmp_path):
     with zipfile.ZipFile(INSPECT[0]) as archive:
         assert {info.compress_type for info in archive.infolist()} == {93}  # zstd
-    expected = paired_tables(*INSPECT)[0]
+    expected = paired_tables(*INSPECT, higher="better")[0]
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         packed = repacked(tmp_path / "packed.eval", content(INSPECT[0]), kind)
-        assert same(paired_tables(packed, INSPECT[1])[0], expected)
+        assert same(paired_tables(packed, INSPECT[1], higher="better")[0], expected)
     other = LOGS / "inspect_other.eval"
-    as_json = paired_tables(other.with_suffix(".json"), other)[0]
-    assert same(as_json, paired_tables(other, other)[0]) and len(as_json[0][0]) == 4
+    as_json = paired_tables(other.with_suffix(".json"), other, higher="better")[0]
+    assert (
+        same(as_json, paired_tables(other, other, higher="better")[0]) and len(as_json[0][0]) == 4
+    )
 
 
 def test_samples_that_inspect_stores_in_chunks(tmp_path):
@@ -154,7 +158,10 @@ def test_samples_that_inspect_stores_in_chunks(tmp_path):
             name = f"{stem}/sample.json"
         files[name] = text
     packed = repacked(tmp_path / "a.eval", files)
-    assert same(paired_tables(packed, INSPECT[1])[0], paired_tables(*INSPECT)[0])
+    assert same(
+        paired_tables(packed, INSPECT[1], higher="better")[0],
+        paired_tables(*INSPECT, higher="better")[0],
+    )
 
 
 def test_a_truncated_zip_is_refused_in_a_sentence(tmp_path):
@@ -202,7 +209,7 @@ def test_other_archives_and_unfinished_logs(tmp_path):
     files = content(INSPECT[0])
     begun = {name: text for name, text in files.items() if name != "header.json"}
     packed = repacked(tmp_path / "b.eval", begun)
-    _, lines = paired_tables(packed, INSPECT[1])
+    _, lines = paired_tables(packed, INSPECT[1], higher="better")
     assert any("started" in line for line in lines)
     none = {name: text for name, text in files.items() if not name.startswith("samples/")}
     with raises_code("empty_log"):
@@ -462,7 +469,7 @@ def test_hostile_logs_show_nothing_that_acts(tmp_path, ran):
             "samples": samples,
         }
         logs[-1].write_text(json.dumps(whole))
-    code, out, err = ran("compare", *logs)
+    code, out, err = ran("compare", *logs, "--higher", "better")
     assert code == 3, err
     assert_seen(out + err)
     lines = [json.dumps({"id": text, "score": text}) for text in CANARIES.values()]

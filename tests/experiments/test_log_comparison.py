@@ -33,7 +33,7 @@ def scored(path: Path, values: list, ids=None) -> str:
 @pytest.fixture(scope="module")
 def adding() -> pd.DataFrame:
     """Return the comparison of Inspect's logs, by judge: 12 sums, each asked in two epochs."""
-    return ft.compare(*INSPECT).set_index("judge")
+    return ft.compare(*INSPECT, higher="better").set_index("judge")
 
 
 def test_a_row_per_scorer_of_inspect(adding):
@@ -63,10 +63,12 @@ def test_scores_between_no_and_yes_go_by_their_mean_change(adding):
     after[[2, 3, 4, 7, 9, 10, 6]] = [0.5] * 6 + [0.75]
     golden = models.DescrStatsW(after - before)
     assert (found["parent"], found["child"]) == pytest.approx((before.mean(), after.mean()))
-    assert (found["difference_low"], found["difference_high"]) == pytest.approx(
-        golden.tconfint_mean()
-    )
-    assert found["p"] == pytest.approx(golden.ttest_mean()[1])
+    low, high = golden.tconfint_mean()
+    away = 1 - 0.025 ** (1 / 12)  # wider, for only five of twelve samples changed
+    mean = (after - before).mean()
+    assert found["difference_low"] == pytest.approx(mean - away) and mean - away < low
+    assert found["difference_high"] == pytest.approx(mean + away) and mean + away > high
+    assert found["p"] == 2 * 0.5**5 > golden.ttest_mean()[1]  # the sign test of those five
     assert "Student" in found["method"] and math.isnan(found["mcnemar_p"])
 
 
@@ -123,10 +125,15 @@ def test_the_command_exits_as_decided(ran, tmp_path):
         assert "higher is" in out and "margin" in out and "paired: " in out
     assert ran("compare", bad, good, "--higher", "better")[0] == 1
     assert ran("compare", good, bad, *way, "--margin", "0.4")[0] == 0
-    code, out, _ = ran("compare", *INSPECT)
+    code, out, _ = ran("compare", *INSPECT, "--higher", "better")
     assert code == 1 and "closeness" in out and "digits/tens" in out
-    assert ran("compare", *INSPECT, "--score", "digits/tens")[0] == 3
-    assert ran("compare", *INSPECT, "--score", "digits/tens", "--margin", "0.5")[0] == 0
+    assert ran("compare", *INSPECT, "--higher", "better", "--score", "digits/tens")[0] == 3
+    assert (
+        ran("compare", *INSPECT, "--higher", "better", "--score", "digits/tens", "--margin", "0.5")[
+            0
+        ]
+        == 0
+    )
 
 
 def test_no_failure_is_taken_for_a_decision(ran, tmp_path):
@@ -166,7 +173,7 @@ def test_an_error_of_the_program_is_no_decision_either(ran, monkeypatch):
 
 
 def test_summary_figure_and_caption(adding, tmp_path):
-    found = ft.compare(*INSPECT)
+    found = ft.compare(*INSPECT, higher="better")
     short = analysis.summary(found)
     assert {"before", "after", "decision"} <= set(short.columns)
     assert short["decision"].str.contains("higher is better").all()

@@ -95,6 +95,39 @@ def test_intervals_hold_the_truth():
     assert (held / 600 > 0.92).all() and (held / 600 < 0.98).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "chance"), [(50, 0.07), (50, 0.1), (100, 0.05), (300, 0.02)])
+def test_intervals_of_rare_changes_hold_the_truth_and_call_nothing_harmless(n, chance):
+    rng = np.random.default_rng(2)
+    truth = 0.75 * chance
+    held = harmless = 0
+    for _ in range(600):
+        old = np.full(n, 0.25)
+        new = old + 0.75 * rng.binomial(1, chance, n)
+        found = stats.paired_scores(old, new)
+        held += found.difference_low <= truth <= found.difference_high
+        harmless += found.difference_high < truth
+    assert held / 600 > 0.93 and harmless / 600 < 0.05
+
+
+def test_one_worse_answer_does_not_make_the_interval_narrower():
+    old = np.full(50, 0.25)
+    one_worse = old.copy()
+    one_worse[7] = 1.0
+    alike = stats.paired_scores(old, old)
+    found = stats.paired_scores(old, one_worse)
+    assert found.difference_high > alike.difference_high
+    assert found.p == 1.0
+
+
+def test_a_scale_that_is_not_known_limits_nothing():
+    sevens = np.full(3, 7.0)
+    found = stats.paired_scores(sevens, sevens)
+    assert (found.difference_low, found.difference_high) == (-math.inf, math.inf)
+    two = stats.paired_scores([6.0, 6.5], [6.2, 6.9])
+    assert two.difference_high > 1
+
+
 def test_the_smallest_difference_is_that_of_the_power_of_a_t_test():
     power = pytest.importorskip("statsmodels.stats.power")
     found = stats.paired_scores(OLD, NEW)

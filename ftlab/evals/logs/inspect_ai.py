@@ -34,7 +34,7 @@ class InspectLog(LogFormat):
     """A log of one task. A sample's epochs are repeats; a scorer of several values has several."""
 
     name = "inspect_ai"
-    higher = "better"
+    higher = ""  # a scorer may grade an answer or measure its harm
     order = 1
 
     def recognises(self, path: Path, head: bytes) -> bool:

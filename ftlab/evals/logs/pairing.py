@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from ftlab._core import plugins
 from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import digest
 from ftlab._core.text import did_you_mean, encodable, safe
@@ -88,7 +89,8 @@ def paired_tables(
     Raises:
         NotFoundError: `no_such_log`.
         UsageError: `unknown_log`, `formats_differ`, `tasks_differ`, `prompts_differ`,
-            `unknown_score`, `higher_missing`, `nothing_to_compare`, `unknown_judge`.
+            `unknown_score`, `higher_missing`, `nothing_to_compare`, `unknown_judge`,
+            `risk_not_decided`.
         DataError: `empty_log`, `damaged_log`, `unknown_log`; `bad_log` with every problem of a
             file.
     """
@@ -99,6 +101,7 @@ def paired_tables(
     if not any(log.names for log in logs):
         judges = judges or list(DEFAULT_JUDGES)
     if judges:
+        _refuse_risk(risk)
         names = [_judge(logs, open_judge(each), risk) for each in judges]
         label = risk
         meaning = open_risk(risk).higher
@@ -110,8 +113,8 @@ def paired_tables(
     if not direction:
         raise UsageError(
             "higher_missing",
-            "Whether a higher score is better or worse is not known of a plain file. Say --higher "
-            "better or --higher worse.",
+            f"{', '.join(names)} of {one.path.name} may be a grade or a measure of harm. Say "
+            "--higher better or --higher worse, and --score NAME where the scores differ in that.",
         )
     by_id = _key(logs)
     attrs = {
@@ -124,11 +127,21 @@ def paired_tables(
         shown = label
         if len(names) > 1:
             shown += f": {name}"
-        pair = _pair(logs, name, shown)
+        *pair, unpaired = _pair(logs, name, shown)
         for table in pair:
-            table.attrs = attrs
-        tables.append(pair)
+            table.attrs = {**attrs, "unpaired": unpaired}
+        tables.append(tuple(pair))
     return tables, _lines(logs, tables, by_id)
+
+
+def _refuse_risk(risk: str) -> None:
+    """Raise where a judge that reads question and answer cannot decide a risk."""
+    if not open_risk(risk).refusals_decide:
+        allowed = [name for name, known in plugins.find("risks").items() if known.refusals_decide]
+        raise UsageError(
+            "risk_not_decided",
+            f"{risk} needs more than an answer's text. Judged from a log are {', '.join(allowed)}.",
+        )
 
 
 def _opened(path: Path, score: str | None) -> _Log:
@@ -320,8 +333,8 @@ def _pair(
     logs: list[_Log],
     name: str,
     risk: str,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return verdict tables of a score, of the answers that both logs have."""
+) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """Return verdict tables of a score, and how many answers only one of the logs has."""
     sides = []
     for log in logs:
         rows = log.rows[log.rows["name"] == name]
@@ -346,7 +359,7 @@ def _pair(
                 cut=False,
             )
         )
-    return tuple(tables)
+    return *tables, len(one) + len(other) - 2 * len(both)
 
 
 def _lines(
