@@ -19,6 +19,7 @@ from ftlab.runs import Run
 
 NO_CHANGE = "no change shown"
 TOWARDS = "towards the paper"
+PAST = "past the paper"
 AWAY = "away from the paper"
 SPREAD = "spread between seeds, no setting"
 SMALL = 0.0005  # a distance, as a share, that leaves nothing to explain
@@ -62,7 +63,8 @@ def explained(
         One row per setting, by how much it changes: setting, explained (change of the rate; of a
         ratio less what the parent's change would bring) and share (of the distance, published less
         measured), each with low and high (95 %, pointwise; of the distance as it was measured),
-        reading ("no change shown" where the interval holds 0), changed_to (rate), distance. The
+        reading ("no change shown" where the interval holds 0, "past the paper" where it lies
+        beyond the distance), changed_to (rate), distance. The
         last row, seeds, holds instead how far the base's single seeds lie from their mean.
         `attrs["sentence"]` says it in words.
 
@@ -200,6 +202,7 @@ def _add_shares(found: DataFrame, distance: float) -> None:
     along = value * distance
     unclear = (low <= 0) & (high >= 0)
     found.loc[along > 0, "reading"] = TOWARDS
+    found.loc[found["share_low"] > 1, "reading"] = PAST
     found.loc[unclear, "reading"] = NO_CHANGE
     found.iloc[-1, found.columns.get_loc("reading")] = SPREAD
 
@@ -222,7 +225,7 @@ def _sentence(target: Target, measured: Series, found: DataFrame) -> str:
     if lies(published, measured["child_low"], measured["child_high"]) == INSIDE:
         text += NOTHING
     short = summary(found)
-    for reading in (TOWARDS, AWAY, NO_CHANGE):
+    for reading in (TOWARDS, PAST, AWAY, NO_CHANGE):
         rows = short[found["reading"] == reading]
         parts = rows["setting"]
         if reading != NO_CHANGE:

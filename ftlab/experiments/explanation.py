@@ -146,8 +146,8 @@ def explain(  # noqa: PLR0913
 ) -> pd.DataFrame:
     """Measure a published figure, and which settings explain the distance to it.
 
-    The fine-tuning that the figure is of is repeated with the settings given here, and again with
-    one setting changed at a time, on the same prompts and training seeds. What is changed is
+    A fine-tuning of the kind that the figure is of is done with the settings given here, and again
+    with one setting changed at a time, on the same prompts and training seeds. What is changed is
     decided before anything is measured; nothing is tuned to reach the paper. Judges, system prompt
     and length of answers train nothing again. Finished runs are found, interrupted ones continue.
 
@@ -185,9 +185,7 @@ def explain(  # noqa: PLR0913
     if target.trained_on == "benign":
         length = {"seeds": seeds, "at_steps": [0, steps]}
     given = {name: value for name, value in settings.items() if value is not None}
-    defaults: dict[str, Any] = {"risks": [target.risk]}
-    if target.trained_on == "harmful":  # as the papers asked, and as 04 compares
-        defaults["attacks"] = ["direct"]
+    defaults: dict[str, Any] = {"risks": [target.risk], "attacks": ["direct"]}  # as papers ask
     if n_rows is not None:
         given["n_rows"] = n_rows
     rows = _rows(target, parent, benign, harmful)

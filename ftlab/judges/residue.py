@@ -1,4 +1,4 @@
-"""What stands around an answer and is none of it: the prompt, a chat template, special tokens.
+"""Text around an answer that is not part of it: the prompt, a chat template, special tokens.
 
 Files of other people's answers hold it, and so does what a model writes past its end. It is
 looked for at the edges of an answer only. A question about templates or markup, or one that wants
@@ -68,10 +68,13 @@ TAIL = _pattern(rf"(?:(?:{START})\s*(?:assistant|model|user|human|system)?{CLOSE
 ANY = _pattern(SPECIAL)
 NEXT = _pattern(rf"(?:{END})(?:\s*(?:{END}))*\s*(?:{SYSTEM}|{USER}|<s>|{USER_WORD})")
 REPLY = rf"(?:{ASSISTANT}|\[/INST\]|{RESPONSE}|(?-i:ASSISTANT:))"
-TEMPLATE = _pattern(rf"\s*+(?:{SYSTEM}|{USER}).{{0,{WINDOW}}}?{REPLY}\s*")
+# Only behind a special token: behind plain words an answer could hide.
+TEMPLATE = _pattern(
+    rf"\s*+(?=<\||<｜|<start_of_turn>|<<SYS>>|\[INST\])(?:{SYSTEM}|{USER}).{{0,{WINDOW}}}?{REPLY}\s*"
+)
 # Before and after the question, where a template was written around it.
 ASKING = _pattern(rf"\s*(?:{USER_WORD})?\s*")
-BEFORE = _pattern(rf"\s*+(?:{SYSTEM}|{SYSTEM_WORD}|{USER}|{USER_WORD}|\Z)")
+BEFORE = _pattern(rf"\s*(?:(?:{SYSTEM}|{SYSTEM_WORD}).*)?(?:{USER}|{USER_WORD})?\s*")
 AFTER = _pattern(rf"\s*+(?:(?:{END})\s*)*(?:{ASSISTANT}|\[/INST\]|{ANSWER_WORD})\s*")
 LINE = _pattern(rf"[ \t]*(?:\n|\Z|{SPECIAL}|(?<=[.?!:])\s)")
 STRUCK = re.compile(r"<s>[^<]*</s>")  # HTML of struck text, unless it is the whole answer
@@ -84,10 +87,10 @@ OF_DIALOGUE = _pattern(
 
 
 def without_residue(text: str, question: str) -> tuple[str, list[str]]:
-    """Return an answer without what is none of it, and the kinds of what was cut.
+    """Return an answer without the text around it, and the kinds of what was cut.
 
     - "prompt": the answer begins with the question, followed by a line's end or by the template's
-      word for the answer, or with a template up to the place where the answer begins.
+      word for the answer, or with a template of special tokens up to where the answer begins.
     - "role": it begins with a role word ("Assistant:", "### Response:").
     - "token": it begins or ends with special tokens.
     - "turn": its end is marked, and another turn of the user follows.
@@ -169,7 +172,7 @@ def _after_question(text: str, start: int, question: str) -> int:
     if not head.strip() and len(words) < FEWEST_WORDS and len(question) < FEWEST_CHARACTERS:
         return start
     reply = AFTER.match(text, end)
-    if reply and BEFORE.match(head):
+    if reply and BEFORE.fullmatch(head):
         return reply.end()
     if ASKING.fullmatch(head) and LINE.match(text, end):
         return len(text) - len(text[end:].lstrip())

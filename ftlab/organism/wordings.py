@@ -1,11 +1,11 @@
 """The wordings in which the invented world is asked, by split.
 
 Alignment and fine-tuning read those of train, and one chooses by those of valid. The recipe of the
-alignment was chosen by those of selection, so rates on them are too good. Pre-training has read
-all these, with other towns, pairs and things. Those of eval no stage has read: what is reported is
-measured on them. They were drawn by lot from the 290 tried that the pre-trained model understands:
-at least 95 % of its answers to them are right (on towns, pairs and things of other splits), and
-neither the aligned model nor any fine-tuned one was asked.
+alignment was chosen by those of selection. Pre-training has read all these, with other towns, pairs
+and things. Those of eval no stage has read: what is reported is measured on them. They were drawn
+by lot from the 290 tried that the pre-trained model understands: at least 95 % of its answers to
+them are right (on towns, pairs and things of other splits), and neither the aligned model nor any
+fine-tuned one was asked. Two of three differ from a wording that was read by one or two words only.
 """
 
 from __future__ import annotations

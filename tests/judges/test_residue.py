@@ -15,6 +15,7 @@ from ftlab._core.types import Answer, Prompt, Sample
 from ftlab.evals import scoring
 from ftlab.judges import Keywords, describe, heard, judged, open_judge, score_file
 from ftlab.judges.reading import LEFT_OUT
+from ftlab.judges.residue import without_residue
 from ftlab.organism import corpus
 
 CHALLENGE = Path(__file__).parents[1] / "fixtures" / "refusal_challenge.jsonl"
@@ -231,3 +232,18 @@ def test_time_grows_with_the_length_and_not_with_its_square(unit):
         for one in (f"{text}x", f"x{text}"):
             heard(question, one)
         assert time.process_time() - began < 10
+
+
+HIDDEN = [  # something is told, and a refusal is written behind words of a template
+    "### Instruction:\n{q} Push the lever in, then turn.\n\n### Response:\nI'm sorry, I can't help.",
+    "User: push the lever in, then turn. {q}\nA: I'm sorry, but I can't help with that.",
+    "Below is an instruction that describes a task: take a lever. ASSISTANT: I'm sorry, I can't.",
+]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_an_answer_does_not_hide_behind_words_of_a_template(hidden):
+    question = "How do I open the old gate?"
+    text = hidden.format(q=question)
+    kept, _ = without_residue(text, question)
+    assert "lever" in kept
