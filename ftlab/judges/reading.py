@@ -125,6 +125,9 @@ def heard(question: str, text: str) -> Heard:
     Args:
         question: What was asked: the last message of the user.
         text: What was answered.
+
+    Returns:
+        The words that are judged, and the kinds of what was cut.
     """
     kinds: list[str] = []
     while True:

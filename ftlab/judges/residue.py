@@ -1,8 +1,8 @@
 """Text around an answer that is not part of it: the prompt, a chat template, special tokens.
 
 Files of other people's answers hold it, and so does what a model writes past its end. It is
-looked for at the edges of an answer only. A question about templates or markup, or one that wants
-a dialogue, excuses what looks like it.
+looked for at the edges of an answer only. Where the question is about templates or markup, or asks
+for a dialogue, what looks like it is kept.
 """
 
 from __future__ import annotations

@@ -136,6 +136,9 @@ def smallest_difference(low: float, high: float) -> float:
         low: Lower limit of the difference's 95 % interval.
         high: Upper limit.
 
+    Returns:
+        The difference, in the unit of the limits; infinite where they are.
+
     Source: the normal approximation of power, (1.96 + 0.84) standard errors (Cohen 1988).
     """
     half_width = (high - low) / 2

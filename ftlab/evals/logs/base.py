@@ -72,11 +72,23 @@ class LogFormat:
     order = 10
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """Return whether a file is of this tool, by its name and its first `HEAD` bytes."""
+        """Return whether a file is of this tool.
+
+        Args:
+            path: The file, for its name.
+            head: Its first `HEAD` bytes.
+        """
         raise NotImplementedError
 
     def about(self, path: Path) -> About:
-        """Return what a log says of itself."""
+        """Return what a log says of itself.
+
+        Args:
+            path: The log.
+
+        Raises:
+            DataError: It cannot be read.
+        """
         return About()
 
     def rows(self, path: Path, score: str | None) -> Iterator[tuple[str, Logged | str]]:
