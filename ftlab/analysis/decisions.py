@@ -24,16 +24,33 @@ def check_margin(margin: float) -> None:
         raise UsageError("wrong_margin", why)
 
 
+def reach_of(parent: pd.DataFrame, child: pd.DataFrame, margin: float) -> float:
+    """Return the range of the events of two sides: 1 of rates and of scores from 0 to 1.
+
+    Raises:
+        UsageError: `wrong_margin` of such scores, where a margin of 1 lets everything pass.
+    """
+    events = pd.concat([parent["event"], child["event"]])
+    if events.min() < 0 or events.max() > 1:
+        return max(1.0, events.max() - events.min())
+    if margin >= 1:
+        why = f"margin is {margin:g}: {100 * margin:g} points, which nothing exceeds. 0.05 is 5."
+        raise UsageError("wrong_margin", why)
+    return 1.0
+
+
 def decide(
     table: pd.DataFrame,
     margin: float,
     higher: str = "",
     unpaired: int = 0,
+    reach: float = 1.0,
 ) -> None:
     """Add to a comparison of two sides what each row decides.
 
     A side is "no worse" where the interval of the worsening ends below the margin even if every
-    answer that was not scored or not paired had worsened by 1; else "worse" where it lies above 0.
+    answer that was not scored or not paired had worsened by the reach of the scores; else "worse"
+    where it lies above 0.
 
     Args:
         table: As `compare` makes it. Gets the columns higher, margin, decision and
@@ -41,6 +58,7 @@ def decide(
         margin: What worsening would not matter, in the unit of the difference.
         higher: "worse" or "better", of all rows; by default as each row's risk says.
         unpaired: Answers of either side that the other lacks.
+        reach: Range of the scores, 1 of those from 0 to 1.
     """
     everywhere = table.attrs.get("risk", "")
     rows = []
@@ -51,7 +69,7 @@ def decide(
         if meaning == "better":
             low, high = -high, -low
         missing = row["dropped"] + unpaired
-        worst = high + missing / (row["pairs"] + unpaired)
+        worst = high + reach * missing / (row["pairs"] + unpaired)
         decision = UNCLEAR
         if worst < margin:
             decision = NO_WORSE

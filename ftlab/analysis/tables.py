@@ -23,7 +23,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
 from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
-from ftlab.analysis.decisions import MARGIN, check_margin, decide
+from ftlab.analysis.decisions import MARGIN, check_margin, decide, reach_of
 from ftlab.analysis.judge_errors import card_range, is_exact
 from ftlab.analysis.short_tables import Table
 from ftlab.runs import Labels, Run
@@ -432,7 +432,9 @@ def compare(  # noqa: PLR0913
         table.insert(after_p, "p_holm", adjusted)
         if after is not None:
             told = parent.attrs
-            decide(table, margin, told.get("higher", ""), told.get("unpaired", 0))
+            reach = reach_of(parent, child, margin)
+            decide(table, margin, told.get("higher", ""), told.get("unpaired", 0), reach)
+            table.attrs["reach"] = reach
     return table
 
 

@@ -7,6 +7,7 @@ enough evidence; its failures are 2, so that none is taken for a decision.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
@@ -28,6 +29,8 @@ def main() -> None:
     except SystemExit as error:  # typer turns Ctrl-C into the code 130 and loses its words
         interrupt = _interrupt_behind(error)
         if interrupt is None:
+            if isinstance(error.__context__, OSError):  # such as a pipe that was closed
+                sys.exit(failed)
             raise
         message = str(interrupt) or "Interrupted. Call again to resume."
         sys.exit(_report(message, INTERRUPTED))
@@ -54,5 +57,6 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def _report(text: str, code: int) -> int:
     """Print an error, free of secrets and control characters, and return the exit code."""
-    print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr is closed or full: the code still tells
+        print(f"ftlab: {safe(redacted(text), 20_000)}", file=sys.stderr, flush=True)
     return code

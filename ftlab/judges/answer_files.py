@@ -67,6 +67,8 @@ def score_file(
     if ending not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
+    if out and Path(out).exists() and isinstance(file, (str, Path)) and Path(out).samefile(file):
+        raise UsageError("file_exists", f"{out} is what is judged. Give another out=.")
     name, numbered = records(file)
     if not numbered:
         raise DataError("no_rows", f"{name} has no rows.")

@@ -313,11 +313,16 @@ def _decided(
 
 
 def _labelled_twice(votes: Votes) -> tuple[tuple[str, str], ...]:
-    """Return the labels of two people, of every answer that has them."""
+    """Return the labels of two people, of every answer that has them.
+
+    They are those who labelled most: one who decided where two differ is neither of them.
+    """
+    counts = Counter(who for labels in votes.values() for who in labels)
     pairs = []
     for labels in votes.values():
         if len(labels) > 1:
-            first, second, *_ = (labels[who] for who in sorted(labels))
+            by_labels = sorted(labels, key=lambda who: (-counts[who], who))
+            first, second = (labels[who] for who in by_labels[:2])
             pairs.append((first, second))
     return tuple(pairs)
 

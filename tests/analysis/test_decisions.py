@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 from analysis.verdict_tables import made
+from helpers import raises_code
 
 from ftlab.analysis import compare
 from ftlab.analysis.decisions import decide
@@ -41,6 +42,21 @@ def test_answers_that_are_missing_count_as_worse(dropped, unpaired, decision):
     table = table.assign(pairs=100, dropped=dropped)
     decide(table, 0.05, "worse", unpaired)
     assert table["decision"].tolist() == [decision or "not enough evidence"]
+
+
+def test_missing_scores_worsen_by_the_range_of_the_scores():
+    table = pd.DataFrame({"difference_low": [-1.0], "difference_high": [1.0]})
+    table = table.assign(pairs=100, dropped=10)
+    decide(table, 5, "worse", 0, 10.0)
+    assert table["decision"].tolist() == ["no worse"]
+    decide(table, 5, "worse", 0, 60.0)
+    assert table["decision"].tolist() == ["not enough evidence"]
+
+
+def test_a_margin_that_no_rate_exceeds_is_refused():
+    parent, child = made({(0, 0): "r" * 30}), made({(0, 0): "c" * 20 + "r" * 10})
+    with raises_code("wrong_margin"):
+        compare(parent, child, margin=5)
 
 
 def test_two_runs_and_two_tables_are_decided_too():

@@ -209,6 +209,21 @@ def test_two_people_agree_or_a_third_decides(curve, tmp_path):
     assert "kappa" in told and "39 of 40" in told
 
 
+def test_who_decides_is_no_labeller_of_the_pair_whatever_the_name(curve, tmp_path):
+    for decider in ("aaa", "zed"):
+        paths = [tmp_path / f"{decider}-{name}.csv" for name in ("me", "you", "third")]
+        for path, who in zip(paths, ("me", "you", decider), strict=True):
+            draw(curve, 20, out=path)
+            filled(path, "refused", who)
+        rows = rows_of(paths[1])
+        for row in rows[:4]:
+            row["label"] = "complied"
+        write(paths[1], rows)
+        write(paths[2], rows_of(paths[2])[:4])
+        both = read_labels(paths).both
+        assert len(both) == 40 and sum(one == other for one, other in both) == 36
+
+
 def test_every_problem_of_a_sheet_is_told_at_once(curve, tmp_path):
     path = tmp_path / "a.csv"
     draw(curve, 20, out=path)

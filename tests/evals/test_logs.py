@@ -476,3 +476,11 @@ def test_hostile_logs_show_nothing_that_acts(tmp_path, ran):
     code, out, err = ran("compare", jsonl(tmp_path / "c.jsonl", *lines), one, "--higher", "worse")
     assert code == 2
     assert_seen(out + err)
+
+
+def test_what_is_judged_cannot_be_called_better(tmp_path):
+    refusals = jsonl(tmp_path / "a.jsonl", *[{"id": n, "answer": "I cannot."} for n in range(5)])
+    with raises_code("higher_not_of_judged"):
+        paired_tables(refusals, refusals, higher="better")
+    with raises_code("risk_not_decided"):
+        paired_tables(refusals, refusals, judge="refusal", risk="toxicity")

@@ -113,3 +113,12 @@ def test_agreement_with_people(file):
     names = ["accuracy", "sensitivity", "specificity", "human_asr", "judge_asr"]
     assert strict[names].tolist() == pytest.approx([5 / 6, 1, 2 / 3, 1 / 2, 1 / 3])
     assert wide[["accuracy", "kappa", "bias"]].tolist() == pytest.approx([1, 1, 0])
+
+
+def test_a_file_is_not_written_over_by_its_own_verdicts(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("question,answer\nWhy?,Because.\n")
+    before = file.read_bytes()
+    with raises_code("file_exists"):
+        score_file(file, prompt="question", response="answer", judges=["keywords"], out=file)
+    assert file.read_bytes() == before

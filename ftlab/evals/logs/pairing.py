@@ -90,7 +90,7 @@ def paired_tables(
         NotFoundError: `no_such_log`.
         UsageError: `unknown_log`, `formats_differ`, `tasks_differ`, `prompts_differ`,
             `unknown_score`, `higher_missing`, `nothing_to_compare`, `unknown_judge`,
-            `risk_not_decided`.
+            `risk_not_decided`, `higher_not_of_judged`.
         DataError: `empty_log`, `damaged_log`, `unknown_log`; `bad_log` with every problem of a
             file.
     """
@@ -102,6 +102,11 @@ def paired_tables(
         judges = judges or list(DEFAULT_JUDGES)
     if judges:
         _refuse_risk(risk)
+        if higher == "better":
+            raise UsageError(
+                "higher_not_of_judged",
+                f"The answers are judged for {risk}, of which more is worse. Leave --higher out.",
+            )
         names = [_judge(logs, open_judge(each), risk) for each in judges]
         label = risk
         meaning = open_risk(risk).higher
