@@ -109,7 +109,13 @@ def _numbered(rows, questions):
     return table
 
 
-def _with_verdicts(table, judge, found, samples, texts):
+def _with_verdicts(
+    table,
+    judge,
+    found,
+    samples,
+    texts,
+):
     return table.assign(
         judge=judge.spec,
         outcome=[str(one.outcome) for one in found],

@@ -244,7 +244,10 @@ def _table(file: Path) -> pd.DataFrame:
                 header = text.readline()
             return pd.read_csv(
                 file,
-                sep=max(SEPARATORS, key=header.count),
+                sep=max(
+                    SEPARATORS,
+                    key=header.count,
+                ),
                 dtype=str,
                 keep_default_na=False,
                 encoding=encoding,
