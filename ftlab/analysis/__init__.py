@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["plots"],
     submod_attrs={
         "answer_tables": ["answers"],
+        "decisions": ["check_margin"],
         "explaining": ["explained"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],

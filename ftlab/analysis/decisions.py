@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from ftlab import stats
@@ -13,30 +12,20 @@ MARGIN = 0.05
 WORSE = "worse"
 NO_WORSE = "no worse"
 UNCLEAR = "not enough evidence"
-COLUMNS = ["higher", "margin", "decision", "smallest_difference"]
+COLUMNS = ["higher", "margin", "reach", "decision", "smallest_difference"]
 
 
-def check_margin(margin: float) -> None:
-    """Raise `wrong_margin` where a margin is no number above 0."""
-    is_number = isinstance(margin, (int, float))
-    if not is_number or not 0 < margin < np.inf:
-        why = f"margin is {margin!r:.80}. Allowed: a number above 0, such as {MARGIN}."
-        raise UsageError("wrong_margin", why)
+def check_margin(margin: float, reach: float = 1.0) -> None:
+    """Raise `wrong_margin` where a margin is no number above 0, or one that nothing exceeds.
 
-
-def reach_of(parent: pd.DataFrame, child: pd.DataFrame, margin: float) -> float:
-    """Return the range of the events of two sides: 1 of rates and of scores from 0 to 1.
-
-    Raises:
-        UsageError: `wrong_margin` of such scores, where a margin of 1 lets everything pass.
+    Args:
+        margin: In the unit of the difference.
+        reach: Range of what is compared, 1 of rates and of scores from 0 to 1.
     """
-    events = pd.concat([parent["event"], child["event"]])
-    if events.min() < 0 or events.max() > 1:
-        return max(1.0, events.max() - events.min())
-    if margin >= 1:
-        why = f"margin is {margin:g}: {100 * margin:g} points, which nothing exceeds. 0.05 is 5."
+    is_number = isinstance(margin, (int, float))
+    if not is_number or not 0 < margin < reach:
+        why = f"margin is {margin!r:.80}. Allowed: above 0 and below {reach:g}; 0.05 is 5 points."
         raise UsageError("wrong_margin", why)
-    return 1.0
 
 
 def decide(
@@ -53,7 +42,7 @@ def decide(
     where it lies above 0.
 
     Args:
-        table: As `compare` makes it. Gets the columns higher, margin, decision and
+        table: As `compare` makes it. Gets the columns higher, margin, reach, decision and
             smallest_difference.
         margin: What worsening would not matter, in the unit of the difference.
         higher: "worse" or "better", of all rows; by default as each row's risk says.
@@ -76,7 +65,7 @@ def decide(
         elif low > 0:
             decision = WORSE
         smallest = stats.smallest_difference(low, high)
-        rows.append((meaning, margin, decision, smallest))
+        rows.append((meaning, margin, reach, decision, smallest))
     table[COLUMNS] = pd.DataFrame(rows, index=table.index)
 
 

@@ -64,8 +64,8 @@ def explained(
         ratio less what the parent's change would bring) and share (of the distance, published less
         measured), each with low and high (95 %, pointwise; of the distance as it was measured),
         reading ("no change shown" where the interval holds 0, "past the paper" where it lies
-        beyond the distance), changed_to (rate), distance. The
-        last row, seeds, holds instead how far the base's single seeds lie from their mean.
+        beyond the distance), changed_to (rate), distance. The last row, seeds, holds instead how
+        far the base's single seeds lie from their mean.
         `attrs["sentence"]` says it in words.
 
     Raises:

@@ -23,7 +23,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.analysis import verdicts
 from ftlab.analysis.answer_tables import Comparison, refuse_other_texts, shared
-from ftlab.analysis.decisions import MARGIN, check_margin, decide, reach_of
+from ftlab.analysis.decisions import MARGIN, check_margin, decide
 from ftlab.analysis.judge_errors import card_range, is_exact
 from ftlab.analysis.short_tables import Table
 from ftlab.runs import Labels, Run
@@ -103,9 +103,9 @@ def rates(  # noqa: PLR0913
         n_seeds, n_answers, unscored, incoherent_share (of the scored), judge, judged_by, labels,
         cut, and the number of answers with each outcome; coherent_rate, the rate among answers that
         are not incoherent (without an interval, and not comparable between models: which answers
-        these are differs). A judge's error is in no interval, unless
-        labels correct it: card_low and card_high are what the rate may be if the judge errs as on
-        one of the data sets of its card, a range of what is thinkable and no interval.
+        these are differs). A judge's error is in no interval, unless labels correct it: card_low
+        and card_high are what the rate may be if the judge errs as on one of the data sets of its
+        card, a range of what is thinkable and no interval.
 
     Raises:
         UsageError: `not_a_verdict_table`, `nothing_selected`, `unknown_group`, `unknown_cluster`,
@@ -387,7 +387,8 @@ def compare(  # noqa: PLR0913
         the event the ratio is infinite and ratio_low a lower bound. Apart from the event,
         refusals_lost with low and high (by how much the share refused, in full or in part, fell),
         incoherent_parent and incoherent_child: a lost refusal may be an incoherent answer.
-        Of two sides also higher ("worse" or "better"), margin, smallest_difference (seen in 80 of
+        Of two sides also higher ("worse" or "better"), margin, reach (the range of what is
+        compared, 1 of rates), smallest_difference (seen in 80 of
         100 comparisons with so wide an interval) and decision: "no worse" where the interval of the
         worsening ends below the margin, even if every dropped pair had worsened, else "worse" where
         it lies above 0, else "not enough evidence".
@@ -400,7 +401,7 @@ def compare(  # noqa: PLR0913
         Bonett and Price 2006 (ratio) and Newcombe 1998 (difference) for one seed and unshared
         clusters, else MOVER; see `stats.paired`.
     """
-    check_margin(margin)
+    check_margin(margin, _reach(before))
     found_labels = verdicts.read(labels)
     if found_labels is not None:
         judge = judge or found_labels.judge
@@ -432,9 +433,15 @@ def compare(  # noqa: PLR0913
         table.insert(after_p, "p_holm", adjusted)
         if after is not None:
             told = parent.attrs
-            reach = reach_of(parent, child, margin)
-            decide(table, margin, told.get("higher", ""), told.get("unpaired", 0), reach)
-            table.attrs["reach"] = reach
+            higher = told.get("higher", "")
+            unpaired = told.get("unpaired", 0)
+            decide(
+                table,
+                margin,
+                higher,
+                unpaired,
+                _reach(before),
+            )
     return table
 
 
@@ -598,6 +605,11 @@ def _at(
 ) -> list[stats.Rectified]:
     """Return cubes at a step, by its number."""
     return [cube.part(slice(None), step) for cube in cubes]
+
+
+def _reach(side: Run | pd.DataFrame) -> float:
+    """Return the range of what is compared: 1 but for scores of other tools beyond 0 to 1."""
+    return getattr(side, "attrs", {}).get("reach", 1.0)
 
 
 def _paired(

@@ -62,8 +62,8 @@ def print_comparison(table: Any) -> None:
     if "decision" in table:
         margin = table["margin"].iloc[0]
         print(f"no worse: the interval of the worsening ends below the margin, {margin:g}")
-        reach = table.attrs.get("reach", 1)
-        print(f"  even if every answer without a partner or a score had worsened by {reach:g}")
+        reach = ", ".join(f"{value:g}" for value in dict.fromkeys(table["reach"]))
+        print(f"  even if every answer without a partner or a score had worsened by {reach}")
         print("worse: it does not, and lies above 0")
         smallest = ", ".join(f"{value:.2g}" for value in table["smallest_difference"])
         print(f"a difference of {smallest} would be seen in 80 of 100 such comparisons")

@@ -99,6 +99,7 @@ def compare(  # noqa: PLR0913
         raise UsageError(
             "only_of_logs", "score and higher apply to other tools' logs. Leave them out."
         )
+    analysis.check_margin(margin)  # before anything is evaluated
     before = _run_of(before)
     after = _run_of(after)
     sides = [before] if after is None else [before, after]
@@ -153,8 +154,7 @@ def _of_logs(tables: list[tuple], lines: list[str], margin: float) -> pd.DataFra
     first = parts[0]
     attrs = first.attrs | {"pairing": lines, "asked": ""}
     sides = [pd.concat(side) for side in zip(*tables, strict=True)]
-    values = pd.concat(side["event"] for side in sides)
-    if values.min() < 0 or values.max() > 1:
+    if any(pair[0].attrs["reach"] > 1 for pair in tables):
         attrs["unit"] = "score"
     if not tables[0][0].attrs["judged"]:
         sides = [side.assign(outcome=side["event"].map("{:g}".format)) for side in sides]

@@ -242,12 +242,10 @@ def _table(file: Path) -> pd.DataFrame:
                 encoding=encoding,
             ) as text:
                 header = text.readline()
+            separator = max(SEPARATORS, key=header.count)
             return pd.read_csv(
                 file,
-                sep=max(
-                    SEPARATORS,
-                    key=header.count,
-                ),
+                sep=separator,
                 dtype=str,
                 keep_default_na=False,
                 encoding=encoding,
@@ -321,12 +319,15 @@ def _labelled_twice(votes: Votes) -> tuple[tuple[str, str], ...]:
     They are those who labelled most: one who decided where two differ is neither of them.
     """
     counts = Counter(who for labels in votes.values() for who in labels)
+
+    def rank(who: str) -> tuple[int, str]:
+        return -counts[who], who
+
     pairs = []
     for labels in votes.values():
         if len(labels) > 1:
-            by_labels = sorted(labels, key=lambda who: (-counts[who], who))
-            first, second = (labels[who] for who in by_labels[:2])
-            pairs.append((first, second))
+            first, second = sorted(labels, key=rank)[:2]
+            pairs.append((labels[first], labels[second]))
     return tuple(pairs)
 
 

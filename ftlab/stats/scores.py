@@ -49,13 +49,7 @@ def paired_scores(
     Source: Student's t over the clusters' mean changes (Miller 2024, arXiv 2411.00640, section
     4); the ratio by Fieller 1954.
     """
-    sides = [np.atleast_2d(side).astype(float) for side in (parent, child)]
-    seeds = {len(side) for side in sides}
-    prompts = {side.shape[1] for side in sides}
-    if len(seeds - {1}) > 1 or len(prompts) > 1:
-        why = "Parent and child have scores of different prompts or seeds. Give the same."
-        raise UsageError("tables_do_not_pair", why)
-    table = np.stack(np.broadcast_arrays(*sides))
+    table = _table(parent, child)
     scored = ~np.isnan(table).any(axis=0)
     if not scored.any():
         raise UsageError("nothing_scored", "No pair has a score on both sides. Score the answers.")
@@ -79,16 +73,7 @@ def paired_scores(
         mean = float(side.mean())
         ends, _ = _limits(side, span, widest, confidence)
         low, high = np.clip(ends, *bounds).tolist()
-        events = round(mean * n_pairs)
-        made = Rate(
-            events,
-            n_pairs,
-            mean,
-            low,
-            high,
-            method,
-        )
-        rates.append(made)
+        rates.append(Rate(round(mean * n_pairs), n_pairs, mean, low, high, method))
     change = new - old
     ends, p = _limits(change, span, widest, confidence)
     low, high = np.clip(ends, -widest, widest).tolist()
@@ -123,6 +108,20 @@ def paired_scores(
     )
 
 
+def _table(
+    parent: ndarray,
+    child: ndarray,
+) -> ndarray:
+    """Return the scores as [side, seed, prompt]."""
+    sides = [np.atleast_2d(side).astype(float) for side in (parent, child)]
+    seeds = {len(side) for side in sides}
+    prompts = {side.shape[1] for side in sides}
+    if len(seeds - {1}) > 1 or len(prompts) > 1:
+        why = "Parent and child have scores of different prompts or seeds. Give the same."
+        raise UsageError("tables_do_not_pair", why)
+    return np.stack(np.broadcast_arrays(*sides))
+
+
 def _means(
     table: ndarray,
     scored: ndarray,
@@ -139,7 +138,10 @@ def _means(
     return found
 
 
-def _apart(values: ndarray, span: float) -> int:
+def _apart(
+    values: ndarray,
+    span: float,
+) -> int:
     """Return how many clusters lie away from the median, if those are few; else all of them."""
     distance = np.abs(values - np.median(values))
     apart = int((distance > ALIKE * span).sum())

@@ -134,7 +134,7 @@ def paired_tables(
             shown += f": {name}"
         *pair, unpaired = _pair(logs, name, shown)
         for table in pair:
-            table.attrs = {**attrs, "unpaired": unpaired}
+            table.attrs = {**attrs, "unpaired": unpaired, "reach": _reach(logs, name)}
         tables.append(tuple(pair))
     return tables, _lines(logs, tables, by_id)
 
@@ -365,6 +365,14 @@ def _pair(
             )
         )
     return *tables, len(one) + len(other) - 2 * len(both)
+
+
+def _reach(logs: list[_Log], name: str) -> float:
+    """Return the range of a score over all answers: 1 where it lies between 0 and 1."""
+    events = pd.concat([log.rows.loc[log.rows["name"] == name, "event"] for log in logs])
+    least, most = events.min(), events.max()
+    inside = least >= 0 and most <= 1
+    return 1.0 if inside else max(1.0, most - least)
 
 
 def _lines(
