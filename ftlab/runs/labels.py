@@ -227,8 +227,11 @@ def _rows(file: Path) -> list[dict[str, str]]:
             "no_labels",
             f"{file} has no column {', '.join(missing)}. Fill in the sheet of ftlab.evals.draw.",
         )
-    rows = table.to_dict("records")
-    return [row for row in rows if any(row[name].strip() for name in needed)]
+    filled = []
+    for row in table.to_dict("records"):
+        if any(row[name].strip() for name in needed):
+            filled.append(row)
+    return filled
 
 
 def _table(file: Path) -> pd.DataFrame:
