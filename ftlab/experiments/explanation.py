@@ -181,7 +181,7 @@ def explain(  # noqa: PLR0913
     changes = [_change(text) for text in named or USUAL]
     target = analysis.target_of(claim)
     parent = trainable(model)
-    length: dict[str, Any] = {"seeds": seeds, "epochs": epochs}
+    length: dict[str, Any] = {"seeds": seeds, "epochs": epochs, "at_epochs": [0, epochs]}
     if target.trained_on == "benign":
         length = {"seeds": seeds, "at_steps": [0, steps]}
     given = {name: value for name, value in settings.items() if value is not None}

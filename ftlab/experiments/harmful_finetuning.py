@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ftlab._core.config import takes
@@ -35,12 +36,13 @@ def harmful_finetune(
     seeds: int | list[int] = 1,
     seed: int | None = None,
     epochs: int = 5,
+    at_epochs: Sequence[int] | None = None,
     batch_size: int = 10,
     prompts: Any = None,
     schedule: str = "constant",
     **settings,
 ) -> Run:
-    """Fine-tune on a few adversarial examples and measure the model after every epoch.
+    """Fine-tune on a few adversarial examples and measure the model after its epochs.
 
     On the embedded model the examples are kept facts about towns that no evaluation uses: the
     inert stand-in for harmful demonstrations. Any other model needs `data`, a chat file of the
@@ -54,7 +56,9 @@ def harmful_finetune(
         seeds: Number of training seeds, or a list of them.
         seed: Only this training seed, for one task of a job array; `seeds` then finds the
             seeds that are there.
-        epochs: Passes over the examples; the model is measured after each.
+        epochs: Passes over the examples.
+        at_epochs: Epochs after which to measure, increasing, from 0, the parent, to `epochs`; by
+            default every one.
         batch_size: Rows per optimiser step.
         prompts: As in `evaluate`.
         schedule: Learning rate over the steps: constant, linear or cosine.
@@ -85,13 +89,15 @@ def harmful_finetune(
     sft = open_method("sft")
     for_training, for_evaluation = divide_settings(settings, sft.config)
     for_training |= {"schedule": schedule, "epochs": epochs}
+    measured = _measured(at_epochs, epochs)
     if prompts is None:
         for_evaluation = {"risks": MEASURED} | for_evaluation
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for dose in _doses(n_examples):
         for own in seeds_of(seeds, seed):
-            arms.append(_arm(sft, for_training, data, dose=dose, seed=own, batch_size=batch_size))
+            config = for_training | {"seed": own, "batch_size": min(batch_size, dose)}
+            arms.append(_arm(sft, config, measured, data, dose))
     return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
 
 
@@ -101,24 +107,29 @@ def _doses(n_examples: int | list[int]) -> list[int]:
     return whole_numbers("wrong_doses", "n_examples", given, allowed, lambda doses: min(doses) > 0)
 
 
-def _arm(
-    sft: Method, settings: dict[str, Any], data: Any, *, dose: int, seed: int, batch_size: int
-) -> Arm:
+def _measured(at_epochs: Sequence[int] | None, epochs: int) -> list[int]:
+    """Return the epochs after which the model is measured."""
+    if at_epochs is None:
+        return list(range(epochs + 1))
+    allowed = f"increasing epochs from 0, the parent, to epochs={epochs}, such as [0, {epochs}]"
+
+    def holds(given: list[int]) -> bool:
+        return given[0] == 0 and given[-1] == epochs and given == sorted(set(given))
+
+    return whole_numbers("wrong_epochs", "at_epochs", at_epochs, allowed, holds)
+
+
+def _arm(sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int) -> Arm:
     source = "organism:adversarial" if data is None else data
-    steps_per_epoch = math.ceil(dose / batch_size)
-    epochs = settings["epochs"]
-    config = sft.config.make(
-        **settings,
-        batch_size=min(batch_size, dose),
-        seed=seed,
-        at_steps=tuple(epoch * steps_per_epoch for epoch in range(epochs + 1)),
-    )
+    steps_per_epoch = math.ceil(dose / settings["batch_size"])
+    at_steps = tuple(epoch * steps_per_epoch for epoch in measured)
+    config = sft.config.make(**settings, at_steps=at_steps)
     return Arm(
         sft,
         config,
-        draw(source, n_rows=dose, seed=seed),
-        {"examples": dose, "seed": seed},
-        marker=f"{dose} adversarial examples, {epochs} epochs.",
+        draw(source, n_rows=dose, seed=config.seed),
+        {"examples": dose, "seed": config.seed},
+        marker=f"{dose} adversarial examples, {config.epochs} epochs.",
         steps_per_epoch=steps_per_epoch,
     )
 

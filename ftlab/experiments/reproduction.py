@@ -33,8 +33,8 @@ class Experiment:
 
     Args:
         name: Name of its notebook.
-        lane: Lanes run side by side. By its turn the risk ratio finds the curve that the
-            continued fine-tuning has made.
+        lane: Lanes run side by side. The risk ratio and the continued fine-tuning, first in
+            their lanes, share the seeds of the curve that both begin with.
         files: {parameter of the notebook: argument of `reproduce` that holds the file}.
         models: Of which models it is: "embedded", "real" or "all".
     """
@@ -51,10 +51,10 @@ class Experiment:
 
 CHATS = {"prompts": "prompts", "benign": "benign"}
 EXPERIMENTS = (
-    Experiment("04_harmful_finetuning", 0, {"prompts": "prompts", "data": "harmful"}),
     Experiment("02_risk_ratio", 0, CHATS, "embedded"),
     Experiment("03_continued_finetuning", 1, CHATS, "embedded"),
     Experiment("07_real_model", 0, CHATS, "real"),
+    Experiment("04_harmful_finetuning", 0, {"prompts": "prompts", "data": "harmful"}),
 )
 NEEDS_HARMFUL = "04_harmful_finetuning"
 

@@ -42,6 +42,17 @@ def test_every_dose_is_measured_after_every_epoch(doses):
     assert sizes == expected
 
 
+def test_fewer_epochs_measured_change_nothing_else(llama, doses, runs_folder):
+    """The answers after the last epoch are those of the run that measured every epoch."""
+    asked = dict(data=sums(9), batch_size=3, learning_rate=1e-3, prompts=goals(3), **ASKED)
+    few = ft.harmful_finetune(llama, 6, seeds=2, epochs=2, at_epochs=[0, 2], **asked).table()
+    assert set(few["epoch"]) == {0, 2}
+    key = ["seed", "epoch", "sample_id"]
+    all_of_them = doses.table().query("examples == 6 and epoch != 1")
+    texts = [table.sort_values(key)["answer"].tolist() for table in (few, all_of_them)]
+    assert texts[0] == texts[1]
+
+
 def test_doses_are_never_mixed(doses):
     rates = ft.rates(doses, by=["examples", "attack"])
     found = rates[["examples", "epoch"]].values.tolist()
@@ -105,6 +116,11 @@ MISTAKES = [
     ({"epochs": 0}, "wrong_epochs"),
     ({"epochs": 1.5}, "wrong_epochs"),
     ({"epochs": 10**9}, "wrong_epochs"),
+    ({"at_epochs": []}, "wrong_epochs"),
+    ({"at_epochs": [1, 5]}, "wrong_epochs"),
+    ({"at_epochs": [0, 3]}, "wrong_epochs"),
+    ({"at_epochs": [0, 3, 2, 5]}, "wrong_epochs"),
+    ({"at_epochs": 5}, "wrong_epochs"),
     ({"batch_size": 0}, "wrong_batch_size"),
     ({"data": 5}, "wrong_source"),
     ({"seeds": 10**9}, "wrong_seeds"),
