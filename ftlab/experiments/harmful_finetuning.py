@@ -129,7 +129,7 @@ def _arm(sft: Method, settings: dict[str, Any], measured: list[int], data: Any, 
         config,
         draw(source, n_rows=dose, seed=config.seed),
         {"examples": dose, "seed": config.seed},
-        marker=f"{dose} adversarial examples, {config.epochs} epochs.",
+        marker=f"{dose} adversarial examples, {settings['epochs']} epochs.",
         steps_per_epoch=steps_per_epoch,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers import raises_code
+from noting import answers_of
 from small_models import goals, sums
 
 import ftlab as ft
@@ -45,12 +46,12 @@ def test_every_dose_is_measured_after_every_epoch(doses):
 def test_fewer_epochs_measured_change_nothing_else(llama, doses, runs_folder):
     """The answers after the last epoch are those of the run that measured every epoch."""
     asked = dict(data=sums(9), batch_size=3, learning_rate=1e-3, prompts=goals(3), **ASKED)
-    few = ft.harmful_finetune(llama, 6, seeds=2, epochs=2, at_epochs=[0, 2], **asked).table()
-    assert set(few["epoch"]) == {0, 2}
+    few = ft.harmful_finetune(llama, 6, seeds=2, epochs=2, at_epochs=[0, 2], **asked)
     key = ["seed", "epoch", "sample_id"]
-    all_of_them = doses.table().query("examples == 6 and epoch != 1")
-    texts = [table.sort_values(key)["answer"].tolist() for table in (few, all_of_them)]
-    assert texts[0] == texts[1]
+    after = few.table().sort_values(key)
+    every = doses.table().query("examples == 6 and epoch != 1").sort_values(key)
+    assert after[key].values.tolist() == every[key].values.tolist()
+    assert answers_of(few, after) == answers_of(doses, every)
 
 
 def test_doses_are_never_mixed(doses):
