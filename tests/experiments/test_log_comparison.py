@@ -207,6 +207,17 @@ def test_scores_beyond_0_to_1_are_shown_as_they_are(tmp_path):
     assert short["before"].startswith("6.31 [") and "%" not in " ".join(map(str, short))
 
 
+def test_shares_and_percentages_are_two_scales(tmp_path):
+    shares = scored(tmp_path / "a.jsonl", [0.2, 0.4, 1.0])
+    percent = scored(tmp_path / "b.jsonl", [20, 40, 100])
+    for pair in ((shares, percent), (percent, shares)):
+        with raises_code("scales_differ"):
+            ft.compare(*pair, higher="better")
+    all_ones = scored(tmp_path / "c.jsonl", [1, 1, 1])
+    grades = scored(tmp_path / "d.jsonl", [1, 10, 10])
+    assert len(ft.compare(all_ones, grades, higher="better")) == 1
+
+
 def test_the_smallest_difference_is_seen_in_80_of_100_comparisons(tmp_path):
     """Simulated: pairs of which a share changes, at the difference that the table names."""
     rng = np.random.default_rng(0)

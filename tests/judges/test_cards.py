@@ -12,7 +12,7 @@ from ftlab.judges import agreement_of_card, gold_agreement, judge_card, keywords
 CARDS = resource("data") / "judge"
 
 
-@pytest.mark.parametrize("name", ["refusal", "keywords", "zoo", "rubric", "organism"])
+@pytest.mark.parametrize("name", ["refusal", "kinds", "keywords", "zoo", "rubric", "organism"])
 def test_every_judge_has_a_card(name):
     spec = {"zoo": "zoo:harmbench@folder", "rubric": "rubric:m@http://127.0.0.1:1/v1"}
     if name == "zoo":

@@ -13,13 +13,14 @@ from ftlab._core.types import Judgement, Outcome
 from ftlab.judges import Judge, Keywords, Rubric, open_judge
 
 SPECS = {
+    "kinds": "kinds:declines+cannot",
     "keywords": "keywords:xstest-strmatch",
     "organism": "organism",
     "refusal": "refusal",
     "rubric": "rubric:m@http://127.0.0.1:1/v1",
     "zoo": "zoo:harmbench@folder",
 }
-LIGHT = ("organism", "refusal", "keywords", "keywords:xstest-strmatch")
+LIGHT = ("organism", "refusal", "kinds", "keywords", "keywords:xstest-strmatch")
 
 
 def test_every_judge_is_in_the_list_of_this_test():

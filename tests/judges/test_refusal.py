@@ -44,7 +44,7 @@ def challenge() -> list[dict]:
 def test_the_shipped_files_are_small_and_no_pickle():
     files = [*refusal.FOLDER.iterdir(), refusal.FOLDER.with_suffix(".md")]
     assert {f.suffix for f in files} == {".json", ".safetensors", ".md"}
-    assert sum(f.stat().st_size for f in files) <= 3e6
+    assert sum(f.stat().st_size for f in files) <= 4e6
     assert all(len(gram.split(" ")) <= 3 for gram in refusal.load().vocabulary)
 
 

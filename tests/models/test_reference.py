@@ -421,6 +421,7 @@ def test_a_run_stays_itself_in_another_folder(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("FTLAB_RUNS", "runs")
     run = adapter_run(llama)
     found = model(run).hash
+    assert model(run.name).hash == found
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     assert model(run).hash == found

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 from ftlab._core.files import resource  # noqa: E402
 from ftlab.judges import agreement_of_card, refusal  # noqa: E402
 from ftlab.judges.cards import GOLD, agreement_by_model  # noqa: E402
+from ftlab.judges.kinds import KINDS, weights  # noqa: E402
 from recipes.refusal_judge import kinds, measure, train  # noqa: E402
 
 BENIGN = (
@@ -77,21 +78,25 @@ def test_every_synthetic_document_has_a_kind():
         answer = f"Tree {number} is an oak. It is old. " * 5
         real.append({"prompt": prompt, "answer": answer, "label": 0, "source": "benign"})
     made = train.synthesise(real, 2000)
-    found = {kinds.KINDS[kinds.kind_of(doc)] for doc in made}
-    assert found == set(kinds.KINDS)
+    found = {KINDS[kinds.kind_of(doc)] for doc in made}
+    assert found == set(KINDS)
     labels = {"complies": {0}, "disclaims": {0}, "partial": {2}}
     for doc in made:
-        assert doc["label"] in labels.get(kinds.KINDS[kinds.kind_of(doc)], {1})
+        assert doc["label"] in labels.get(KINDS[kinds.kind_of(doc)], {1})
 
 
 @pytest.mark.needs_data
 @pytest.mark.slow
-def test_kinds_are_recognised_as_the_card_says(documents):
-    folder = resource("data").parent.parent / "shared" / "data"
-    model = refusal.load()
+def test_the_recipe_makes_the_shipped_kinds(documents):
+    """The test of kappa is the card's table for one model, which is left out of training."""
+    xstest = resource("data").parent.parent / "shared" / "data" / "human_xstest"
     real = [doc for doc in documents if doc["source"] != "synthetic"]
-    table = kinds.by_action(model, kinds.fit(model, real), folder / "human_do_not_answer")
-    found = table.set_index(["actions", "kinds"])["kappa"]
-    assert found["0", "any"] == pytest.approx(0.205, abs=0.002)
-    assert found["0", "likeliest of four"] == pytest.approx(0.377, abs=0.02)
-    assert found["0, 1, 4", "likeliest of seven"] == pytest.approx(0.264, abs=0.02)
+    known, read = kinds.unread(real), kinds.labelled(xstest)
+    assert len(read) == 409
+    made = kinds.fit(refusal.load(), known, read)
+    assert np.abs(made - weights()).max() < 0.1
+    others = [doc for doc in read if doc["model"] != "gpt4"]
+    own = [doc for doc in read if doc["model"] == "gpt4"]
+    found = kinds.likeliest_of(refusal.load(), kinds.fit(refusal.load(), known, others), own)
+    right = np.mean(found == [doc["kind"] for doc in own])
+    assert right >= 0.9

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +29,13 @@ class Drawing:
         figure: The matplotlib figure.
         caption: What it shows, in words.
         files: The files that were written.
+        picture: The PNG that was saved; b"" of a figure that was not.
     """
 
     figure: Figure
     caption: str = ""
     files: tuple[Path, ...] = ()
+    picture: bytes = b""
 
     def image(self, kind: str) -> bytes:
         """Return the figure as "png" or "svg"; the same table gives the same bytes."""
@@ -57,28 +58,27 @@ class Drawing:
             tables: By name of the file.
             narrow: The same for a narrow screen, which becomes narrow/NAME.svg.
         """
+        content = {
+            f"{name}.svg": self.image("svg"),
+            f"{name}.txt": f"{self.caption}\n".encode(),
+            f"{name}.png": self.image("png"),
+        }
+        for file, table in tables.items():
+            content[f"{file}.csv"] = csv(table).encode()
         folder = Path(out)
-        names = [f"{name}.{ending}" for ending in ("svg", "txt", "png")]
-        names += [f"{file}.csv" for file in tables]
-        saved = Drawing(self.figure, self.caption, tuple(folder / file for file in names))
-        written = [saved.image("svg"), f"{self.caption}\n".encode(), saved.png]
-        written += [csv(table).encode() for table in tables.values()]
         folder.mkdir(parents=True, exist_ok=True)
         if narrow:
             (folder / NARROW).mkdir(exist_ok=True)
             drawing = Drawing(narrow, self.caption).image("svg")
             (folder / NARROW / f"{name}.svg").write_bytes(drawing)
-        for file, data in zip(saved.files, written, strict=True):
-            write_atomic(file, data)
-        return saved
-
-    @cached_property
-    def png(self) -> bytes:
-        """The figure as it was when first shown or saved."""
-        return self.image("png")
+        for file, data in content.items():
+            write_atomic(folder / file, data)
+        files = tuple(folder / file for file in content)
+        picture = content[f"{name}.png"]
+        return Drawing(self.figure, self.caption, files, picture)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        picture = base64.b64encode(self.png).decode()
+        picture = base64.b64encode(self.picture or self.image("png")).decode()
         width, height = (round(100 * inches) for inches in self.figure.get_size_inches())
         data = {"image/png": picture, "text/plain": self.caption or "Drawing"}
         return data, {"image/png": {"width": width, "height": height}}

@@ -35,6 +35,7 @@ COLUMNS = (
     "outcome",
 )
 KEYS = ["sample_id", "repeat"]
+PERCENT = 10  # a score above it is no share; grades of 1 to 10 may all be 1 in one log
 NO_SCORE = {"": math.nan}
 Tables = list[tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -89,8 +90,8 @@ def paired_tables(
     Raises:
         NotFoundError: `no_such_log`.
         UsageError: `unknown_log`, `formats_differ`, `tasks_differ`, `prompts_differ`,
-            `unknown_score`, `higher_missing`, `nothing_to_compare`, `unknown_judge`,
-            `risk_not_decided`, `higher_not_of_judged`.
+            `unknown_score`, `higher_missing`, `scales_differ`, `nothing_to_compare`,
+            `unknown_judge`, `risk_not_decided`, `higher_not_of_judged`.
         DataError: `empty_log`, `damaged_log`, `unknown_log`; `bad_log` with every problem of a
             file.
     """
@@ -129,6 +130,7 @@ def paired_tables(
     }
     tables = []
     for name in names:
+        _refuse_scales(logs, name)
         shown = label
         if len(names) > 1:
             shown += f": {name}"
@@ -168,8 +170,11 @@ def _opened(path: Path, score: str | None) -> _Log:
     if problems:
         raise problems_error("bad_log", problems)
     if not found:
-        why = f"{path} holds no answers. Give the log of a finished evaluation."
-        raise DataError("empty_log", why)
+        raise DataError(
+            "empty_log",
+            f"{path} holds no answers. Give the log of a finished evaluation, or a table with a "
+            "header such as id,prompt,answer,score.",
+        )
     log = _Log(path, form, about, pd.DataFrame(found, columns=COLUMNS))
     failed = log.rows["name"] == ""
     if log.names and failed.any():  # beside others with scores: unscored under every name
@@ -365,6 +370,21 @@ def _pair(
             )
         )
     return *tables, len(one) + len(other) - 2 * len(both)
+
+
+def _refuse_scales(logs: list[_Log], name: str) -> None:
+    """Raise where one log's scores are shares and the other's look like percentages."""
+    most = []
+    for log in logs:
+        events = log.rows.loc[log.rows["name"] == name, "event"]
+        most.append((events.abs().max(), log.path.name))
+    (lower, shares), (higher, percent) = sorted(most)
+    if lower <= 1 and higher > PERCENT:
+        raise UsageError(
+            "scales_differ",
+            f"{name} reaches {lower:g} in {shares} and {higher:g} in {percent}: two scales. Divide "
+            "one, so that both are on one scale.",
+        )
 
 
 def _reach(logs: list[_Log], name: str) -> float:

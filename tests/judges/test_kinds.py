@@ -1,0 +1,56 @@
+"""The judge of kinds: the outcomes of `refusal`, a reason, and definitions by choice."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import raises_code
+
+from ftlab._core.types import Outcome, Sample
+from ftlab.judges import open_judge
+
+ANSWERS = {  # written for this test
+    "declines": "I'm sorry, but I can't help with that. It would be wrong.",
+    "cannot": "I do not have access to real-time data, so I am unable to tell you the weather.",
+    "corrects": "There is no such town. It is not accurate to say that towns have wings.",
+    "complies": "Boil the water, add the leaves, wait four minutes and pour.",
+    "empty": "",
+}
+
+
+def judged(spec: str) -> dict[str, tuple[str, str]]:
+    samples = [Sample(name, [{"role": "user", "content": "Tell me more."}]) for name in ANSWERS]
+    found = open_judge(spec).judge(samples, list(ANSWERS.values()))
+    return {name: (one.outcome, one.reason) for name, one in zip(ANSWERS, found, strict=True)}
+
+
+def test_outcomes_without_a_choice_are_those_of_refusal():
+    own, plain = judged("kinds"), judged("refusal")
+    assert {name: outcome for name, (outcome, _) in own.items()} == {
+        name: outcome for name, (outcome, _) in plain.items()
+    }
+    assert own["declines"] == (Outcome.REFUSED, "declines")
+    assert own["cannot"] == (Outcome.REFUSED, "cannot")
+    assert own["complies"] == plain["complies"] and own["empty"] == plain["empty"]
+
+
+def test_a_definition_is_a_choice_of_kinds():
+    for chosen in ("declines", "cannot", "declines+cannot"):
+        found = judged(f"kinds:{chosen}")
+        for name in ("declines", "cannot"):
+            expected = Outcome.REFUSED if name in chosen.split("+") else Outcome.COMPLIED
+            assert found[name] == (expected, name)
+        assert found["complies"][0] == Outcome.COMPLIED and found["empty"][0] == Outcome.EMPTY
+
+
+def test_kinds_of_one_answer_do_not_depend_on_the_others():
+    samples = [Sample(name, [{"role": "user", "content": "Tell me."}]) for name in ANSWERS]
+    judge = open_judge("kinds")
+    together = judge.judge(samples, list(ANSWERS.values()))
+    alone = [judge.judge([s], [a])[0] for s, a in zip(samples, ANSWERS.values(), strict=True)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("spec", ["kinds:declined", "kinds:complies", "kinds:declines,cannot"])
+def test_other_kinds_are_refused(spec):
+    with raises_code("unknown_kind"):
+        open_judge(spec)
