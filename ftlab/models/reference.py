@@ -230,10 +230,8 @@ def model(ref, base=None) -> Model | Endpoint:
     if "+" in text and not path.exists():
         above, _, below = text.partition("+")
         return model(above, base=below)
-    run = path
-    if not path.exists():
-        run = home() / text
-    if (run / "provenance.json").exists():
+    run = _run_folder(path)
+    if run:
         return _of_run(run)
     hub = hub_id(text) if isinstance(ref, str) else None  # a run and a path are folders
     if hub:
@@ -255,6 +253,13 @@ def local_model(ref) -> Model:
         f"{found.name} is behind an endpoint: it can be asked, but its weights and its tokenizer "
         "are not here. Give a folder, a run or a hub id.",
     )
+
+
+def _run_folder(path: Path) -> Path | None:
+    """Return a run's folder, also by its name under the folder of all runs."""
+    if not path.exists():
+        path = home() / path
+    return path if (path / "provenance.json").exists() else None
 
 
 def _as_text(ref) -> str:
