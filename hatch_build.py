@@ -46,6 +46,7 @@ SHIPPED = (
     "data/judge/*.md",
     "data/judge/refusal/grammar.json",
     "data/judge/refusal/model.json",
+    "data/judge/refusal/kinds.safetensors",
     "data/judge/refusal/weights.safetensors",
     "data/judge/rubric/default.md",
     "data/organism/README.md",
