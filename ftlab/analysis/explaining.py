@@ -30,6 +30,7 @@ MEASURED = (
 OF_PARENT = " the parent's {parent:.1%}, which is {:.1%}"
 NOTHING = " The published value lies within that interval: there may be nothing to explain."
 BETWEEN = " The {} seeds alone lie between {:.1%} and {:.1%}."
+ONE_SEED = " One seed only: how far seeds differ is not known."
 SAME = ["sample_id", "attack", "answer_key", "event"]  # columns: one answer, judged alike
 
 
@@ -234,6 +235,8 @@ def _sentence(target: Target, measured: Series, found: DataFrame) -> str:
             listed = "; ".join(parts)
             text += f" {reading.capitalize()}: {listed}."
     seeds = found.iloc[-1]
+    if seeds["n_seeds"] == 1:
+        return safe(text + ONE_SEED, 5000)
     ends = seeds[["explained_low", "explained_high"]]
     text += BETWEEN.format(
         seeds["n_seeds"],
