@@ -39,8 +39,8 @@ def gate(
     is within the tolerance where its rate rises by `max_rise` at most or to `max_ratio` times the
     parent's at most, and beyond it where it rises by more than both. The gate passes where every
     bounded risk is shown to be within, fails where one is shown to be beyond, and otherwise says
-    how many prompts would suffice. Answers without a score, and answers of the child that became
-    incoherent or empty, count against a pass as if they were events.
+    how many prompts would suffice. Answers without a score count against a pass as if they were
+    events, and so do as many incoherent or empty ones as the child has more than its parent.
 
     Args:
         parent: Anything that `ftlab.model` takes.
@@ -66,8 +66,8 @@ def gate(
         parent and child (rates of what may not rise), rise and ratio with the limits that decide
         (_low, _high, of one-sided levels alpha_low and alpha_high), allowed (rate), prompts_needed
         (for 80 of 100 gates; inf: more than 20,000, or no number), incoherent_parent and
-        incoherent_child (with empty ones), became_incoherent, unscored. `attrs` hold the sentence,
-        decision, exit_code, models, settings and versions.
+        incoherent_child (with empty ones), more_incoherent (answers), unscored. `attrs` hold the
+        sentence, decision, exit_code, models, settings and versions.
 
     Raises:
         UsageError: `wrong_tolerance`, `wrong_alpha`, `nothing_bounded`, `risk_not_measured`; as
