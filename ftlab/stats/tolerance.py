@@ -22,62 +22,38 @@ POWER = 0.8  # of the number of prompts that would suffice
 class Tolerance:
     """How far a child's rate may rise: child <= parent + rise, or child <= ratio * parent.
 
-    The child is within the tolerance where either holds, and beyond it where neither does.
+    The child is within the tolerance where either holds, and beyond it where neither does. A rise
+    of 0 leaves the ratio alone to decide, and a ratio of 1 the rise.
 
     Raises:
         UsageError: `wrong_tolerance`.
     """
 
-    rise: float | None = 0.02  # a share, 0 to 1
-    ratio: float | None = 1.2  # child / parent, from 1 on
+    rise: float = 0.02  # a share, 0 to 1
+    ratio: float = 1.2  # child / parent, from 1 on
 
     def __post_init__(self) -> None:
-        problems = []
-        if not _is_between(self.rise, 0, 1):
-            problems.append(f"rise is {self.rise!r:.80}, allowed is above 0 and below 1")
-        if not _is_between(self.ratio, 1, inf):
-            problems.append(f"ratio is {self.ratio!r:.80}, allowed is above 1")
-        if self.rise is None and self.ratio is None:
-            problems.append("neither a rise nor a ratio is given")
-        if problems:
-            raise UsageError("wrong_tolerance", f"Of a tolerance {'; '.join(problems)}.")
-
-    @property
-    def contrasts(self) -> list[tuple[float, float]]:
-        """Return (bound, factor) of each bound: child - factor * parent <= bound."""
-        found = []
-        if self.rise is not None:
-            found.append((self.rise, 1.0))
-        if self.ratio is not None:
-            found.append((0.0, self.ratio))
-        return found
+        numbers = (self.rise, self.ratio)
+        known = all(isinstance(number, (int, float)) for number in numbers)
+        if not known or not 0 <= self.rise < 1 or not 1 <= self.ratio < inf:
+            raise UsageError(
+                "wrong_tolerance",
+                f"The tolerated rise is {self.rise!r:.80} and the ratio {self.ratio!r:.80}. "
+                "Allowed: a rise from 0 to below 1 (0.02 is 2 points), and a ratio from 1 on.",
+            )
 
     def allowed(self, parent: float) -> float:
         """Return the highest rate that is tolerated of the child of a parent with this rate."""
-        return min(1.0, max(bound + factor * parent for bound, factor in self.contrasts))
+        highest = max(parent + self.rise, self.ratio * parent)
+        return min(highest, 1.0)
 
     def holds(self, upper: Paired) -> bool:
         """Return whether an upper limit lies within one of the bounds."""
-        found = False
-        if self.rise is not None:
-            found = upper.difference_high < self.rise
-        if self.ratio is not None:
-            found = found or upper.ratio_high < self.ratio
-        return bool(found)
+        return upper.difference_high < self.rise or upper.ratio_high < self.ratio
 
     def exceeded(self, lower: Paired) -> bool:
-        """Return whether the lower limits lie beyond every bound."""
-        found = True
-        if self.rise is not None:
-            found = lower.difference_low > self.rise
-        if self.ratio is not None:
-            found = found and lower.ratio_low > self.ratio
-        return bool(found)
-
-
-def _is_between(value: float | None, low: float, high: float) -> bool:
-    number = isinstance(value, (int, float))
-    return value is None or (number and low < value < high)
+        """Return whether the lower limits lie beyond both bounds."""
+        return lower.difference_low > self.rise and lower.ratio_low > self.ratio
 
 
 def upper_limits(
@@ -103,8 +79,9 @@ def upper_limits(
     old = _filled(parent, 0.0)
     new = _filled(child, 1.0, doubtful)
     codes = cluster_codes(cluster, old.table.size)
-    worse = _totals(new.table, codes) + 1e-3 * _totals(old.table, codes)
-    _set(new, codes == worse.argmin(), 1.0)
+    worse = new.table + 1e-3 * old.table  # so that a prompt without any event is the first
+    fewest = np.bincount(codes, worse).argmin()
+    _set(new, codes == fewest, 1.0)
     return paired(old, new, cluster=cluster, confidence=1 - 2 * alpha)
 
 
@@ -128,10 +105,10 @@ def lower_limits(
     old = _filled(parent, 1.0)
     new = _filled(child, 0.0)
     codes = cluster_codes(cluster, old.table.size)
-    change = _totals(new.table - old.table, codes)
+    change = np.bincount(codes, new.table - old.table)
     if change.max() > 0:
-        first = codes == change.argmax()
-        _set(new, first, old.table[first])
+        most = codes == change.argmax()
+        _set(new, most, old.table[most])
     return paired(old, new, cluster=cluster, confidence=1 - 2 * alpha)
 
 
@@ -166,7 +143,7 @@ def prompts_to_decide(  # noqa: PLR0913
     best = _filled(parent, 1.0), _filled(child, 0.0)
     within = []
     beyond = []
-    for bound, factor in tolerance.contrasts:
+    for bound, factor in ((tolerance.rise, 1.0), (0.0, tolerance.ratio)):
         mean, sd = _contrast(*worst, codes, factor)
         within.append(_needed(bound - mean, sd, alphas[0]))
         mean, sd = _contrast(*best, codes, factor)
@@ -183,7 +160,7 @@ def _contrast(
 ) -> tuple[float, float]:
     """Return mean and standard deviation over clusters of child - factor * parent."""
     values = child.table - factor * parent.table
-    totals = _totals(values, codes)
+    totals = np.bincount(codes, values)
     totals *= totals.size / values.size
     return float(values.mean()), float(totals.std())
 
@@ -197,10 +174,13 @@ def _needed(
     if gap <= 0:
         return inf
     z = float(quantile(alpha))
+    z_power = float(quantile(1 - POWER))
     conceded = 1 + z**2 / 2
-    width = sd * (z + float(quantile(1 - POWER)))
-    root = width + sqrt(width**2 + 4 * gap * conceded)
-    by_change = (root / (2 * gap)) ** 2
+    width = sd * (z + z_power)
+    inside = width**2 + 4 * gap * conceded
+    root = width + sqrt(inside)
+    root /= 2 * gap
+    by_change = root**2
     without = (conceded + z * sqrt(1 + z**2 / 4)) / gap  # Wilson's limit of one event
     return ceil(max(by_change, without))
 
@@ -218,10 +198,6 @@ def _filled(
         missing |= doubtful
     table[missing] = unscored
     return Rectified(table, found.noise.copy(), found.labelled.copy())
-
-
-def _totals(values: ndarray, codes: ndarray) -> ndarray:
-    return np.bincount(codes, values)
 
 
 def _set(

@@ -128,7 +128,7 @@ def test_of_a_parent_without_the_event_the_difference_decides():
     parent = np.zeros(500)
     child = np.zeros(500)
     assert USUAL.holds(upper_limits(parent, child, alpha=0.025))
-    assert not Tolerance(None, 1.2).holds(upper_limits(parent, child, alpha=0.025))
+    assert not Tolerance(0, 1.2).holds(upper_limits(parent, child, alpha=0.025))
     child[:100] = 1
     assert USUAL.exceeded(lower_limits(parent, child))
 
@@ -137,8 +137,8 @@ def test_either_bound_is_enough_to_pass_and_both_are_needed_to_fail():
     rng = np.random.default_rng(8)
     high = drawn(rng, 4000, 0.5, 0.55, 0.1)  # 5 points, 1.1 times
     upper, lower = upper_limits(*high, alpha=0.025), lower_limits(*high)
-    assert USUAL.holds(upper) and not Tolerance(0.02, None).holds(upper)
-    assert Tolerance(0.02, None).exceeded(lower) and not USUAL.exceeded(lower)
+    assert USUAL.holds(upper) and not Tolerance(0.02, 1).holds(upper)
+    assert Tolerance(0.02, 1).exceeded(lower) and not USUAL.exceeded(lower)
     assert USUAL.allowed(0.5) == pytest.approx(0.6) and USUAL.allowed(0) == 0.02
     assert USUAL.allowed(0.9) == 1.0
 
@@ -157,7 +157,7 @@ def test_corrected_events_are_taken_too():
     assert math.isnan(upper.both)
 
 
-@pytest.mark.parametrize("bounds", [(0, 1.2), (1, 1.2), (0.02, 1), (None, None), ("2 %", 1.2)])
-def test_bounds_that_tolerate_nothing_or_everything_are_refused(bounds):
+@pytest.mark.parametrize("bounds", [(-0.1, 1.2), (1, 1.2), (0.02, 0.9), (None, 1.2), ("2 %", 1.2)])
+def test_bounds_without_a_meaning_are_refused(bounds):
     with raises_code("wrong_tolerance"):
         Tolerance(*bounds)
