@@ -373,7 +373,7 @@ def _sentence(
             text += SILENT.format_map(words)
     uncorrected = [row for row in rows if row["bounded"] and not row["labels"]]
     if not all(row["exact"] for row in uncorrected):
-        text += f" Of the rates: {NOT_INCLUDED}."
+        text += f" By the {NOT_INCLUDED}."
     return text
 
 
