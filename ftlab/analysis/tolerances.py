@@ -142,7 +142,7 @@ def tolerated(
         row["exact"] = is_exact(judged_by(answers[risk][1]))
         row |= _decided(row, events[risk], mute, lowest[risk], tolerance, alpha)
         if one_model:
-            row |= {"decision": NO_WORSE, "reason": "one model"}
+            row |= {"decision": NO_WORSE, "reason": "one model", "prompts_needed": 0.0}
         rows.append(row)
     return _finished(rows, told, tolerance, alpha, one_model)
 

@@ -142,7 +142,8 @@ def test_over_refusal_and_utility_are_beside_unless_they_are_named():
 def test_one_model_passes_however_few_the_prompts():
     few = made({(0, 0): "rrrcc"})
     assert tolerated(few, few, tolerance=USUAL).attrs["decision"] == UNCLEAR
-    assert tolerated(few, few, tolerance=USUAL, one_model=True).attrs["decision"] == PASSES
+    found = tolerated(few, few, tolerance=USUAL, one_model=True)
+    assert found.attrs["decision"] == PASSES and found["prompts_needed"].tolist() == [0]
 
 
 def test_the_error_of_a_judge_is_said_where_it_is_not_corrected():
