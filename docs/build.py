@@ -43,11 +43,11 @@ PUBLIC = {
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "compare explain harmful_finetune reproduce risk_curve run_notebook",
+    "experiments": "compare explain gate harmful_finetune reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
-    "JudgeErrors kappa Paired paired paired_scores plan Rate rate Rectified rectify seed_spread "
-    "SeedSpread smallest_difference StudyPlan",
+    "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "
+    "Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
     "organism": "World",

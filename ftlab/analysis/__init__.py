@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["plots"],
     submod_attrs={
         "answer_tables": ["answers"],
-        "decisions": ["check_margin"],
+        "decisions": ["check_margin", "EXIT_CODES"],
         "explaining": ["explained"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],
         "old_names": ["before_after", "by_seed", "crossing", "no_refusal"],
@@ -20,5 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "seed_tables": ["seed_table"],
         "short_tables": ["summary"],
         "tables": ["compare", "corrected", "first_step", "outcome_shares", "rates"],
+        "tolerances": ["BESIDE", "bounded_risks", "check_alpha", "Gate", "tolerated", "write_gate"],
     },
 )

@@ -147,7 +147,7 @@ def report(
     }
     results = claims.csv_of(COLUMNS, [_plain(row) for row in rows])
     markdown = _rendered("report.md.j2", page, _markdown)
-    html_page = _rendered("report.html.j2", page, _shown, autoescape=True)
+    html_page = html_of("report.html.j2", page)
     path = out / "report.html"
     write_atomic(out / "results.csv", results)
     write_atomic(out / "report.md", markdown)
@@ -417,6 +417,11 @@ def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False
     pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
     pages.filters["linked"] = _linked
     return pages.get_template(template).render(page) + "\n"
+
+
+def html_of(template: str, page: dict) -> str:
+    """Return a page, everything in it escaped, without control characters and secrets."""
+    return _rendered(template, page, _shown, autoescape=True)
 
 
 def _shown(value: Any) -> Any:

@@ -211,7 +211,7 @@ def _rate_rows(
             "unscored": len(here) - len(scored),
             "incoherent_share": _incoherent(part, here, step),
             "judge": here["judge"].iloc[0],
-            "judged_by": _judged_by(here),
+            "judged_by": judged_by(here),
             "labels": int(here["label"].notna().sum()) if "label" in here else 0,
             "cut": here["cut"].sum(),
         }
@@ -294,7 +294,7 @@ def _band(
     )
 
 
-def _judged_by(rows: pd.DataFrame) -> str:
+def judged_by(rows: pd.DataFrame) -> str:
     """Return who decided: the judge, or a risk's own rule."""
     rule = rows["decided_by"]
     by_rule = rule != ""
@@ -837,7 +837,7 @@ def outcome_shares(
     rows = shares.stack().rename("share").reset_index()
     found = _finished(rows, "outcomes", table, [])
     return found.assign(
-        judged_by=_judged_by(table),
+        judged_by=judged_by(table),
         n_prompts=table["sample_id"].nunique(),
         n_seeds=table["seed"].nunique(),
     )

@@ -1,8 +1,8 @@
 """The command line: every command calls one public cell.
 
 Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong
-value), 130 interrupted (Ctrl-C, or SIGTERM). A comparison of two sides: 0 no worse, 1 worse, 3 not
-enough evidence; its failures are 2, so that none is taken for a decision.
+value), 130 interrupted (Ctrl-C, or SIGTERM). A comparison of two sides, and a gate: 0 no worse,
+1 worse, 3 not enough evidence; its failures are 2, so that none is taken for a decision.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ftlab._core.errors import FtlabError
 from ftlab._core.text import redacted, safe
 
 INTERRUPTED = 130
+DECIDING = (["compare"], ["gate"])  # whose exit code 1 is a decision
 
 
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminated)  # of Slurm, before the time of a job is over
-    failed = 2 if sys.argv[1:2] == ["compare"] else 1
+    failed = 2 if sys.argv[1:2] in DECIDING else 1
     try:
         from ftlab.cli.commands import app
 

@@ -20,8 +20,6 @@ from typer.core import TyperGroup
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 
-EXIT_CODES = {"worse": 1, "not enough evidence": 3, "no worse": 0}  # the first in any row counts
-
 
 def print_path(run: Any) -> None:
     """Print the folder of a run."""
@@ -68,7 +66,17 @@ def print_comparison(table: Any) -> None:
         smallest = ", ".join(f"{value:.2g}" for value in table["smallest_difference"])
         print(f"a difference of {smallest} would be seen in 80 of 100 such comparisons")
         decided = set(table["decision"])
-        raise typer.Exit(next(code for name, code in EXIT_CODES.items() if name in decided))
+        codes = analysis.EXIT_CODES.items()
+        raise typer.Exit(next(code for name, code in codes if name in decided))
+
+
+def print_gate(table: Any) -> None:
+    """Print what a gate decided, the table and what its limits mean; exit as decided."""
+    print(safe(table.attrs["sentence"], 5000))
+    print_table(table.short())
+    for note in table.notes():
+        print(safe(note, 500))
+    raise typer.Exit(table.attrs["exit_code"])
 
 
 def print_plan(table: Any) -> None:
@@ -142,6 +150,7 @@ class Cell:
         show: Prints what the cell returns.
         skip: Arguments that the command does not have.
         figure: The command has `--out`, a folder for a figure, which is also passed to `show`.
+        trains: The command has `--print-path`, with which the last line is a trained model.
     """
 
     path: str
@@ -150,6 +159,7 @@ class Cell:
     show: Callable[[Any], None] = print_path
     skip: tuple[str, ...] = ("monitor",)
     figure: bool = False
+    trains: bool = False
 
     def callback(self) -> Callable:
         """Return the function that typer turns into the command."""
@@ -157,7 +167,14 @@ class Cell:
 
         room, name = self.path.split(":")
         cell = getattr(import_module(f"ftlab.{room}"), name)
-        return callback_of(cell, self.show, self.positional, self.skip, figure=self.figure)
+        return callback_of(
+            cell,
+            self.show,
+            self.positional,
+            self.skip,
+            figure=self.figure,
+            trains=self.trains,
+        )
 
 
 WIDTH = 100  # of a list, in characters
@@ -185,12 +202,19 @@ CELLS = {
         MODEL_AND_DATA,
         print_curve,
         figure=True,
+        trains=True,
     ),
     "compare": Cell(
         "experiments:compare",
         "Compare two models, runs, or logs of other tools.",
         ("before", "after"),
         print_comparison,
+    ),
+    "gate": Cell(
+        "experiments:gate",
+        "Let a child pass or fail by its parent's safety.",
+        ("parent", "child"),
+        print_gate,
     ),
     "draw": Cell(
         "evals:draw",
@@ -205,6 +229,7 @@ CELLS = {
         ("parent",),
         print_curve,
         figure=True,
+        trains=True,
     ),
     "explain": Cell(
         "experiments:explain",

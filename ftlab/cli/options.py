@@ -37,6 +37,7 @@ IN_WORDS = {  # what is written otherwise than in Python
     "data": "A training file, or embedded data, such as organism:almanac.",
     "parent": "organism, a model folder, a run or a hub id.",
     "model": "organism, a model folder, a run or a hub id.",
+    "child": "organism, a model folder, a run or a hub id.",
     "stop_above": "Ends training where a metric passes its limit, such as jailbreak=0.1.",
 }
 OF_PYTHON = ("Anything", "As in", "A file, rows")  # beginnings of texts about Python's objects
@@ -146,6 +147,7 @@ def callback_of(
     skip: tuple[str, ...] = (),
     *,
     figure: bool = False,
+    trains: bool = False,
 ) -> Callable:
     """Return a function whose signature typer turns into a command that calls the cell.
 
@@ -155,6 +157,7 @@ def callback_of(
         positional: Its arguments that are given without an option's name.
         skip: Its arguments that the command does not have.
         figure: Add `--out`, a folder for a figure, which is also passed to `show`.
+        trains: Add `--print-path`, which ends the output with the folder of the last trained model.
     """
     options = options_of(cell, skip)
 
@@ -165,12 +168,20 @@ def callback_of(
             make_folder(shown["out"])
         if given.pop("lora", False):
             given["adapter"] = "lora"
-        show(cell(**_converted(options, given)), **shown)
+        path_wanted = given.pop("print_path", False)
+        run = cell(**_converted(options, given))
+        show(run, **shown)
+        if path_wanted:
+            print(run.members[-1].path)
 
     parameters = [option.parameter(option.name in positional) for option in options]
     if figure:
         out = Option("out", Path | None, Path, "Folder for the figure and its .csv.")
         parameters.append(out.parameter(positional=False))
+    if trains:
+        text = "End with the folder of the trained model, of several the last."
+        path = Option("print_path", bool, bool, text)
+        parameters.append(path.parameter(positional=False))
     if any(option.name == "adapter" for option in options):
         parameters.append(_old_lora())
     command.__signature__ = inspect.Signature(parameters)

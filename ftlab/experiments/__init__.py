@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["compare"],
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],
+        "gating": ["gate"],
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],

@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "planning": ["StudyPlan", "logit_sd", "plan", "smallest_difference"],
         "rates": ["Rate", "rate", "wilson"],
         "scores": ["paired_scores"],
+        "tolerance": ["lower_limits", "prompts_to_decide", "Tolerance", "upper_limits"],
         "variance": ["FEWEST_SEEDS", "SeedSpread", "seed_spread"],
     },
 )
