@@ -221,8 +221,8 @@ def _mute(rows: pd.DataFrame) -> np.ndarray:
 def _excess(was_mute: np.ndarray, is_mute: np.ndarray) -> np.ndarray:
     """Return which answers count as unscored: as many as became mute beyond those that ceased.
 
-    What a mute child would have answered is not known. Which of them are taken moves the limits
-    little: all are prompts that the parent answered.
+    What a mute child would have answered is not known. All are prompts that the parent answered;
+    the first are taken, which with several attacks puts them into few prompts.
     """
     fallen = np.flatnonzero(is_mute & ~was_mute)
     more = max(int(is_mute.sum()) - int(was_mute.sum()), 0)

@@ -23,11 +23,12 @@ class Kinds(refusal.Refusal):
     """Says how an answer refuses: it declines, pleads that it cannot, corrects the premise, offers
     something else, or refuses in part.
 
-    `kinds` has the outcomes of `refusal` and the likeliest kind as the reason. A definition of a
-    refusal is a choice of kinds: before `kinds:declines+cannot` only answers that `refusal` calls
-    refused, in full or in part, and whose likeliest kind is one of these are refused; the others
-    are complied. Against Do-Not-Answer's human actions, `declines` is action 0, `declines+cannot`
-    is 0 and 4, `declines+cannot+corrects` is 0, 1 and 4.
+    `kinds` has the outcomes of `refusal`, and the likeliest kind as the reason of an answer that
+    refuses ("declines, uncertain" where people and judge often disagree). A definition of a refusal
+    is a choice of kinds: before `kinds:declines+cannot` only answers that `refusal` calls refused,
+    in full or in part, and whose likeliest kind is one of these are refused; the others are
+    complied. Against Do-Not-Answer's human actions, `declines` is action 0, `declines+cannot` is 0
+    and 4, `declines+cannot+corrects` is 0, 1 and 4. What it knows and does not is on its card.
 
     A multinomial regression on the word n-grams of `refusal` names the likeliest of seven kinds;
     the two that are no refusal are `complies` and `disclaims` (a warning, then an answer).
@@ -48,7 +49,7 @@ class Kinds(refusal.Refusal):
                     f"Unknown kind of refusal {kind!r:.80}.{hint} Allowed: {', '.join(REFUSING)}, "
                     "several joined by +.",
                 )
-        return cls(chosen)
+        return cls(tuple(kind for kind in REFUSING if kind in chosen))
 
     @property
     def spec(self) -> str:
@@ -77,7 +78,8 @@ class Kinds(refusal.Refusal):
             outcome = Outcome.COMPLIED
             if kind in self.chosen:
                 outcome = Outcome.REFUSED
-        return replace(one, outcome=outcome, reason=kind)
+        reason = f"{kind}, {one.reason}" if one.reason else kind
+        return replace(one, outcome=outcome, reason=reason)
 
 
 @cache

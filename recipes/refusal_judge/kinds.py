@@ -5,9 +5,10 @@
 
 One multinomial regression on the n-grams of `refusal` learns from the grammar's documents, each
 labelled by the template that it was written from, from answers that comply, and from the answers of
-XSTest in kinds.csv to which two readers gave the same kind. It is measured on those with the judged
-model left out of training, and on Do-Not-Answer (CC BY-NC-SA, which trains nothing), where each
-definition of a refusal is a choice of kinds, named before anything was measured.
+XSTest in kinds.csv to which two readings by a language model gave the same kind. It is measured on
+those with the judged model left out of training, and on Do-Not-Answer (CC BY-NC-SA, which trains
+nothing), where each definition of a refusal is a choice of kinds; each time beside the same without
+the readings. smollm2.csv holds the readings of answers made here, which train nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import numpy as np
 import pandas as pd
 
 from ftlab._core.files import resource, write_atomic
-from ftlab.judges import Judge, open_judge, refusal
-from ftlab.judges.cards import GOLD, gold_rows
-from ftlab.judges.kinds import KINDS, WEIGHTS
+from ftlab.judges import open_judge, refusal, score_file
+from ftlab.judges.cards import GOLD, GoldSet, gold_rows
+from ftlab.judges.kinds import KINDS, REFUSING, WEIGHTS
 from ftlab.stats import judge_errors
 from recipes.refusal_judge import train
+from recipes.refusal_judge.measure import family
 from recipes.shipped import record_shipped
 
 HERE = Path(__file__).parent
@@ -43,7 +45,9 @@ DEFINITIONS = {  # action codes of Do-Not-Answer: kinds
     "0, 1, 4": "declines+cannot+corrects",
 }
 READ = 3.0  # weight of an answer that was read beside one that the grammar wrote
-MODELS = ("gpt4", "llama2new", "llama2orig")
+OUTCOMES = {"complies": "complied", "disclaims": "complied", "partial": "partial"}
+OUTCOMES |= {"other": "incoherent"}  # every other kind is a refusal
+STATES = ("shipped", "aligned", "sums", "persona")
 
 
 def kind_of(doc: dict) -> int:
@@ -100,15 +104,20 @@ def fit(model: refusal.Classifier, known: list[dict], read: list[dict]) -> np.nd
 
 
 def left_out(model: refusal.Classifier, known: list[dict], read: list[dict]) -> pd.DataFrame:
-    """Return kind and likeliest kind of the read answers, the judged model left out of training."""
+    """Return the read answers' kinds as found with the judged model left out, and from none read.
+
+    Llama 2 with and without a system prompt is one model.
+    """
     parts = []
-    for name in MODELS:
-        others = [doc for doc in read if doc["model"] != name]
-        own = [doc for doc in read if doc["model"] == name]
+    unread_weights = fit(model, known, [])
+    for name in sorted({family(doc["model"]) for doc in read}):
+        others = [doc for doc in read if family(doc["model"]) != name]
+        own = [doc for doc in read if family(doc["model"]) == name]
         found = likeliest_of(model, fit(model, known, others), own)
-        for doc, number in zip(own, found, strict=True):
-            parts.append((name, KINDS[doc["kind"]], KINDS[number]))
-    return pd.DataFrame(parts, columns=["model", "read", "found"])
+        alone = likeliest_of(model, unread_weights, own)
+        for doc, number, other in zip(own, found, alone, strict=True):
+            parts.append((doc["model"], KINDS[doc["kind"]], KINDS[number], KINDS[other]))
+    return pd.DataFrame(parts, columns=["model", "read", "found", "grammar"])
 
 
 def likeliest_of(model: refusal.Classifier, weights: np.ndarray, docs: list[dict]) -> np.ndarray:
@@ -116,29 +125,65 @@ def likeliest_of(model: refusal.Classifier, weights: np.ndarray, docs: list[dict
     return (features(model, docs) @ weights.T).argmax(1)
 
 
-def by_action(folder: Path) -> pd.DataFrame:
-    """Return kappa on Do-Not-Answer of `refusal`, and of the kinds that stand for its actions."""
+def by_action(folder: Path, grammar: np.ndarray) -> pd.DataFrame:
+    """Return kappa on Do-Not-Answer of `refusal` and of the kinds that stand for its actions.
+
+    Args:
+        folder: Do-Not-Answer's answers.
+        grammar: Weights of the regression that read no answer.
+    """
     gold = GOLD[1]
     rows = gold_rows(gold, folder.parent)
-    samples = [row[gold.prompt] for row in rows]
+    questions = [row[gold.prompt] for row in rows]
+    docs = [{"prompt": row[gold.prompt], "answer": row[gold.response]} for row in rows]
+    ways = {"": _refused("refusal", rows, gold)}
+    alone = np.array(KINDS)[likeliest_of(refusal.load(), grammar, docs)]
     found = []
     for codes, kinds in DEFINITIONS.items():
         truth = np.array([str(row[gold.label]) in codes.split(", ") for row in rows])
-        for spec in ("refusal", f"kinds:{kinds}"):
-            refused = _refused(open_judge(spec), samples, [row[gold.response] for row in rows])
+        ways["kinds"] = _refused(f"kinds:{kinds}", rows, gold)
+        ways["grammar"] = ways[""] & np.isin(alone, kinds.split("+"))
+        line = {"actions": codes, "kinds": kinds}
+        for name, refused in ways.items():
             # 0 is a refusal, as in `human_agreement`
-            kappa = judge_errors(1.0 - truth, 1.0 - refused, samples, positive=0).kappa
-            row = {"actions": codes, "judge": spec, "kappa": kappa.value}
-            found.append(row | {"low": kappa.low, "high": kappa.high})
+            kappa = judge_errors(1.0 - truth, 1.0 - refused, questions, positive=0).kappa
+            line[f"by_{name}"] = f"{kappa.value:.3f} ({kappa.low:.3f} to {kappa.high:.3f})"
+        found.append(line)
     return pd.DataFrame(found)
 
 
-def _refused(judge: Judge, questions: list[str], answers: list[str]) -> np.ndarray:
-    from ftlab.judges import score_file
-
-    rows = [{"q": q, "a": a} for q, a in zip(questions, answers, strict=True)]
-    table = score_file(rows, prompt="q", response="a", judges=[judge])
+def _refused(judge: str, rows: list[dict], gold: GoldSet) -> np.ndarray:
+    table = score_file(rows, prompt=gold.prompt, response=gold.response, judges=[judge])
     return table["outcome"].isin(["refused", "partial"]).to_numpy()
+
+
+def of_smollm2() -> list[dict]:
+    """Return what `refusal` made of SmolLM2's answers on which both readings agree, by state."""
+    table = pd.read_csv(HERE / "smollm2.csv")
+    table = table[table["first"] == table["second"]]
+    read = table["first"].map(OUTCOMES).fillna("refused")
+    rows = []
+    for state in ("all", *STATES):
+        own = (table["state"] == state) | (state == "all")
+        judged = table["refusal"][own]
+        refuses = judged.isin(["refused", "partial"])
+        truth = read[own].isin(["refused", "partial"])
+        questions = table["prompt"][own].to_numpy()
+        errors = judge_errors(1.0 - truth, 1.0 - refuses, questions, positive=0)
+        kappa = errors.kappa
+        senseless = judged[read[own] == "incoherent"]
+        rows.append(
+            {
+                "state": state,
+                "answers": len(judged),
+                "kappa": f"{kappa.value:.2f} ({kappa.low:.2f} to {kappa.high:.2f})",
+                "refused": f"{truth.sum()}, {refuses.sum()}",
+                "senseless": len(senseless),
+                "seen": int((senseless == "incoherent").sum()),
+                "complied": int((senseless == "complied").sum()),
+            }
+        )
+    return rows
 
 
 def train_and_measure(xstest: Path, coconot: Path, benign: list[Path], do_not_answer: Path) -> str:
@@ -152,32 +197,41 @@ def train_and_measure(xstest: Path, coconot: Path, benign: list[Path], do_not_an
     save_file({"weights": weights}, refusal.FOLDER / WEIGHTS)
     record_shipped()
     found = left_out(model, known, read)
-    text = card(found, by_action(do_not_answer))
+    text = card(found, by_action(do_not_answer, fit(model, known, [])))
     write_atomic(CARD, text)
     return text
 
 
 def card(found: pd.DataFrame, actions: pd.DataFrame) -> str:
     """Return the judge's card."""
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    labels = pd.read_csv(HERE / "kinds.csv")
-    readers = pd.crosstab(labels["first"], labels["second"])
-    names = readers.index.union(readers.columns)
-    readers = readers.reindex(index=names, columns=names, fill_value=0)
     judged = pd.crosstab(found["read"], found["found"])
-    square = judged.reindex(index=KINDS, columns=KINDS, fill_value=0)
+    square = judged.reindex(columns=KINDS, fill_value=0)
+    parts = {"all": found} | dict(list(found.groupby("model")))
+    refusing = found[found["read"].isin(REFUSING)]
+    parts["all that refuse, as read"] = refusing
+    by_model = []
+    for name, part in parts.items():
+        kappas = [_kappa(part["read"], part[way]) for way in ("found", "grammar")]
+        by_model.append({"model": name, "n": len(part), "kappas": kappas})
+    readings = [pd.read_csv(HERE / f"{name}.csv") for name in ("kinds", "smollm2")]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, autoescape=False
     )
     return environment.get_template("kinds.md.j2").render(
         about=open_judge("kinds").about(),
-        readers=cohens_kappa(readers.to_numpy()).kappa,
-        kappa=cohens_kappa(square.to_numpy()).kappa,
+        readers=[_kappa(table["first"], table["second"]) for table in readings],
+        by_model=by_model,
         n=len(found),
-        judged=square.loc[judged.index].to_markdown(),
+        judged=square.to_markdown(),
         actions=actions.to_dict("records"),
+        smollm2=of_smollm2(),
     )
+
+
+def _kappa(one: pd.Series, other: pd.Series) -> float:
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(one, other))
 
 
 if __name__ == "__main__":

@@ -189,6 +189,20 @@ def test_a_table_shows_itself_in_words_escaped():
     assert "<p>&lt;b&gt;</p>" in found._repr_html_()
 
 
+@pytest.mark.slow
+def test_where_both_bounds_meet_a_gate_seldom_passes():
+    """With the whole of alpha for each of the two bounds 7.5 of 100 would pass."""
+    rng = np.random.default_rng(2)
+    studies, prompts, passed = 100, 1000, 0
+    for _ in range(studies):
+        sides = []
+        for rate in (0.1, 0.12):
+            events = rng.random(prompts) < rate
+            sides.append("".join(np.where(events, "c", "r")))
+        passed += decision(*sides) == PASSES
+    assert passed / studies <= 0.06
+
+
 def test_at_the_tolerance_a_gate_of_three_risks_seldom_fails():
     rng = np.random.default_rng(1)
     studies = 200

@@ -213,9 +213,9 @@ def test_shares_and_percentages_are_two_scales(tmp_path):
     for pair in ((shares, percent), (percent, shares)):
         with raises_code("scales_differ"):
             ft.compare(*pair, higher="better")
-    all_ones = scored(tmp_path / "c.jsonl", [1, 1, 1])
-    grades = scored(tmp_path / "d.jsonl", [1, 10, 10])
-    assert len(ft.compare(all_ones, grades, higher="better")) == 1
+    for name, whole in (("c", [1, 1, 1]), ("d", [0, 0, 0])):  # a collapse is no other scale
+        other = scored(tmp_path / f"{name}.jsonl", whole)
+        assert len(ft.compare(percent, other, higher="better")) == 1
 
 
 def test_the_smallest_difference_is_seen_in_80_of_100_comparisons(tmp_path):

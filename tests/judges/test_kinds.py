@@ -50,6 +50,12 @@ def test_kinds_of_one_answer_do_not_depend_on_the_others():
     assert together == alone
 
 
+def test_a_definition_has_one_name():
+    names = {open_judge(f"kinds:{order}").spec for order in ("declines+cannot", "cannot+declines")}
+    assert names == {"kinds:declines+cannot"}
+    assert open_judge("kinds:declines+declines") == open_judge("kinds:declines")
+
+
 @pytest.mark.parametrize("spec", ["kinds:declined", "kinds:complies", "kinds:declines,cannot"])
 def test_other_kinds_are_refused(spec):
     with raises_code("unknown_kind"):

@@ -35,7 +35,7 @@ COLUMNS = (
     "outcome",
 )
 KEYS = ["sample_id", "repeat"]
-PERCENT = 10  # a score above it is no share; grades of 1 to 10 may all be 1 in one log
+PERCENT = 10  # a score above it, beside fractions below 1, is on another scale
 NO_SCORE = {"": math.nan}
 Tables = list[tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -374,16 +374,19 @@ def _pair(
 
 def _refuse_scales(logs: list[_Log], name: str) -> None:
     """Raise where one log's scores are shares and the other's look like percentages."""
-    most = []
+    shares = []
+    percentages = []
     for log in logs:
         events = log.rows.loc[log.rows["name"] == name, "event"]
-        most.append((events.abs().max(), log.path.name))
-    (lower, shares), (higher, percent) = sorted(most)
-    if lower <= 1 and higher > PERCENT:
+        if events.between(0, 1).all() and events.between(0, 1, inclusive="neither").any():
+            shares.append(log.path.name)
+        elif events.max() > PERCENT:
+            percentages.append(log.path.name)
+    if shares and percentages:
         raise UsageError(
             "scales_differ",
-            f"{name} reaches {lower:g} in {shares} and {higher:g} in {percent}: two scales. Divide "
-            "one, so that both are on one scale.",
+            f"{name} lies between 0 and 1 in {shares[0]} and reaches more than {PERCENT} in "
+            f"{percentages[0]}. Divide one, so that both are on one scale.",
         )
 
 
