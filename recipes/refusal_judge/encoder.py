@@ -30,10 +30,11 @@ from recipes.refusal_judge import measure, train
 QUESTION, ANSWER = 61, 128  # tokens that are read; 192 with the three marks
 BATCH = 32
 POOL = 16 * BATCH  # documents among which those of similar length share a batch
-UNLABELLED = 2560  # documents of the first stage, each seen once
+ROUND = 2560  # documents of a round of the first stage
 EPOCHS = 2  # of the second stage
 WARM = 0.1  # share of steps in which the learning rate rises; afterwards it falls to 0
 RESAMPLES = 2000
+THRESHOLDS = np.arange(0.02, 1, 0.02)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def predict(encoder: Encoder, docs: list[dict]) -> np.ndarray:
     return np.stack([refuses, chances[:, 1] / refuses])
 
 
-def unlabelled(docs: list[dict], n: int = UNLABELLED, seed: int = 0) -> list[dict]:
+def unlabelled(docs: list[dict], n: int = ROUND, seed: int = 0) -> list[dict]:
     """Draw n documents that have no person's label, by the weights of their sources."""
     others = [doc for doc in docs if doc["source"] != "xstest"]
     weight = np.array([train.WEIGHTS[doc["source"]] for doc in others])
@@ -168,21 +169,27 @@ def difference(truth, first, second, prompts, seed: int = 0) -> np.ndarray:
     return np.array([values[0], *np.quantile(values[1:], [0.025, 0.975])])
 
 
-def compare(name: str, docs: list[dict], truths: dict, ngrams, encoder) -> pd.DataFrame:
-    """Print kappa of both judges for each definition of a refusal."""
+def refuses(p: np.ndarray, refused: str, threshold: float = 0.5) -> np.ndarray:
+    """Return the verdicts of probabilities, for one definition of a refusal."""
+    at_all = p[0] >= threshold
+    return at_all & (p[1] >= 0.5) if refused == "full" else at_all
+
+
+def compare(name: str, docs: list[dict], truths: dict, ngrams, encoder) -> None:
+    """Print kappa of both judges for each definition, also at the best threshold in hindsight."""
     prompts = np.array([doc["prompt"] for doc in docs])
     rows = []
     for refused, truth in truths.items():
         row = {"answers": name, "refused": refused, "n": len(docs)}
-        chosen = []
-        for judge, p in (("n-grams", ngrams), ("encoder", encoder)):
-            judged = p[0] >= 0.5
-            if refused == "full":
-                judged = judged & (p[1] >= 0.5)
-            one = kappa(truth, judged, prompts)
+        judges = {"n-grams": ngrams, "encoder": encoder}
+        for judge, p in judges.items():
+            one = kappa(truth, refuses(p, refused), prompts)
             row[judge] = f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
-            chosen.append(judged)
-        row["gain"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference(truth, *chosen, prompts))
+        both = [refuses(p, refused) for p in judges.values()]
+        row["gain"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference(truth, *both, prompts))
+        for judge, p in judges.items():
+            found = [kappa(truth, refuses(p, refused, at)).value for at in THRESHOLDS]
+            row[f"{judge}, hindsight"] = f"{np.nanmax(found):.3f}"
         rows.append(row)
     print(pd.DataFrame(rows).to_string(index=False), flush=True)
 
@@ -196,7 +203,7 @@ def timed(name: str, predictor, model, docs: list[dict]) -> np.ndarray:
     return found
 
 
-def run(encoder, xstest, coconot, benign, do_not_answer, rate: float) -> None:
+def run(encoder, xstest, coconot, benign, do_not_answer, rounds: int, rate: float) -> None:
     """Train on each fold and print what both judges reach."""
     real = train.read(xstest, coconot, benign)
     docs = real + train.synthesise(real)
@@ -206,7 +213,9 @@ def run(encoder, xstest, coconot, benign, do_not_answer, rate: float) -> None:
     asked = actions[["prompt", "answer"]].to_dict("records")
     codes = actions["action"].astype(str)
     by_action = {name: codes.isin(some[0]) for name, some in measure.ACTIONS.items()}
-    first = fit(load(encoder), unlabelled(docs), rate, 1)
+    first = load(encoder)
+    for number in range(rounds):
+        first = fit(first, unlabelled(docs, seed=number), rate, 1, seed=number)
     ngrams = train.fit(others)
 
     def labels(some: list[dict]) -> dict:
@@ -231,5 +240,6 @@ if __name__ == "__main__":
     parser.add_argument("--coconot", type=Path, required=True, help="folder of coconot_pref.jsonl")
     parser.add_argument("--benign", type=Path, nargs="+", required=True, help="instruction files")
     parser.add_argument("--do-not-answer", type=Path, required=True, help="only measured")
+    parser.add_argument("--rounds", type=int, default=1, help="of the first stage")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     run(**vars(parser.parse_args()))
