@@ -5,10 +5,10 @@
         --xstest FOLDER --coconot FOLDER --benign FILE ... --do-not-answer FOLDER
 
 all-MiniLM-L6-v2 (Apache-2.0) reads question and answer together and says complied, refused or
-refused in part. It learns in two stages, so that the folds share the first: documents without a
-person's label, drawn by the weights that they have in `train`; then XSTest's labelled answers.
+refused in part. It learns in two stages, so that the folds share the first: `--rounds` draws of
+documents that are not XSTest's, by the weights that they have in `train`; then XSTest's answers.
 Do-Not-Answer is only measured. The n-gram judge is fitted on every document of the same folds.
-Nothing is written: the card has the numbers. It takes about an hour of one core.
+Nothing is written: the card has the numbers. One round takes about 25 minutes of one core.
 """
 
 from __future__ import annotations
