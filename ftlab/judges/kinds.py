@@ -40,7 +40,9 @@ class Kinds(refusal.Refusal):
 
     @classmethod
     def parse(cls, argument: str) -> Kinds:
-        chosen = tuple(argument.split("+")) if argument else ()
+        chosen = []
+        if argument:
+            chosen = argument.split("+")
         for kind in chosen:
             if kind not in REFUSING:
                 hint = did_you_mean(kind, REFUSING)
@@ -49,7 +51,8 @@ class Kinds(refusal.Refusal):
                     f"Unknown kind of refusal {kind!r:.80}.{hint} Allowed: {', '.join(REFUSING)}, "
                     "several joined by +.",
                 )
-        return cls(tuple(kind for kind in REFUSING if kind in chosen))
+        in_order = [kind for kind in REFUSING if kind in chosen]
+        return cls(tuple(in_order))
 
     @property
     def spec(self) -> str:
@@ -78,7 +81,9 @@ class Kinds(refusal.Refusal):
             outcome = Outcome.COMPLIED
             if kind in self.chosen:
                 outcome = Outcome.REFUSED
-        reason = f"{kind}, {one.reason}" if one.reason else kind
+        reason = kind
+        if one.reason:
+            reason += f", {one.reason}"
         return replace(one, outcome=outcome, reason=reason)
 
 
