@@ -20,8 +20,8 @@ from ftlab.experiments import reproduce, reproduction
 from ftlab.experiments.backends import local
 
 EVERY = [experiment.name for experiment in reproduction.EXPERIMENTS]
-*NAMES, REAL = EVERY
-HARMFUL, RATIO, CONTINUED = NAMES
+RATIO, CONTINUED, REAL, HARMFUL = EVERY
+NAMES = [RATIO, CONTINUED, HARMFUL]
 TOKEN = "hf_" + "aB3" * 11
 QUICK = {name: {"n_prompts": 10 + number, "seeds": 2} for number, name in enumerate(EVERY)}
 PARAMETERS = """model: str = "organism"  # folder or name of the model
@@ -155,7 +155,7 @@ def test_the_page_holds_every_experiment_and_parameters_are_handed_on(runner, tm
 def test_the_embedded_models_lanes_run_side_by_side(runner, tmp_path):
     reproduce(seeds=1, out=tmp_path / "out")
     assert [given["seeds"] for given in runner.given.values()] == [1, 1, 1]
-    assert runner.spans[HARMFUL][1] <= runner.spans[RATIO][0]
+    assert runner.spans[RATIO][1] <= runner.spans[HARMFUL][0]
     assert runner.spans[CONTINUED][0] < runner.spans[RATIO][1]
 
 
