@@ -179,6 +179,12 @@ CELLS = {
     "answer-loss": Cell(
         "evals:answer_loss", "Measure the loss on held-out answers.", ("model", "data"), print_table
     ),
+    "audit": Cell(
+        "evals:audit",
+        "Rank training rows by how much they look as if they would remove refusals.",
+        ("data",),
+        print_table,
+    ),
     "curve": Cell(
         "experiments:risk_curve",
         "Fine-tune once per seed, measure on the way, compare.",
