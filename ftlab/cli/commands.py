@@ -181,7 +181,7 @@ CELLS = {
     ),
     "audit": Cell(
         "evals:audit",
-        "Rank training rows by how much they look as if they would remove refusals.",
+        "Rank training rows, the most suspicious first.",
         ("data",),
         print_table,
     ),
