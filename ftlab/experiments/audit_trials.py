@@ -98,7 +98,10 @@ class AuditTrial:
         table = analysis_table(rows)
         table["group"] = table["by"]
         table["series"] = table["measure"] + table["k"].map(" at {}".format)
-        table.attrs["by"] = ["by", "measure", "k"]
+        table.attrs = {
+            "by": ["by", "measure", "k"],
+            "axis": "share of rows (%)",
+        }
         return table
 
     def _rate(self, by: str, measure: str, k: int) -> dict[str, Any]:

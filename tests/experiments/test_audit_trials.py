@@ -54,6 +54,8 @@ def test_precision_and_recall_of_a_known_ranking(trial, perfect):
     assert table["chance"].tolist() == pytest.approx([4 / 30, 4 / 30, 8 / 30])
     assert table["of"].tolist() == [4, 8, 8]
     assert (table["low"] < table["high"]).all()
+    (axes,) = ft.plot(table, kind="bars").figure.axes
+    assert axes.get_xlabel() == "share of rows (%)"
 
 
 def test_mistakes(llama, trial):
