@@ -26,13 +26,13 @@ PAGES = ROOT / "docs" / "notebooks"
 MOST_BYTES = 1_000_000  # of a page
 # What users call, and what they write an extension with; a face also exports what rooms share.
 PUBLIC = {
-    "data": "catalogue check Data deduplicate download load load_prompts mix Preview preview "
-    "PromptSet read_samples Report split",
+    "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
+    "preview PromptSet read_samples Report split",
     "models": "estimate_memory MemoryEstimate Model model",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
-    "evals": "answer_loss ask draw evaluate lm_eval Monitor monitor red_team "
+    "evals": "answer_loss ask audit draw evaluate lm_eval Monitor monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
@@ -43,7 +43,8 @@ PUBLIC = {
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "compare explain gate harmful_finetune reproduce risk_curve run_notebook",
+    "experiments": "AuditTrial compare explain gate harmful_finetune plant_and_audit "
+    "remove_and_retrain reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

@@ -196,6 +196,12 @@ CELLS = {
     "answer-loss": Cell(
         "evals:answer_loss", "Measure the loss on held-out answers.", ("model", "data"), print_table
     ),
+    "audit": Cell(
+        "evals:audit",
+        "Rank training rows, the most suspicious first.",
+        ("data",),
+        print_table,
+    ),
     "curve": Cell(
         "experiments:risk_curve",
         "Fine-tune once per seed, measure on the way, compare.",

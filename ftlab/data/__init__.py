@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "draw",
             "held_out",
             "is_world",
+            "leave_out",
             "load",
             "mix",
             "split",

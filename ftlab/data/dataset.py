@@ -327,6 +327,38 @@ def deduplicate(data: Any, *, kind: str = "chats") -> Data:
     return Data(data.name, tuple(kept.values()), made)
 
 
+def leave_out(data: Any, rows: Iterable[int], *, kind: str = "chats") -> Data:
+    """Leave out rows by their places, such as the first of an audit.
+
+    Args:
+        data: Anything that `load` takes.
+        rows: Places, from 1.
+        kind: As in `load`.
+
+    Returns:
+        The rows that stay. `made["rows"]` are the places left out.
+
+    Raises:
+        UsageError: `no_such_row`, and what `load` raises.
+    """
+    data = _loaded(data, kind)
+    places = sorted(set(map(int, rows)))
+    wrong = [place for place in places if not 1 <= place <= len(data)]
+    if wrong:
+        why = f"{data.name} has no row {wrong[0]}. Its rows are 1 to {len(data)}."
+        raise UsageError("no_such_row", why)
+    kept = []
+    for place, row in enumerate(data.rows, 1):
+        if place not in places:
+            kept.append(row)
+    made = {
+        "by": "leave_out",
+        "rows": places,
+        "from": [data.record],
+    }
+    return Data(f"{data.name} ({len(places)} left out)", tuple(kept), made)
+
+
 def strip_answers(data: Data) -> Data:
     """Return rows whose answers begin with a character; see `lstripped`.
 

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "answer_losses": ["answer_loss"],
         "attack_search": ["red_team"],
+        "auditing": ["ANCHORED", "AUDITS", "audit"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
         "direction": ["refusal_direction"],
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],

@@ -184,7 +184,7 @@ def activations(model: Any, tokenizer: Any, texts: list[str], n_places: int) -> 
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(ids):
+        for batch in batches_of_one_length(ids):
             asked = torch.tensor([ids[number] for number in batch], device=model.device)
             with torch.inference_mode():
                 out = model(input_ids=asked, output_hidden_states=True, logits_to_keep=1)
@@ -195,14 +195,14 @@ def activations(model: Any, tokenizer: Any, texts: list[str], n_places: int) -> 
     return np.stack([states[number] for number in range(len(ids))])
 
 
-def _batches(ids: list[list[int]]) -> Iterator[list[int]]:
+def batches_of_one_length(ids: list[list[int]], size: int = BATCH_SIZE) -> Iterator[list[int]]:
     """Yield numbers of texts of one length: without padding, nothing depends on the batch."""
 
     def length(number: int) -> int:
         return len(ids[number])
 
     for _, same in groupby(sorted(range(len(ids)), key=length), key=length):
-        while batch := list(islice(same, BATCH_SIZE)):
+        while batch := list(islice(same, size)):
             yield batch
 
 

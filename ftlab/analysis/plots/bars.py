@@ -64,7 +64,7 @@ def draw(table: DataFrame) -> Figure:
         [k * pitch + middle for k in range(len(groups))],
         [_axes.plain(_axes.risk_name(group), width=26) for group in groups],
     )
-    ax.set_xlabel(_axes.SHARE)
+    ax.set_xlabel(table.attrs.get("axis", _axes.SHARE))
     ax.set_xlim(0, 108)
     ax.set_ylim(len(groups) * pitch - 1.1, -0.7)
     ax.grid(visible=False, axis="y")
