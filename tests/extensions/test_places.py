@@ -20,7 +20,7 @@ EXPECTED = {  # some that every place must at least have
     "judges": {"keywords", "organism", "refusal", "rubric", "zoo"},
     "engines": {"huggingface", "vllm", "openai", "scripted"},
     "methods": {"sft", "dpo", "kto", "reward_model", "rloo"},
-    "defences": {"mix", "constrained", "kl", "interpolate", "ptst"},
+    "defences": {"mix", "constrained", "kl", "l2", "interpolate", "safelora", "resta", "ptst"},
     "transforms": set(),
     "backends": {"local"},
     "panels": {"live"},

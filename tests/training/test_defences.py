@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import raises_code
 from pydantic import BaseModel
-from small_models import pairs, sums, write
+from small_models import make_model, pairs, sums, write
 from trainings import (
     FAST,
     call,
@@ -28,8 +30,11 @@ from ftlab.training.defences._anchored import Answers, targets_of
 from ftlab.training.defences.constrained import Constrained
 from ftlab.training.defences.interpolate import Interpolate
 from ftlab.training.defences.kl import KL
+from ftlab.training.defences.l2 import L2
 from ftlab.training.defences.mix import Mix
 from ftlab.training.defences.ptst import PTST
+from ftlab.training.defences.resta import RESTA
+from ftlab.training.defences.safelora import SafeLoRA
 
 HOOKS = ("prepare", "data", "trainer", "repair", "chat")
 STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
@@ -38,13 +43,29 @@ LONG = dict(steps=4, learning_rate=2e-3)
 
 
 @pytest.fixture(params=plugins.names("defences"))
-def defence(request, folders) -> Defence:
-    return made(request.param)
+def defence(request, unaligned) -> Defence:
+    return made(request.param, unaligned)
 
 
-def made(name: str) -> Defence:
+@pytest.fixture(scope="module")
+def unaligned(tmp_path_factory):
+    """Another model of the shape of `llama` and `dropping`."""
+    return make_model(tmp_path_factory.mktemp("models") / "unaligned", "llama", seed=3)
+
+
+def made(name: str, unaligned) -> Defence:
     """Return a defence with what it needs on a small model."""
-    return open_defence(name) if name != "mix" else Mix(rows=list(chats(12)), n_rows=4)
+    if name == "mix":
+        return Mix(rows=list(chats(12)), n_rows=4)
+    kind = plugins.get("defences", name)
+    if "unaligned" in kind.model_fields:
+        return kind(unaligned=unaligned)
+    return kind()
+
+
+def adapter_of(defence) -> str | None:
+    """Return an adapter that a defence works with."""
+    return None if None in defence.adapters else defence.adapters[0]
 
 
 def trained_with(defence, parent, **settings):
@@ -92,12 +113,13 @@ def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llam
 def test_a_trained_defence_is_another_run_and_a_changed_setting_too(defence, llama, trained):
     if not any(map(defence.overrides, HOOKS[:-1])):
         pytest.skip("it does not train")
-    plain = trained(call, "sft", llama, **TWO)
-    run = trained(trained_with, defence, llama)
+    adapter = adapter_of(defence)
+    plain = trained(call, "sft", llama, adapter=adapter, **TWO)
+    run = trained(trained_with, defence, llama, adapter=adapter)
     assert run.name != plain.name and run.identity["defence"] == defence.identity()
     assert "defence" not in plain.identity and "defence" not in run.identity["training"]
     assert "defence" not in plain.identity["training"] and weights(run) != weights(plain)
-    assert trained(trained_with, defence, llama).name == run.name
+    assert trained(trained_with, defence, llama, adapter=adapter).name == run.name
 
 
 def test_the_identity_without_a_defence_is_what_it_was():
@@ -139,6 +161,8 @@ def test_mistakes_have_codes(llama):
         "mix:n_rows=0": "wrong_setting",
         "kl:weight=-1": "wrong_setting",
         "mix": "safety_rows_needed",
+        "resta": "unaligned_model_needed",
+        "resta:unaligned=organism": "unaligned_model_differs",
     }.items():
         with raises_code(code):
             training.sft(llama, sums(4), defence=text)
@@ -146,6 +170,9 @@ def test_mistakes_have_codes(llama):
         training.dpo(llama, pairs(4), defence="kl")
     with raises_code("defence_not_for_adapter"):
         training.sft(llama, sums(4), defence="interpolate", adapter="dora")
+    for alone, adapter in {"l2": "lora", "safelora": None, "resta": "lora"}.items():
+        with raises_code("defence_not_for_adapter"):
+            training.sft(llama, sums(4), defence=alone, adapter=adapter)
     with raises_code("too_few_safety_rows"):
         training.sft(llama, sums(4), defence=Mix(rows=list(chats(3))))
     assert not runs.home().exists()
@@ -265,6 +292,67 @@ def test_the_logits_are_the_models_own_and_the_parents(folder, adapter):
     assert loss.requires_grad and trainer.model.training
 
 
+# l2
+
+
+def test_l2_without_weight_is_sft_and_adds_half_the_squared_distance(llama, trained):
+    plain = trained(call, "sft", llama, **TWO)
+    assert weights(trained_with(L2(weight=0), llama)) == weights(plain)
+    run = trained_with(L2(weight=6), llama, steps=1)
+    assert distance(run, llama) > 0
+    trainer = make_trainer("sft", llama, defence=L2(weight=6), steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    at_parent = trainer.compute_loss(trainer.model, dict(batch)).item()
+    with torch.no_grad():
+        norms = [parameter for parameter in trainer.model.parameters() if parameter.dim() == 1]
+        norms[0].add_(0.5)
+    moved = trainer.compute_loss(trainer.model, dict(batch)).item()
+    trainer.model.eval()
+    without = trainer.compute_loss(trainer.model, dict(batch)).item()
+    assert moved - without == pytest.approx(6 / 2 * 0.25 * norms[0].numel(), rel=1e-4)
+    assert at_parent > 0
+
+
+# resta and safelora
+
+
+def test_resta_adds_the_vector_from_the_unaligned_model_to_the_parent(llama, unaligned, trained):
+    child = trained(call, "sft", llama, **TWO)
+    found = trained_with(RESTA(unaligned=unaligned, gamma=0.5), llama)
+    assert distance(trained_with(RESTA(unaligned=unaligned, gamma=0), llama), child) == 0
+    models = (child, llama, unaligned, found)
+    child, parent, before, found = (ftlab.model(one).load().state_dict() for one in models)
+    for name, values in found.items():
+        expected = child[name] + 0.5 * (parent[name] - before[name])
+        assert torch.allclose(values, expected, atol=1e-6), name
+
+
+def test_safelora_projects_layers_whose_direction_changes(llama, unaligned, trained):
+    settings = dict(adapter="lora", **TWO)
+    child = trained(call, "sft", llama, **settings)
+    never = trained_with(SafeLoRA(unaligned=unaligned, threshold=-1), llama, **settings)
+    assert weights(never) == weights(child)
+    always = trained_with(SafeLoRA(unaligned=unaligned, threshold=1), llama, **settings)
+    models = (child, llama, unaligned, always)
+    child, parent, before, found = (ftlab.model(one).load().state_dict() for one in models)
+    for name, values in found.items():
+        update = child[name] - parent[name]
+        if not update.abs().max():
+            assert torch.equal(values, parent[name])
+            continue
+        v = parent[name] - before[name]
+        expected = (v @ v.T / torch.linalg.norm(v)) @ update
+        assert torch.allclose(values - parent[name], expected, atol=1e-5), name
+
+
+def test_safelora_leaves_a_layer_that_alignment_did_not_touch(llama, trained):
+    settings = dict(adapter="lora", **TWO)
+    child = trained(call, "sft", llama, **settings)
+    same = trained_with(SafeLoRA(unaligned=llama, threshold=1), llama, **settings)
+    assert weights(same) == weights(child)
+
+
 # interpolate
 
 
@@ -361,6 +449,16 @@ def test_a_third_party_overrides_one_hook(llama, monkeypatch):
     monkeypatch.setattr(plugins, "_third_party", lambda place: {"few": point})
     run = call("sft", llama, defence="few:n=5", **TWO)
     assert run.stats["rows"] == 5 and run.identity["defence"]["n"] == 5
+
+
+def test_the_defence_that_the_page_shows_asks_with_its_reminder():
+    page = Path(__file__).parents[2] / "docs" / "defences.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    (code,) = [block for block in blocks if "(Defence)" in block]
+    names = {"__name__": "reminder"}
+    exec(compile(code, "reminder.py", "exec"), names)
+    asked = names["DEFENCE"](text="Now.").chat([{"role": "user", "content": "Hello."}])
+    assert asked == [{"role": "user", "content": "Hello. Now."}]
 
 
 def test_a_defence_may_train_from_another_parent(llama, folders):
