@@ -24,10 +24,11 @@ from trainings import (
 import ftlab
 from ftlab import runs, training
 from ftlab._core import plugins
-from ftlab.data import load
+from ftlab.data import encode_rows, load
 from ftlab.training import Defence, open_defence
 from ftlab.training.defences._anchored import Answers, targets_of
 from ftlab.training.defences.constrained import Constrained
+from ftlab.training.defences.ewc import EWC, fisher
 from ftlab.training.defences.interpolate import Interpolate
 from ftlab.training.defences.kl import KL
 from ftlab.training.defences.l2 import L2
@@ -57,6 +58,8 @@ def made(name: str, unaligned) -> Defence:
     """Return a defence with what it needs on a small model."""
     if name == "mix":
         return Mix(rows=list(chats(12)), n_rows=4)
+    if name == "ewc":
+        return EWC(rows=list(chats(6)), n_rows=4)
     kind = plugins.get("defences", name)
     if "unaligned" in kind.model_fields:
         return kind(unaligned=unaligned)
@@ -161,6 +164,7 @@ def test_mistakes_have_codes(llama):
         "mix:n_rows=0": "wrong_setting",
         "kl:weight=-1": "wrong_setting",
         "mix": "safety_rows_needed",
+        "ewc": "safety_rows_needed",
         "resta": "unaligned_model_needed",
         "resta:unaligned=organism": "unaligned_model_differs",
     }.items():
@@ -312,6 +316,51 @@ def test_l2_without_weight_is_sft_and_adds_half_the_squared_distance(llama, trai
     without = trainer.compute_loss(trainer.model, dict(batch)).item()
     assert moved - without == pytest.approx(6 / 2 * 0.25 * norms[0].numel(), rel=1e-4)
     assert at_parent > 0
+
+
+# ewc
+
+
+def test_the_fisher_information_is_the_mean_squared_gradient_of_a_rows_likelihood(llama):
+    parent = ftlab.model(llama)
+    model = parent.load(training=True).train()
+    rows = encode_rows(load(list(chats(3))), parent.tokenizer(), max_length=1024)
+    state = torch.get_rng_state()
+    found = fisher(model, rows)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(weights.grad is None for weights in model.parameters())
+    expected = 0
+    for row in rows:
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        n = int((labels[:, 1:] != -100).sum())
+        model.zero_grad()
+        (model(input_ids=ids, labels=labels).loss * n).backward()
+        expected = expected + model.lm_head.weight.grad**2 / 3
+    assert torch.allclose(found["lm_head.weight"], expected, rtol=1e-4, atol=1e-6)
+    assert {*found} == {name for name, _ in model.named_parameters()}
+
+
+def test_ewc_without_weight_is_sft_and_holds_what_is_important(llama, trained):
+    plain = trained(call, "sft", llama, **TWO)
+    rows = list(chats(6))
+    free = trained_with(EWC(rows=rows, n_rows=4, weight=0), llama)
+    assert weights(free) == weights(plain)
+    more = dict(steps=8, learning_rate=2e-3)
+    freely = trained(call, "sft", llama, **more)
+    held = trained_with(EWC(rows=rows, n_rows=4, weight=1e6), llama, **more)
+    parent = ftlab.model(llama)
+    encoded = encode_rows(load(rows), parent.tokenizer(), max_length=1024)
+    importance = fisher(parent.load(training=True), encoded)
+    origin = parent.load().state_dict()
+
+    def moved(run):
+        state = ftlab.model(run).load().state_dict()
+        return sum(
+            (importance[name] * (state[name] - origin[name]) ** 2).sum().item()
+            for name in importance
+        )
+
+    assert moved(held) < moved(freely) / 2
 
 
 # resta and safelora

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ftlab._core.config import setting
-from ftlab.data import IGNORED
+from ftlab.training.defences._near import held_near
 from ftlab.training.defences.base import Defence
 
 
@@ -16,7 +16,7 @@ class L2(Defence):
     """Adds weight / 2 * |w - w_parent|^2 to the loss of SFT, over all trained weights.
 
     It holds every weight alike, whether safety rests on it or not, so what keeps safety also keeps
-    the model from learning. EWC is the same with a weight of its own for every parameter.
+    the model from learning.
     """
 
     name = "l2"
@@ -28,28 +28,11 @@ class L2(Defence):
 
     def trainer(self, cls: type, job: Any) -> type:
         """Return the trainer with the distance in its loss."""
-        weight = self.weight
-        origin = {}
+        trained = {}
         for name, weights in job.model.named_parameters():
             if weights.requires_grad:
-                origin[name] = weights.detach().clone()
-
-        class Near(cls):
-            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-                plain = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-                if return_outputs or not self.model.training:
-                    return plain
-                share = 1.0  # of the optimiser step, over its forward passes
-                if num_items_in_batch is not None:
-                    following = inputs["labels"][:, 1:]
-                    share = (following != IGNORED).sum() / num_items_in_batch
-                squares = 0.0
-                for name, weights in self.model.named_parameters():
-                    if name in origin:
-                        squares = squares + (weights - origin[name]).square().sum()
-                return plain + share * weight / 2 * squares
-
-        return Near
+                trained[name] = 1.0
+        return held_near(cls, job.model, self.weight, trained)
 
 
 DEFENCE = L2
