@@ -33,10 +33,11 @@ def held_near(cls: type, model: Any, weight: float, importance: dict[str, Any]) 
                 return plain
             share = 1.0  # of the optimiser step
             if count is not None:
-                following = inputs["labels"][:, 1:]
-                labelled = following != IGNORED
+                labels = inputs["labels"]
+                labelled = labels[:, 1:] != IGNORED
                 share = labelled.sum() / count
-            return plain + share * weight / 2 * self.distance()
+            penalty = weight / 2 * self.distance()
+            return plain + share * penalty
 
         def distance(self):
             total = 0.0
