@@ -125,6 +125,12 @@ def test_a_trained_defence_is_another_run_and_a_changed_setting_too(defence, lla
     assert trained(trained_with, defence, llama, adapter=adapter).name == run.name
 
 
+def test_the_table_of_runs_shows_the_defence(llama):
+    call("sft", llama, defence="kl:weight=2", steps=1)
+    (row,) = runs.runs_table().to_dict("records")
+    assert row["defence.name"] == "kl" and row["defence.weight"] == 2
+
+
 def test_the_identity_without_a_defence_is_what_it_was():
     """Names of runs that 0.4.0 had made before there were defences."""
     run = training.sft("organism", "organism:almanac", n_rows=8, steps=2, batch_size=4)
