@@ -30,13 +30,17 @@ class Config(BaseModel):
         """Build the settings from the values that are not None.
 
         Raises:
-            UsageError: `wrong_setting`, naming every problem at once.
+            UsageError: `wrong_setting`, naming every problem at once, or what a validator raised.
         """
         given = {name: value for name, value in values.items() if value is not None}
         try:
             return cls(**given)
         except ValidationError as error:
             problems = error.errors()
+            for problem in problems:
+                own = problem.get("ctx", {}).get("error")
+                if isinstance(own, UsageError):  # a validator found it, with a code of its own
+                    raise own from None
             places = [problem["loc"] for problem in problems]
             names = [str(place[0]) for place in places if place]
             sentences = [_sentence(problem, cls.model_fields) for problem in problems]

@@ -8,6 +8,7 @@ from pydantic import field_validator
 
 from ftlab._core.config import Config, setting
 from ftlab.models.engines import Decoding
+from ftlab.training import open_defence
 
 
 class EvaluationConfig(Config):
@@ -56,6 +57,9 @@ class EvaluationConfig(Config):
     engine: str = setting(
         "huggingface", "What generates the answers: huggingface, or vllm on an NVIDIA GPU"
     )
+    defence: Any = setting(
+        None, "Defence by which the model is asked, such as ptst, by its name or an object"
+    )
     screen: bool = setting(
         False, "End an answer at a refusal that stands (keyword judges); answers are then cut"
     )
@@ -66,6 +70,15 @@ class EvaluationConfig(Config):
         if isinstance(names, str):
             return (names,)
         return tuple(dict.fromkeys(names))
+
+    @field_validator("defence", mode="before")
+    @classmethod
+    def _opened(cls, defence: Any) -> Any:
+        if defence is None:
+            return None
+        found = open_defence(defence)
+        found.check_asks()
+        return found
 
     @field_validator("attacks", "judges")
     @classmethod

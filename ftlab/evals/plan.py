@@ -64,11 +64,13 @@ class Plan:
             training: Settings of the training during which the model is asked, if any.
         """
         identity = {
-            "evaluation": self.config.model_dump(mode="json"),
+            "evaluation": self.config.model_dump(mode="json", exclude={"defence"}),
             "prompts": self._prompts_hash,
             "versions": self.versions,
             "precision": self.engine.precision(training),
         }
+        if self.config.defence is not None:
+            identity["defence"] = self.config.defence.identity()
         if self.limits:
             identity["limits"] = self.limits
         classifier = self.config.toxicity_model.partition("#")[0]
@@ -113,7 +115,8 @@ def plan_evaluation(
     Raises:
         UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
             `unknown_judge`, `wrong_setting`, `undecidable_prompt`, `judge_needs_whole_answers`,
-            `greedy_samples`, `no_prompts`, `engine_unsupported`.
+            `greedy_samples`, `no_prompts`, `engine_unsupported`, `two_system_prompts`,
+            `defence_only_trains`.
         DataError: Rows of the prompts that cannot be asked.
     """
     if isinstance(reference, Model) and is_reward_model(reference):
@@ -148,6 +151,8 @@ def plan_evaluation(
     samples = _samples(config, risks, given)
     _check_judges(config, risks, judges, samples, given is not None)
     asked = _attacked(risks, attacks, samples)
+    if config.defence is not None:
+        asked = _defended(config, asked)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
     limits = {}
@@ -286,6 +291,21 @@ def _attacked(
         applied = attacks if risk.attacked else {"direct": open_attack("direct")}
         for attack in applied.values():
             found += attack.apply(samples[name])
+    return found
+
+
+def _defended(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
+    """Return the prompts as the defence sends them; a prompt without a system prompt stays."""
+    if config.system:
+        raise UsageError(
+            "two_system_prompts",
+            f"system and the defence {config.defence.name} were both given. Give one of them.",
+        )
+    found = []
+    for prompt in prompts:
+        if not prompt.no_system:
+            prompt = replace(prompt, messages=config.defence.chat(prompt.messages))
+        found.append(prompt)
     return found
 
 

@@ -29,7 +29,7 @@ from ftlab.evals import (
 )
 from ftlab.models import Model, keep_open
 from ftlab.runs import Run
-from ftlab.training import Method, TrainingConfig, train_run
+from ftlab.training import Method, TrainingConfig, open_defence, train_run
 
 ASKED_RATIO = 1.5  # of the claims enkrypt_ratio_1_5, ..._bias and ..._toxicity
 LONG_S = 300.0  # seconds of asking from which on a curve says first what it can show
@@ -277,10 +277,16 @@ def _all_differ(numbers: list[int]) -> bool:
     return len(set(numbers)) == len(numbers)
 
 
+def _is_for_asking(defence: Any) -> bool:
+    if defence is None:
+        return False
+    return open_defence(defence).overrides("chat")
+
+
 def divide_settings(
     settings: dict[str, Any], training: type[TrainingConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the training and those of the evaluation.
+    """Return the settings of the training and those of the evaluation; a defence is of both.
 
     Raises:
         UsageError: `unknown_setting`, such as `beta` for a method that has none.
@@ -290,6 +296,8 @@ def divide_settings(
     for name, value in settings.items():
         if name in training.model_fields:
             for_training[name] = value
+            if name == "defence" and _is_for_asking(value):
+                for_evaluation[name] = value
         elif name in EvaluationConfig.model_fields:
             for_evaluation[name] = value
         else:

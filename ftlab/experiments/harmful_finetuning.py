@@ -21,7 +21,14 @@ from ftlab.experiments.curves import (
 )
 from ftlab.models import Model, model
 from ftlab.runs import Run
-from ftlab.training import Method, TrainingConfig, open_method, short_name, trainable
+from ftlab.training import (
+    Method,
+    TrainingConfig,
+    open_method,
+    prepared,
+    short_name,
+    trainable,
+)
 
 MEASURED = ("jailbreak", "over_refusal", "utility")  # of the embedded model
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs", "batch_size")
@@ -92,6 +99,7 @@ def harmful_finetune(
     measured = _measured(at_epochs, epochs)
     if prompts is None:
         for_evaluation = {"risks": MEASURED} | for_evaluation
+    reference = prepared(reference, sft, sft.config.make(**for_training))
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for dose in _doses(n_examples):
@@ -121,13 +129,15 @@ def _measured(at_epochs: Sequence[int] | None, epochs: int) -> list[int]:
 
 def _arm(sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int) -> Arm:
     source = "organism:adversarial" if data is None else data
-    steps_per_epoch = math.ceil(dose / settings["batch_size"])
+    config = sft.config.make(**settings)
+    rows = draw(source, n_rows=dose, seed=config.seed)
+    rows = config.protection.data(rows, config.seed)
+    steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     at_steps = tuple(epoch * steps_per_epoch for epoch in measured)
-    config = sft.config.make(**settings, at_steps=at_steps)
     return Arm(
         sft,
-        config,
-        draw(source, n_rows=dose, seed=config.seed),
+        config.model_copy(update={"at_steps": at_steps}),
+        rows,
         {"examples": dose, "seed": config.seed},
         marker=f"{dose} adversarial examples, {settings['epochs']} epochs.",
         steps_per_epoch=steps_per_epoch,

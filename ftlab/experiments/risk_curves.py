@@ -18,7 +18,14 @@ from ftlab.experiments.curves import (
     whole_numbers,
 )
 from ftlab.runs import Run
-from ftlab.training import TrainingConfig, curve_configs, open_method, short_name, trainable
+from ftlab.training import (
+    TrainingConfig,
+    curve_configs,
+    open_method,
+    prepared,
+    short_name,
+    trainable,
+)
 
 DECIDED_HERE = ("at_steps", "seed", "steps", "epochs")  # follow from at_steps and seeds
 
@@ -78,10 +85,12 @@ def risk_curve(
     for_training, for_evaluation = divide_settings(settings, chosen.config)
     for_training |= {"schedule": schedule, "steps": max(steps), "at_steps": steps}
     configs = [chosen.config.make(**for_training, seed=own) for own in seeds_of(seeds, seed)]
+    reference = prepared(reference, chosen, configs[0])
     plan = plan_evaluation(reference, prompts, for_evaluation)
     arms = []
     for config in configs:
         rows = draw(data, kind=chosen.kind, n_rows=n_rows, seed=config.seed)
+        rows = config.protection.data(rows, config.seed)
         arms.append(Arm(chosen, config, rows, {"seed": config.seed}))
     data_name = arms[0].data.name.replace("organism:", "")
     return Curve("curve", f"{short_name(reference)}-{data_name}", reference, arms, plan).run()

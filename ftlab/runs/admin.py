@@ -91,6 +91,7 @@ def _settings(run: Run) -> dict[str, Any]:
         identity = first.identity
         for part in ("training", "evaluation", "labels"):
             found |= identity.get(part, {})
+        found["defence"] = identity.get("defence", {})
         if first is not run:  # a curve
             found |= {"examples": None, "seed": None}
         data = first.provenance.get("data", {})

@@ -17,9 +17,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train_reward_model",
         ],
         "config": ["TrainingConfig"],
+        "defences": ["Defence", "open_defence"],
         "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
-        "trainer": ["short_name", "train_run", "trainable"],
+        "trainer": ["prepared", "short_name", "train_run", "trainable"],
     },
 )

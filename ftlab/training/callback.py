@@ -18,7 +18,7 @@ from ftlab._core.errors import TrainingFailed
 from ftlab._core.progress import Progress, clock
 from ftlab.training.checkpoints import checkpoint_is_due, seal, validations_of
 from ftlab.training.methods.base import Job
-from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit
+from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit, repaired
 
 
 class RunCallback(TrainerCallback):
@@ -107,7 +107,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         step = state.global_step
         if self._monitor_is_due(step):
-            found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
+            with repaired(self.job, self.loaded.module):
+                found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
             self._end(control, step, passed_limit(self.config, self.job.monitor, found))
         ending = control.should_training_stop
         validates = bool(self.validate_every)

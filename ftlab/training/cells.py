@@ -18,7 +18,7 @@ from ftlab.training.methods.kto import KTOConfig
 from ftlab.training.methods.reward_model import RewardModelConfig
 from ftlab.training.methods.rloo import RLOOConfig
 from ftlab.training.monitoring import LoadedModel, function_identity
-from ftlab.training.trainer import train_run, trainable
+from ftlab.training.trainer import prepared, train_run, trainable
 
 CURVES_ONLY = ("at_steps", "stop_when_broken")  # settings that a curve decides
 
@@ -205,8 +205,10 @@ def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, *
     own = {name: settings.pop(name) for name in CellConfig.model_fields if name in settings}
     cell = CellConfig.make(**own)
     config = method.config.make(**settings)
-    reference = trainable(parent)
+    config.protection.check_trains()
+    reference = prepared(trainable(parent), method, config)
     rows = method.read(data, n_rows=cell.n_rows, seed=cell.data_seed)
+    rows = config.protection.data(rows, config.seed)
     return train_run(
         reference,
         rows,

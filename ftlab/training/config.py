@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
 from ftlab._core.config import Config, setting
 from ftlab._core.errors import UsageError
+from ftlab.training.defences.base import Defence, no_defence, open_defence
 
 
 class TrainingConfig(Config):
@@ -76,6 +77,20 @@ class TrainingConfig(Config):
     stop_when_broken: bool = setting(
         False, "Ends training where the monitor finds no refused jailbreak prompt"
     )
+
+    defence: Any = setting(
+        None, "Defence that keeps the model safe, by its name, as in mix:n_rows=200, or an object"
+    )
+
+    @property
+    def protection(self) -> Defence:
+        """The defence, or the one that changes nothing."""
+        return self.defence or no_defence()
+
+    @field_validator("defence", mode="before")
+    @classmethod
+    def _opened(cls, defence):
+        return None if defence is None else open_defence(defence)
 
     @field_validator("valid", mode="before")
     @classmethod

@@ -103,6 +103,23 @@ def undisturbed(loaded: LoadedModel) -> Iterator[None]:
         loaded.module.train()
 
 
+@contextlib.contextmanager
+def repaired(job: Any, module: Any) -> Iterator[None]:
+    """Have the weights as the defence repairs them, and afterwards as they were, bit for bit."""
+    defence = job.config.protection
+    if not defence.overrides("repair"):
+        yield
+        return
+    trained = [weights for weights in module.parameters() if weights.requires_grad]
+    before = [weights.detach().clone() for weights in trained]
+    try:
+        defence.repair(job.parent, module)
+        yield
+    finally:
+        for weights, values in zip(trained, before, strict=True):
+            weights.data.copy_(values)
+
+
 def passed_limit(config: TrainingConfig, monitor: Monitor, found: dict[str, float]) -> str:
     """Return why the monitor's metrics end the training, or ""."""
     if not hasattr(monitor, "metrics"):  # else checked before the training

@@ -58,7 +58,7 @@ def train_run(
 
     Args:
         parent: The model to start from.
-        data: Its rows, as `Method.read` returns them.
+        data: Its rows, as `Method.read` returns them, those of a defence among them.
         config: Its settings, of the method's `config`.
         method: A name or an object.
         label: Beginning of the run's name.
@@ -79,6 +79,7 @@ def train_run(
             `no_weight_moved`, `out_of_memory`, `monitor_out_of_memory`.
     """
     method = open_method(method)
+    config.protection.check(parent, method, config)
     _check_together(config, monitor)
     config = _with_learning_rate(config, method, parent)
     data = strip_answers(data)
@@ -92,9 +93,11 @@ def train_run(
         "data": data.hash,
         "method": method.name,
         "method_version": method.version,
-        "training": config.model_dump(mode="json"),
+        "training": config.model_dump(mode="json", exclude={"defence"}),
         **(identity or {}),
     }
+    if config.defence is not None:
+        whole["defence"] = config.defence.identity()
     if opened_reward is not None:
         whole["reward"] = opened_reward.identity
     if monitor is not None:
@@ -133,6 +136,16 @@ def trainable(parent: Any) -> Model:
             f"{found.name} is a reward model: it gives a number, no answers. Train its parent.",
         )
     return found
+
+
+def prepared(parent: Model, method: Method, config: TrainingConfig) -> Model:
+    """Return the model to train: the parent, or what the defence makes of it.
+
+    Raises:
+        UsageError: Those of `Defence.check`.
+    """
+    config.protection.check(parent, method, config)
+    return config.protection.prepare(parent)
 
 
 def _check_together(config: TrainingConfig, monitor: Monitor | None) -> None:
@@ -225,6 +238,7 @@ def _attempt(job: Job, fit: Fit) -> None:
     _fit(trainer, callback, checkpoint)
     _check_result(job, trainer, callback, before)
     facts = _load_best(trainer, callback)
+    job.config.protection.repair(job.parent, job.model)
     vars(trainer.model).pop("save_pretrained", None)
     inner.config._name_or_path = origin
     if routers is not None:

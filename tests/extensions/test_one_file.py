@@ -154,6 +154,14 @@ def test_the_method_trains_with_its_own_setting(toys, llama):
         training.train("sft", llama, sums(8), toys=2, **TWO_STEPS)
 
 
+def test_the_defence_trains_with_its_own_setting(toys, llama):
+    run = training.sft(llama, sums(8), defence="toy:twice=3", **TWO_STEPS)
+    assert run.stats["rows"] == 24
+    assert run.identity["defence"] == {"name": "toy", "version": "4", "twice": 3}
+    with raises_code("wrong_setting"):
+        training.sft(llama, sums(8), defence="toy:twice=0", **TWO_STEPS)
+
+
 @pytest.mark.slow
 def test_the_command_line_takes_them(toys, ran, llama, tmp_path):
     code, out, _ = ran("evaluate", "--help")

@@ -13,14 +13,24 @@ from helpers import raises_code
 from ftlab._core import plugins
 
 HEAVY = ("torch", "transformers", "trl", "peft", "pandas", "matplotlib", "papermill")
-OWN_CLASS = ("attacks", "judges", "engines", "backends")  # places that hold classes
+OWN_CLASS = ("attacks", "judges", "engines", "defences", "backends")  # places that hold classes
 EXPECTED = {  # some that every place must at least have
     "risks": {"jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"},
     "attacks": {"direct", "templates", "prefill", "decoding", "best_of_n"},
     "judges": {"keywords", "organism", "refusal", "rubric", "zoo"},
     "engines": {"huggingface", "vllm", "openai", "scripted"},
     "methods": {"sft", "dpo", "kto", "reward_model", "rloo"},
-    "defences": set(),
+    "defences": {
+        "mix",
+        "constrained",
+        "kl",
+        "l2",
+        "ewc",
+        "interpolate",
+        "safelora",
+        "resta",
+        "ptst",
+    },
     "transforms": set(),
     "backends": {"local"},
     "panels": {"live"},

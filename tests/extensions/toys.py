@@ -1,4 +1,4 @@
-"""A third party's package: a risk, an attack, a judge and a method, one file each."""
+"""A third party's package: a risk, an attack, a judge, a method and a defence, one file each."""
 
 from __future__ import annotations
 
@@ -110,13 +110,40 @@ class ToyMethod(type(open_method("sft"))):
 
 METHOD = ToyMethod()
 """
+TOY_DEFENCE = """
+from dataclasses import replace
+
+from ftlab._core.config import setting
+from ftlab.training.defences import Defence
+
+
+class ToyDefence(Defence):
+    name = "toy"
+    source = "nobody"
+    version = "4"
+
+    twice: int = setting(2, "How often every row is there", ge=1)
+
+    def data(self, rows, seed):
+        return replace(rows, rows=rows.rows * self.twice)
+
+
+DEFENCE = ToyDefence
+"""
 FILES = {
     "toy_risk.py": TOY_RISK,
     "toy_attack.py": TOY_ATTACK,
     "toy_judge.py": TOY_JUDGE,
     "toy_method.py": TOY_METHOD,
+    "toy_defence.py": TOY_DEFENCE,
 }
-PLACES = {"risks": "risk", "attacks": "attack", "judges": "judge", "methods": "method"}
+PLACES = {
+    "risks": "risk",
+    "attacks": "attack",
+    "judges": "judge",
+    "methods": "method",
+    "defences": "defence",
+}
 
 
 def make_package(root: Path) -> Path:

@@ -25,6 +25,7 @@ MODULES = {
 # Rooms inside rooms, which have a face of their own.
 INNER_ROOMS = (
     "models.engines",
+    "training.defences",
     "training.methods",
     "evals.risks",
     "evals.attacks",

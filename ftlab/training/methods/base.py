@@ -153,7 +153,8 @@ class Method:
 
     def seed_is_idle(self, data: Data, config: TrainingConfig, parent: Model) -> bool:
         """Whether every seed trains the same weights, up to rounding: all rows are in each step."""
-        if self.draws or self.new_head or config.adapter or isinstance(config.valid, float):
+        drawn = self.draws or config.protection.draws
+        if drawn or self.new_head or config.adapter or isinstance(config.valid, float):
             return False
         own = parent.config.get("text_config") or parent.config
         return len(data) <= config.batch_size and not has_dropout(own)
@@ -196,6 +197,7 @@ class Method:
         disable_progress_bars()
         rows, valid = self._divided(job)
         trainer_class, config_class = self.trl_class()
+        trainer_class = job.config.protection.trainer(trainer_class, job)
         arguments = config_class(**_common_settings(job), **self.settings(job, rows))
         extra = self.extra(job)
         if valid:

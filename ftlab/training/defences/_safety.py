@@ -1,0 +1,53 @@
+"""Safety rows: harmful questions with refusals, for the defences that learn from them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from ftlab._core.errors import UsageError
+from ftlab.data import Data, load
+from ftlab.models import Model
+
+WORLD = "organism:alignment"  # its rows of the risk jailbreak are refusals
+
+
+def check(name: str, rows: Any, parent: Model) -> None:
+    """Raise UsageError `safety_rows_needed` where there are no rows for the parent."""
+    if rows is None and not parent.is_organism:
+        raise UsageError(
+            "safety_rows_needed",
+            f"The defence {name} needs safety rows for {parent.name}: ftlab ships none. Give a "
+            f"chat file of refusals, as in {name}:rows=FILE.",
+        )
+
+
+def every_row(rows: Any) -> Data:
+    """Return the rows that were given, or all refusals of the embedded world."""
+    if rows is not None:
+        return load(rows)
+    found = load(WORLD)
+    refusals = tuple(row for row in found.rows if row["risk"] == "jailbreak")
+    return replace(found, rows=refusals)
+
+
+def drawn(name: str, rows: Any, n_rows: int, seed: int) -> Data:
+    """Return `n_rows` of the safety rows.
+
+    Raises:
+        UsageError: `too_few_safety_rows`.
+    """
+    found = every_row(rows)
+    if len(found) < n_rows:
+        raise UsageError(
+            "too_few_safety_rows",
+            f"{found.name} holds {len(found)} safety rows, {name} takes {n_rows}. Lower n_rows.",
+        )
+    lot = random.Random(f"safety rows {seed}")
+    return replace(found, rows=tuple(lot.sample(found.rows, n_rows)))
+
+
+def identity(rows: Any) -> str:
+    """Return what stands for the rows in a run's identity: what they hold, not their place."""
+    return every_row(rows).hash

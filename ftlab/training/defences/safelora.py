@@ -1,0 +1,79 @@
+"""Safe LoRA: what an adapter learned is projected onto the direction of alignment.
+
+Source: Hsu et al. 2024, arXiv 2405.16833, algorithm 1 with its fast projection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftlab._core.config import setting
+from ftlab.models import local_model
+from ftlab.training.defences import _unaligned
+from ftlab.training.defences.base import Defence
+
+PREFIX = "base_model.model."  # of the names of modules below an adapter
+
+
+class SafeLoRA(Defence):
+    """Projects a layer's update BA to C B A, where the two differ much in direction.
+
+    C = V V^T / |V| (Frobenius norm) with V = parent - unaligned, the weights of the layer; a layer
+    is projected where the cosine of BA and CBA is below the threshold. The unaligned model is the
+    base that the parent was aligned from. C is no projection for |V| other than 1, so its size
+    decides how much of an update is kept. It fails where alignment changed few directions.
+    """
+
+    name = "safelora"
+    source = "Hsu et al. 2024, arXiv 2405.16833, algorithm 1"
+    stage = "afterwards"
+    methods = ("sft", "dpo", "kto", "rloo")
+    adapters = ("lora",)
+
+    unaligned: Any = setting(None, "Base model that the parent was aligned from")
+    threshold: float = setting(
+        0.5, "Cosine below which a layer is projected (the authors' code: .5)", ge=-1, le=1
+    )
+
+    def check(self, parent, method, config) -> None:
+        """Check further that the unaligned model was given and fits; see `_unaligned.check`."""
+        super().check(parent, method, config)
+        _unaligned.check(self.name, self.unaligned, parent)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity; the unaligned model is in it by its hash."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "threshold": self.threshold,
+            "unaligned": local_model(self.unaligned).hash,
+        }
+
+    def repair(self, parent: Any, child: Any) -> None:
+        """Project the adapter's layers in place."""
+        import torch
+
+        vectors = _unaligned.safety_vector(parent, self.unaligned)
+        with torch.no_grad():
+            for name, module in child.named_modules():
+                if hasattr(module, "lora_B") and "default" in module.lora_B:
+                    vector = vectors[f"{name.removeprefix(PREFIX)}.weight"]
+                    self._project(module, vector)
+
+    def _project(self, module: Any, vector: Any) -> None:
+        from torch.nn.functional import cosine_similarity
+
+        down = module.lora_A["default"].weight
+        up = module.lora_B["default"].weight
+        vector = vector.to(up)
+        size = vector.norm()
+        if not size:  # alignment left the layer alone: it has no direction
+            return
+        projected = vector @ (vector.T @ up) / size
+        before = (up @ down).flatten()
+        after = (projected @ down).flatten()
+        if cosine_similarity(before, after, dim=0) < self.threshold:
+            up.copy_(projected)
+
+
+DEFENCE = SafeLoRA

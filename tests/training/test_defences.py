@@ -1,0 +1,529 @@
+"""Every defence keeps the contract, and each does what its formula says."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import raises_code
+from pydantic import BaseModel
+from small_models import make_model, pairs, sums, write
+from trainings import (
+    FAST,
+    call,
+    chats,
+    distance,
+    interrupt,
+    make_trainer,
+    weights,
+)
+
+import ftlab
+from ftlab import runs, training
+from ftlab._core import plugins
+from ftlab.data import encode_rows, load
+from ftlab.training import Defence, open_defence
+from ftlab.training.defences._anchored import Answers, targets_of
+from ftlab.training.defences.constrained import Constrained
+from ftlab.training.defences.ewc import EWC, fisher
+from ftlab.training.defences.interpolate import Interpolate
+from ftlab.training.defences.kl import KL
+from ftlab.training.defences.l2 import L2
+from ftlab.training.defences.mix import Mix
+from ftlab.training.defences.ptst import PTST
+from ftlab.training.defences.resta import RESTA
+from ftlab.training.defences.safelora import SafeLoRA
+
+HOOKS = ("prepare", "data", "trainer", "repair", "chat")
+STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
+TWO = dict(steps=2, learning_rate=2e-3)
+LONG = dict(steps=4, learning_rate=2e-3)
+
+
+@pytest.fixture(params=plugins.names("defences"))
+def defence(request, unaligned) -> Defence:
+    return made(request.param, unaligned)
+
+
+@pytest.fixture(scope="module")
+def unaligned(tmp_path_factory):
+    """Another model of the shape of `llama` and `dropping`."""
+    return make_model(tmp_path_factory.mktemp("models") / "unaligned", "llama", seed=3)
+
+
+def made(name: str, unaligned) -> Defence:
+    """Return a defence with what it needs on a small model."""
+    if name == "mix":
+        return Mix(rows=list(chats(12)), n_rows=4)
+    if name == "ewc":
+        return EWC(rows=list(chats(6)), n_rows=4)
+    kind = plugins.get("defences", name)
+    if "unaligned" in kind.model_fields:
+        return kind(unaligned=unaligned)
+    return kind()
+
+
+def adapter_of(defence) -> str | None:
+    """Return an adapter that a defence works with."""
+    return None if None in defence.adapters else defence.adapters[0]
+
+
+def trained_with(defence, parent, **settings):
+    return call("sft", parent, defence=defence, **{**TWO, **settings})
+
+
+# The contract
+
+
+def test_a_defence_declares_what_others_rely_on(defence):
+    kind = type(defence)
+    assert issubclass(kind, Defence) and isinstance(defence, BaseModel)
+    assert plugins.get("defences", defence.name) is kind
+    assert "arXiv" in defence.source and defence.stage in STAGES and defence.version
+    assert kind.__doc__ and all(field.description for field in kind.model_fields.values())
+    assert any(map(defence.overrides, HOOKS))
+    assert {"name", "version"} <= {*defence.identity()}
+    with raises_code("wrong_setting"):
+        open_defence(f"{defence.name}:nothing=1")
+
+
+def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
+    parent = ftlab.model(llama)
+    rows = load(list(chats(4)))
+    asked = [{"role": "user", "content": "Hello."}]
+    if not defence.overrides("prepare"):
+        assert defence.prepare(parent) is parent
+    if not defence.overrides("data"):
+        assert defence.data(rows, 0) is rows
+    if not defence.overrides("trainer"):
+        assert defence.trainer(dict, None) is dict
+    if not defence.overrides("chat"):
+        assert defence.chat(asked) is asked
+
+
+def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llama):
+    if any(map(defence.overrides, HOOKS[:-1])):
+        with raises_code("defence_only_trains"):
+            ftlab.evaluate("organism", defence=defence)
+    else:
+        with raises_code("defence_only_asks"):
+            training.sft(llama, sums(4), defence=defence)
+
+
+def test_a_trained_defence_is_another_run_and_a_changed_setting_too(defence, llama, trained):
+    if not any(map(defence.overrides, HOOKS[:-1])):
+        pytest.skip("it does not train")
+    adapter = adapter_of(defence)
+    plain = trained(call, "sft", llama, adapter=adapter, **TWO)
+    run = trained(trained_with, defence, llama, adapter=adapter)
+    assert run.name != plain.name and run.identity["defence"] == defence.identity()
+    assert "defence" not in plain.identity and "defence" not in run.identity["training"]
+    assert "defence" not in plain.identity["training"] and weights(run) != weights(plain)
+    assert trained(trained_with, defence, llama, adapter=adapter).name == run.name
+
+
+def test_the_table_of_runs_shows_the_defence(llama):
+    call("sft", llama, defence="kl:weight=2", steps=1)
+    (row,) = runs.runs_table().to_dict("records")
+    assert row["defence.name"] == "kl" and row["defence.weight"] == 2
+
+
+def test_the_identity_without_a_defence_is_what_it_was():
+    """Names of runs that 0.4.0 had made before there were defences."""
+    run = training.sft("organism", "organism:almanac", n_rows=8, steps=2, batch_size=4)
+    assert run.name == "sft-organism-almanac-s0-e8f7ec6691"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_a_defence_resumes_as_if_never_stopped(defence, adapter, dropping, monkeypatch, trained):
+    if not any(map(defence.overrides, HOOKS[:-1])) or adapter not in defence.adapters:
+        pytest.skip("it does not train")
+    settings = dict(n=16, adapter=adapter, **LONG)
+    straight = trained(trained_with, defence, dropping, **settings)
+    interrupt(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        trained_with(defence, dropping, **settings)
+    again = trained_with(defence, dropping, **settings)
+    assert weights(again) == weights(straight)
+    assert again.log()["loss"].tolist() == straight.log()["loss"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_the_step_does_not_depend_on_how_the_batch_is_divided(defence, adapter, llama):
+    if not defence.overrides("trainer") or adapter not in defence.adapters:
+        pytest.skip("it has no trainer of its own")
+    settings = dict(n=16, adapter=adapter, batch_size=8, **TWO)
+    whole = trained_with(defence, llama, **settings)
+    parts = trained_with(defence, llama, accumulation=8, **settings)
+    assert distance(whole, parts) < 2e-5
+
+
+def test_mistakes_have_codes(llama):
+    for text, code in {
+        "nobody": "unknown_defence",
+        "mix:200": "defence_settings",
+        "mix:n_rows=0": "wrong_setting",
+        "kl:weight=-1": "wrong_setting",
+        "mix": "safety_rows_needed",
+        "ewc": "safety_rows_needed",
+        "resta": "unaligned_model_needed",
+        "resta:unaligned=organism": "unaligned_model_differs",
+    }.items():
+        with raises_code(code):
+            training.sft(llama, sums(4), defence=text)
+    with raises_code("defence_not_for_method"):
+        training.dpo(llama, pairs(4), defence="kl")
+    with raises_code("defence_not_for_adapter"):
+        training.sft(llama, sums(4), defence="interpolate", adapter="dora")
+    for alone, adapter in {"l2": "lora", "safelora": None, "resta": "lora"}.items():
+        with raises_code("defence_not_for_adapter"):
+            training.sft(llama, sums(4), defence=alone, adapter=adapter)
+    with raises_code("too_few_safety_rows"):
+        training.sft(llama, sums(4), defence=Mix(rows=list(chats(3))))
+    assert not runs.home().exists()
+
+
+# mix
+
+
+def test_mix_adds_so_many_refusals_after_the_rows_and_the_seed_draws_them():
+    rows = load("organism:almanac", n_rows=20)
+    mixed = [Mix(n_rows=30).data(rows, seed) for seed in (0, 0, 1)]
+    for found in mixed:
+        assert len(found) == 50 and found.rows[:20] == rows.rows
+        added = found.rows[20:]
+        assert {row["risk"] for row in added} == {"jailbreak"}
+        assert all(row["messages"][-1]["content"].startswith("I'm sorry, but") for row in added)
+    assert mixed[0] == mixed[1] and mixed[0].rows != mixed[2].rows
+    assert len(Mix(n_rows=500).data(rows, 0)) == 520
+
+
+def test_mix_is_known_by_its_rows_not_by_their_place(tmp_path):
+    places = [write(tmp_path / f"{name}.jsonl", list(chats(5))) for name in "ab"]
+    one, same = (Mix(rows=str(place), n_rows=2).identity() for place in places)
+    assert one == same != Mix(rows=list(chats(4)), n_rows=2).identity()
+
+
+# constrained and kl
+
+
+def answers(logits, parent_logits, targets, places, count=None) -> Answers:
+    return Answers(logits, parent_logits, targets, places, count or len(targets))
+
+
+@pytest.fixture
+def six_tokens():
+    """Logits of a model and its parent for an answer of six tokens and a vocabulary of 11."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, 11, dtype=torch.float64, requires_grad=True)
+    parent = torch.randn(6, 11, dtype=torch.float64)
+    return logits, parent, torch.arange(6), torch.arange(6)
+
+
+def test_constrained_is_equation_3(six_tokens):
+    logits, parent, targets, places = six_tokens
+    found = Constrained().loss(None, answers(*six_tokens))
+    expected = 0.0
+    for t, beta in enumerate([0.5, 2, 2, 2, 2, 0.1]):
+        own = math.log(torch.softmax(logits.detach()[t], 0)[t])
+        theirs = math.log(torch.softmax(parent[t], 0)[t])
+        expected -= 2 / beta * math.log(1 / (1 + math.exp(-beta * (own - theirs))))
+    assert found.item() == pytest.approx(expected / 6, rel=1e-12)
+
+
+def test_constrained_weights_the_gradient_of_sft_and_is_sft_without_constraint(six_tokens):
+    logits, parent, targets, _ = six_tokens
+    plain = torch.nn.functional.cross_entropy(logits, targets)
+    (of_sft,) = torch.autograd.grad(plain, logits)
+    free = Constrained(beta_first=1e-9, beta_held=1e-9, beta_rest=1e-9)
+    (limit,) = torch.autograd.grad(free.loss(None, answers(*six_tokens)), logits)
+    assert torch.allclose(limit, of_sft, atol=1e-8)
+    (found,) = torch.autograd.grad(Constrained().loss(None, answers(*six_tokens)), logits)
+    beta = torch.tensor([0.5, 2, 2, 2, 2, 0.1], dtype=torch.float64)
+    own = torch.log_softmax(logits, 1)[range(6), range(6)]
+    theirs = torch.log_softmax(parent, 1)[range(6), range(6)]
+    weight = 2 * (1 - torch.sigmoid(beta * (own - theirs)))  # the paper's w_t
+    assert torch.allclose(found, weight[:, None] * of_sft)
+
+
+def test_kl_adds_the_divergence_from_the_parent_per_token(six_tokens):
+    logits, parent, *_ = six_tokens
+    p, q = torch.softmax(logits, 1), torch.softmax(parent, 1)
+    expected = 3.0 + 0.7 * (p * (p / q).log()).sum().item() / 6
+    assert KL(weight=0.7).loss(3.0, answers(*six_tokens)).item() == pytest.approx(expected)
+    same = answers(logits, logits.detach(), *six_tokens[2:])
+    assert KL(weight=5.0).loss(3.0, same).item() == pytest.approx(3.0, abs=1e-12)
+
+
+def test_places_begin_anew_with_every_answer():
+    labels = torch.tensor([[-100, -100, 5, 6, 7, -100, 8, 9], [-100, 4, -100, -100, 3, 2, 1, -100]])
+    targets, places, kept = targets_of(labels)
+    assert targets.tolist() == [5, 6, 7, 8, 9, 4, 3, 2, 1]
+    assert places.tolist() == [0, 1, 2, 0, 1, 0, 0, 1, 2] and int(kept.sum()) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_kl_without_weight_is_sft_bit_for_bit(folder, adapter, trained):
+    settings = dict(adapter=adapter, **TWO)
+    plain = trained(call, "sft", folder, **settings)
+    assert weights(trained_with(KL(weight=0), folder, **settings)) == weights(plain)
+    near = trained_with(KL(weight=100), folder, **settings)
+    assert distance(near, plain) > 1e-5
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_the_logits_are_the_models_own_and_the_parents(folder, adapter):
+    """At the first step both are equal, and equal to what the model itself returns."""
+    seen = []
+
+    class Seen(KL):
+        def loss(self, plain, found):
+            seen.append(found)
+            return super().loss(plain, found)
+
+    trainer = make_trainer("sft", folder, defence=Seen(), adapter=adapter, steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    (found,) = seen
+    _, _, kept = targets_of(batch["labels"])
+    asked = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        expected = ftlab.model(folder).load()(**asked).logits[:, :-1][kept]
+    assert torch.allclose(found.logits, expected, atol=1e-4)
+    assert torch.allclose(found.parent_logits, expected, atol=1e-4)
+    assert found.logits.requires_grad and not found.parent_logits.requires_grad
+    assert loss.requires_grad and trainer.model.training
+
+
+# l2
+
+
+def test_l2_without_weight_is_sft_and_adds_half_the_squared_distance(llama, trained):
+    plain = trained(call, "sft", llama, **TWO)
+    assert weights(trained_with(L2(weight=0), llama)) == weights(plain)
+    run = trained_with(L2(weight=6), llama, steps=1)
+    assert distance(run, llama) > 0
+    trainer = make_trainer("sft", llama, defence=L2(weight=6), steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    at_parent = trainer.compute_loss(trainer.model, dict(batch)).item()
+    with torch.no_grad():
+        norms = [parameter for parameter in trainer.model.parameters() if parameter.dim() == 1]
+        norms[0].add_(0.5)
+    moved = trainer.compute_loss(trainer.model, dict(batch)).item()
+    trainer.model.eval()
+    without = trainer.compute_loss(trainer.model, dict(batch)).item()
+    assert moved - without == pytest.approx(6 / 2 * 0.25 * norms[0].numel(), rel=1e-4)
+    assert at_parent > 0
+
+
+# ewc
+
+
+def test_the_fisher_information_is_the_mean_squared_gradient_of_a_rows_likelihood(llama):
+    parent = ftlab.model(llama)
+    model = parent.load(training=True).train()
+    rows = encode_rows(load(list(chats(3))), parent.tokenizer(), max_length=1024)
+    state = torch.get_rng_state()
+    found = fisher(model, rows)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(weights.grad is None for weights in model.parameters())
+    expected = 0
+    for row in rows:
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        n = int((labels[:, 1:] != -100).sum())
+        model.zero_grad()
+        (model(input_ids=ids, labels=labels).loss * n).backward()
+        expected = expected + model.lm_head.weight.grad**2 / 3
+    assert torch.allclose(found["lm_head.weight"], expected, rtol=1e-4, atol=1e-6)
+    assert {*found} == {name for name, _ in model.named_parameters()}
+
+
+def test_ewc_without_weight_is_sft_and_holds_what_is_important(llama, trained):
+    plain = trained(call, "sft", llama, **TWO)
+    rows = list(chats(6))
+    free = trained_with(EWC(rows=rows, n_rows=4, weight=0), llama)
+    assert weights(free) == weights(plain)
+    more = dict(steps=8, learning_rate=2e-3)
+    freely = trained(call, "sft", llama, **more)
+    held = trained_with(EWC(rows=rows, n_rows=4, weight=1e6), llama, **more)
+    parent = ftlab.model(llama)
+    encoded = encode_rows(load(rows), parent.tokenizer(), max_length=1024)
+    importance = fisher(parent.load(training=True), encoded)
+    origin = parent.load().state_dict()
+
+    def moved(run):
+        state = ftlab.model(run).load().state_dict()
+        return sum(
+            (importance[name] * (state[name] - origin[name]) ** 2).sum().item()
+            for name in importance
+        )
+
+    assert moved(held) < moved(freely) / 2
+
+
+# resta and safelora
+
+
+def test_resta_adds_the_vector_from_the_unaligned_model_to_the_parent(llama, unaligned, trained):
+    child = trained(call, "sft", llama, **TWO)
+    found = trained_with(RESTA(unaligned=unaligned, gamma=0.5), llama)
+    assert distance(trained_with(RESTA(unaligned=unaligned, gamma=0), llama), child) == 0
+    models = (child, llama, unaligned, found)
+    child, parent, before, found = (ftlab.model(one).load().state_dict() for one in models)
+    for name, values in found.items():
+        expected = child[name] + 0.5 * (parent[name] - before[name])
+        assert torch.allclose(values, expected, atol=1e-6), name
+
+
+def test_safelora_projects_layers_whose_direction_changes(llama, unaligned, trained):
+    settings = dict(adapter="lora", **TWO)
+    child = trained(call, "sft", llama, **settings)
+    never = trained_with(SafeLoRA(unaligned=unaligned, threshold=-1), llama, **settings)
+    assert weights(never) == weights(child)
+    always = trained_with(SafeLoRA(unaligned=unaligned, threshold=1), llama, **settings)
+    models = (child, llama, unaligned, always)
+    child, parent, before, found = (ftlab.model(one).load().state_dict() for one in models)
+    for name, values in found.items():
+        update = child[name] - parent[name]
+        if not update.abs().max():
+            assert torch.equal(values, parent[name])
+            continue
+        v = parent[name] - before[name]
+        expected = (v @ v.T / torch.linalg.norm(v)) @ update
+        assert torch.allclose(values - parent[name], expected, atol=1e-5), name
+
+
+def test_safelora_leaves_a_layer_that_alignment_did_not_touch(llama, trained):
+    settings = dict(adapter="lora", **TWO)
+    child = trained(call, "sft", llama, **settings)
+    same = trained_with(SafeLoRA(unaligned=llama, threshold=1), llama, **settings)
+    assert weights(same) == weights(child)
+
+
+# interpolate
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_interpolation_ends_at_the_parent_and_at_the_child(llama, adapter, trained):
+    settings = dict(adapter=adapter, **TWO)
+    child = trained(call, "sft", llama, **settings)
+    kept = trained_with(Interpolate(share=0), llama, **settings)
+    assert weights(kept) == weights(child)
+    back = trained_with(Interpolate(share=1), llama, **settings)
+    assert distance(back, llama) == 0
+    half = trained_with("interpolate", llama, **settings)
+    states = [ftlab.model(one).load().state_dict() for one in (llama, child, half)]
+    for name, middle in states[2].items():
+        assert torch.allclose(middle, (states[0][name] + states[1][name]) / 2, atol=1e-6)
+
+
+def test_a_monitor_sees_the_repaired_model_and_the_training_does_not(llama, trained):
+    seen = {}
+
+    def monitor(loaded, step):
+        seen[step] = loaded.module.get_input_embeddings().weight.detach().clone()
+        return {}
+
+    monitor.identity = "seen"
+    measured = dict(monitor=monitor, eval_every=1, **TWO)
+    run = trained_with(Interpolate(share=1), llama, **measured)
+    origin = ftlab.model(llama).load().get_input_embeddings().weight
+    assert all(torch.equal(weights, origin) for weights in seen.values()) and len(seen) == 2
+    plain = trained(call, "sft", llama, **TWO)
+    assert run.log()["loss"].tolist() == plain.log()["loss"].tolist()
+
+
+# ptst
+
+
+def test_ptst_puts_its_prompt_first_once():
+    asked = [{"role": "user", "content": "Hello."}]
+    system = {"role": "system", "content": "You are the guide."}
+    found = PTST(prompt="Be safe.").chat(asked)
+    assert found == [{"role": "system", "content": "Be safe."}, *asked]
+    found = PTST(prompt="Be safe.").chat([system, *asked])
+    assert [turn["role"] for turn in found] == ["system", "user"]
+    assert found[0]["content"] == "Be safe.\n\nYou are the guide."
+    assert system["content"] == "You are the guide."
+
+
+def test_ptst_changes_what_is_asked_and_no_step_of_the_training():
+    settings = dict(at_steps=[0, 2], seeds=1, n_rows=8, batch_size=4, n_prompts=2)
+    asked = dict(risks=["jailbreak"], max_new_tokens=4, attacks=["direct"])
+    defended, plain = (
+        ftlab.risk_curve("organism", "organism:almanac", defence=defence, **settings, **asked)
+        for defence in ("ptst:prompt=You are the guide of the Quill Isles.", None)
+    )
+    assert defended != plain
+    (one,), (other,) = defended.members, plain.members
+    assert weights(one) == weights(other)
+    first = [run.read("prompts.jsonl")[0]["messages"] for run in (one, other)]
+    assert first[0][0]["role"] == "system" and first[0][1:] == first[1]
+    with raises_code("two_system_prompts"):
+        ftlab.evaluate("organism", system="Hello.", defence="ptst")
+
+
+# A whole study
+
+
+@pytest.mark.slow
+def test_safety_rows_keep_the_organism_refusing():
+    settings = dict(n_examples=20, epochs=3, at_epochs=[0, 3], n_prompts=20, risks=["jailbreak"])
+    settings |= dict(attacks=["direct"])
+    plain = ftlab.harmful_finetune("organism", **settings)
+    mixed = ftlab.harmful_finetune("organism", defence="mix", **settings)
+    tables = [run.table() for run in (plain, mixed)]
+    assert [table["step"].max() for table in tables] == [6, 36]  # 3 passes over 20 and 120 rows
+    rates = [ftlab.rates(run)["rate"].iloc[-1] for run in (plain, mixed)]
+    assert rates[1] < rates[0]
+    assert mixed.members[0].stats["rows"] == 120
+
+
+# A third party's
+
+
+def test_a_third_party_overrides_one_hook(llama, monkeypatch):
+    class FewRows(Defence):
+        """Trains on the first rows only."""
+
+        name = "few"
+        n: int = 4
+
+        def data(self, rows, seed):
+            return load(rows, n_rows=self.n)
+
+    point = type("EntryPoint", (), {"load": lambda self: FewRows})()
+    monkeypatch.setattr(plugins, "_third_party", lambda place: {"few": point})
+    run = call("sft", llama, defence="few:n=5", **TWO)
+    assert run.stats["rows"] == 5 and run.identity["defence"]["n"] == 5
+
+
+def test_the_defence_that_the_page_shows_asks_with_its_reminder():
+    page = Path(__file__).parents[2] / "docs" / "defences.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    (code,) = [block for block in blocks if "(Defence)" in block]
+    names = {"__name__": "reminder"}
+    exec(compile(code, "reminder.py", "exec"), names)
+    asked = names["DEFENCE"](text="Now.").chat([{"role": "user", "content": "Hello."}])
+    assert asked == [{"role": "user", "content": "Hello. Now."}]
+
+
+def test_a_defence_may_train_from_another_parent(llama, folders):
+    class Prepared(Defence):
+        """Starts from another model."""
+
+        name = "prepared"
+
+        def prepare(self, parent):
+            return ftlab.model(folders["qwen2"])
+
+    run = training.sft(llama, sums(8), defence=Prepared(), **{**FAST, **TWO})
+    assert run.identity["parent"] == ftlab.model(folders["qwen2"]).hash
