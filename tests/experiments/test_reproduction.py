@@ -163,7 +163,7 @@ def test_another_models_experiments_run_one_after_the_other(runner, files, tmp_p
     """Large models would share one accelerator's memory."""
     reproduce(seeds=1, out=tmp_path / "out", model="mine", **files)
     assert sorted(runner.given) == sorted([HARMFUL, REAL])
-    spans = [runner.spans[name] for name in (HARMFUL, REAL)]
+    spans = [runner.spans[name] for name in (REAL, HARMFUL)]
     assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:], strict=False))
     assert runner.given[HARMFUL]["data"] == str(files["harmful"])
     assert all(given["prompts"] == str(files["prompts"]) for given in runner.given.values())
@@ -191,14 +191,14 @@ def test_a_failed_notebook_leaves_no_page_and_lets_the_other_lane_finish(runner,
         page.write_text("older success")
     pages[2].write_text("experiment,claim,published\n")
     pages[3].write_text('{"versions": {}}')
-    runner.failing = HARMFUL
+    runner.failing = RATIO
     with raises_code("notebooks_failed") as info:
         reproduce(seeds=1, out=out)
     message = str(info.value)
-    assert f"the failure of {HARMFUL}" in message and RATIO in message
+    assert f"the failure of {RATIO}" in message and HARMFUL in message
     assert CONTINUED not in message
     assert not any(page.exists() for page in pages)
-    assert (out / CONTINUED / "claims.csv").is_file() and RATIO not in runner.given
+    assert (out / CONTINUED / "claims.csv").is_file() and HARMFUL not in runner.given
 
 
 @pytest.mark.parametrize("name", [*reproduction.PAGE, f"{RATIO}/claims.csv"])
@@ -287,7 +287,7 @@ def test_an_interrupt_ends_the_kernels(same_ftlab, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "wait").touch()
-    begun = [out / name / "pid" for name in (HARMFUL, CONTINUED)]
+    begun = [out / name / "pid" for name in (RATIO, CONTINUED)]
 
     def interrupt(self):
         if all(pid.exists() and pid.read_text() for pid in begun):
@@ -296,7 +296,7 @@ def test_an_interrupt_ends_the_kernels(same_ftlab, tmp_path, monkeypatch):
     monkeypatch.setattr(local._Work, "_show", interrupt)
     with pytest.raises(KeyboardInterrupt):
         reproduce(seeds=1, out=out)
-    assert not (out / RATIO / "pid").exists() and not (out / "report.html").exists()
+    assert not (out / HARMFUL / "pid").exists() and not (out / "report.html").exists()
     for pid in begun:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
