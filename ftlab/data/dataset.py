@@ -342,10 +342,10 @@ def leave_out(data: Any, rows: Iterable[int], *, kind: str = "chats") -> Data:
         UsageError: `no_such_row`, and what `load` raises.
     """
     data = _loaded(data, kind)
-    places = sorted(set(map(int, rows)))
+    places = set(map(int, rows))
     wrong = [place for place in places if not 1 <= place <= len(data)]
     if wrong:
-        why = f"{data.name} has no row {wrong[0]}. Its rows are 1 to {len(data)}."
+        why = f"{data.name} has no row {min(wrong)}. Its rows are 1 to {len(data)}."
         raise UsageError("no_such_row", why)
     kept = []
     for place, row in enumerate(data.rows, 1):
@@ -353,7 +353,7 @@ def leave_out(data: Any, rows: Iterable[int], *, kind: str = "chats") -> Data:
             kept.append(row)
     made = {
         "by": "leave_out",
-        "rows": places,
+        "rows": sorted(places),
         "from": [data.record],
     }
     return Data(f"{data.name} ({len(places)} left out)", tuple(kept), made)

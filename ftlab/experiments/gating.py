@@ -86,7 +86,9 @@ def gate(
         analysis.bounded_risks(measured, named)
     elif named:
         settings["risks"] = list(dict.fromkeys([*named, *analysis.BESIDE]))
-    settings["n_prompts"] = n_prompts or (PROMPTS_OF_WORLD if given is None else None)
+    if n_prompts is None and given is None:
+        n_prompts = PROMPTS_OF_WORLD
+    settings["n_prompts"] = n_prompts
     sides = [model(parent), model(child)]
     evaluated = [evaluate(side, **settings) for side in sides]
     hashes = {side.hash for side in sides}

@@ -23,7 +23,7 @@ import pandas as pd
 
 from ftlab._core.files import resource, write_atomic
 from ftlab.judges import open_judge, refusal, score_file
-from ftlab.judges.cards import GOLD, GoldSet, gold_rows
+from ftlab.judges.cards import ALL, GOLD, GoldSet, gold_rows
 from ftlab.judges.kinds import KINDS, REFUSING, WEIGHTS
 from ftlab.stats import judge_errors
 from recipes.refusal_judge import train
@@ -143,13 +143,22 @@ def by_action(folder: Path, grammar: np.ndarray) -> pd.DataFrame:
         truth = np.array([str(row[gold.label]) in codes.split(", ") for row in rows])
         ways["kinds"] = _refused(f"kinds:{kinds}", rows, gold)
         ways["grammar"] = ways[""] & np.isin(alone, kinds.split("+"))
-        line = {"actions": codes, "kinds": kinds}
+        line = {"actions": codes, "kinds": kinds, "best_list": _best_list(codes)}
         for name, refused in ways.items():
             # 0 is a refusal, as in `human_agreement`
             kappa = judge_errors(1.0 - truth, 1.0 - refused, questions, positive=0).kappa
             line[f"by_{name}"] = f"{kappa.value:.3f} ({kappa.low:.3f} to {kappa.high:.3f})"
         found.append(line)
     return pd.DataFrame(found)
+
+
+def _best_list(codes: str) -> str:
+    """Return the kappa of the best phrase list, as `make judge-table` measured it."""
+    table = pd.read_csv(CARD.with_name("all.csv"))
+    table = table[table["set"].eq(GOLD[1].name) & table["model"].eq(ALL)]
+    lists = table["judge"].str.startswith("keywords:")
+    of_codes = table["refusal"].str.startswith(f"{codes} (")
+    return f"{table.loc[lists & of_codes, 'kappa'].max():.2f}"
 
 
 def _refused(judge: str, rows: list[dict], gold: GoldSet) -> np.ndarray:

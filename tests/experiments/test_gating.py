@@ -150,3 +150,8 @@ def test_the_folder_of_a_trained_child_is_printed_last(ran):
     assert code == 0 and ft.model(folder).hash != ft.model("organism").hash
     code, out, _ = ran("harmful-finetune", "organism", *words)
     assert folder not in out.splitlines()
+
+
+def test_no_prompts_are_not_taken_for_the_default():
+    with raises_code("wrong_setting"):
+        ft.gate("organism", "organism:sft", n_prompts=0)
