@@ -42,7 +42,7 @@ class Kinds(refusal.Refusal):
     def parse(cls, argument: str) -> Kinds:
         chosen = []
         if argument:
-            chosen = argument.split("+")
+            chosen = [kind.strip() for kind in argument.split("+")]
         for kind in chosen:
             if kind not in REFUSING:
                 hint = did_you_mean(kind, REFUSING)
