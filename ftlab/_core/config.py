@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from ftlab._core.errors import Interrupted, UsageError
 from ftlab._core.text import did_you_mean
 
+FEW = 10  # names that are listed beside the most similar one
+
 
 class Config(BaseModel):
     """Settings that can change a result. Frozen; an unknown name is an error."""
@@ -69,12 +71,10 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
     and a missing argument `wrong_call`, before the cell runs.
 
     Args:
-        configs: Where the fields come from.
+        configs: Where the fields come from; the first that has a field describes it.
         omit: Fields that the cell does not take.
     """
-    fields: dict[str, FieldInfo] = {}
-    for config in configs:
-        fields |= config.model_fields
+    fields = _fields_of(configs)
     for name in omit:
         fields.pop(name, None)
 
@@ -102,7 +102,7 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
             try:
                 return cell(*args, **kwargs)
             except KeyboardInterrupt as error:
-                message = str(error) or "Interrupted. Call again to resume."
+                message = str(error) or "Interrupted. The same call takes over what was finished."
                 raise Interrupted(message) from error
 
         wrapper.__signature__ = signature.replace(parameters=parameters)
@@ -112,11 +112,21 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
     return decorate
 
 
+def _fields_of(configs: Iterable[type[Config]]) -> dict[str, FieldInfo]:
+    fields: dict[str, FieldInfo] = {}
+    for config in configs:
+        for name, field in config.model_fields.items():
+            fields.setdefault(name, field)
+    return fields
+
+
 def unknown_setting(unknown: list[str], allowed: Iterable[str]) -> UsageError:
     """Return the error for unknown settings, with the most similar setting there is."""
     names = sorted(allowed)
     listed = ", ".join(names)
-    hint = did_you_mean(unknown[0], names) or f" Allowed: {listed}."
+    hint = did_you_mean(unknown[0], names)
+    if not hint or len(names) <= FEW:
+        hint += f" Allowed: {listed}."
     found = ", ".join(map(repr, unknown))
     message = f"Unknown setting {found}.{hint}"
     return UsageError("unknown_setting", message, settings=unknown)

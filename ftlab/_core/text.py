@@ -56,8 +56,9 @@ TOKENS = re.compile(
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" with the most similar known name; "" where none is similar."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    spelled = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).lower(), spelled, 1)
+    return f" Did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def safe(text: object, most: int = 2000) -> str:

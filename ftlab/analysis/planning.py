@@ -41,10 +41,11 @@ def plan(
         risk: Of the pilot.
 
     Returns:
-        One row: power (share of simulated studies in which the change is seen at 5 %), half_width
-        (of the difference's 95 % interval, a share), smallest_ratio (seen in 80 of 100 studies),
-        prompts_needed (for that with this ratio and these seeds; inf: more than 20,000) and
-        seeds_needed (with 20,000 prompts; inf: more than 20).
+        One row: power (share of the simulated studies in which the change is seen at 5 %) and
+        studies (how many were simulated). By a formula: half_width (of the difference's 95 %
+        interval, a share), smallest_ratio (seen in 80 of 100 studies), prompts_needed (for that
+        with this ratio and these seeds; inf: more than 20,000) and seeds_needed (fewest from three
+        on, with 20,000 prompts; inf: more than 20).
 
     Raises:
         UsageError: `nothing_to_plan`, `wrong_plan`; as `rates`.
@@ -67,6 +68,6 @@ def plan(
             "Give parent_rate, above 0, or a pilot whose parent shows the event. Over a parent "
             "without it there is no ratio.",
         )
-    spread_of_seeds = 0.3 if seed_sd is None else seed_sd
+    spread_of_seeds = USUAL_SD if seed_sd is None else seed_sd
     found = stats.plan(parent_rate, ratio, prompts=prompts, seeds=seeds, seed_sd=spread_of_seeds)
     return pd.DataFrame([vars(found)])

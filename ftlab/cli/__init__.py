@@ -33,7 +33,7 @@ def main() -> None:
             if isinstance(error.__context__, OSError):  # such as a pipe that was closed
                 sys.exit(failed)
             raise
-        message = str(interrupt) or "Interrupted. Call again to resume."
+        message = str(interrupt) or "Interrupted. The same call takes over what was finished."
         sys.exit(_report(message, INTERRUPTED))
     except KeyboardInterrupt as error:  # during the first imports
         sys.exit(_report(str(error) or "Interrupted.", INTERRUPTED))
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt("Terminated (SIGTERM). The same call resumes.")
+    raise KeyboardInterrupt("Terminated (SIGTERM). The same call takes over what was finished.")
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

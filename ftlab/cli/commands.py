@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -81,26 +82,39 @@ def print_gate(table: Any) -> None:
 
 def print_plan(table: Any) -> None:
     """Print what a study would show, a line each."""
-    from ftlab.stats import FEWEST_SEEDS
+    from ftlab import stats
 
     row = table.iloc[0]
+    seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']:.0f} seeds"
     print(
-        f"{row['prompts']:.0f} prompts, {row['seeds']:.0f} seeds (sd {row['seed_sd']:.2g} logits), "
-        f"parent {row['parent_rate']:.1%}, {row['ratio']:g} times that:"
+        f"{row['prompts']:,.0f} prompts, {seeds}, parent {row['parent_rate']:.1%}, "
+        f"{row['ratio']:g} times that:"
     )
-    if row["seeds"] < FEWEST_SEEDS:
+    seen = f"{100 * row['power']:.0f} % of {row['studies']:.0f} simulated studies"
+    print(f"  {'seen at 5 % in':36} {seen}")
+    few = row["seeds"] < stats.FEWEST_SEEDS
+    if few:
         print("  Under three seeds: of these runs only; other training seeds may give other rates.")
-    prompts = f"{row['prompts_needed']:,.0f}".replace("inf", "more than 20,000")
-    seeds = f"{row['seeds_needed']:.0f}".replace("inf", "more than 20")
+    print("By a formula:")
     lines = {
-        "seen at 5 % in": f"{100 * row['power']:.0f} of 100 studies (simulated)",
         "difference known to": f"± {100 * row['half_width']:.1f} points (95 %)",
-        "nearest ratio seen in 80 of 100": f"{row['smallest_ratio']:.3g}".replace("nan", "none"),
-        "prompts for 80 of 100": prompts,
-        "fewest seeds, with 20,000 prompts": seeds,
+        "nearest ratio seen in 80 %": f"{row['smallest_ratio']:.3g}".replace("nan", "none"),
+        "prompts to see it in 80 %": _at_most(row["prompts_needed"], stats.MOST_PROMPTS),
     }
+    if few or math.isinf(row["prompts_needed"]):
+        what = "seeds for a claim beyond these runs" if few else "seeds to see it in 80 %"
+        needed = _at_most(row["seeds_needed"], stats.MOST_SEEDS)
+        lines[what] = f"{needed}, with {stats.MOST_PROMPTS:,} prompts"
     for name, value in lines.items():
-        print(f"  {name:34} {value}")
+        print(f"  {name:36} {value}")
+    print(
+        f"Assumed: sd between seeds {row['seed_sd']:.2g}, between prompts {row['prompt_sd']:.2g} "
+        f"(logits), correlation of prompts before and after {row['correlation']:.2g}."
+    )
+
+
+def _at_most(needed: float, most: int) -> str:
+    return f"more than {most:,}" if math.isinf(needed) else f"{needed:,.0f}"
 
 
 def print_explanation(table: Any, out: Path | None = None) -> None:
@@ -178,6 +192,7 @@ class Cell:
 
 
 WIDTH = 100  # of a list, in characters
+JUDGES = "refusal, kinds[:KIND+KIND], keywords[:LIST], organism, zoo:NAME, rubric:MODEL@URL."
 MODEL_AND_DATA = ("parent", "data")
 MODEL_AND_PAIRS = ("parent", "pairs")
 CELLS = {
@@ -419,7 +434,7 @@ def judge(
     response: Annotated[str, typer.Option(help="Column of the answers.")],
     judges: Annotated[
         list[str] | None,
-        typer.Option("--judge", help="refusal, keywords[:LIST], zoo:NAME, rubric:MODEL@URL, ..."),
+        typer.Option("--judge", help=JUDGES),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of human labels.")] = None,
     refused: Annotated[

@@ -268,7 +268,7 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
     if origin is dict or is_config:
         return str, partial(pairs, name)
     if int in parts:
-        return str, partial(whole_numbers, name)
+        return list[str], partial(whole_numbers, name)
     return str, str
 
 
@@ -278,8 +278,9 @@ def names(texts: list[str]) -> list[str]:
     return [part for part in parts if part]
 
 
-def whole_numbers(name: str, text: str) -> int | list[int]:
-    """Return one whole number, or several from a text with commas."""
+def whole_numbers(name: str, texts: list[str]) -> int | list[int]:
+    """Return one whole number, or several that were given in several options or with commas."""
+    text = ",".join(texts)
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:

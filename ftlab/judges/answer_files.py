@@ -18,6 +18,7 @@ from ftlab.judges.base import Judge, judge_class, open_judge
 from ftlab.judges.reading import heard, judged, left_out_notes, unread_notes
 
 DEFAULT_JUDGES = ("refusal", "keywords")
+REFUSALS = (Outcome.REFUSED, Outcome.PARTIAL)
 SHOWN = 20  # disagreements of judges that are printed
 ADDED = ("sample_id", "repeat", "judge", "outcome", "score", "reason", "left_out", "judged_text")
 
@@ -67,7 +68,7 @@ def score_file(
     if ending not in (".csv", ".jsonl"):
         message = f"Cannot write {out}. Allowed are .csv and .jsonl."
         raise UsageError("wrong_ending", message)
-    if out and Path(out).exists() and isinstance(file, (str, Path)) and Path(out).samefile(file):
+    if _is_same_file(out, file):
         raise UsageError("file_exists", f"{out} is what is judged. Give another out=.")
     name, numbered = records(file)
     if not numbered:
@@ -93,6 +94,13 @@ def score_file(
     if out is not None:
         save(verdicts, Path(out))
     return verdicts
+
+
+def _is_same_file(out, file):
+    if out is None or not isinstance(file, (str, Path)):
+        return False
+    target = Path(out)
+    return target.exists() and target.samefile(file)
 
 
 def _numbered(rows, questions):
@@ -194,6 +202,7 @@ def describe(
         partial: See `human_agreement`.
     """
     judges = list(table["judge"].unique())
+    classes = {judge: judge_class(judge) for judge in judges}
     parts = [pd.crosstab(table["judge"], table["outcome"]).loc[judges]]
     first = table[table["judge"] == judges[0]]
     if "left_out" in first:
@@ -201,6 +210,9 @@ def describe(
     unparsed = table[table["outcome"] == Outcome.UNPARSED]
     for judge, some in unparsed.groupby("judge", sort=False):
         parts += unread_notes(judge, some.get("reason", ()))
+    for judge, kind in classes.items():
+        if kind.counts_reasons:
+            parts.append(_reasons(judge, table))
     if label is not None:
         people = human_agreement(
             table,
@@ -211,20 +223,43 @@ def describe(
         people = people.set_index(["judge", "definition"])
         parts.append(confusion(table, label=label))
         parts.append(people.round(3).T)
-        trained = {judge: judge_class(judge).trained_on for judge in judges}
-        parts += [_warning(judge, sets) for judge, sets in trained.items() if sets]
+        for judge, kind in classes.items():
+            if kind.trained_on:
+                parts.append(_warning(judge, kind.trained_on))
     if len(judges) > 1:
-        found = judge_agreement(table)
-        apart = found.disagreements
-        parts.append(
-            f"Krippendorff's alpha of {len(judges)} judges: "
-            f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {found.n} answers. "
-            f"They disagree on {len(apart)}."
-        )
-        if len(apart):
-            parts.append(apart.head(SHOWN))
+        parts += _among_judges(table, classes)
     texts = [part if isinstance(part, str) else part.to_string() for part in parts]
     return safe("\n\n".join(texts), 100_000)
+
+
+def _among_judges(table: pd.DataFrame, classes: dict[str, type[Judge]]) -> list:
+    """Return in what the judges agree, and which of them are one instrument."""
+    found = judge_agreement(table)
+    apart = found.disagreements
+    parts = [
+        f"Krippendorff's alpha of {len(classes)} judges: "
+        f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {found.n} answers. "
+        f"They disagree on {len(apart)}."
+    ]
+    if len(apart):
+        parts.append(apart.head(SHOWN))
+    names = {kind.name for kind in classes.values()}
+    for judge, kind in classes.items():
+        other = kind.built_on
+        if other in names:
+            parts.append(
+                f"{judge} takes over the verdicts of {other}: that they agree says nothing."
+            )
+    return parts
+
+
+def _reasons(judge: str, table: pd.DataFrame) -> str:
+    """Return how many answers that refuse have each reason."""
+    rows = table[table["judge"] == judge]
+    refuses = rows["outcome"].isin(REFUSALS)
+    reasons = rows["reason"][refuses]
+    listed = reasons.value_counts().to_string(header=False)
+    return f"How answers refuse, by {judge}:\n{listed}"
 
 
 def _warning(judge, trained_on):

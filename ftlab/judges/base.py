@@ -30,6 +30,8 @@ class Judge:
         english_only: Whether it knows refusals in English alone; see `ftlab.judges.judged`.
         repeatable: Whether it gives the same verdict again, within milliseconds: an interrupted
             training then checks its verdicts when it resumes.
+        built_on: Judge whose verdicts it takes over; agreement of the two says nothing.
+        counts_reasons: Whether its reasons are few words that are worth counting.
     """
 
     name: ClassVar[str]
@@ -39,6 +41,8 @@ class Judge:
     refusal_stands: ClassVar[bool] = False
     english_only: ClassVar[bool] = False
     repeatable: ClassVar[bool] = False
+    built_on: ClassVar[str] = ""
+    counts_reasons: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, argument: str) -> Judge:

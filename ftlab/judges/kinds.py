@@ -37,6 +37,8 @@ class Kinds(refusal.Refusal):
     chosen: tuple[str, ...] = ()  # kinds that count as refused; () for the outcomes of `refusal`
 
     name = "kinds"
+    built_on = "refusal"
+    counts_reasons = True
 
     @classmethod
     def parse(cls, argument: str) -> Kinds:
@@ -45,7 +47,7 @@ class Kinds(refusal.Refusal):
             chosen = [kind.strip() for kind in argument.split("+")]
         for kind in chosen:
             if kind not in REFUSING:
-                hint = did_you_mean(kind, REFUSING)
+                hint = "" if kind in KINDS else did_you_mean(kind, REFUSING)
                 raise UsageError(
                     "unknown_kind",
                     f"Unknown kind of refusal {kind!r:.80}.{hint} Allowed: {', '.join(REFUSING)}, "

@@ -11,7 +11,7 @@ from numpy import ndarray
 from ftlab._core.errors import UsageError
 from ftlab.stats.events import Events, event_table
 from ftlab.stats.rates import Rate, equal_weights, quantile, rates_of, tail, wilson
-from ftlab.stats.variance import FEWEST_SEEDS, Estimate, estimate, of_labels
+from ftlab.stats.variance import Estimate, estimate, of_labels
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ def paired(
     A NaN on either side drops the pair, in its seed only. Of a parent measured once, n counts
     prompts and the rate weights each prompt by its pairs.
 
-    `p` is two-sided. From FEWEST_SEEDS seeds on it is Student's t of the difference, whose variance
-    is over seeds and clusters, and no smaller than if every cluster had changed the same way by
-    chance. Where runs differ much three of them are few: at a seed sd of 1.5 (logits) a p below
-    .05 comes by chance 14 times in 100 (simulated). Below FEWEST_SEEDS it is McNemar's exact test,
-    conditional on these runs: a cluster counts once, by the sign of its net change over the runs.
+    `p` is two-sided. Of one run it is McNemar's exact test, in which a cluster counts once, by the
+    sign of its net change. Of several it is Student's t of the difference, and no smaller than if
+    every cluster had changed the same way by chance. Its variance is over clusters, and from
+    FEWEST_SEEDS on over seeds too; below it is about these runs only. (Signs will not do there:
+    where the event is rare, one of two runs has it sooner than the parent has it once.) Where runs
+    differ much three of them are few: at a seed sd of 1.5 (logits) a p below .05 comes by chance
+    14 times in 100 (simulated).
     `mcnemar_p` is that test for each run, and small only where every run shows the change.
     Of rates that labels corrected no single pair is known: p is always Student's, and the tests
     and counts of pairs are NaN.
@@ -305,11 +307,9 @@ def _p(
     from scipy.special import stdtr
 
     labels = rates.labels.any()
-    if len(change) < FEWEST_SEEDS and not labels:
+    if len(change) == 1 and not labels:
         hits_child, hits_parent = rates.hits
-        net = hits_child - hits_parent
-        together = net.sum(axis=0, keepdims=True)
-        return _mcnemar(together)[0]
+        return _mcnemar(hits_child - hits_parent)[0]
     found = estimate(change[None], cluster, rates.noise.sum(), rates.labels.sum())
     mean = abs(found.rate[0])
     variance = found.variance[0]

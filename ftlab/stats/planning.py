@@ -16,7 +16,8 @@ from ftlab.stats.variance import FEWEST_SEEDS
 POINTS = 40  # of Gauss and Hermite, in each direction
 MOST_PROMPTS = 20_000
 MOST_SEEDS = 20
-STUDIES = 400  # simulated; the error of a power of .8 is .02
+STUDIES = (100, 400)  # simulated, at least and at most: the error of a power of .8 is .04, .02
+ANSWERS = 4_000_000  # simulated, about; few studies where each is large
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class StudyPlan:
     prompts: int
     seeds: int
     seed_sd: float  # between training seeds, in logits
+    prompt_sd: float  # between prompts, in logits
+    correlation: float  # of the prompts' effects before and after
     power: float  # share of studies with p below .05
+    studies: int  # simulated for the power; 0: by the formula
     half_width: float  # of the difference's 95 % interval, a share
     smallest_ratio: float  # seen in 80 of 100 studies, on the side of `ratio`; nan: none
     prompts_needed: float  # for 80 of 100 studies with these seeds; inf: more than 20,000
@@ -37,12 +41,18 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class _World:
-    """Variances of the change of a rate: between prompts, seeds, and single answers."""
+    """Variances of the change of a rate: between prompts, seeds, and single answers.
+
+    `mean` and `square` are of the change of a prompt, and of its square, in studies of one or two
+    runs: by the effects of their seeds.
+    """
 
     difference: float
     of_prompts: float
     of_seeds: float
     of_answers: float
+    mean: tuple[ndarray, ndarray]  # of one run [seed], of two runs [seed, seed]
+    square: tuple[ndarray, ndarray]
 
 
 def plan(
@@ -83,15 +93,21 @@ def plan(
     world = _world(parent_rate, ratio, *sds)
     variance, df = _variance(world, prompts, seeds)
     power = _power(world, prompts, seeds)
+    studies = 0
     if simulated:
-        power = _simulated_power(parent_rate, ratio, prompts, seeds, *sds)
+        fewest, most = STUDIES
+        studies = max(fewest, min(most, ANSWERS // (prompts * seeds)))
+        power = _simulated_power(parent_rate, ratio, prompts, seeds, *sds, studies)
     return StudyPlan(
         parent_rate=parent_rate,
         ratio=ratio,
         prompts=prompts,
         seeds=seeds,
         seed_sd=seed_sd,
+        prompt_sd=prompt_sd,
+        correlation=correlation,
         power=power,
+        studies=studies,
         half_width=float(quantile(tail(0.95), df)) * sqrt(variance),
         smallest_ratio=_nearest_ratio(parent_rate, ratio > 1, prompts, seeds, sds),
         prompts_needed=_prompts_needed(world, seeds),
@@ -218,7 +234,43 @@ def _world(
     by_seed = np.einsum("ij,ijk->k", pairs, seeds)
     of_seeds = by_seed**2 @ weights - child_rate**2
     of_answers = child_rate - (pairs * after**2).sum() - of_seeds
-    return _World(child_rate - parent_rate, of_prompts, max(of_seeds, 0), max(of_answers, 0))
+    of_runs = _of_runs(pairs, before, seeds)
+    return _World(
+        child_rate - parent_rate,
+        of_prompts,
+        max(of_seeds, 0),
+        max(of_answers, 0),
+        *of_runs,
+    )
+
+
+def _of_runs(
+    pairs: ndarray,
+    before: ndarray,
+    after: ndarray,
+) -> tuple[tuple[ndarray, ndarray], tuple[ndarray, ndarray]]:
+    """Return mean and mean square of a prompt's change, in one run and in two.
+
+    Args:
+        pairs: [40, 40] weights of the prompts' effects, before and after.
+        before: [40] chance of the event in the parent.
+        after: [40, 40, 40] chance in a run, the last axis by the effect of its seed.
+    """
+    chance = before[:, None]
+    event = after.reshape(-1, POINTS)
+    none = 1 - event
+    every = pairs.reshape(-1, 1)
+    safe = (pairs * (1 - chance)).reshape(-1, 1)  # prompts without the event in the parent
+    unsafe = (pairs * chance).reshape(-1, 1)
+    rate = (every * event).sum(axis=0)
+    sums = rate[:, None] + rate
+    unlike = sums - 2 * (every * event).T @ event  # only one of two runs has the event
+    all_changed = (safe * event).T @ event + (unsafe * none).T @ none
+    parent_rate = unsafe.sum()
+    means = (rate - parent_rate, sums / 2 - parent_rate)
+    changed = (safe * event + unsafe * none).sum(axis=0)
+    squares = (changed, unlike / 4 + all_changed)
+    return means, squares
 
 
 def _variance(
@@ -245,10 +297,40 @@ def _power(
 ) -> float:
     from scipy.stats import nct
 
+    if seeds < FEWEST_SEEDS:
+        return _power_of_runs(world, prompts, seeds)
     variance, df = _variance(world, prompts, seeds)
     away = abs(world.difference) / sqrt(variance)
     critical = float(quantile(tail(0.95), df))
     return float(nct.sf(critical, df, away))
+
+
+def _power_of_runs(
+    world: _World,
+    prompts: int,
+    seeds: int,
+) -> float:
+    """Return the power below FEWEST_SEEDS seeds, where `paired` tests whether these runs changed.
+
+    It is a mean over what runs there may be. One run is tested by McNemar's exact test, of which
+    this is the approximation with a correction for continuity; two are tested by Student's t.
+
+    Source: Connor 1987 (Biometrics 43:207), of one run whose shares are known.
+    """
+    from scipy.special import ndtr
+
+    upward = np.sign(world.difference) * world.mean[seeds - 1]
+    square = world.square[seeds - 1]
+    error = np.sqrt((square - upward**2) / prompts)
+    if seeds == 1:
+        needed = 1 / prompts + float(quantile(tail(0.95))) * np.sqrt(square / prompts)
+    else:
+        needed = float(quantile(tail(0.95), prompts - 1)) * error
+    seen = ndtr((upward - needed) / error)
+    _, weights = _nodes()
+    for _ in range(seeds):
+        seen = seen @ weights
+    return float(seen)
 
 
 def _nearest_ratio(
@@ -290,13 +372,14 @@ def _simulated_power(  # noqa: PLR0913
     seed_sd: float,
     prompt_sd: float,
     correlation: float,
+    studies: int,
 ) -> float:
     rng = np.random.default_rng(0)
     start = _logit_of(parent_rate, prompt_sd)
     end = _logit_of(ratio * parent_rate, sqrt(prompt_sd**2 + seed_sd**2))
     rest = sqrt(1 - correlation**2)
     seen = 0
-    for _ in range(STUDIES):
+    for _ in range(studies):
         own, other = prompt_sd * rng.standard_normal((2, prompts))
         of_seed = seed_sd * rng.standard_normal((seeds, 1))
         before = rng.random(prompts) < _logistic(start + own)
@@ -304,4 +387,4 @@ def _simulated_power(  # noqa: PLR0913
         after = rng.random(chance.shape) < chance
         found = paired(before, after)
         seen += found.p < 0.05 and (found.difference > 0) == (ratio > 1)
-    return seen / STUDIES
+    return seen / studies

@@ -106,14 +106,14 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
 
 
 PARSED = [
-    ("curve", "at_steps", "0,1", [0, 1]),
-    ("curve", "at_steps", "3", [3]),
-    ("curve", "seeds", "2", 2),
-    ("curve", "seeds", "2,7", [2, 7]),
-    ("harmful-finetune", "n_examples", "2,3", [2, 3]),
+    ("curve", "at_steps", ["0,1"], [0, 1]),
+    ("curve", "at_steps", ["3"], [3]),
+    ("curve", "seeds", ["2"], 2),
+    ("curve", "seeds", ["2,7"], [2, 7]),
+    ("harmful-finetune", "n_examples", ["2,3"], [2, 3]),
     ("compare", "by", ["risk,attack"], ["risk", "attack"]),
     ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
-    ("compare", "steps", "-1", [-1]),
+    ("compare", "steps", ["-1"], [-1]),
     ("sft", "steps", 0, 0),
     ("sft", "valid", "0.1", 0.1),
     ("sft", "valid", "rows.jsonl", "rows.jsonl"),
@@ -146,7 +146,8 @@ def test_sources_of_prompts(tmp_path):
 
 def test_values_that_cannot_be_parsed():
     with raises_code("not_whole_numbers"):
-        options.whole_numbers("at_steps", "0,x")
+        options.whole_numbers("at_steps", ["0,x"])
+    assert options.whole_numbers("at_epochs", ["0", "2,4"]) == [0, 2, 4]
     with raises_code("not_pairs"):
         options.pairs("stop_above", "jailbreak")
     with raises_code("given_twice"):

@@ -157,4 +157,6 @@ def test_an_interrupt_says_how_to_go_on():
     for words in ((), ("Stopped at step 3.",)):
         with pytest.raises(Interrupted) as info:
             wait(words)
-        assert str(info.value) == (words[0] if words else "Interrupted. Call again to resume.")
+        assert str(info.value) == (
+            words[0] if words else "Interrupted. The same call takes over what was finished."
+        )

@@ -6,7 +6,7 @@ import pytest
 from helpers import raises_code
 
 from ftlab._core.types import Outcome, Sample
-from ftlab.judges import open_judge
+from ftlab.judges import describe, open_judge, score_file
 
 ANSWERS = {  # written for this test
     "declines": "I'm sorry, but I can't help with that. It would be wrong.",
@@ -60,3 +60,12 @@ def test_a_definition_has_one_name():
 def test_other_kinds_are_refused(spec):
     with raises_code("unknown_kind"):
         open_judge(spec)
+
+
+def test_a_summary_counts_the_kinds_and_calls_both_judges_one_instrument():
+    rows = [{"q": "Tell me.", "a": answer} for answer in ANSWERS.values()]
+    both = score_file(rows, prompt="q", response="a", judges=["refusal", "kinds"])
+    text = describe(both)
+    assert "cannot" in text and "kinds takes over the verdicts of refusal" in text
+    other = score_file(rows, prompt="q", response="a", judges=["refusal", "keywords"])
+    assert "takes over" not in describe(other)

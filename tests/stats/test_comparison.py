@@ -102,9 +102,26 @@ def test_p_does_not_fall_where_fewer_prompts_change_and_runs_repeated_are_no_evi
             child = np.repeat([1, 0], [changed, n - changed])
             found.append(stats.paired(np.zeros(n), np.tile(child, (seeds, 1))).p)
         assert found == sorted(found)
-    if seeds < 3:
+    if seeds == 1:
         child = np.repeat([1, 0], [4, 96])
         assert stats.paired(np.zeros(100), np.tile(child, (seeds, 1))).p == 0.125
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.06, 0.2, 0.9])
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_where_nothing_changed_p_is_rarely_small(rate, seeds):
+    """Two runs have a rare event in one of them sooner than the parent has it once."""
+    rng = np.random.default_rng(4)
+    start = logit_for(rate, 1.5)
+    small = 0
+    for _ in range(400):
+        own, other = 1.5 * rng.standard_normal((2, 300))
+        before = rng.random(300) < 1 / (1 + np.exp(-start - own))
+        logits = start + 0.9 * own + math.sqrt(1 - 0.9**2) * other
+        after = rng.random((seeds, 300)) < 1 / (1 + np.exp(-logits))
+        small += stats.paired(before, after).p < 0.05
+    assert small / 400 < 0.085  # three standard errors above .05
 
 
 def test_p_of_one_run_is_mcnemars():

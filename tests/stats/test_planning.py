@@ -25,6 +25,25 @@ def test_the_formula_is_near_the_simulation_from_a_parent_at_20_percent(seeds, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 6])
+def test_the_prompts_needed_see_the_change_in_80_of_100_studies(seeds, ratio):
+    needed = stats.plan(0.2, ratio, seeds=seeds, seed_sd=0.2, simulated=False).prompts_needed
+    found = stats.plan(0.2, ratio, seeds=seeds, seed_sd=0.2, prompts=int(needed))
+    assert found.studies == 400
+    assert found.power == pytest.approx(0.8, abs=0.09)
+
+
+@pytest.mark.slow
+def test_few_seeds_that_differ_limit_what_more_prompts_show():
+    """One run shows its own change, which may be none, however many prompts it answers."""
+    for seeds in (1, 2):
+        power = [_power(_world(0.06, 1.5, 0.6, 1.5, 0.9), n, seeds) for n in (2000, 20_000)]
+        assert 0.5 < power[0] < power[1] < 0.85
+    assert stats.plan(0.2, prompts=20_000, seeds=2).studies == 100
+
+
+@pytest.mark.slow
 def test_the_variance_is_that_of_drawn_studies():
     rng = np.random.default_rng(2)
     world = _world(0.2, 1.5, 0.5, 1.5, 0.9)
