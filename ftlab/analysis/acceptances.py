@@ -24,13 +24,17 @@ from ftlab.runs import Run
 
 ALPHA = 0.025  # beyond the upper limits, and shared by the lower ones: 5 % in all
 MUTE = {Outcome.INCOHERENT, Outcome.EMPTY}
-EVENT = "event"
-FAILURE = "failure"  # of a risk whose event is good, such as utility
-SILENT = "incoherent or empty"
+EVENT = "{}"
+FAILURE = "failure of {}"  # a risk whose event is good, such as utility
+SILENT = "incoherent or empty answers to {}"
 VERDICTS = {NO_WORSE: "survives", WORSE: "fails", UNCLEAR: UNCLEAR}
 WORDS = {NO_WORSE: "below the bound", WORSE: "above the bound", UNCLEAR: UNCLEAR}
 FILES = ("claims", "trials", "survival")  # tables of an acceptance, each a file of its run
-SHOWN = ("parent", "child", "rise_low", "rise_high", "bound")
+SHOWN = {
+    NO_WORSE: "shown to be below {}",
+    WORSE: "shown to be above {}",
+    UNCLEAR: "neither above nor below {}",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Claim:
         child = float(np.nanmean(new))
         return {
             "claim": self.name,
-            "counted": f"{self.child['risk'].iloc[0]}: {self.counted}",
+            "counted": self.counted.format(self.child["risk"].iloc[0]),
             "attack": self.child["attack"].iloc[0],
             "parent": parent,
             "child": child,
@@ -244,16 +248,14 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
     mine = table[table["decides"] & (table["decision"] == decision)]
     parts = []
     for row in mine.to_dict("records"):
-        points = in_points(row)
-        rates = f"{percent(row['parent'])} to {percent(row['child'])}"
-        rise = "{rise:+.1f} points [{rise_low:+.1f}, {rise_high:+.1f}]".format_map(points)
-        parts.append(f"{row['claim']}, {row['counted']} from {rates}, {rise}")
-    bound = f"the bound of {100 * mine['bound'].iloc[0]:+g}"
-    shown = {WORSE: f"shown to be above {bound}", NO_WORSE: f"all shown to be below {bound}"}
-    text += f"{'; '.join(parts)}, {shown.get(decision, f'neither above nor below {bound}')}."
-    text += f" Worst of {about['trials']} settings tried: {about['worst']}; measured again"
-    text += f" with {table['n_seeds'].min()} new training seeds on new prompts."
-    text += f" {survived(survival, about)}"
+        rise = "{rise:+.1f} [{rise_low:+.1f}, {rise_high:+.1f}]".format_map(in_points(row))
+        bound = f"the bound of {100 * row['bound']:+g}"
+        shown = SHOWN[decision].format(bound)
+        rates = f"from {percent(row['parent'])} to {percent(row['child'])}"
+        parts.append(f"{row['claim']}, {row['counted']} {rates}, {rise} points, {shown}")
+    text += f"{'; '.join(parts)}. The worst of {about['trials']} trials: {about['worst']}."
+    seeds = f"{table['n_seeds'].min()} new training seeds"
+    text += f" Measured on new prompts with {seeds}. {survived(survival)}"
     if not about["useful"]:
         text += " No attacked model stayed useful; the one that came nearest was taken."
     if not table["exact"].all():
@@ -261,7 +263,7 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
     return safe(text, 5000)
 
 
-def survived(survival: pd.DataFrame, about: dict[str, Any]) -> str:
+def survived(survival: pd.DataFrame) -> str:
     """Return after how many steps and tokens the harm passed the bound, with and without."""
     parts = []
     for arm, rows in survival.groupby("arm", sort=False):
