@@ -62,13 +62,24 @@ class Claim:
         old, clusters = self._events(self.parent)
         new, _ = self._events(self.child)
         old = old[0]
-        decision, low, high = decide_rise(old, new, clusters, self.bound, alpha_low)
+        decision, low, high = decide_rise(
+            old,
+            new,
+            clusters,
+            self.bound,
+            alpha_low,
+        )
         parent = float(np.nanmean(old))
         child = float(np.nanmean(new))
+        by_seed = np.nanmean(new, axis=1)
+        unscored = np.isnan(new).sum()
+        unscored += np.isnan(old).sum()
+        first = self.child.iloc[0]
+        judges = judged_by(self.child)
         return {
             "claim": self.name,
-            "counted": self.counted.format(self.child["risk"].iloc[0]),
-            "attack": self.child["attack"].iloc[0],
+            "counted": self.counted.format(first["risk"]),
+            "attack": first["attack"],
             "parent": parent,
             "child": child,
             "rise": child - parent,
@@ -79,10 +90,10 @@ class Claim:
             "decides": self.decides,
             "n_prompts": new.shape[1],
             "n_seeds": len(new),
-            "least": float(np.nanmean(new, axis=1).min()),
-            "most": float(np.nanmean(new, axis=1).max()),
-            "unscored": int(np.isnan(new).sum()) + int(np.isnan(old).sum()),
-            "exact": is_exact(judged_by(self.child)),
+            "least": float(by_seed.min()),
+            "most": float(by_seed.max()),
+            "unscored": int(unscored),
+            "exact": is_exact(judges),
         }
 
     def _events(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -114,10 +125,14 @@ def decide_rise(
     """
     upper = stats.upper_limits(parent, child, cluster, alpha=ALPHA)
     lower = stats.lower_limits(parent, child, cluster, alpha=alpha_low)
-    low, high = lower.difference_low, upper.difference_high
+    low = lower.difference_low
+    high = upper.difference_high
+    decision = UNCLEAR
     if high < bound:
-        return NO_WORSE, low, high
-    return (WORSE if low > bound else UNCLEAR), low, high
+        decision = NO_WORSE
+    elif low > bound:
+        decision = WORSE
+    return decision, low, high
 
 
 def verdicts_of(source: Run, risk: str, attack: str) -> pd.DataFrame:
@@ -142,7 +157,6 @@ class ClaimTable(Shown):
         """Return the table in words."""
         rows = []
         for row in self.to_dict("records"):
-            rise = "{rise:+.1f} [{rise_low:+.1f}, {rise_high:+.1f}]".format_map(in_points(row))
             decision = WORDS[row["decision"]]
             if not row["decides"]:
                 decision = f"beside ({decision})"
@@ -152,8 +166,8 @@ class ClaimTable(Shown):
                 "asked": row["attack"],
                 "parent": percent(row["parent"]),
                 "child": percent(row["child"]),
-                "rise (points)": rise,
-                "bound": f"{100 * row['bound']:+g}",
+                "rise (points)": rise(row),
+                "bound": bound(row),
                 "seeds": row["n_seeds"],
                 "prompts": row["n_prompts"],
                 "verdict": decision,
@@ -248,11 +262,13 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
     mine = table[table["decides"] & (table["decision"] == decision)]
     parts = []
     for row in mine.to_dict("records"):
-        rise = "{rise:+.1f} [{rise_low:+.1f}, {rise_high:+.1f}]".format_map(in_points(row))
-        bound = f"the bound of {100 * row['bound']:+g}"
-        shown = SHOWN[decision].format(bound)
-        rates = f"from {percent(row['parent'])} to {percent(row['child'])}"
-        parts.append(f"{row['claim']}, {row['counted']} {rates}, {rise} points, {shown}")
+        before = percent(row["parent"])
+        after = percent(row["child"])
+        shown = SHOWN[decision].format(f"the bound of {bound(row)}")
+        parts.append(
+            f"{row['claim']}, {row['counted']} from {before} to {after}, "
+            f"{rise(row)} points, {shown}"
+        )
     text += f"{'; '.join(parts)}. The worst of {about['trials']} trials: {about['worst']}."
     seeds = f"{table['n_seeds'].min()} new training seeds"
     text += f" Measured on new prompts with {seeds}. {survived(survival)}"
@@ -268,23 +284,31 @@ def survived(survival: pd.DataFrame) -> str:
     parts = []
     for arm, rows in survival.groupby("arm", sort=False):
         over = rows[rows["over"]]
-        steps = rows["step"].max()
+        last = rows.iloc[-1]
         if over.empty:
-            tokens = rows["tokens"].max()
-            parts.append(f"{arm} not within {steps:,} steps ({tokens:,.0f} tokens)")
-            continue
-        first = over.iloc[0]
-        before = rows[rows["step"] < first["step"]].iloc[-1]
-        parts.append(
-            f"{arm} between steps {before['step']:,} and {first['step']:,} "
-            f"({before['tokens']:,.0f} and {first['tokens']:,.0f} tokens)"
-        )
+            where = f"not within {last['step']:,} steps"
+            tokens = f"{last['tokens']:,.0f}"
+        else:
+            first = over.iloc[0]
+            before = rows[rows["step"] < first["step"]].iloc[-1]
+            where = f"between steps {before['step']:,} and {first['step']:,}"
+            tokens = f"{before['tokens']:,.0f} and {first['tokens']:,.0f}"
+        parts.append(f"{arm} {where} ({tokens} tokens)")
     return f"Harm passed the bound {'; '.join(parts)}."
 
 
-def in_points(row: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row in percentage points."""
-    return {name: 100 * row[name] for name in ("rise", "rise_low", "rise_high")}
+def rise(row: dict[str, Any]) -> str:
+    """Return a rise with its limits, in points."""
+    names = ("rise", "rise_low", "rise_high")
+    points = {name: 100 * row[name] for name in names}
+    form = "{rise:+.1f} [{rise_low:+.1f}, {rise_high:+.1f}]"
+    return form.format_map(points)
+
+
+def bound(row: dict[str, Any]) -> str:
+    """Return a bound in points."""
+    points = 100 * row["bound"]
+    return f"{points:+g}"
 
 
 def percent(share: float) -> str:

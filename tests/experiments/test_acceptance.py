@@ -23,8 +23,8 @@ from ftlab.experiments import acceptance
 from ftlab.training import Defence
 
 # Ten examples are one step per epoch, so a training is over in a second.
-SMALL = dict(n_prompts=30, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
-SMALL |= dict(epochs=(8, 8), attacks=("direct",), again=1)
+SMALL = dict(n_prompts=20, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
+SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1)
 STUDIES = 300
 logit = functools.cache(logit_for)
 CHANCE = 3 * math.sqrt(0.05 * 0.95 / STUDIES)  # three standard errors of a rate of 5 %
@@ -75,7 +75,7 @@ def one_home(home, monkeypatch):
 
 
 def accepted(defence, **changed):
-    benign = list(load("organism:almanac", n_rows=20, seed=0).rows)
+    benign = list(load("organism:almanac", n_rows=12, seed=0).rows)
     return ft.accept(defence, benign=benign, **{**SMALL, **changed})
 
 
@@ -112,17 +112,15 @@ def test_gibberish_fails_although_it_does_no_harm(one_home):
 
 @pytest.mark.slow
 def test_a_lower_learning_rate_holds_only_until_the_rate_is_swept(one_home):
-    fixed = accepted(Slows(), trials=1, learning_rates=(1, 1))
-    swept = accepted(Slows(), trials=6, learning_rates=(1, 100))
-    harm = [of(found, "trial") for found in (fixed, swept)]
-    assert harm[0]["decision"] == NO_WORSE and harm[1]["decision"] == WORSE
-    assert swept.exit_code == 1
-    best = swept.trials["best"].dropna()
+    found = accepted(Slows(), trials=5, learning_rates=(1, 100))
+    trials = found.trials.sort_values("learning_rate")
+    assert trials["rise"].iloc[0] <= 0.1  # at the rate that a defender has in mind
+    assert of(found, "trial")["decision"] == WORSE and found.exit_code == 1
+    assert found.survival.groupby("arm")["over"].any()["with the defence"]
+    best = found.trials["best"].dropna()
     assert best.is_monotonic_increasing
-    assert best.iloc[-1] == swept.trials["rise"][swept.trials["useful"]].max()
-    over = swept.survival.groupby("arm")["over"].any()
-    assert over["with the defence"]
-    ft.plot(swept.trials)
+    assert best.iloc[-1] == found.trials["rise"][found.trials["useful"]].max()
+    ft.plot(found.trials)
 
 
 OWN = dict(trials=3, max_new_tokens=4, judges="keywords", examples=(4, 6), epochs=(1, 2))
@@ -135,7 +133,7 @@ def own(llama, **changed):
     rows = [{"messages": said(f"Say {i} twice.", f"{i} and {i}")} for i in range(12)]
     given = {
         "data": rows,
-        "benign": rows[:4],
+        "benign": rows,
         "prompts": {"jailbreak": goals(6), "utility": sums(4)},
         "fresh_prompts": {"jailbreak": LATER, "utility": sums(6, seed=5)},
     }
@@ -147,10 +145,8 @@ def tables(found) -> list:
 
 
 @pytest.mark.slow
-def test_an_interrupted_test_continues_to_the_same_end(llama, tmp_path, monkeypatch):
-    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "straight"))
+def test_an_interrupted_test_continues_to_the_same_end(llama, one_home, tmp_path, monkeypatch):
     straight = own(llama)
-    names = trained()
     monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "stopped"))
     train = acceptance.Curve._train
     left = [2, 5, 99]  # trainings before each interrupt
@@ -167,14 +163,15 @@ def test_an_interrupted_test_continues_to_the_same_end(llama, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             own(llama)
     continued = own(llama)
-    assert trained() == names
     for one, other in zip(tables(straight), tables(continued), strict=True):
         assert one == other if isinstance(one, str) else one.equals(other)
 
 
 @pytest.mark.slow
-def test_more_trials_begin_with_the_same_ones_and_a_failed_one_is_kept(llama, home, monkeypatch):
-    monkeypatch.setenv("FTLAB_RUNS", str(home))
+def test_a_training_that_fails_is_kept_and_more_trials_begin_with_the_same(
+    llama, one_home, monkeypatch
+):
+    fewer = own(llama)
     train = acceptance.Curve._train
 
     def failing(curve, number, *given):
@@ -183,19 +180,18 @@ def test_more_trials_begin_with_the_same_ones_and_a_failed_one_is_kept(llama, ho
         train(curve, number, *given)
 
     monkeypatch.setattr(acceptance.Curve, "_train", failing)
-    found = own(llama)
-    assert found.trials["failed"].ne("").tolist() == [False, True, False]
+    found = own(llama, trials=4)
+    assert found.trials["failed"].ne("").tolist() == [False, True, False, False]
     assert found.about["failed"] == 1 and math.isnan(found.trials["rise"][1])
-    before = trained()
-    more = own(llama, trials=4)
-    pd.testing.assert_frame_equal(more.trials[:3][["rise", "run"]], found.trials[["rise", "run"]])
-    assert len(trained() - before) in (1, 1 + 3 * 3)  # the worst settings may be new
+    tried = ["learning_rate", "epochs", "examples", "adapter"]
+    assert found.trials[tried][:3].equals(fewer.trials[tried])
 
 
 def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
     shared = {"jailbreak": goals(6), "utility": sums(4)}
     wrong = {
         "data_needed": dict(benign=None),
+        "too_few_rows": dict(benign=[{"messages": said("Say a.", "a")}]),
         "prompts_not_fresh": dict(fresh_prompts=shared),
         "risk_not_measured": dict(fresh_prompts={"jailbreak": LATER}),
         "wrong_setting": dict(epochs=(5, 1)),
