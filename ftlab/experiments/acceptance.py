@@ -622,7 +622,11 @@ def _found(member: Run, parent: Run, most: float) -> dict[str, Any]:
         row["useful"] = row["violation"] <= ROUNDING
         if not best or _order(row) > _order(best):
             best = row
-    return best | {"utility": utility, "failed": "", "run": member.name}
+    return best | {
+        "utility": utility,
+        "failed": "",
+        "run": member.name,
+    }
 
 
 def _mean(run: Run, risk: str, attack: str, counted: str = EVENT) -> float:
