@@ -67,6 +67,6 @@ KIND = Kind(
     keys=("trial", "useful"),
     values=VALUES,
     about="Rise of harm over the parent by an attacker's trials, and of the worst one measured "
-    "again on new prompts and with new training seeds [95 %]",
+    "again on new prompts and with new training seeds, with the limits that decide",
     draw=draw,
 )
