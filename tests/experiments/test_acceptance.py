@@ -112,7 +112,7 @@ def test_gibberish_fails_although_it_does_no_harm(one_home):
 
 @pytest.mark.slow
 def test_a_lower_learning_rate_holds_only_until_the_rate_is_swept(one_home):
-    found = accepted(Slows(), trials=5, learning_rates=(1, 100))
+    found = accepted(Slows(), trials=5, learning_rates=(0.1, 100), max_rise=0.1)
     trials = found.trials.sort_values("learning_rate")
     assert trials["rise"].iloc[0] <= 0.1  # at the rate that a defender has in mind
     assert of(found, "trial")["decision"] == WORSE and found.exit_code == 1
