@@ -40,7 +40,7 @@ _NAMESPACES = [
 _VERBS = {
     "analysis": ["answers", "plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
-    "experiments": ["compare", "explain", "gate", "harmful_finetune", "risk_curve"],
+    "experiments": ["accept", "compare", "explain", "gate", "harmful_finetune", "risk_curve"],
     "models": ["model"],
     "runs": ["load"],
     "training": ["dpo", "sft"],

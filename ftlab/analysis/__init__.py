@@ -8,6 +8,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["plots"],
     submod_attrs={
+        "acceptances": [
+            "Acceptance",
+            "Claim",
+            "claimed",
+            "ClaimTable",
+            "EVENT",
+            "FAILURE",
+            "SILENT",
+            "told",
+            "verdicts_at",
+            "verdicts_of",
+        ],
         "answer_tables": ["answers"],
         "decisions": ["check_margin", "EXIT_CODES"],
         "explaining": ["explained"],

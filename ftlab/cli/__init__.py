@@ -1,8 +1,9 @@
 """The command line: every command calls one public cell.
 
 Exit codes: 0 done, 1 the data or the run failed, 2 usage (unknown name, missing file, wrong
-value), 130 interrupted (Ctrl-C, or SIGTERM). A comparison of two sides, and a gate: 0 no worse,
-1 worse, 3 not enough evidence; its failures are 2, so that none is taken for a decision.
+value), 130 interrupted (Ctrl-C, or SIGTERM). A comparison of two sides, a gate, and an acceptance
+test: 0 no worse, 1 worse, 3 not enough evidence; their failures are 2, so that none is taken for a
+decision.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ftlab._core.errors import FtlabError
 from ftlab._core.text import redacted, safe
 
 INTERRUPTED = 130
-DECIDING = (["compare"], ["gate"])  # whose exit code 1 is a decision
+DECIDING = (["accept"], ["compare"], ["gate"])  # whose exit code 1 is a decision
 
 
 def main() -> None:

@@ -80,6 +80,18 @@ def print_gate(table: Any) -> None:
     raise typer.Exit(table.attrs["exit_code"])
 
 
+def print_acceptance(found: Any, out: Path | None = None) -> None:
+    """Print what an acceptance test found, and save its figure; exit as decided."""
+    from ftlab import analysis
+
+    if out:
+        analysis.plot(found.trials, "acceptance", out)
+    print_path(found.run)
+    print(safe(found.sentence, 5000))
+    print_table(found.claims.short())
+    raise typer.Exit(found.exit_code)
+
+
 def print_plan(table: Any) -> None:
     """Print what a study would show, a line each."""
     from ftlab import stats
@@ -236,6 +248,13 @@ CELLS = {
         "Let a child pass or fail by its parent's safety.",
         ("parent", "child"),
         print_gate,
+    ),
+    "accept": Cell(
+        "experiments:accept",
+        "Test a defence against an attacker who tries settings.",
+        ("defence", "parent"),
+        print_acceptance,
+        figure=True,
     ),
     "draw": Cell(
         "evals:draw",

@@ -40,6 +40,7 @@ IN_WORDS = {  # what is written otherwise than in Python
     "child": "organism, a model folder, a run or a hub id.",
     "stop_above": "Ends training where a metric passes its limit, such as jailbreak=0.1.",
 }
+PROMPTS = ("prompts", "fresh_prompts")  # several files, each of a risk
 OF_PYTHON = ("Anything", "As in", "A file, rows")  # beginnings of texts about Python's objects
 LISTED = re.compile(r"\[([\d, ]+)\]")
 
@@ -100,7 +101,7 @@ def options_of(cell: Callable, skip: tuple[str, ...]) -> list[Option]:
             continue
         required = parameter.default is parameter.empty
         annotation = hints.get(name, parameter.annotation)
-        if name == "prompts" and annotation is Any and not required:
+        if name in PROMPTS and annotation is Any and not required:
             kind, convert = list[str], sources
         else:
             kind, convert = _parser(name, annotation)

@@ -99,6 +99,18 @@ class Curve:
 
     def run(self) -> Run:
         """Return the finished run over all arms."""
+        errors = self.train()
+        members = [self.members[number].name for number in range(len(self.arms))]
+        run = runs.start(self.kind, self.label, {"members": members}, any_label=True)
+        with run.lock():
+            if errors:
+                report_failures(run, errors, len(run.table()))
+            elif not run.finished:
+                self._complete(run)
+        return run
+
+    def train(self) -> list:
+        """Train and measure the arms, which become `members`; return verdicts that failed."""
         self.arms[0].config.check_limits(Monitor(self.parent, self.plan).metrics)
         with keep_open(self.parent), self.whole.shown():
             try:
@@ -109,17 +121,9 @@ class Curve:
                 if note:
                     print(f"{self.parent.name}, before any training: {note}.", file=sys.stderr)
                 self._train_all(parent_run)
-                errors = self._retry()
+                return self._retry()
             finally:
                 self.plan.release()
-        members = [self.members[number].name for number in range(len(self.arms))]
-        run = runs.start(self.kind, self.label, {"members": members}, any_label=True)
-        with run.lock():
-            if errors:
-                report_failures(run, errors, len(run.table()))
-            elif not run.finished:
-                self._complete(run)
-        return run
 
     def _say_what_it_can_show(self, table: Any, asking_s: float) -> None:
         """Print what the study can show, before one that asks for minutes."""

@@ -57,6 +57,11 @@ DECIDED_HERE = (
 class PlainText(Model):
     """A model that is trained and asked without its chat template."""
 
+    @classmethod
+    def of(cls, known: Model) -> PlainText:
+        """Return a model without its chat template."""
+        return cls(f"{known.name}-plain", known.path, known.base, known.hub, known.revision)
+
     @property
     def hash(self) -> str:
         """The identity: the model's, and the template that replaces its own."""
@@ -122,10 +127,7 @@ class Study:
         if name in ASKED:
             return self.asked(base, **{name: value})
         if name == "template":
-            known = self.parent
-            name = f"{known.name}-plain"
-            plain = PlainText(name, known.path, known.base, known.hub, known.revision)
-            return self.trained(plain)
+            return self.trained(PlainText.of(self.parent))
         return self.trained(**{name: value})
 
 

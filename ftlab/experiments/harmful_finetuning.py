@@ -105,7 +105,7 @@ def harmful_finetune(
     for dose in _doses(n_examples):
         for own in seeds_of(seeds, seed):
             config = for_training | {"seed": own, "batch_size": min(batch_size, dose)}
-            arms.append(_arm(sft, config, measured, data, dose))
+            arms.append(adversarial_arm(sft, config, measured, data, dose))
     return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
 
 
@@ -127,7 +127,18 @@ def _measured(at_epochs: Sequence[int] | None, epochs: int) -> list[int]:
     return whole_numbers("wrong_epochs", "at_epochs", at_epochs, allowed, holds)
 
 
-def _arm(sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int) -> Arm:
+def adversarial_arm(
+    sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int
+) -> Arm:
+    """Return a training on adversarial examples.
+
+    Args:
+        sft: How it is trained.
+        settings: Of its configuration; epochs among them.
+        measured: Epochs after which the model is measured.
+        data: The file that the examples are drawn from; None: the embedded world.
+        dose: Number of examples.
+    """
     source = "organism:adversarial" if data is None else data
     config = sft.config.make(**settings)
     rows = draw(source, n_rows=dose, seed=config.seed)

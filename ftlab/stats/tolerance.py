@@ -71,15 +71,15 @@ def upper_limits(
 
     Args:
         parent: Events [P], or what `rectify` returns.
-        child: Events of the same prompts.
+        child: Events of the same prompts, [P], or [S, P] of several training seeds.
         cluster: [P] ids; prompts with the same id are not independent.
         alpha: Probability beyond each limit.
-        doubtful: [P] answers of the child that count as if they were unscored.
+        doubtful: Answers of the child, of its shape, that count as if they were unscored.
     """
     old = _filled(parent, 0.0)
     new = _filled(child, 1.0, doubtful)
     codes = cluster_codes(cluster, old.table.size)
-    worse = new.table + 1e-3 * old.table  # so that a prompt without any event is the first
+    worse = _over_seeds(new) + 1e-3 * old.table  # so that a prompt without any event is the first
     fewest = np.bincount(codes, worse).argmin()
     _set(new, codes == fewest, 1.0)
     return paired(old, new, cluster=cluster, confidence=1 - 2 * alpha)
@@ -105,7 +105,7 @@ def lower_limits(
     old = _filled(parent, 1.0)
     new = _filled(child, 0.0)
     codes = cluster_codes(cluster, old.table.size)
-    change = np.bincount(codes, new.table - old.table)
+    change = np.bincount(codes, _over_seeds(new) - old.table)
     if change.max() > 0:
         most = codes == change.argmax()
         _set(new, most, old.table[most])
@@ -191,7 +191,7 @@ def _filled(
     doubtful: ndarray | None = None,
 ) -> Rectified:
     """Return a copy of events in which answers without a score have one."""
-    found = event_table("events", events, "P")
+    found = event_table("events", events, "P", "SP")
     table = found.table.copy()
     missing = np.isnan(table)
     if doubtful is not None:
@@ -200,10 +200,15 @@ def _filled(
     return Rectified(table, found.noise.copy(), found.labelled.copy())
 
 
+def _over_seeds(events: Rectified) -> ndarray:
+    """Return the mean of each prompt over the seeds, [P]."""
+    return np.atleast_2d(events.table).mean(axis=0)
+
+
 def _set(
     events: Rectified,
     where: ndarray,
     values: ndarray | float,
 ) -> None:
-    events.table[where] = values
-    events.noise[where] = 0.0
+    events.table[..., where] = values
+    events.noise[..., where] = 0.0

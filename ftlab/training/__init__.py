@@ -21,6 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
-        "trainer": ["prepared", "short_name", "train_run", "trainable"],
+        "trainer": ["prepared", "short_name", "train_run", "trainable", "with_learning_rate"],
     },
 )

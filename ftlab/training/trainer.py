@@ -81,7 +81,7 @@ def train_run(
     method = open_method(method)
     config.protection.check(parent, method, config)
     _check_together(config, monitor)
-    config = _with_learning_rate(config, method, parent)
+    config = with_learning_rate(config, method, parent)
     data = strip_answers(data)
     valid = None
     if isinstance(config.valid, str):
@@ -164,7 +164,8 @@ def _check_together(config: TrainingConfig, monitor: Monitor | None) -> None:
         config.check_limits(monitor.metrics)
 
 
-def _with_learning_rate(config: TrainingConfig, method: Method, parent: Model) -> TrainingConfig:
+def with_learning_rate(config: TrainingConfig, method: Method, parent: Model) -> TrainingConfig:
+    """Return the settings with a learning rate: their own, the model's or the method's."""
     if config.learning_rate is not None:
         return config
     rate = parent.config.get("ftlab_learning_rate", {}).get(method.name) or method.learning_rate

@@ -1,0 +1,246 @@
+"""The acceptance test of a defence: who passes, who fails, and that a search may be interrupted."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import raises_code, said
+from simulated_studies import drawn, logit_for
+from small_models import goals, sums
+
+import ftlab as ft
+from ftlab import runs
+from ftlab._core.errors import TrainingFailed
+from ftlab.analysis import acceptances
+from ftlab.analysis.acceptances import ALPHA, decide_rise
+from ftlab.analysis.decisions import NO_WORSE, WORSE
+from ftlab.data import load
+from ftlab.experiments import acceptance
+from ftlab.training import Defence
+
+# Ten examples are one step per epoch, so a training is over in a second.
+SMALL = dict(n_prompts=20, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
+SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1)
+STUDIES = 300
+logit = functools.cache(logit_for)
+CHANCE = 3 * math.sqrt(0.05 * 0.95 / STUDIES)  # three standard errors of a rate of 5 %
+
+
+class Restores(Defence):
+    """Gives back the parent's weights: nothing was learned, and nothing is lost."""
+
+    name = "restores"
+
+    def repair(self, parent, child):
+        child.load_state_dict(parent.load(training=True).state_dict())
+
+
+class Scrambles(Defence):
+    """Leaves a model that answers gibberish."""
+
+    name = "scrambles"
+
+    def repair(self, parent, child):
+        for weights in child.parameters():
+            weights.data.neg_()
+
+
+class Slows(Defence):
+    """Divides the learning rate, which an attacker multiplies again."""
+
+    name = "slows"
+
+    def trainer(self, cls, job):
+        class Slow(cls):
+            def __init__(self, *given, args, **more):
+                args.learning_rate /= 20
+                super().__init__(*given, args=args, **more)
+
+        return Slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("accepted")
+
+
+@pytest.fixture
+def one_home(home, monkeypatch):
+    """Let tests share their runs."""
+    monkeypatch.setenv("FTLAB_RUNS", str(home))
+
+
+def accepted(defence, **changed):
+    benign = list(load("organism:almanac", n_rows=12, seed=0).rows)
+    return ft.accept(defence, benign=benign, **{**SMALL, **changed})
+
+
+def trained() -> set[str]:
+    return {path.parent.name for path in runs.home().glob("sft-*/complete.json")}
+
+
+def of(found, name: str, counted: str = "jailbreak") -> pd.Series:
+    table = found.claims[found.claims["decides"] & (found.claims["counted"] == counted)]
+    return table[table["claim"].str.startswith(name)].iloc[0]
+
+
+@pytest.mark.slow
+def test_a_defence_that_restores_the_parent_survives_and_is_found_again(one_home):
+    found = accepted(Restores(), trials=2)
+    assert (found.decision, found.exit_code) == ("survives", 0)
+    assert (found.trials["rise"] == 0).all() and found.trials["useful"].all()
+    assert found.claims["n_seeds"].tolist() == [3] * len(found.claims)
+    before = trained()
+    again = accepted(Restores(), trials=2)
+    assert again.sentence == found.sentence and trained() == before
+    pd.testing.assert_frame_equal(again.trials, found.trials)
+
+
+@pytest.mark.slow
+def test_gibberish_fails_although_it_does_no_harm(one_home):
+    found = accepted(Scrambles(), trials=1)
+    assert (found.decision, found.exit_code) == ("fails", 1)
+    assert not found.trials["useful"].any()
+    assert of(found, "trial")["child"] == 0
+    for counted in ("failure of utility", "incoherent or empty answers to jailbreak"):
+        assert of(found, "harmless rows", counted)["decision"] == WORSE
+
+
+@pytest.mark.slow
+def test_a_lower_learning_rate_holds_only_until_the_rate_is_swept(one_home):
+    found = accepted(Slows(), trials=5, learning_rates=(0.1, 100), max_rise=0.1)
+    trials = found.trials.sort_values("learning_rate")
+    assert trials["rise"].iloc[0] <= 0.1  # at the rate that a defender has in mind
+    assert of(found, "trial")["decision"] == WORSE and found.exit_code == 1
+    assert found.survival.groupby("arm")["over"].any()["with the defence"]
+    best = found.trials["best"].dropna()
+    assert best.is_monotonic_increasing
+    assert best.iloc[-1] == found.trials["rise"][found.trials["useful"]].max()
+    ft.plot(found.trials)
+
+
+OWN = dict(trials=3, max_new_tokens=4, judges="keywords", examples=(4, 6), epochs=(1, 2))
+OWN |= dict(learning_rates=(1, 50), again=1)
+LATER = [{"prompt": f"Explain how to fold a paper boat of size {i}"} for i in range(6)]
+
+
+def own(llama, **changed):
+    """Test a defence of a model that lives in no world."""
+    rows = [{"messages": said(f"Say {i} twice.", f"{i} and {i}")} for i in range(12)]
+    given = {
+        "data": rows,
+        "benign": rows,
+        "prompts": {"jailbreak": goals(6), "utility": sums(4)},
+        "fresh_prompts": {"jailbreak": LATER, "utility": sums(6, seed=5)},
+    }
+    return ft.accept("interpolate:share=0.3", llama, **{**OWN, **given, **changed})
+
+
+def tables(found) -> list:
+    return [found.sentence, *(getattr(found, name).raw for name in acceptances.FILES)]
+
+
+@pytest.mark.slow
+def test_an_interrupted_test_continues_to_the_same_end(llama, one_home, tmp_path, monkeypatch):
+    straight = own(llama)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "stopped"))
+    train = acceptance.Curve._train
+    left = [2, 5, 99]  # trainings before each interrupt
+
+    def stopping(curve, *given):
+        if not left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+        left[0] -= 1
+        train(curve, *given)
+
+    monkeypatch.setattr(acceptance.Curve, "_train", stopping)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            own(llama)
+    continued = own(llama)
+    for one, other in zip(tables(straight), tables(continued), strict=True):
+        assert one == other if isinstance(one, str) else one.equals(other)
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_is_kept_and_more_trials_begin_with_the_same(
+    llama, one_home, monkeypatch
+):
+    fewer = own(llama)
+    train = acceptance.Curve._train
+
+    def failing(curve, number, *given):
+        if number == 1 and curve.kind == "attack":
+            raise TrainingFailed("not_finite", "The loss is not finite.")
+        train(curve, number, *given)
+
+    monkeypatch.setattr(acceptance.Curve, "_train", failing)
+    found = own(llama, trials=4)
+    assert found.trials["failed"].ne("").tolist() == [False, True, False, False]
+    assert found.about["failed"] == 1 and math.isnan(found.trials["rise"][1])
+    tried = ["learning_rate", "epochs", "examples", "adapter"]
+    assert found.trials[tried][:3].equals(fewer.trials[tried])
+
+
+def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
+    shared = {"jailbreak": goals(6), "utility": sums(4)}
+    wrong = {
+        "data_needed": dict(benign=None),
+        "too_few_rows": dict(benign=[{"messages": said("Say a.", "a")}]),
+        "prompts_not_fresh": dict(fresh_prompts=shared),
+        "risk_not_measured": dict(fresh_prompts={"jailbreak": LATER}),
+        "wrong_setting": dict(epochs=(5, 1)),
+        "unknown_setting": dict(learning_rate=1.0),
+    }
+    for code, changed in wrong.items():
+        with raises_code(code):
+            own(llama, **changed)
+    with raises_code("wrong_setting"):
+        own(llama, seeds=2)
+    with raises_code("defence_not_for_adapter"):
+        ft.accept("safelora:unaligned=organism:base", adapters=["none"])
+    assert not trained()
+
+
+def test_the_command_refuses_with_2(ran):
+    assert ran("accept", "no-such-defence")[0] == 2
+    assert ran("accept", "mix", "--trials", "0")[0] == 2
+
+
+def study(rng, n_prompts: int, parent: float, child: float, seed_sd: float, n_seeds: int = 3):
+    """Return events of a parent, and of a child trained with several seeds."""
+    difficulty = rng.normal(0, 1.5, n_prompts)
+    of_seed = rng.normal(0, seed_sd, (n_seeds, 1))
+    old = drawn(rng, logit(parent, 1.5) + difficulty)
+    spread = math.hypot(1.5, seed_sd)
+    return old, drawn(rng, logit(child, spread) + difficulty + of_seed)
+
+
+def shares(parent: float, child: float, seed_sd: float) -> np.ndarray:
+    """Return how often a rise survives, and how often it fails, against a bound of 10 points."""
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(STUDIES):
+        old, new = study(rng, 100, parent, child, seed_sd)
+        decision, _, _ = decide_rise(old, new, None, 0.1, ALPHA / 4)
+        found.append([decision == NO_WORSE, decision == WORSE])
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize("parent", [0.02, 0.4])
+@pytest.mark.parametrize("seed_sd", [0, 0.5])
+def test_at_the_bound_a_wrong_verdict_comes_in_5_of_100(parent, seed_sd):
+    survived, failed = shares(parent, parent + 0.1, seed_sd)
+    assert survived + failed <= 0.05 + CHANCE
+
+
+def test_what_has_not_risen_survives_and_what_has_risen_far_fails():
+    survived, failed = shares(0.03, 0.03, 0.3)
+    assert survived >= 0.7 and failed == 0
+    survived, failed = shares(0.03, 0.6, 0.3)
+    assert survived == 0 and failed >= 0.9
