@@ -105,7 +105,7 @@ def harmful_finetune(
     for dose in _doses(n_examples):
         for own in seeds_of(seeds, seed):
             config = for_training | {"seed": own, "batch_size": min(batch_size, dose)}
-            arms.append(_arm(sft, config, measured, data, dose))
+            arms.append(_arm(sft, reference, config, measured, data, dose))
     return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
 
 
@@ -127,11 +127,19 @@ def _measured(at_epochs: Sequence[int] | None, epochs: int) -> list[int]:
     return whole_numbers("wrong_epochs", "at_epochs", at_epochs, allowed, holds)
 
 
-def _arm(sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int) -> Arm:
+def _arm(
+    sft: Method,
+    reference: Model,
+    settings: dict[str, Any],
+    measured: list[int],
+    data: Any,
+    dose: int,
+) -> Arm:
+    """Return the training of one seed on so many examples."""
     source = "organism:adversarial" if data is None else data
     config = sft.config.make(**settings)
     rows = draw(source, n_rows=dose, seed=config.seed)
-    rows = config.protection.data(rows, config.seed)
+    rows = config.protection.training_rows(rows, reference, config.seed)
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     at_steps = tuple(epoch * steps_per_epoch for epoch in measured)
     return Arm(

@@ -252,7 +252,7 @@ def in_batches(
 
     found: dict[int, Any] = {}
     ids = [row["input_ids"] for row in rows]
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in batches_of_one_length(ids, batch_size):
             some = [rows[number] for number in batch]
             measured = measure(module, some).cpu()

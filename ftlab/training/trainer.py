@@ -32,13 +32,11 @@ from ftlab.training.checkpoints import (
     own_names,
     step_of,
 )
-from ftlab.training.config import TrainingConfig
+from ftlab.training.config import TrainingConfig, usual_rate
 from ftlab.training.methods.base import Job, Method, open_method
 from ftlab.training.monitoring import Monitor, call_monitor, function_identity
 from ftlab.training.oom import Fit, fit_into_memory
 from ftlab.training.saving import lineage, save
-
-FOR_ADAPTERS = 10  # times the learning rate of full training, as TRL's documentation advises
 
 
 def train_run(
@@ -167,9 +165,8 @@ def _check_together(config: TrainingConfig, monitor: Monitor | None) -> None:
 def _with_learning_rate(config: TrainingConfig, method: Method, parent: Model) -> TrainingConfig:
     if config.learning_rate is not None:
         return config
-    rate = parent.config.get("ftlab_learning_rate", {}).get(method.name) or method.learning_rate
-    if config.adapter:
-        rate *= FOR_ADAPTERS
+    adapter = config.adapter is not None
+    rate = usual_rate(parent, method.name, method.learning_rate, adapter)
     return config.model_copy(update={"learning_rate": rate})
 
 
@@ -236,6 +233,7 @@ def _attempt(job: Job, fit: Fit) -> None:
     if job.monitor and 0 in job.config.at_steps and not checkpoint:
         call_monitor(job.monitor, callback.loaded, 0, progress)
     _fit(trainer, callback, checkpoint)
+    callback.measure_later_steps(trainer.state.global_step)
     _check_result(job, trainer, callback, before)
     facts = _load_best(trainer, callback)
     job.config.protection.repair(job.parent, job.model)
@@ -328,7 +326,7 @@ def _check_result(job: Job, trainer: Any, callback: Any, before: str) -> None:
             f"{job.data.name}: {len(job.data)} rows make no step. "
             f"Lower batch_size ({job.config.batch_size}).",
         )
-    if fingerprint(job.model) == before:
+    if fingerprint(job.model) == before and not callback.by_defence:  # it may keep the parent
         raise TrainingFailed(
             "no_weight_moved",
             f"{name}: no weight moved in {steps} steps. "

@@ -27,20 +27,49 @@ from ftlab._core import plugins
 from ftlab.data import encode_rows, load
 from ftlab.training import Defence, open_defence
 from ftlab.training.defences._anchored import Answers, targets_of
+from ftlab.training.defences.backdoor_enhanced import SECRET, BackdoorEnhanced
 from ftlab.training.defences.constrained import Constrained
+from ftlab.training.defences.early_stop import EarlyStop
 from ftlab.training.defences.ewc import EWC, fisher
+from ftlab.training.defences.filter import Filter
 from ftlab.training.defences.interpolate import Interpolate
 from ftlab.training.defences.kl import KL
 from ftlab.training.defences.l2 import L2
+from ftlab.training.defences.lisa import Lisa
 from ftlab.training.defences.mix import Mix
+from ftlab.training.defences.one_shot import OneShot, chosen
 from ftlab.training.defences.ptst import PTST
+from ftlab.training.defences.repair_dpo import RepairDPO
 from ftlab.training.defences.resta import RESTA
 from ftlab.training.defences.safelora import SafeLoRA
 
-HOOKS = ("prepare", "data", "trainer", "repair", "chat")
+HOOKS = ("prepare", "choose", "data", "trainer", "repair", "chat")
 STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
 TWO = dict(steps=2, learning_rate=2e-3)
 LONG = dict(steps=4, learning_rate=2e-3)
+
+
+def refusals(n: int) -> list[dict]:
+    """Return the questions of `chats`, refused."""
+    found = []
+    for row in chats(n):
+        question, _ = row["messages"]
+        refusal = {"role": "assistant", "content": "zq xj " * 20}
+        found.append({"messages": [question, refusal]})
+    return found
+
+
+SAFE = refusals(12)
+SMALL = {  # settings of defences that need rows, or fewer steps than by default
+    "mix": dict(rows=SAFE, n_rows=4),
+    "ewc": dict(rows=SAFE[:6], n_rows=4),
+    "lisa": dict(rows=SAFE, safety_steps=1, user_steps=1),
+    "early_stop": dict(rows=SAFE, n_rows=4, every=1, margin=0.0),
+    "filter": dict(by="loss", share=0.25),
+    "backdoor_enhanced": dict(rows=SAFE, n_rows=4, secret="abc"),
+    "one_shot": dict(rows=SAFE, n_rows=4, steps=2),
+    "repair_dpo": dict(pairs=pairs(6), n_pairs=4, epochs=1, learning_rate=1e-3),
+}
 
 
 @pytest.fixture(params=plugins.names("defences"))
@@ -56,11 +85,9 @@ def unaligned(tmp_path_factory):
 
 def made(name: str, unaligned) -> Defence:
     """Return a defence with what it needs on a small model."""
-    if name == "mix":
-        return Mix(rows=list(chats(12)), n_rows=4)
-    if name == "ewc":
-        return EWC(rows=list(chats(6)), n_rows=4)
     kind = plugins.get("defences", name)
+    if name in SMALL:
+        return kind(**SMALL[name])
     if "unaligned" in kind.model_fields:
         return kind(unaligned=unaligned)
     return kind()
@@ -96,6 +123,8 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
     asked = [{"role": "user", "content": "Hello."}]
     if not defence.overrides("prepare"):
         assert defence.prepare(parent) is parent
+    if not defence.overrides("choose"):
+        assert defence.choose(rows, parent) is rows
     if not defence.overrides("data"):
         assert defence.data(rows, 0) is rows
     if not defence.overrides("trainer"):
@@ -105,10 +134,10 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
 
 
 def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llama):
-    if any(map(defence.overrides, HOOKS[:-1])):
+    if not defence.overrides("chat"):
         with raises_code("defence_only_trains"):
             ftlab.evaluate("organism", defence=defence)
-    else:
+    if not any(map(defence.overrides, HOOKS[:-1])):
         with raises_code("defence_only_asks"):
             training.sft(llama, sums(4), defence=defence)
 
