@@ -40,11 +40,18 @@ class Filter(Defence):
         own = self.model_dump(mode="json", exclude={"harmful", "safe"})
         return {"name": self.name, "version": self.version, **own}
 
+    def check(self, parent, method, config) -> None:
+        """Check further that there are anchors; raises UsageError `anchors_needed`."""
+        super().check(parent, method, config)
+        acts = self.share > 0 if self.n_rows is None else self.n_rows > 0
+        if acts and self.by in ANCHORED:
+            anchors(parent, self.harmful, self.safe)
+
     def choose(self, rows: Data, parent: Model) -> Data:
         """Return the rows that stay, in their order.
 
         Raises:
-            UsageError: `nothing_left`, `anchors_needed`.
+            UsageError: `nothing_left`.
         """
         count = self.n_rows
         if count is None:
