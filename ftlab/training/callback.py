@@ -110,10 +110,12 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         step = state.global_step
         if self.ends:
-            self._end(control, step, self.ends(step), by="defence")
+            reason = self.ends(step)
+            self._end(control, step, reason, by="defence")
         if self._monitor_is_due(step):
             found = self._measure(step)
-            self._end(control, step, passed_limit(self.config, self.job.monitor, found))
+            reason = passed_limit(self.config, self.job.monitor, found)
+            self._end(control, step, reason)
         ending = control.should_training_stop
         validates = bool(self.validate_every)
         control.should_evaluate = validates and (ending or step % self.validate_every == 0)
@@ -131,10 +133,13 @@ class RunCallback(TrainerCallback):
 
     def measure_later_steps(self, last: int) -> None:
         """Measure the model that a defence left at the steps that the training did not reach."""
-        if self.by_defence and self.job.monitor:
-            for step in self.config.at_steps:
-                if step > last:
-                    self._measure(step)
+        if not self.by_defence:
+            return
+        if self.job.monitor is None:
+            return
+        for step in self.config.at_steps:
+            if step > last:
+                self._measure(step)
 
     def _monitor_is_due(self, step: int) -> bool:
         config = self.config

@@ -631,7 +631,7 @@ def test_early_stop_may_keep_the_parent_and_is_measured_at_every_step_asked_for(
 
 
 def test_early_stop_killed_after_its_end_resumes_with_what_it_kept(llama, often, monkeypatch):
-    defence = EarlyStop(**{**SMALL["early_stop"], "every": 1, "margin": 0.5})
+    defence = EarlyStop(**{**SMALL["early_stop"], "every": 1, "margin": 0.6})
     settings = dict(steps=6, learning_rate=4e-3, schedule="constant")
     straight = trained_with(defence, llama, **settings)
     assert straight.stats["steps"] < 6 and not straight.stats["ended"].endswith("step 0")

@@ -36,20 +36,28 @@ def with_checkpoints(cls: type) -> type:
     class Holding(cls):
         def _save_checkpoint(self, *given, **named):
             super()._save_checkpoint(*given, **named)
-            home = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            save_file(self.held, home / FILE)
+            step = self.state.global_step
+            home = Path(self.args.output_dir)
+            file = home / f"checkpoint-{step}" / FILE
+            save_file(self.held, file)
 
         def _load_from_checkpoint(self, resume_from_checkpoint, *rest, **named):
             super()._load_from_checkpoint(resume_from_checkpoint, *rest, **named)
-            copy(load_file(Path(resume_from_checkpoint) / FILE), self.held)
+            file = Path(resume_from_checkpoint) / FILE
+            found = load_file(file)
+            copy(found, self.held)
 
         def hold(self):
             """Hold the weights as they are now."""
-            copy(dict(self.model.named_parameters()), self.held)
+            own = dict(self.model.named_parameters())
+            copy(own, self.held)
 
         def restore(self):
             """Set the weights to those that are held."""
             own = dict(self.model.named_parameters())
-            copy(self.held, {name: own[name] for name in self.held})
+            changed = {}
+            for name in self.held:
+                changed[name] = own[name]
+            copy(self.held, changed)
 
     return Holding

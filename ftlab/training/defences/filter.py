@@ -43,9 +43,15 @@ class Filter(Defence):
     def check(self, parent, method, config) -> None:
         """Check further that there are anchors; raises UsageError `anchors_needed`."""
         super().check(parent, method, config)
-        acts = self.share > 0 if self.n_rows is None else self.n_rows > 0
+        acts = self.share > 0
+        if self.n_rows is not None:
+            acts = self.n_rows > 0
         if acts and self.by in ANCHORED:
-            anchors(parent, self.harmful, self.safe)
+            anchors(
+                parent,
+                self.harmful,
+                self.safe,
+            )
 
     def choose(self, rows: Data, parent: Model) -> Data:
         """Return the rows that stay, in their order.
@@ -65,23 +71,44 @@ class Filter(Defence):
         if not count:
             return rows
         scores = self.scores(rows, parent)
-        order = sorted(range(len(rows)), key=scores.__getitem__, reverse=True)
-        return leave_out(rows, [place + 1 for place in order[:count]])
+        places = range(1, len(rows) + 1)
+        order = sorted(
+            places,
+            key=lambda place: -scores[place - 1],
+        )
+        return leave_out(rows, order[:count])
 
     def scores(self, rows: Data, parent: Model) -> list[float]:
         """Return a score per row, higher where it is more suspicious."""
         sides: tuple[Data, ...] = ()
         if self.by in ANCHORED:
-            sides = anchors(parent, self.harmful, self.safe)
+            sides = anchors(
+                parent,
+                self.harmful,
+                self.safe,
+            )
         tokenizer = parent.tokenizer()
         text = parent.config.get("text_config") or parent.config
-        longest = text.get("max_position_embeddings") or MAX_LENGTH
+        own = text.get("max_position_embeddings")
+        longest = own or MAX_LENGTH
         encoded = []
         for data in (strip_answers(rows), *sides):
-            found = encode_rows(data, tokenizer, max_length=longest, on_too_long="cut")
+            found = encode_rows(
+                data,
+                tokenizer,
+                max_length=longest,
+                on_too_long="cut",
+            )
             encoded.append(found)
-        own, *others = encoded
-        given = Given(parent, rows, own, others, None, BATCH_SIZE)
+        scored, *others = encoded
+        given = Given(
+            parent,
+            rows,
+            scored,
+            others,
+            weights=None,
+            batch_size=BATCH_SIZE,
+        )
         with released():
             return RANKINGS[self.by](given)
 

@@ -58,12 +58,17 @@ class Lisa(Defence):
         if not self.safety_steps:
             return near
         data = _safety.every_row(self.rows)
-        rows = encode_rows(data, job.tokenizer, max_length=job.longest_row)
+        rows = encode_rows(
+            data,
+            job.tokenizer,
+            max_length=job.longest_row,
+        )
         return alternating(near, self, rows)
 
     def round_of(self, step: int) -> tuple[int, int]:
         """Return the round of a step, from 0, and its place in it; safety steps are first."""
-        return divmod(step, self.safety_steps + self.user_steps)
+        length = self.safety_steps + self.user_steps
+        return divmod(step, length)
 
 
 def alternating(cls: type, lisa: Lisa, rows: list[dict]) -> type:
@@ -85,7 +90,8 @@ def alternating(cls: type, lisa: Lisa, rows: list[dict]) -> type:
             if place >= lisa.safety_steps:
                 return found
             batches = self.safety_batches(step)
-            return batches, self._get_num_items_in_batch(batches, device)
+            count = self._get_num_items_in_batch(batches, device)
+            return batches, count
 
         def safety_batches(self, step):
             size = self.args.per_device_train_batch_size
@@ -99,7 +105,9 @@ def alternating(cls: type, lisa: Lisa, rows: list[dict]) -> type:
 
         def drawn(self, step):
             """Draw as many rows as the user's step has; every row once before any is repeated."""
-            full = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            rows_per_pass = self.args.per_device_train_batch_size
+            passes = self.args.gradient_accumulation_steps
+            full = rows_per_pass * passes
             own = len(self.train_dataset)
             per_epoch = math.ceil(own / full)
             before = step % per_epoch * full
@@ -110,8 +118,8 @@ def alternating(cls: type, lisa: Lisa, rows: list[dict]) -> type:
             for number in range(first, first + count):
                 turn, index = divmod(number, len(rows))
                 lot = random.Random(f"lisa {self.args.seed} {turn}")
-                order = lot.sample(range(len(rows)), len(rows))
-                found.append(rows[order[index]])
+                order = lot.sample(rows, len(rows))
+                found.append(order[index])
             return found
 
     return Alternating

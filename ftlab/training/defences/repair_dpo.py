@@ -96,32 +96,43 @@ class RepairDPO(Defence):
         pairs = with_reference(child, self.drawn(), parent)
         rate = self.learning_rate
         if rate is None:
-            rate = usual_rate(parent, "dpo", 1e-6, hasattr(child, "peft_config"))
+            adapter = hasattr(child, "peft_config")
+            rate = usual_rate(parent, "dpo", 1e-6, adapter)
         batches = []
         for epoch in range(self.epochs):
             lot = random.Random(f"repair {epoch}")
             order = lot.sample(pairs, len(pairs))
             for start in range(0, len(order), self.batch_size):
                 end = start + self.batch_size
-                batches.append(order[start:end])
-        train_on(child, batches, lambda pair: self.loss(child, pair), rate)
+                batch = order[start:end]
+                batches.append(batch)
+
+        def loss(pair):
+            return self.loss(child, pair)
+
+        train_on(child, batches, loss, rate)
 
     def loss(self, child: Any, pair: Pair) -> Any:
         """Return equation 7 for one pair."""
         from torch.nn.functional import logsigmoid
 
-        ratio = difference(child, pair.chosen, pair.rejected) - pair.reference
+        own = difference(child, pair.chosen, pair.rejected)
+        ratio = own - pair.reference
         return -logsigmoid(self.beta * ratio)
 
 
 def difference(model: Any, chosen: dict, rejected: dict) -> Any:
     """Return log p(chosen) - log p(rejected), each summed over the answer's tokens."""
-    return log_probability(model, chosen) - log_probability(model, rejected)
+    towards = log_probability(model, chosen)
+    away = log_probability(model, rejected)
+    return towards - away
 
 
 def log_probability(model: Any, row: dict) -> Any:
     """Return the log-probability of a row's answer."""
-    return -row_losses(model, [row])[0] * len(answer_labels(row))
+    (mean,) = row_losses(model, [row])
+    tokens = len(answer_labels(row))
+    return -mean * tokens
 
 
 def with_reference(child: Any, pairs: tuple[dict, ...], parent: Any) -> list[Pair]:
@@ -135,8 +146,9 @@ def with_reference(child: Any, pairs: tuple[dict, ...], parent: Any) -> list[Pai
     found = []
     with torch.no_grad(), unchanging(child):
         for chosen, rejected in zip(*sides, strict=True):
-            reference = difference(child, chosen, rejected).item()
-            found.append(Pair(chosen, rejected, reference))
+            reference = difference(child, chosen, rejected)
+            pair = Pair(chosen, rejected, reference.item())
+            found.append(pair)
     return found
 
 
