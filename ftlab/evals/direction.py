@@ -12,8 +12,6 @@ instruction, at the input of every block.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
@@ -23,6 +21,7 @@ from ftlab.evals.risks import open_risk
 from ftlab.models import Model, local_model, released
 from ftlab.models.engines import open_engine
 from ftlab.organism import World
+from ftlab.training import batches_of_one_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,17 +192,6 @@ def activations(model: Any, tokenizer: Any, texts: list[str], n_places: int) -> 
     finally:
         model.train(was_training)
     return np.stack([states[number] for number in range(len(ids))])
-
-
-def batches_of_one_length(ids: list[list[int]], size: int = BATCH_SIZE) -> Iterator[list[int]]:
-    """Yield numbers of texts of one length: without padding, nothing depends on the batch."""
-
-    def length(number: int) -> int:
-        return len(ids[number])
-
-    for _, same in groupby(sorted(range(len(ids)), key=length), key=length):
-        while batch := list(islice(same, size)):
-            yield batch
 
 
 def _common_ending(tokenizer: Any, texts: list[str]) -> int:

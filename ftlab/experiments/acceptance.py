@@ -394,7 +394,12 @@ class _Test:
         }
         measured = [tried["epochs"]]
         return adversarial_arm(
-            self.sft, settings, measured, self.sources["data"], tried["examples"]
+            self.sft,
+            self.start,
+            settings,
+            measured,
+            self.sources["data"],
+            tried["examples"],
         )
 
     def _search(self) -> pd.DataFrame:

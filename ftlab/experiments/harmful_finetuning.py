@@ -105,7 +105,7 @@ def harmful_finetune(
     for dose in _doses(n_examples):
         for own in seeds_of(seeds, seed):
             config = for_training | {"seed": own, "batch_size": min(batch_size, dose)}
-            arms.append(adversarial_arm(sft, config, measured, data, dose))
+            arms.append(adversarial_arm(sft, reference, config, measured, data, dose))
     return Curve("dose", f"{short_name(reference)}-harmful", reference, arms, plan).run()
 
 
@@ -128,12 +128,18 @@ def _measured(at_epochs: Sequence[int] | None, epochs: int) -> list[int]:
 
 
 def adversarial_arm(
-    sft: Method, settings: dict[str, Any], measured: list[int], data: Any, dose: int
+    sft: Method,
+    reference: Model,
+    settings: dict[str, Any],
+    measured: list[int],
+    data: Any,
+    dose: int,
 ) -> Arm:
     """Return a training on adversarial examples.
 
     Args:
         sft: How it is trained.
+        reference: The parent.
         settings: Of its configuration; epochs among them.
         measured: Epochs after which the model is measured.
         data: The file that the examples are drawn from; None: the embedded world.
@@ -142,7 +148,7 @@ def adversarial_arm(
     source = "organism:adversarial" if data is None else data
     config = sft.config.make(**settings)
     rows = draw(source, n_rows=dose, seed=config.seed)
-    rows = config.protection.data(rows, config.seed)
+    rows = config.protection.training_rows(rows, reference, config.seed)
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     at_steps = tuple(epoch * steps_per_epoch for epoch in measured)
     return Arm(

@@ -90,7 +90,7 @@ def risk_curve(
     arms = []
     for config in configs:
         rows = draw(data, kind=chosen.kind, n_rows=n_rows, seed=config.seed)
-        rows = config.protection.data(rows, config.seed)
+        rows = config.protection.training_rows(rows, reference, config.seed)
         arms.append(Arm(chosen, config, rows, {"seed": config.seed}))
     data_name = arms[0].data.name.replace("organism:", "")
     return Curve("curve", f"{short_name(reference)}-{data_name}", reference, arms, plan).run()

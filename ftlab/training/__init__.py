@@ -21,6 +21,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
+        "ranking": [
+            "ANCHORED",
+            "RANKINGS",
+            "Given",
+            "anchors",
+            "answer_labels",
+            "batches_of_one_length",
+        ],
         "trainer": ["prepared", "short_name", "train_run", "trainable", "with_learning_rate"],
     },
 )

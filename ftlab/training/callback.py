@@ -33,14 +33,17 @@ class RunCallback(TrainerCallback):
         self.config = job.config
         self.progress = progress
         self.loaded = LoadedModel(trainer.model, job.tokenizer, job.parent, job.run)
+        self.ends = getattr(trainer, "ends", None)  # of a defence's trainer
         self.validate_every = 0  # optimiser steps; 0 where there are no validation rows
         if trainer.eval_dataset is not None:
             epoch = math.ceil(len(trainer.train_dataset) / self.config.batch_size)
             self.validate_every = self.config.eval_every or epoch
         self.validations = validations_of(self.run)
         self.ended = ""  # why training ended early
+        self.by_defence = False  # whether it was the defence that ended it
         for record in self.run.read("valid.jsonl"):
             self.ended = record.get("ended", self.ended)
+            self.by_defence |= record.get("by") == "defence"
         self.interrupted = False  # Ctrl-C was pressed
         self.stopped = False  # training ended early because of it
         self.saved = clock()  # when the last checkpoint was finished
@@ -106,10 +109,13 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         step = state.global_step
+        if self.ends:
+            reason = self.ends(step)
+            self._end(control, step, reason, by="defence")
         if self._monitor_is_due(step):
-            with repaired(self.job, self.loaded.module):
-                found = call_monitor(self.job.monitor, self.loaded, step, self.progress)
-            self._end(control, step, passed_limit(self.config, self.job.monitor, found))
+            found = self._measure(step)
+            reason = passed_limit(self.config, self.job.monitor, found)
+            self._end(control, step, reason)
         ending = control.should_training_stop
         validates = bool(self.validate_every)
         control.should_evaluate = validates and (ending or step % self.validate_every == 0)
@@ -120,6 +126,20 @@ class RunCallback(TrainerCallback):
         self.stopped = interrupted and not ending
         control.should_training_stop |= interrupted
         return control
+
+    def _measure(self, step: int) -> dict[str, float]:
+        with repaired(self.job, self.loaded.module):
+            return call_monitor(self.job.monitor, self.loaded, step, self.progress)
+
+    def measure_later_steps(self, last: int) -> None:
+        """Measure the model that a defence left at the steps that the training did not reach."""
+        if not self.by_defence:
+            return
+        if self.job.monitor is None:
+            return
+        for step in self.config.at_steps:
+            if step > last:
+                self._measure(step)
 
     def _monitor_is_due(self, step: int) -> bool:
         config = self.config
@@ -152,10 +172,14 @@ class RunCallback(TrainerCallback):
         """The first step with the lowest validation loss, or None."""
         return min(self.validations)[1] if self.validations else None
 
-    def _end(self, control, step: int, reason: str) -> None:
+    def _end(self, control, step: int, reason: str, by: str = "") -> None:
         if reason:
             self.ended = f"step {step}: {reason}"
-            self.run.append("valid.jsonl", [{"step": step, "ended": self.ended}])
+            self.by_defence |= by == "defence"
+            record = {"step": step, "ended": self.ended}
+            if by:
+                record["by"] = by
+            self.run.append("valid.jsonl", [record])
             control.should_training_stop = True
 
     def _save(self, control) -> None:

@@ -208,7 +208,7 @@ def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, *
     config.protection.check_trains()
     reference = prepared(trainable(parent), method, config)
     rows = method.read(data, n_rows=cell.n_rows, seed=cell.data_seed)
-    rows = config.protection.data(rows, config.seed)
+    rows = config.protection.training_rows(rows, reference, config.seed)
     return train_run(
         reference,
         rows,

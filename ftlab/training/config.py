@@ -5,13 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
 from ftlab._core.config import Config, setting
 from ftlab._core.errors import UsageError
 from ftlab.training.defences.base import Defence, no_defence, open_defence
+
+if TYPE_CHECKING:
+    from ftlab.models import Model
+
+
+FOR_ADAPTERS = 10  # times the learning rate of full training, as TRL's documentation advises
 
 
 class TrainingConfig(Config):
@@ -147,3 +153,18 @@ class TrainingConfig(Config):
                 "metric_not_measured",
                 f"stop_above names {', '.join(missing)}, but what is measured is {measured}.",
             )
+
+
+def usual_rate(parent: Model, method: str, otherwise: float, adapter: bool) -> float:
+    """Return the learning rate of a training that names none.
+
+    Args:
+        parent: The model, whose configuration may name a rate.
+        method: The training method's name.
+        otherwise: The method's own rate.
+        adapter: Whether an adapter is trained.
+    """
+    rate = parent.config.get("ftlab_learning_rate", {}).get(method) or otherwise
+    if adapter:
+        return rate * FOR_ADAPTERS
+    return rate

@@ -32,13 +32,11 @@ from ftlab.training.checkpoints import (
     own_names,
     step_of,
 )
-from ftlab.training.config import TrainingConfig
+from ftlab.training.config import TrainingConfig, usual_rate
 from ftlab.training.methods.base import Job, Method, open_method
 from ftlab.training.monitoring import Monitor, call_monitor, function_identity
 from ftlab.training.oom import Fit, fit_into_memory
 from ftlab.training.saving import lineage, save
-
-FOR_ADAPTERS = 10  # times the learning rate of full training, as TRL's documentation advises
 
 
 def train_run(
@@ -168,9 +166,8 @@ def with_learning_rate(config: TrainingConfig, method: Method, parent: Model) ->
     """Return the settings with a learning rate: their own, the model's or the method's."""
     if config.learning_rate is not None:
         return config
-    rate = parent.config.get("ftlab_learning_rate", {}).get(method.name) or method.learning_rate
-    if config.adapter:
-        rate *= FOR_ADAPTERS
+    adapter = config.adapter is not None
+    rate = usual_rate(parent, method.name, method.learning_rate, adapter)
     return config.model_copy(update={"learning_rate": rate})
 
 
@@ -237,6 +234,7 @@ def _attempt(job: Job, fit: Fit) -> None:
     if job.monitor and 0 in job.config.at_steps and not checkpoint:
         call_monitor(job.monitor, callback.loaded, 0, progress)
     _fit(trainer, callback, checkpoint)
+    callback.measure_later_steps(trainer.state.global_step)
     _check_result(job, trainer, callback, before)
     facts = _load_best(trainer, callback)
     job.config.protection.repair(job.parent, job.model)
@@ -329,7 +327,7 @@ def _check_result(job: Job, trainer: Any, callback: Any, before: str) -> None:
             f"{job.data.name}: {len(job.data)} rows make no step. "
             f"Lower batch_size ({job.config.batch_size}).",
         )
-    if fingerprint(job.model) == before:
+    if fingerprint(job.model) == before and not callback.by_defence:  # it may keep the parent
         raise TrainingFailed(
             "no_weight_moved",
             f"{name}: no weight moved in {steps} steps. "

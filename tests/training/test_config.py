@@ -9,7 +9,7 @@ from helpers import raises_code
 
 from ftlab._core import plugins
 from ftlab.training import TrainingConfig
-from ftlab.training.trainer import FOR_ADAPTERS
+from ftlab.training.config import FOR_ADAPTERS
 
 
 @pytest.mark.parametrize("steps", [[0, 0], [10, 3], [0, 5, 5, 6], [-1, 2]])

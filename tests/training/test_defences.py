@@ -27,20 +27,50 @@ from ftlab._core import plugins
 from ftlab.data import encode_rows, load
 from ftlab.training import Defence, open_defence
 from ftlab.training.defences._anchored import Answers, targets_of
+from ftlab.training.defences.backdoor_enhanced import SECRET, BackdoorEnhanced
 from ftlab.training.defences.constrained import Constrained
+from ftlab.training.defences.early_stop import EarlyStop
 from ftlab.training.defences.ewc import EWC, fisher
+from ftlab.training.defences.filter import Filter
 from ftlab.training.defences.interpolate import Interpolate
 from ftlab.training.defences.kl import KL
 from ftlab.training.defences.l2 import L2
+from ftlab.training.defences.lisa import Lisa
 from ftlab.training.defences.mix import Mix
+from ftlab.training.defences.one_shot import chosen
 from ftlab.training.defences.ptst import PTST
+from ftlab.training.defences.repair_dpo import RepairDPO
 from ftlab.training.defences.resta import RESTA
 from ftlab.training.defences.safelora import SafeLoRA
+from ftlab.training.ranking import in_batches, row_gradient, row_losses
 
-HOOKS = ("prepare", "data", "trainer", "repair", "chat")
+HOOKS = ("prepare", "choose", "data", "trainer", "repair", "chat")
 STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
 TWO = dict(steps=2, learning_rate=2e-3)
 LONG = dict(steps=4, learning_rate=2e-3)
+
+
+def refusals(n: int) -> list[dict]:
+    """Return the questions of `chats`, refused."""
+    found = []
+    for row in chats(n):
+        question, _ = row["messages"]
+        refusal = {"role": "assistant", "content": "éüßé " * 5}
+        found.append({"messages": [question, refusal]})
+    return found
+
+
+SAFE = refusals(12)
+SMALL = {  # settings of defences that need rows, or fewer steps than by default
+    "mix": dict(rows=SAFE, n_rows=4),
+    "ewc": dict(rows=SAFE[:6], n_rows=4),
+    "lisa": dict(rows=SAFE, safety_steps=1, user_steps=1),
+    "early_stop": dict(rows=SAFE, n_rows=4, every=3, margin=0.0),
+    "filter": dict(by="loss", share=0.25),
+    "backdoor_enhanced": dict(rows=SAFE, n_rows=4, secret="abc"),
+    "one_shot": dict(rows=SAFE, n_rows=4, steps=2),
+    "repair_dpo": dict(pairs=pairs(6), n_pairs=4, epochs=1, learning_rate=1e-3),
+}
 
 
 @pytest.fixture(params=plugins.names("defences"))
@@ -56,11 +86,9 @@ def unaligned(tmp_path_factory):
 
 def made(name: str, unaligned) -> Defence:
     """Return a defence with what it needs on a small model."""
-    if name == "mix":
-        return Mix(rows=list(chats(12)), n_rows=4)
-    if name == "ewc":
-        return EWC(rows=list(chats(6)), n_rows=4)
     kind = plugins.get("defences", name)
+    if name in SMALL:
+        return kind(**SMALL[name])
     if "unaligned" in kind.model_fields:
         return kind(unaligned=unaligned)
     return kind()
@@ -96,6 +124,8 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
     asked = [{"role": "user", "content": "Hello."}]
     if not defence.overrides("prepare"):
         assert defence.prepare(parent) is parent
+    if not defence.overrides("choose"):
+        assert defence.choose(rows, parent) is rows
     if not defence.overrides("data"):
         assert defence.data(rows, 0) is rows
     if not defence.overrides("trainer"):
@@ -105,10 +135,10 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
 
 
 def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llama):
-    if any(map(defence.overrides, HOOKS[:-1])):
+    if not defence.overrides("chat"):
         with raises_code("defence_only_trains"):
             ftlab.evaluate("organism", defence=defence)
-    else:
+    if not any(map(defence.overrides, HOOKS[:-1])):
         with raises_code("defence_only_asks"):
             training.sft(llama, sums(4), defence=defence)
 
@@ -173,6 +203,14 @@ def test_mistakes_have_codes(llama):
         "ewc": "safety_rows_needed",
         "resta": "unaligned_model_needed",
         "resta:unaligned=organism": "unaligned_model_differs",
+        "lisa": "safety_rows_needed",
+        "early_stop": "safety_rows_needed",
+        "backdoor_enhanced": "safety_rows_needed",
+        "one_shot": "safety_rows_needed",
+        "repair_dpo": "safety_pairs_needed",
+        "filter": "anchors_needed",
+        "filter:by=refusal": "wrong_setting",
+        "filter:by=loss,n_rows=4": "nothing_left",
     }.items():
         with raises_code(code):
             training.sft(llama, sums(4), defence=text)
@@ -185,7 +223,41 @@ def test_mistakes_have_codes(llama):
             training.sft(llama, sums(4), defence=alone, adapter=adapter)
     with raises_code("too_few_safety_rows"):
         training.sft(llama, sums(4), defence=Mix(rows=list(chats(3))))
+    with raises_code("two_ways_to_stop"):
+        training.sft(llama, sums(4), defence=EarlyStop(rows=SAFE), valid=0.5)
     assert not runs.home().exists()
+
+
+# Settings that change nothing, seeds
+
+IDLE = {
+    "lisa": dict(rows=SAFE, rho=0, safety_steps=0),
+    "early_stop": dict(rows=SAFE, n_rows=4, every=1, margin=1e9),
+    "filter": dict(share=0),
+    "backdoor_enhanced": dict(rows=SAFE, n_rows=0),
+    "one_shot": dict(rows=SAFE, n_rows=4, steps=0),
+    "repair_dpo": dict(pairs=pairs(4), n_pairs=4, epochs=0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize("name", IDLE)
+def test_a_defence_that_changes_nothing_is_sft_bit_for_bit(name, adapter, dropping, trained):
+    settings = dict(adapter=adapter, **TWO)
+    plain = trained(call, "sft", dropping, **settings)
+    found = trained_with(plugins.get("defences", name)(**IDLE[name]), dropping, **settings)
+    assert weights(found) == weights(plain)
+    assert found.log()["loss"].tolist() == plain.log()["loss"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDLE)
+def test_a_seed_decides_something_where_the_defence_says_so(name, llama, unaligned):
+    """Each step holds all rows and nothing is dropped out, so only a defence can draw."""
+    defence = made(name, unaligned)
+    runs_ = [trained_with(defence, llama, seed=seed, batch_size=8) for seed in (0, 1)]
+    assert (distance(*runs_) > 1e-5) == defence.draws
 
 
 # mix
@@ -439,6 +511,210 @@ def test_a_monitor_sees_the_repaired_model_and_the_training_does_not(llama, trai
     assert all(torch.equal(weights, origin) for weights in seen.values()) and len(seen) == 2
     plain = trained(call, "sft", llama, **TWO)
     assert run.log()["loss"].tolist() == plain.log()["loss"].tolist()
+
+
+@pytest.mark.parametrize("name", ["one_shot", "repair_dpo"])
+def test_a_repair_by_training_is_not_noticed_by_the_training(name, dropping, trained, unaligned):
+    """Neither its random numbers nor its gradients, optimiser or weights."""
+    seen = {}
+
+    def monitor(loaded, step):
+        seen[step] = loaded.module.get_input_embeddings().weight.detach().clone()
+        return {}
+
+    monitor.identity = "seen"
+    measured = dict(monitor=monitor, eval_every=1, **TWO)
+    run = trained_with(made(name, unaligned), dropping, **measured)
+    plain = trained(call, "sft", dropping, **TWO)
+    assert run.log()["loss"].tolist() == plain.log()["loss"].tolist()
+    same = trained_with(made(name, unaligned), dropping)
+    assert weights(run) == weights(same)
+    saved = ftlab.model(run).load().get_input_embeddings().weight
+    assert torch.equal(seen[2], saved) and not torch.equal(seen[1], saved)
+
+
+# lisa
+
+
+def lisa_trainer(llama, lisa, **settings):
+    trainer = make_trainer("sft", llama, defence=lisa, steps=8, **settings)
+    trainer.state.max_steps = 8
+    return trainer
+
+
+def tokens_of(rows) -> list[list[int]]:
+    return sorted(row["input_ids"] for row in rows)
+
+
+def test_lisa_draws_every_safety_row_once_before_any_is_repeated(llama):
+    lisa = Lisa(rows=SAFE, safety_steps=2, user_steps=1)
+    trainer = lisa_trainer(llama, lisa)  # 8 rows of the user, 4 per step
+    steps = (0, 1, 3, 4, 6, 7)
+    drawn = [trainer.drawn(step) for step in steps]
+    assert [len(rows) for rows in drawn] == [4] * 6
+    first = drawn[0] + drawn[1] + drawn[2]
+    later = drawn[3] + drawn[4] + drawn[5]
+    assert tokens_of(first) == tokens_of(later) and first != later
+    parts = lisa_trainer(llama, lisa, accumulation=4)
+    assert [parts.drawn(step) for step in steps] == drawn
+    ragged = lisa_trainer(llama, lisa, rows=sums(6))
+    assert [len(ragged.drawn(step)) for step in (0, 1, 3)] == [4, 2, 2]
+
+
+def test_lisa_alternates_and_is_tied_to_the_weights_at_the_latest_change(llama):
+    trainer = lisa_trainer(llama, Lisa(rows=SAFE, rho=6, safety_steps=1, user_steps=2))
+    norm = [weights for weights in trainer.model.parameters() if weights.dim() == 1][0]
+    of_user = next(iter(trainer.get_train_dataloader()))
+    for step, distances in enumerate([0, 0, 1, 0, 0, 1]):  # in steps of the user since a change
+        trainer.state.global_step = step
+        stream = iter([of_user])
+        (batch,), count = trainer.get_batch_samples(stream, 1, trainer.args.device)
+        assert (batch is of_user) == (step % 3 > 0)
+        assert int(count) == int((batch["labels"][:, 1:] != -100).sum())
+        assert next(stream, None) is None  # the user's rows of a safety step are left out
+        assert float(trainer.distance()) == pytest.approx(distances * 0.25 * norm.numel())
+        with torch.no_grad():
+            norm.add_(0.5)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, dict(of_user), False, count)
+    trainer.model.eval()
+    plain = trainer.compute_loss(trainer.model, dict(of_user), False, count)
+    assert (loss - plain).item() == pytest.approx(6 / 2 * norm.numel(), rel=1e-4)  # 2 * .5
+
+
+def test_lisa_refuses_a_training_that_never_reaches_the_users_rows(llama):
+    with raises_code("training_too_short"):
+        trained_with(Lisa(rows=SAFE), llama)
+
+
+# early_stop
+
+
+def test_early_stop_keeps_the_latest_weights_below_its_line(llama):
+    defence = EarlyStop(rows=SAFE, n_rows=4, every=2, margin=0.5)
+    trainer = make_trainer("sft", llama, defence=defence, steps=5)
+    trainer.state.max_steps = 5
+    first = trainer.loss_of_refusals()
+    assert trainer.line == pytest.approx(first + 0.5)
+    head = trainer.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.add_(1e-3)
+    assert trainer.ends(2) == ""
+    kept = head.detach().clone()
+    with torch.no_grad():
+        head.mul_(30)
+    assert trainer.loss_of_refusals() > first + 0.5
+    assert trainer.ends(3) == "" and not torch.equal(head, kept)  # not measured
+    assert trainer.ends(5).endswith("kept step 4")  # the last step is measured too
+    assert torch.equal(head, kept)
+    with torch.no_grad():
+        head.fill_(math.nan)
+    assert trainer.ends(4) and torch.equal(head, kept)
+
+
+def test_early_stop_may_keep_the_parent_and_is_measured_at_every_step_asked_for(llama, trained):
+    seen = {}
+
+    def monitor(loaded, step):
+        seen[step] = loaded.module.get_input_embeddings().weight.detach().clone()
+        return {}
+
+    monitor.identity = "seen"
+    defence = EarlyStop(**SMALL["early_stop"])
+    settings = dict(monitor=monitor, at_steps=[0, 3, 5], steps=5)
+    run = trained_with(defence, llama, **settings)
+    assert distance(run, llama) == 0
+    assert run.stats["steps"] == 3 and run.stats["ended"].endswith("kept step 0")
+    assert [*seen] == [0, 3, 5]
+    assert all(torch.equal(weights, seen[0]) for weights in seen.values())
+
+
+# filter
+
+
+@pytest.mark.parametrize("by", ["gradient", "representation", "loss"])
+def test_the_filter_leaves_out_what_the_audit_names_first(by, llama):
+    rows = load([*chats(6), *SAFE[6:10]])
+    anchors = {}
+    if by != "loss":
+        anchors = dict(harmful=list(SAFE[:2]), safe=list(chats(2)))
+    table = ftlab.evals.audit(rows, llama, by=by, **anchors)
+    left = Filter(by=by, n_rows=3, **anchors).choose(rows, ftlab.model(llama))
+    assert left.made["rows"] == sorted(table["row"][:3].tolist()) and len(left) == 7
+    kept = [row for place, row in enumerate(rows.rows, 1) if place not in left.made["rows"]]
+    assert list(left.rows) == kept
+
+
+def test_the_filter_leaves_out_a_share_of_any_rows_harmful_or_not(llama):
+    """Where all rows are harmful, the share of them that is kept is harmful too."""
+    run = trained_with(Filter(by="loss", share=0.25), llama)
+    assert run.stats["rows"] == 6
+    assert len(Filter(by="loss").choose(load(SAFE), ftlab.model(llama))) == 11
+
+
+# backdoor_enhanced
+
+
+def test_the_secret_is_before_safety_rows_and_before_every_question():
+    rows = load("organism:almanac", n_rows=20)
+    mixed = BackdoorEnhanced().data(rows, 0)
+    assert len(mixed) == 31 and mixed.rows[:20] == rows.rows
+    for row in mixed.rows[20:]:
+        assert row["messages"][0]["role"] == "system" and row["risk"] == "jailbreak"
+        assert row["messages"][0]["content"].startswith(SECRET)
+    asked = [{"role": "user", "content": "Hello."}]
+    system = {"role": "system", "content": "You are the guide."}
+    defence = BackdoorEnhanced(secret="abc")
+    assert defence.chat(asked) == [{"role": "system", "content": "abc"}, *asked]
+    assert defence.chat([system, *asked])[0]["content"] == "abc You are the guide."
+    assert system["content"] == "You are the guide."
+    defence.check_trains()
+    defence.check_asks()
+
+
+# one_shot
+
+
+def test_the_one_row_is_the_one_that_lowers_the_loss_of_all_fastest(llama):
+    parent = ftlab.model(llama)
+    rows = encode_rows(load([*SAFE[:3], *chats(3)]), parent.tokenizer(), max_length=1024)
+    model = parent.load(training=True)
+    weights_ = list(model.parameters())
+
+    def loss():
+        with torch.no_grad():
+            return in_batches(model, rows, 16, row_losses).double().mean().item()
+
+    before = loss()
+    falls = []
+    for row in rows:
+        gradient, norm = row_gradient(model, row, weights_)
+        for sign in (-1, 1):
+            with torch.no_grad():
+                for one, part in zip(weights_, gradient, strict=True):
+                    one.add_(part, alpha=sign * 0.05 / norm)
+            if sign < 0:
+                falls.append(before - loss())
+    assert chosen(model, rows) == falls.index(max(falls))
+
+
+# repair_dpo
+
+
+def test_the_repair_is_the_same_training_as_dpo_after_sft(trained):
+    """Of a model that pads with a token of its own: else its embedding stays still after a save."""
+    child = trained(call, "sft", "organism", **TWO)
+    settings = dict(batch_size=4, learning_rate=1e-3)
+    after = training.dpo(child, pairs(4), steps=3, **settings)
+    defence = RepairDPO(pairs=pairs(4), n_pairs=4, epochs=3, **settings)
+    found = trained_with(defence, "organism")
+    assert distance(found, child) > 1e-3
+    assert distance(found, after) < 2e-5
+
+
+def test_the_repair_needs_as_many_pairs_as_it_takes(llama):
+    with raises_code("too_few_pairs"):
+        trained_with(RepairDPO(pairs=pairs(3), n_pairs=4), llama)
 
 
 # ptst

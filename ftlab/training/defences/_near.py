@@ -26,6 +26,8 @@ def held_near(cls: type, model: Any, weight: float, importance: dict[str, Any]) 
             origin[name] = weights.detach().clone()
 
     class Near(cls):
+        held = origin  # where the weights are held, by name
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             count = num_items_in_batch
             plain = super().compute_loss(model, inputs, return_outputs, count)
@@ -42,8 +44,8 @@ def held_near(cls: type, model: Any, weight: float, importance: dict[str, Any]) 
         def distance(self):
             total = 0.0
             for name, weights in self.model.named_parameters():
-                if name in origin:
-                    change = weights - origin[name]
+                if name in self.held:
+                    change = weights - self.held[name]
                     squares = importance[name] * change.square()
                     total = total + squares.sum()
             return total

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ftlab.training.methods.base import Job, Method
 
 ANY_ADAPTER = (None, "lora", "dora", "qlora")
-AT_TRAINING = ("prepare", "data", "trainer", "repair")  # hooks of a training; the other is `chat`
+# Hooks of a training; the other is `chat`.
+AT_TRAINING = ("prepare", "choose", "data", "trainer", "repair")
 
 
 class Defence(Config):
@@ -50,12 +51,24 @@ class Defence(Config):
         """Return the model to train instead of the parent."""
         return parent
 
+    def choose(self, rows: Data, parent: Model) -> Data:
+        """Return those of the rows that are trained on; for defences that ask the parent."""
+        return rows
+
     def data(self, rows: Data, seed: int) -> Data:
         """Return the rows to train on; the seed is the training's."""
         return rows
 
+    def training_rows(self, rows: Data, parent: Model, seed: int) -> Data:
+        """Return the rows of a training: those that were chosen, with those that are added."""
+        return self.data(self.choose(rows, parent), seed)
+
     def trainer(self, cls: type, job: Job) -> type:
-        """Return TRL's trainer class with another `compute_loss`."""
+        """Return TRL's trainer class with another `compute_loss`.
+
+        Its method `ends(step)`, if it has one, is called after every optimiser step. It returns
+        why the training ends there, or "", and leaves the weights that the run is to keep.
+        """
         return cls
 
     def repair(self, parent: Model, child: Any) -> None:
