@@ -37,7 +37,8 @@ from ftlab.training.defences.ptst import PTST
 from ftlab.training.defences.resta import RESTA
 from ftlab.training.defences.safelora import SafeLoRA
 
-HOOKS = ("prepare", "data", "trainer", "repair", "chat")
+HOOKS = ("prepare", "data", "trainer", "repair", "chat", "answer")
+OF_TRAINING = HOOKS[:4]
 STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
 TWO = dict(steps=2, learning_rate=2e-3)
 LONG = dict(steps=4, learning_rate=2e-3)
@@ -61,6 +62,15 @@ def made(name: str, unaligned) -> Defence:
     if name == "ewc":
         return EWC(rows=list(chats(6)), n_rows=4)
     kind = plugins.get("defences", name)
+    few = {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}
+    if name == "vaccine":
+        return kind(rows=list(chats(8)), rho=0.1, **few)
+    if name == "booster":
+        return kind(rows=list(chats(8)), harmful=list(chats(6)), **few)
+    if name == "deep_alignment":
+        return kind(rows=pairs(6), utility=list(chats(6)), n_rows=8, alpha=0.5, **few)
+    if name == "antidote":
+        return kind(harmful=list(chats(6)))
     if "unaligned" in kind.model_fields:
         return kind(unaligned=unaligned)
     return kind()
@@ -102,10 +112,12 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
         assert defence.trainer(dict, None) is dict
     if not defence.overrides("chat"):
         assert defence.chat(asked) is asked
+    if not defence.overrides("answer"):
+        assert defence.answer(asked, "Hello to you.") == "Hello to you."
 
 
 def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llama):
-    if any(map(defence.overrides, HOOKS[:-1])):
+    if any(map(defence.overrides, OF_TRAINING)):
         with raises_code("defence_only_trains"):
             ftlab.evaluate("organism", defence=defence)
     else:
@@ -114,7 +126,7 @@ def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llam
 
 
 def test_a_trained_defence_is_another_run_and_a_changed_setting_too(defence, llama, trained):
-    if not any(map(defence.overrides, HOOKS[:-1])):
+    if not any(map(defence.overrides, OF_TRAINING)):
         pytest.skip("it does not train")
     adapter = adapter_of(defence)
     plain = trained(call, "sft", llama, adapter=adapter, **TWO)
@@ -140,7 +152,7 @@ def test_the_identity_without_a_defence_is_what_it_was():
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_defence_resumes_as_if_never_stopped(defence, adapter, dropping, monkeypatch, trained):
-    if not any(map(defence.overrides, HOOKS[:-1])) or adapter not in defence.adapters:
+    if not any(map(defence.overrides, OF_TRAINING)) or adapter not in defence.adapters:
         pytest.skip("it does not train")
     settings = dict(n=16, adapter=adapter, **LONG)
     straight = trained(trained_with, defence, dropping, **settings)
