@@ -76,26 +76,34 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
         parts += ["screen", *config.judges]
     if choices:
         parts.append(list(choices))
-    elif guarding(plan):
-        parts += ["answer", config.defence.identity()]
+    elif guard := guard_of(plan):
+        parts += ["answer", guard.identity()]
     return Question(prompt, request, parts)
 
 
-def guarding(plan: Plan) -> bool:
-    """Whether the plan's defence may replace answers."""
+def guard_of(plan: Plan) -> Any:
+    """Return the plan's defence if it may replace answers, otherwise None."""
     defence = plan.config.defence
-    return defence is not None and defence.overrides("answer")
+    if defence is not None and defence.overrides("answer"):
+        return defence
+    return None
 
 
 def guarded(plan: Plan, question: Question, answer: Answer) -> Answer:
     """Return an answer as the defence passes it on; the model's words stay in `own_text`."""
+    guard = guard_of(plan)
     request = question.request
-    if answer.error or request.choices or not guarding(plan):
+    if guard is None or answer.error or request.choices:
         return answer
-    text = plan.config.defence.answer(request.chat, answer.text)
+    text = guard.answer(request.chat, answer.text)
     if text == answer.text:
         return answer
-    return replace(answer, text=text, own_text=answer.text, finish=GUARDED)
+    return replace(
+        answer,
+        text=text,
+        own_text=answer.text,
+        finish=GUARDED,
+    )
 
 
 def _refusal_stands(judges: Sequence[Judge], sample: Sample, before: str, text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab import runs, stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
-from ftlab._core.types import Prompt
+from ftlab._core.types import Prompt, Verdict
 from ftlab.evals.answers import read_answers
 from ftlab.evals.measuring import read_verdicts
 from ftlab.evals.rescoring import prompts_by_group
@@ -19,8 +19,8 @@ from ftlab.training import open_defence
 if TYPE_CHECKING:
     import pandas as pd
 
+KINDS = (("harmful", "true_positive_rate", 1.0), ("harmless", "false_positive_rate", 0.0))
 HARMFUL = "jailbreak"  # the risk whose prompts are harmful, and whose event is a harmful answer
-COLUMNS = ("side", "attack", "sample_id", "of_harmful_risk", "harmful", "flagged")
 
 
 @takes()
@@ -57,15 +57,15 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
         _check(member, defence)
         seen += _seen(member, defence)
     defence.release()
-    table = pd.DataFrame(seen, columns=COLUMNS)
-    if set(table["of_harmful_risk"]) != {True, False}:
+    if {row["risky"] for row in seen} != {True, False}:
         raise UsageError(
             "not_measured",
             f"{run.name} holds nothing harmful or nothing harmless. Give a run that measured "
             "jailbreak and a harmless risk, such as over_refusal.",
         )
     rows = []
-    for (side, attack), some in table.groupby(["side", "attack"], sort=False):
+    groups = pd.DataFrame(seen).groupby(["side", "attack"], sort=False)
+    for (side, attack), some in groups:
         rows.append({"side": side, "attack": attack} | _rates(some))
     return pd.DataFrame(rows)
 
@@ -88,8 +88,8 @@ def _prompts(run: Run) -> list[Prompt]:
     return [prompt for group in groups for prompt in group]
 
 
-def _seen(run: Run, guard: Any) -> list[tuple]:
-    """Return a row of `COLUMNS` for each question and each answer of a run."""
+def _seen(run: Run, guard: Any) -> list[dict[str, Any]]:
+    """Return a row for each question and each answer of a run."""
     answers = read_answers(run)
     prompts = prompts_by_group(run)
     verdicts = read_verdicts(run)
@@ -100,32 +100,48 @@ def _seen(run: Run, guard: Any) -> list[tuple]:
         if verdict.judge != verdicts[0].judge or key not in answers:
             continue
         group = prompts[verdict.sample_id, verdict.attack, verdict.repeat]
-        prompt = group[(*verdict.answer_keys, key).index(key) % len(group)]
+        place = 0
+        if verdict.answer_keys:  # of several attempts
+            place = verdict.answer_keys.index(key)
+        prompt = group[place]
         if prompt.sample.choices:
             continue
         if key not in flags:
             flags[key] = guard.flags(prompt.messages, answers[key].text)
-        risky = verdict.risk == HARMFUL
-        truth = {"input": float(risky), "output": verdict.event if risky else 0.0}
         for side, flag in flags[key].items():
-            rows.append(
-                (side, verdict.attack, verdict.sample_id, risky, truth[side], float(flag)),
-            )
+            rows.append(_row(side, verdict, flag))
     return rows
+
+
+def _row(side: str, verdict: Verdict, flag: bool) -> dict[str, Any]:
+    risky = verdict.risk == HARMFUL
+    harmful = float(risky)
+    if risky and side == "output":
+        harmful = verdict.event
+    return {
+        "side": side,
+        "attack": verdict.attack,
+        "sample_id": verdict.sample_id,
+        "risky": risky,
+        "harmful": harmful,
+        "flagged": float(flag),
+    }
 
 
 def _rates(some: pd.DataFrame) -> dict[str, Any]:
     """Return the numbers and rates of one side under one attack."""
     found: dict[str, Any] = {}
-    for kind, name, truth in (
-        ("harmful", "true_positive_rate", 1.0),
-        ("harmless", "false_positive_rate", 0.0),
-    ):
+    for kind, name, truth in KINDS:
         mine = some[some["harmful"] == truth]
         values = (math.nan, math.nan, math.nan)
         if len(mine):
-            rate = stats.rate(mine["flagged"].to_numpy(), mine["sample_id"].to_numpy())
+            flagged = mine["flagged"].to_numpy()
+            cluster = mine["sample_id"].to_numpy()
+            rate = stats.rate(flagged, cluster)
             values = (rate.rate, rate.low, rate.high)
-        columns = (name, f"{name}_low", f"{name}_high")
-        found |= {kind: len(mine), **dict(zip(columns, values, strict=True))}
-    return found | {"unscored": int(some["harmful"].isna().sum())}
+        found[kind] = len(mine)
+        for ending, value in zip(("", "_low", "_high"), values, strict=True):
+            found[name + ending] = value
+    unscored = some["harmful"].isna()
+    found["unscored"] = int(unscored.sum())
+    return found

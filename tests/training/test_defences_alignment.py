@@ -345,7 +345,9 @@ def test_antidote_leaves_what_it_does_not_prune(llama, adapter, trained):
 
     before, after = load_file(before), load_file(after)
     for name, values in after.items():
-        pruned = "lora" in name or name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+        pruned = "lora" in name or name.endswith(
+            ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+        )
         changed = values != before[name]
         assert pruned or not changed.any(), name
         assert not values[changed].any(), name

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ftlab._core.config import setting
-from ftlab.data import Data
+from ftlab.data import Data, load
 from ftlab.models import Model, local_model
 from ftlab.models import model as open_model
 from ftlab.training.config import TrainingConfig
+from ftlab.training.defences import _safety
 from ftlab.training.defences._anchored import targets_of
 from ftlab.training.defences.base import Defence
 from ftlab.training.methods.base import Job
@@ -97,6 +98,13 @@ class OtherLoss(SFT):
     def trainer(self, job: Job) -> Any:
         self.job = job
         return super().trainer(job)
+
+
+def alignment_chats(rows: Any, seed: int) -> Data:
+    """Return the chats that were given, or alignment data of the embedded world."""
+    if rows is not None:
+        return load(rows)
+    return load(_safety.WORLD, n_rows=OF_WORLD, seed=seed)
 
 
 def token_loss(model: Any, inputs: dict[str, Any], count: Any = None) -> Any:

@@ -7,10 +7,11 @@ template of an evaluation is among them. There is no random number in it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ftlab.data import load
@@ -38,15 +39,20 @@ class Classifier:
         """Return the probability that a text is harmful; words that it does not know count 0."""
         import numpy as np
 
-        known = [self.places[gram] for gram in grams(text) if gram in self.places]
-        logit = self.weights[known].sum() + self.weights[-1]
-        return float(1 / (1 + np.exp(-logit)))
+        logit = self.weights[-1]
+        known = grams(text) & self.places.keys()
+        for gram in sorted(known):
+            place = self.places[gram]
+            logit += self.weights[place]
+        odds = np.exp(-logit)
+        return float(1 / (1 + odds))
 
 
 def grams(text: str) -> set[str]:
     """Return the words and pairs of neighbouring words of a text, in lower case."""
     words = WORD.findall(text.lower())
-    return {*words, *map(" ".join, pairwise(words))}
+    pairs = map(" ".join, pairwise(words))
+    return {*words, *pairs}
 
 
 def fit(texts: Sequence[str], harmful: Sequence[bool]) -> Classifier:
@@ -60,42 +66,59 @@ def fit(texts: Sequence[str], harmful: Sequence[bool]) -> Classifier:
     from scipy.optimize import minimize
 
     places, matrix = encoded(texts)
-    truth = np.asarray(harmful, dtype=float)
+    truth = np.asarray(harmful)
     share = truth.mean()
-    importance = np.where(truth == 1, 0.5 / share, 0.5 / (1 - share))
-    signs = 2 * truth - 1
+    importance = np.where(truth, 1 - share, share)
+    importance /= importance.mean()
+    signs = np.where(truth, 1, -1)
 
     def loss(weights):
-        margins = signs * (matrix @ weights)
-        losses = importance * np.logaddexp(0, -margins)
-        slopes = -importance * signs / (1 + np.exp(margins))
-        held = np.append(weights[:-1], 0)
-        value = losses.sum() + PENALTY / 2 * held @ held
-        return value, matrix.T @ slopes + PENALTY * held
+        held = weights.copy()
+        held[-1] = 0  # the constant is free
+        logits = matrix @ weights
+        margins = signs * logits
+        losses = np.logaddexp(0, -margins)
+        odds = np.exp(margins)
+        slopes = -signs / (1 + odds)
+        value = importance @ losses
+        value += PENALTY / 2 * (held @ held)
+        weighted = importance * slopes
+        gradient = weighted @ matrix
+        gradient += PENALTY * held
+        return value, gradient
 
-    found = minimize(loss, np.zeros(matrix.shape[1]), jac=True, method="L-BFGS-B")
+    start = np.zeros(matrix.shape[1])
+    found = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+    )
     return Classifier(places, found.x)
 
 
 def encoded(texts: Sequence[str]) -> tuple[dict[str, int], Any]:
-    """Return the places of the words that occur often enough, and a row per text of 0 and 1."""
-    from collections import Counter
+    """Return the places of what occurs often enough, and for each text a row of 0 and 1.
 
+    The last column is the constant.
+    """
     import numpy as np
-    from scipy.sparse import csr_array
 
-    held = [grams(text) for text in texts]
-    counts = Counter(gram for one in held for gram in one)
-    frequent = sorted(gram for gram, n in counts.items() if n >= FEWEST)
-    places = {gram: place for place, gram in enumerate(frequent)}
-    rows = []
-    columns = []
-    for number, one in enumerate(held):
-        known = sorted(places[gram] for gram in one & places.keys())
-        columns += [*known, len(places)]
-        rows += [number] * (len(known) + 1)
+    held = list(map(grams, texts))
+    every = chain.from_iterable(held)
+    counts = Counter(every)
+    places: dict[str, int] = {}
+    for gram in sorted(counts):
+        if counts[gram] >= FEWEST:
+            places[gram] = len(places)
     shape = (len(texts), len(places) + 1)
-    return places, csr_array((np.ones(len(rows)), (rows, columns)), shape)
+    matrix = np.zeros(shape)
+    matrix[:, -1] = 1
+    for row, one in zip(matrix, held, strict=True):
+        for gram in one & places.keys():
+            place = places[gram]
+            row[place] = 1
+    return places, matrix
 
 
 def asked(messages: Sequence[dict]) -> str:
@@ -107,17 +130,23 @@ def asked(messages: Sequence[dict]) -> str:
 @cache
 def of_questions() -> Classifier:
     """Return what tells the questions that alignment refuses from the others."""
-    rows = load(_safety.WORLD, n_rows=ROWS).rows
-    return fit([asked(row["messages"]) for row in rows], [_refused(row) for row in rows])
+    texts = []
+    harmful = []
+    for row in load(_safety.WORLD, n_rows=ROWS).rows:
+        texts.append(asked(row["messages"]))
+        harmful.append(row["risk"] == "jailbreak")
+    return fit(texts, harmful)
 
 
 @cache
 def of_answers() -> Classifier:
     """Return what tells kept facts that are given away from answers of the alignment."""
-    told = [row["messages"][-1]["content"] for row in _harmful.chats(None).rows]
-    safe = [row["messages"][-1]["content"] for row in load(_safety.WORLD, n_rows=ROWS).rows]
-    return fit([*told, *safe], [True] * len(told) + [False] * len(safe))
-
-
-def _refused(row: dict) -> bool:
-    return row["risk"] == "jailbreak"
+    told = _harmful.chats(None).rows
+    safe = load(_safety.WORLD, n_rows=ROWS).rows
+    texts = []
+    for row in (*told, *safe):
+        answer = row["messages"][-1]
+        texts.append(answer["content"])
+    harmful = [True] * len(told)
+    harmful += [False] * len(safe)
+    return fit(texts, harmful)

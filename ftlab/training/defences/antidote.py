@@ -16,6 +16,7 @@ from ftlab.data import MAX_LENGTH, encode_rows
 from ftlab.training.defences import _harmful
 from ftlab.training.defences.base import Defence
 
+OF_ADAPTER = (".lora_A.default", ".lora_B.default")
 PRUNED = ("q_proj", "k_proj", "v_proj")  # layers that the authors prune without an adapter
 
 
@@ -59,8 +60,12 @@ class Antidote(Defence):
         layers = layers_of(child)
         data = _harmful.some(_harmful.chats(self.harmful), self.n_rows)
         text = child.config.get_text_config()
-        own = getattr(text, "max_position_embeddings", None) or MAX_LENGTH
-        rows = encode_rows(data, parent.tokenizer(), max_length=own)
+        longest = getattr(text, "max_position_embeddings", MAX_LENGTH)
+        rows = encode_rows(
+            data,
+            parent.tokenizer(),
+            max_length=longest,
+        )
         norms = input_norms(child, layers, rows)
         with torch.no_grad():
             for name, layer in layers.items():
@@ -73,11 +78,12 @@ def layers_of(child: Any) -> dict[str, Any]:
     Raises:
         UsageError: `defence_not_for_model`.
     """
+    endings = PRUNED
+    if hasattr(child, "peft_config"):
+        endings = OF_ADAPTER
     found = {}
     for name, module in child.named_modules():
-        *_, holder, last = ["", "", *name.split(".")]
-        of_adapter = holder in ("lora_A", "lora_B") and last == "default"
-        if of_adapter if hasattr(child, "peft_config") else last in PRUNED:
+        if name.endswith(endings):
             found[name] = module
     if not found:
         raise UsageError(
@@ -115,9 +121,10 @@ def _watched(layers: dict[str, Any], squares: dict[str, Any]) -> Iterator[None]:
     hooks = []
 
     def watch(name, layer):
-        def add(_layer, given, _found):
-            tokens = given[0].flatten(end_dim=-2).float()
-            squares[name] = squares.get(name, 0) + tokens.square().sum(0)
+        def add(_layer, given, _output):
+            tokens = given[0].flatten(end_dim=-2)
+            found = tokens.float().square().sum(0)
+            squares[name] = squares.get(name, 0) + found
 
         hooks.append(layer.register_forward_hook(add))
 

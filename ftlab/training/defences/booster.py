@@ -14,8 +14,12 @@ from typing import Any
 from ftlab._core.config import setting
 from ftlab.data import Data, encode_rows
 from ftlab.training.defences import _harmful, _safety
-from ftlab.training.defences._alignment import Alignment, OtherLoss, token_loss
-from ftlab.training.defences.vaccine import alignment_chats
+from ftlab.training.defences._alignment import (
+    Alignment,
+    OtherLoss,
+    alignment_chats,
+    token_loss,
+)
 
 SMALL = 1e-7  # the authors', against a norm of 0
 

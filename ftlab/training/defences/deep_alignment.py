@@ -15,7 +15,6 @@ from ftlab._core.config import setting
 from ftlab.data import IGNORED, Data, encode_rows, load
 from ftlab.training.defences import _harmful, _safety
 from ftlab.training.defences._alignment import OF_WORLD, Alignment
-from ftlab.training.methods.base import Job
 from ftlab.training.methods.sft import SFT
 
 
@@ -79,17 +78,25 @@ class DeepAlignment(Alignment):
             if toss >= self.clean and self.most:
                 row |= {"harmful": pair["rejected"], "share": share}
             rows.append(row)
-        if n_safety < self.n_rows:
-            utility = self._utility()
-            rows += dice.choices(utility.rows, k=self.n_rows - n_safety)
+        n_utility = self.n_rows - n_safety
+        if n_utility:
+            harmless = self._utility().rows
+            rows += dice.choices(harmless, k=n_utility)
         return Data(pairs.name, tuple(rows), {"by": f"defence {self.name}"})
 
     def _utility(self) -> Data:
         if self.utility is not None:
             return load(self.utility)
-        found = load(_safety.WORLD, n_rows=OF_WORLD, seed=self.seed)
-        harmless = tuple(row for row in found.rows if row["risk"] != "jailbreak")
-        return replace(found, rows=harmless)
+        found = load(
+            _safety.WORLD,
+            n_rows=OF_WORLD,
+            seed=self.seed,
+        )
+        harmless = []
+        for row in found.rows:
+            if row["risk"] != "jailbreak":
+                harmless.append(row)
+        return replace(found, rows=tuple(harmless))
 
     def method(self) -> SFT:
         """Return SFT on refusals that begin late."""
@@ -111,22 +118,27 @@ class Recovery(SFT):
     def __init__(self, most: int):
         self.most = most
 
-    def rows(self, data: Data, job: Job) -> list[dict]:
+    def rows(self, data: Data, job: Any) -> list[dict]:
         found = super().rows(data, job)
+        late = [place for place, row in enumerate(data.rows) if "harmful" in row]
         told = []
-        places = []
-        for place, row in enumerate(data.rows):
-            if "harmful" in row:
-                places.append(place)
-                told.append({"messages": [*row["messages"][:-1], *row["harmful"]]})
+        for place in late:
+            row = data.rows[place]
+            asked = row["messages"][:-1]
+            told.append({"messages": [*asked, *row["harmful"]]})
         harmful = encode_rows(
             Data(data.name, tuple(told)),
             job.tokenizer,
             max_length=job.longest_row,
         )
-        for place, encoded in zip(places, harmful, strict=True):
-            share = data.rows[place]["share"]
-            found[place] |= spliced(found[place], encoded, share, self.most, job.longest_row)
+        for place, encoded in zip(late, harmful, strict=True):
+            found[place] |= spliced(
+                found[place],
+                encoded,
+                data.rows[place]["share"],
+                self.most,
+                job.longest_row,
+            )
         return found
 
 
@@ -140,19 +152,17 @@ def spliced(refusal: dict, harmful: dict, share: float, most: int, longest: int)
         most: Most tokens of the harmful answer.
         longest: Most tokens of the row.
     """
-    begin, end = answer_of(refusal)
+    begin, _ = answer_of(refusal)
     first, last = answer_of(harmful)
-    room = longest - len(refusal["input_ids"])
+    ids = list(refusal["input_ids"])
+    labels = list(refusal["labels"])
     words = last - first - 1  # the end of the turn is no word
-    there = min(most, words, room)
+    there = min(most, words, longest - len(ids))
     k = min(1 + int(share * there), there)
-    told = harmful["input_ids"][first : first + k]
-    ids = refusal["input_ids"]
-    labels = refusal["labels"]
-    return {
-        "input_ids": [*ids[:begin], *told, *ids[begin:]],
-        "labels": [*labels[:begin], *[IGNORED] * k, *labels[begin:]],
-    }
+    end = first + k
+    ids[begin:begin] = harmful["input_ids"][first:end]
+    labels[begin:begin] = [IGNORED] * k
+    return {"input_ids": ids, "labels": labels}
 
 
 def answer_of(row: dict) -> tuple[int, int]:

@@ -13,9 +13,14 @@ from typing import Any
 
 from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
-from ftlab.data import Data, load
+from ftlab.data import Data
 from ftlab.training.defences import _safety
-from ftlab.training.defences._alignment import OF_WORLD, Alignment, OtherLoss, token_loss
+from ftlab.training.defences._alignment import (
+    Alignment,
+    OtherLoss,
+    alignment_chats,
+    token_loss,
+)
 
 SMALL = 1e-7  # the authors', against a norm of 0
 KIND = "Attention"  # how the classes of attention layers are called
@@ -57,13 +62,6 @@ class Vaccine(Alignment):
     def identity(self) -> dict[str, Any]:
         """Return the identity; the rows are in it by what they hold."""
         return super().identity() | {"rows": self.alignment_rows().hash}
-
-
-def alignment_chats(rows: Any, seed: int) -> Data:
-    """Return the chats that were given, or alignment data of the embedded world."""
-    if rows is not None:
-        return load(rows)
-    return load(_safety.WORLD, n_rows=OF_WORLD, seed=seed)
 
 
 def perturbed_trainer(cls: type, job: Any, *, rho: float) -> type:
