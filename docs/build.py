@@ -33,7 +33,7 @@ PUBLIC = {
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
-    "evals": "answer_loss ask audit draw evaluate lm_eval Monitor monitor red_team "
+    "evals": "answer_loss ask audit draw evaluate guard_rates lm_eval Monitor monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",

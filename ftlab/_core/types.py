@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 Message = dict[str, Any]  # a chat message: {"role": ..., "content": ...}
+GUARDED = "guarded"  # how an answer ended that a defence replaced
 
 
 class Outcome(StrEnum):
@@ -125,9 +126,10 @@ class Answer:
 
     Args:
         text: The whole answer, including words that an attack put into the model's mouth.
-        own_text: What the model wrote itself, where that is less than `text`; else "".
-        finish: "stop", "length" (cut by max_new_tokens), "screened" (ended at a refusal) or
-            "error".
+        own_text: What the model wrote itself, where that is less than `text`; else "". Of a
+            guarded answer the model's whole answer, which the user never saw.
+        finish: "stop", "length" (cut by max_new_tokens), "screened" (ended at a refusal),
+            "guarded" (a defence replaced it) or "error".
         error: Why there is no answer, where `finish` is "error".
         likelihoods: Log-probability of each choice (natural logarithm), where there are choices.
         tokens: Number of new tokens.

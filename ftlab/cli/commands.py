@@ -263,6 +263,9 @@ CELLS = {
         print_sheet,
         ("verdicts",),
     ),
+    "guard-rates": Cell(
+        "evals:guard_rates", "Measure a guard on the answers of a run.", ("run",), print_table
+    ),
     "harmful-finetune": Cell(
         "experiments:harmful_finetune",
         "Fine-tune on a few adversarial examples, and measure.",

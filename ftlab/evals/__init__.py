@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
         "direction": ["refusal_direction"],
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],
+        "guarding": ["guard_rates"],
         "labelling": ["draw"],
         "lm_harness": ["lm_eval", "lm_eval_results"],
         "monitoring": ["Monitor", "monitor"],

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ftlab._core.files import digest, json_lines, stamp, write_atomic
-from ftlab._core.types import Answer, Outcome, Prompt, Sample
+from ftlab._core.types import GUARDED, Answer, Outcome, Prompt, Sample
 from ftlab.evals.plan import Plan, decoding_of
 from ftlab.judges import Judge, begins_thought, end_of_thought, judged, without_thought
 from ftlab.models.engines import Decoding, Request
@@ -76,7 +76,34 @@ def question_of(plan: Plan, model: Any, prompt: Prompt) -> Question:
         parts += ["screen", *config.judges]
     if choices:
         parts.append(list(choices))
+    elif guard := guard_of(plan):
+        parts += ["answer", guard.identity()]
     return Question(prompt, request, parts)
+
+
+def guard_of(plan: Plan) -> Any:
+    """Return the plan's defence if it may replace answers, otherwise None."""
+    defence = plan.config.defence
+    if defence is not None and defence.overrides("answer"):
+        return defence
+    return None
+
+
+def guarded(plan: Plan, question: Question, answer: Answer) -> Answer:
+    """Return an answer as the defence passes it on; the model's words stay in `own_text`."""
+    guard = guard_of(plan)
+    request = question.request
+    if guard is None or answer.error or request.choices:
+        return answer
+    text = guard.answer(request.chat, answer.text)
+    if text == answer.text:
+        return answer
+    return replace(
+        answer,
+        text=text,
+        own_text=answer.text,
+        finish=GUARDED,
+    )
 
 
 def _refusal_stands(judges: Sequence[Judge], sample: Sample, before: str, text: str) -> bool:
@@ -129,8 +156,10 @@ class Ledger:
 def marked(question: Question, answer: Answer) -> Answer:
     """Return an answer that shows a thought as one though the prompt opened it.
 
-    Where the thought was closed, its end shows it already.
+    Where the thought was closed, its end shows it already; what a guard says is no thought.
     """
+    if answer.finish == GUARDED:
+        return answer
     text = answer.text
     is_open = text.strip() and not answer.error and without_thought(text) == text
     if not (is_open and question.begins_thought):

@@ -14,6 +14,7 @@ from ftlab.evals.answers import (
     Ledger,
     Question,
     answer_of,
+    guarded,
     marked,
     question_of,
     read_answers,
@@ -144,6 +145,7 @@ class Measurement:
             for number, answer in zip(numbers, answers, strict=True):
                 key, question = asked[number]
                 answer = marked(question, answer)
+                answer = guarded(self.plan, question, answer)
                 answer.key = key
                 answer.sample_id = question.prompt.sample.id
                 answer.attack = question.prompt.attack

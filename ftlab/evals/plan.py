@@ -90,10 +90,12 @@ class Plan:
         return {name for name, risk in self.risks.items() if not risk.has_rule}
 
     def release(self) -> None:
-        """Give back the memory of judges and engine."""
+        """Give back the memory of judges, engine and defence."""
         for judge in self.judges:
             judge.release()
         self.engine.release()
+        if self.config.defence is not None:
+            self.config.defence.release()
 
 
 def plan_evaluation(
@@ -116,7 +118,7 @@ def plan_evaluation(
         UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
             `unknown_judge`, `wrong_setting`, `undecidable_prompt`, `judge_needs_whole_answers`,
             `greedy_samples`, `no_prompts`, `engine_unsupported`, `two_system_prompts`,
-            `defence_only_trains`.
+            `defence_only_trains`, and those of `Defence.check_model`.
         DataError: Rows of the prompts that cannot be asked.
     """
     if isinstance(reference, Model) and is_reward_model(reference):
@@ -152,7 +154,9 @@ def plan_evaluation(
     _check_judges(config, risks, judges, samples, given is not None)
     asked = _attacked(risks, attacks, samples)
     if config.defence is not None:
-        asked = _defended(config, asked)
+        config.defence.check_model(reference)
+        if config.defence.overrides("chat"):
+            asked = _defended(config, asked)
     if config.n_samples > 1:
         asked = _repeated(config, asked)
     limits = {}

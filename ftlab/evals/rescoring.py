@@ -143,7 +143,7 @@ class _Answered:
 
 def _answered(run: Run, plan: Plan | None = None, by_group: dict | None = None) -> _Answered:
     """Return a run's answers; risks and settings are the plan's, if there is one."""
-    by_group = by_group or _prompts_by_group(run)
+    by_group = by_group or prompts_by_group(run)
     old = read_verdicts(run)
     old = [verdict for verdict in old if verdict.judge == old[0].judge]
     there = read_answers(run)
@@ -164,7 +164,8 @@ def _answered(run: Run, plan: Plan | None = None, by_group: dict | None = None) 
     return _Answered(run, old, prompts, answers, ruled, risks)
 
 
-def _prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
+def prompts_by_group(run: Run) -> dict[tuple[str, str, int], list[Prompt]]:
+    """Return the prompts of a run by sample, attack and repeat, the attempts in their order."""
     if run.identity["schema"] < SCHEMA:
         raise UsageError(
             "older_layout",

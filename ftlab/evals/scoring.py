@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftlab._core.files import digest
-from ftlab._core.types import Answer, Judgement, Outcome, Prompt, Sample, Verdict
+from ftlab._core.types import GUARDED, Answer, Judgement, Outcome, Prompt, Sample, Verdict
 from ftlab.evals.plan import Plan
 from ftlab.evals.risks import Risk, event
 from ftlab.judges import READING, UNFINISHED, Heard, Judge, heard, judged
@@ -94,8 +94,11 @@ def judge_answers(
 
 
 def _text_for(judge: Judge, prompt: Prompt, answer: Answer) -> str:
-    """Return what a judge reads: the whole answer, or what the model wrote itself."""
-    if judge.reads == "own_text" and prompt.opening:
+    """Return what a judge reads: the whole answer, or what the model wrote itself.
+
+    Of an answer that a guard replaced it is what the user was given.
+    """
+    if judge.reads == "own_text" and prompt.opening and answer.finish != GUARDED:
         return answer.own_text
     return answer.text
 

@@ -362,7 +362,7 @@ class _Test:
             asked |= {"split": "valid", "n_prompts": VALID_PROMPTS}
         elif not searching:
             asked["n_prompts"] = self.config.n_prompts or (None if own else FRESH_PROMPTS)
-        if defended and self.defence.overrides("chat"):
+        if defended and self.defence.asks:
             asked["defence"] = self.defence
         return plan_evaluation(model, given, self.asking | asked)
 

@@ -284,7 +284,7 @@ def _all_differ(numbers: list[int]) -> bool:
 def _is_for_asking(defence: Any) -> bool:
     if defence is None:
         return False
-    return open_defence(defence).overrides("chat")
+    return open_defence(defence).asks
 
 
 def divide_settings(

@@ -44,7 +44,9 @@ from ftlab.training.defences.resta import RESTA
 from ftlab.training.defences.safelora import SafeLoRA
 from ftlab.training.ranking import in_batches, row_gradient, row_losses
 
-HOOKS = ("prepare", "choose", "data", "trainer", "repair", "chat")
+OF_TRAINING = ("prepare", "choose", "data", "trainer", "repair")
+OF_ASKING = ("chat", "answer")
+HOOKS = (*OF_TRAINING, *OF_ASKING)
 STAGES = ("alignment", "fine-tuning", "afterwards", "asking")
 TWO = dict(steps=2, learning_rate=2e-3)
 LONG = dict(steps=4, learning_rate=2e-3)
@@ -61,6 +63,7 @@ def refusals(n: int) -> list[dict]:
 
 
 SAFE = refusals(12)
+FEW = {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}
 SMALL = {  # settings of defences that need rows, or fewer steps than by default
     "mix": dict(rows=SAFE, n_rows=4),
     "ewc": dict(rows=SAFE[:6], n_rows=4),
@@ -70,6 +73,16 @@ SMALL = {  # settings of defences that need rows, or fewer steps than by default
     "backdoor_enhanced": dict(rows=SAFE, n_rows=4, secret="abc"),
     "one_shot": dict(rows=SAFE, n_rows=4, steps=2),
     "repair_dpo": dict(pairs=pairs(6), n_pairs=4, epochs=1, learning_rate=1e-3),
+    "vaccine": dict(rows=list(chats(8)), rho=0.1, **FEW),
+    "booster": dict(rows=list(chats(8)), harmful=list(chats(6)), **FEW),
+    "deep_alignment": dict(
+        rows=pairs(6),
+        utility=list(chats(6)),
+        n_rows=8,
+        alpha=0.5,
+        **FEW,
+    ),
+    "antidote": dict(harmful=list(chats(6))),
 }
 
 
@@ -132,19 +145,21 @@ def test_a_defence_leaves_alone_what_it_does_not_override(defence, llama):
         assert defence.trainer(dict, None) is dict
     if not defence.overrides("chat"):
         assert defence.chat(asked) is asked
+    if not defence.overrides("answer"):
+        assert defence.answer(asked, "Hello to you.") == "Hello to you."
 
 
 def test_a_defence_acts_where_it_is_given_or_says_where_to_give_it(defence, llama):
-    if not defence.overrides("chat"):
+    if not any(map(defence.overrides, OF_ASKING)):
         with raises_code("defence_only_trains"):
             ftlab.evaluate("organism", defence=defence)
-    if not any(map(defence.overrides, HOOKS[:-1])):
+    if not any(map(defence.overrides, OF_TRAINING)):
         with raises_code("defence_only_asks"):
             training.sft(llama, sums(4), defence=defence)
 
 
 def test_a_trained_defence_is_another_run_and_a_changed_setting_too(defence, llama, trained):
-    if not any(map(defence.overrides, HOOKS[:-1])):
+    if not any(map(defence.overrides, OF_TRAINING)):
         pytest.skip("it does not train")
     adapter = adapter_of(defence)
     plain = trained(call, "sft", llama, adapter=adapter, **TWO)
@@ -170,7 +185,7 @@ def test_the_identity_without_a_defence_is_what_it_was():
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_defence_resumes_as_if_never_stopped(defence, adapter, dropping, monkeypatch, trained):
-    if not any(map(defence.overrides, HOOKS[:-1])) or adapter not in defence.adapters:
+    if not any(map(defence.overrides, OF_TRAINING)) or adapter not in defence.adapters:
         pytest.skip("it does not train")
     settings = dict(n=16, adapter=adapter, **LONG)
     straight = trained(trained_with, defence, dropping, **settings)

@@ -11,15 +11,16 @@ from ftlab.data import Data, load
 from ftlab.models import Model
 
 WORLD = "organism:alignment"  # its rows of the risk jailbreak are refusals
+KINDS = {"rows": "rows that refuse", "utility": "harmless rows"}
 
 
-def check(name: str, rows: Any, parent: Model) -> None:
+def check(name: str, rows: Any, parent: Model, setting: str = "rows") -> None:
     """Raise UsageError `safety_rows_needed` where there are no rows for the parent."""
     if rows is None and not parent.is_organism:
         raise UsageError(
             "safety_rows_needed",
-            f"The defence {name} needs safety rows for {parent.name}: ftlab ships none. Give a "
-            f"chat file of refusals, as in {name}:rows=FILE.",
+            f"The defence {name} needs {KINDS[setting]} for {parent.name}: ftlab ships none. Give "
+            f"a chat file, as in {name}:{setting}=FILE.",
         )
 
 

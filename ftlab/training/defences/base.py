@@ -1,7 +1,8 @@
 """What a defence is: one file of this folder, ending in `DEFENCE = Subclass`.
 
 A defence keeps a fine-tuned model safe, or tries to. It changes the parent, the rows, the loss, the
-trained weights, or how the model is asked; what it does not override stays as it is. Its fields are
+trained weights, how the model is asked, or what is passed on of its answer; what it does not
+override stays as it is. Its fields are
 its settings, so an object is one setting of one defence: `Mix(n_rows=200)`, as text
 "mix:n_rows=200".
 """
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from ftlab.training.methods.base import Job, Method
 
 ANY_ADAPTER = (None, "lora", "dora", "qlora")
-# Hooks of a training; the other is `chat`.
-AT_TRAINING = ("prepare", "choose", "data", "trainer", "repair")
+AT_TRAINING = ("prepare", "choose", "data", "trainer", "repair")  # hooks of a training
+AT_ASKING = ("chat", "answer")  # hooks of an evaluation
 
 
 class Defence(Config):
@@ -81,6 +82,19 @@ class Defence(Config):
         """Return the messages that the model is sent."""
         return messages
 
+    def answer(self, messages: list[Message], text: str) -> str:
+        """Return what the user is given instead of the model's answer to these messages.
+
+        It is not called for an answer that is chosen from `Sample.choices`.
+        """
+        return text
+
+    def check_model(self, reference: Any) -> None:
+        """Check that the defence works around a model; raises UsageError where not."""
+
+    def release(self) -> None:
+        """Give back the memory of what it keeps between answers."""
+
     def identity(self) -> dict[str, Any]:
         """Return what stands for the defence in a run's identity."""
         return {"name": self.name, "version": self.version, **self.model_dump(mode="json")}
@@ -98,9 +112,14 @@ class Defence(Config):
                 "Train without it, and give it to evaluate, or to risk_curve.",
             )
 
+    @property
+    def asks(self) -> bool:
+        """Whether the defence acts where a model is asked."""
+        return any(map(self.overrides, AT_ASKING))
+
     def check_asks(self) -> None:
         """Check that the defence acts where a model is asked; raises `defence_only_trains`."""
-        if not self.overrides("chat"):
+        if not self.asks:
             raise UsageError(
                 "defence_only_trains",
                 f"The defence {self.name} changes the training, not how a model is asked. "
