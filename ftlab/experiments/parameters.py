@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
         if "parameters" in cell.metadata.get("tags", []):
             return {found.name: found for found in PythonTranslator.inspect(cell)}
     return {}
+
+
+def default_parameters(notebook: str | Path) -> dict[str, Any]:
+    """Return the value of each parameter of a notebook where none is given."""
+    known = known_parameters(notebook)
+    return {name: ast.literal_eval(found.default) for name, found in known.items()}
 
 
 def _problem(name: str, value: Any, known: dict[str, Any]) -> str:
