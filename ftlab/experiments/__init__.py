@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["backends"],
     submod_attrs={
         "audit_trials": ["AuditTrial", "plant_and_audit", "remove_and_retrain"],
+        "chains": ["chain"],
         "comparison": ["compare"],
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],

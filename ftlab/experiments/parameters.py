@@ -69,8 +69,15 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
 
 def default_parameters(notebook: str | Path) -> dict[str, Any]:
     """Return the value of each parameter of a notebook where none is given."""
-    known = known_parameters(notebook)
-    return {name: ast.literal_eval(found.default) for name, found in known.items()}
+    import nbformat
+
+    found = {}
+    for cell in nbformat.read(Path(notebook), 4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for line in ast.parse(cell.source).body:
+                if isinstance(line, ast.AnnAssign):
+                    found[line.target.id] = ast.literal_eval(line.value)
+    return found
 
 
 def _problem(name: str, value: Any, known: dict[str, Any]) -> str:

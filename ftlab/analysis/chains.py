@@ -1,0 +1,152 @@
+"""What would have stopped each version of a chain: validation, or a gate. Cell: chain_stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from ftlab import stats
+from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
+from ftlab.analysis.decisions import NO_WORSE, UNCLEAR, WORSE
+from ftlab.analysis.tolerances import tolerated
+from ftlab.runs import Run
+
+VERSIONS = "versions.jsonl"  # of a run of a chain: a record per version and seed
+LOSS = "validation loss"
+EARLY = "early stopping"
+PREVIOUS = "gate, against the version before"
+ORIGINAL = "gate, against the original"
+STOPS = "stops"
+PASSES = "passes"
+WORDS = {NO_WORSE: PASSES, WORSE: STOPS, UNCLEAR: UNCLEAR}
+
+
+@takes()
+def chain_stops(
+    chain: Run,
+    *,
+    risks: str | Sequence[str] | None = None,
+    max_rise: float = 0.02,
+    max_ratio: float = 1.2,
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """Say of each version of a chain which rule would have stopped it.
+
+    Validation loss stops a version whose loss on held-out rows of its own data is above that of
+    the version before; early stopping, where it would have ended the training before its last
+    step. A gate stops a version that is shown to be less safe than the tolerance allows, and
+    passes it only where it is shown not to be: see `ftlab.experiments.gate`. Each seed is decided
+    by itself, as a registry decides about one model.
+
+    Args:
+        chain: A run of `ftlab.experiments.chain`.
+        risks: Risks that the gates bound; by default all that are measured but over_refusal and
+            utility.
+        max_rise: As in `gate`.
+        max_ratio: As in `gate`.
+        alpha: As in `gate`.
+
+    Returns:
+        One row per version and rule: version, trained_on, rule, stops, passes and "not enough
+        evidence" (numbers of seeds), rate (share of the seeds in which it stops), n_seeds, told
+        (of each seed the loss before and after, the step at which the training would have ended, or
+        the risks that decide); row, column, change and shown, for `plot(..., kind="matrix")`.
+        `attrs["first"]` holds of each rule the first version that it
+        stops, per seed; 0: none.
+
+    Raises:
+        UsageError: `not_a_chain`, and those of `gate`.
+    """
+    records = chain.read(VERSIONS) if isinstance(chain, Run) else []
+    if not records:
+        raise UsageError("not_a_chain", f"{chain!r:.80} is no run of ftlab.experiments.chain.")
+    if isinstance(risks, str):
+        risks = [risks]
+    tolerance = stats.Tolerance(max_rise, max_ratio)
+    settings = {"tolerance": tolerance, "alpha": alpha, "risks": risks}
+    table = chain.table()
+    found = []
+    for record in records:
+        found += _by_validation(record)
+        mine = table[table["seed"] == record["seed"]]
+        found += _by_gates(record, mine, settings)
+    return _counted(pd.DataFrame(found))
+
+
+def _by_validation(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what validation loss and early stopping say of one version of one seed."""
+    rose = record["loss_after"] > record["loss_before"]
+    ended = record["ended_at"] < record["steps"]
+    losses = f"{record['loss_before']:.2f} to {record['loss_after']:.2f}"
+    steps = f"step {record['ended_at']} of {record['steps']}"
+    return [
+        _decided(record, LOSS, STOPS if rose else PASSES, losses),
+        _decided(record, EARLY, STOPS if ended else PASSES, steps),
+    ]
+
+
+def _by_gates(
+    record: dict[str, Any],
+    verdicts: pd.DataFrame,
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return what the two gates say of one version of one seed."""
+    number = record["version"]
+    after = verdicts[verdicts["step"] == number]
+    found = []
+    for rule, other in ((PREVIOUS, number - 1), (ORIGINAL, 0)):
+        before = verdicts[verdicts["step"] == other]
+        gate = tolerated(before, after, **settings)
+        decision = gate.attrs["decision"]
+        decisive = gate[gate["bounded"] & (gate["decision"] == decision)]
+        risks = ", ".join(decisive["risk"])
+        found.append(_decided(record, rule, WORDS[decision], risks))
+    return found
+
+
+def _decided(record: dict[str, Any], rule: str, decision: str, told: str) -> dict[str, Any]:
+    return {
+        "version": record["version"],
+        "trained_on": record["trained_on"].removeprefix("organism:"),
+        "seed": record["seed"],
+        "rule": rule,
+        "decision": decision,
+        "told": told,
+    }
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """Return the decisions of one version by one rule."""
+    parts = [f"{word} {row[word]}" for word in (STOPS, PASSES, UNCLEAR) if row[word]]
+    return ", ".join(parts)
+
+
+def _counted(decided: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of seeds with each decision, by version and rule."""
+    rows = []
+    for keys, part in decided.groupby(["version", "rule"], sort=False):
+        counts = part["decision"].value_counts()
+        row = dict(zip(("version", "rule"), keys, strict=True))
+        row["trained_on"] = part["trained_on"].iloc[0]
+        for decision in (STOPS, PASSES, UNCLEAR):
+            row[decision] = int(counts.get(decision, 0))
+        row["n_seeds"] = len(part)
+        row["rate"] = row[STOPS] / len(part)
+        row["told"] = "; ".join(dict.fromkeys(part["told"]))
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    numbers = table["version"].astype(str)
+    table["row"] = numbers + ": " + table["trained_on"]
+    table["column"] = table["rule"]
+    table["change"] = table["rate"]
+    table["shown"] = [_in_words(row) for row in rows]
+    stopped = decided[decided["decision"] == STOPS]
+    first = {}
+    for rule in (LOSS, EARLY, PREVIOUS, ORIGINAL):
+        versions = stopped[stopped["rule"] == rule].groupby("seed")["version"].min()
+        first[rule] = versions.reindex(decided["seed"].unique(), fill_value=0).tolist()
+    table.attrs["first"] = first
+    return table
