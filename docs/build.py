@@ -40,9 +40,9 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "answers chain_stops Claims compare corrected explained first_step outcome_shares "
-    "plan plot rates record record_claim report seed_table summary Target target_of targets "
-    "verdict",
+    "analysis": "answers chain_drift chain_stops Claims compare corrected differences explained "
+    "first_step outcome_shares plan plot rates record record_claim report seed_table summary "
+    "Target target_of targets verdict",
     "analysis.plots": "Drawing Kind",
     "experiments": "AuditTrial chain compare explain gate harmful_finetune plant_and_audit "
     "remove_and_retrain reproduce risk_curve run_notebook",

@@ -9,7 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["plots"],
     submod_attrs={
         "answer_tables": ["answers"],
-        "chains": ["VERSIONS", "chain_stops"],
+        "arms": ["differences"],
+        "chains": ["VERSIONS", "chain_drift", "chain_stops"],
         "decisions": ["check_margin", "EXIT_CODES"],
         "explaining": ["explained"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],

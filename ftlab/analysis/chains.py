@@ -1,4 +1,7 @@
-"""What would have stopped each version of a chain: validation, or a gate. Cell: chain_stops."""
+"""How far the versions of a chain drift, and what would have stopped each: validation, or a gate.
+
+Cells: chain_drift, chain_stops.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,75 @@ import pandas as pd
 from ftlab import stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
+from ftlab.analysis.arms import in_cells
 from ftlab.analysis.decisions import NO_WORSE, UNCLEAR, WORSE
+from ftlab.analysis.tables import compare
 from ftlab.analysis.tolerances import tolerated
 from ftlab.runs import Run
 
 VERSIONS = "versions.jsonl"  # of a run of a chain: a record per version and seed
 LOSS = "validation loss"
 EARLY = "early stopping"
-PREVIOUS = "gate, against the version before"
-ORIGINAL = "gate, against the original"
+BEFORE = "the version before"
+FIRST = "the original"
+PREVIOUS = f"gate, against {BEFORE}"
+ORIGINAL = f"gate, against {FIRST}"
 STOPS = "stops"
 PASSES = "passes"
 WORDS = {NO_WORSE: PASSES, WORSE: STOPS, UNCLEAR: UNCLEAR}
+
+
+@takes()
+def chain_drift(
+    chain: Run,
+    *,
+    risk: str | Sequence[str] | None = None,
+    attack: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Compare each version of a chain with the one before, and with the original, over all seeds.
+
+    Args:
+        chain: A run of `ftlab.experiments.chain`.
+        risk: Only this risk, or these.
+        attack: Only this attack, or these.
+
+    Returns:
+        As `differences`, with the columns version, trained_on and against ("the version before",
+        "the original"); the two are the same measurement at version 1. `plot(..., kind="matrix")`
+        draws it.
+
+    Raises:
+        UsageError: `not_a_chain`, and those of `compare`.
+    """
+    trained_on = {row["version"]: _data_name(row) for row in _records(chain)}
+    table = chain.table()
+    parts = []
+    for number, name in trained_on.items():
+        after = table[table["step"] == number]
+        for against, other in ((BEFORE, number - 1), (FIRST, 0)):
+            before = table[table["step"] == other]
+            found = compare(before, after, risk=risk, attack=attack)
+            about = {"version": number, "trained_on": name, "against": against}
+            found = found.assign(**about, cell=f"{number}: {name}")
+            parts.append(found.assign(side=found["risk"] + f", against {against}"))
+    by = ["version", "trained_on", "against", "risk"]
+    return in_cells(parts, by, "cell", "side").drop(columns=["cell", "side", "step"])
+
+
+def _records(chain: Run) -> list[dict[str, Any]]:
+    """Return the records of a chain's versions.
+
+    Raises:
+        UsageError: `not_a_chain`.
+    """
+    records = chain.read(VERSIONS) if isinstance(chain, Run) else []
+    if not records:
+        raise UsageError("not_a_chain", f"{chain!r:.80} is no run of ftlab.experiments.chain.")
+    return records
+
+
+def _data_name(record: dict[str, Any]) -> str:
+    return record["trained_on"].removeprefix("organism:")
 
 
 @takes()
@@ -60,9 +120,7 @@ def chain_stops(
     Raises:
         UsageError: `not_a_chain`, and those of `gate`.
     """
-    records = chain.read(VERSIONS) if isinstance(chain, Run) else []
-    if not records:
-        raise UsageError("not_a_chain", f"{chain!r:.80} is no run of ftlab.experiments.chain.")
+    records = _records(chain)
     if isinstance(risks, str):
         risks = [risks]
     tolerance = stats.Tolerance(max_rise, max_ratio)
@@ -110,7 +168,7 @@ def _by_gates(
 def _decided(record: dict[str, Any], rule: str, decision: str, told: str) -> dict[str, Any]:
     return {
         "version": record["version"],
-        "trained_on": record["trained_on"].removeprefix("organism:"),
+        "trained_on": _data_name(record),
         "seed": record["seed"],
         "rule": rule,
         "decision": decision,

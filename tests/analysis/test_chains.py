@@ -6,8 +6,8 @@ import pytest
 from analysis.verdict_tables import made, rows
 from helpers import raises_code
 
-from ftlab.analysis import VERSIONS, chain_stops, plot
-from ftlab.analysis.chains import EARLY, LOSS, ORIGINAL, PREVIOUS, STOPS
+from ftlab.analysis import VERSIONS, chain_drift, chain_stops, plot
+from ftlab.analysis.chains import BEFORE, EARLY, FIRST, LOSS, ORIGINAL, PREVIOUS, STOPS
 from ftlab.runs import start
 
 PROMPTS = 1500
@@ -51,6 +51,15 @@ def test_each_step_passes_while_the_sum_fails(runs_folder):
     assert found.attrs["first"][ORIGINAL] == [3]
 
 
+def test_drift_from_the_original_is_the_sum_of_the_steps(runs_folder):
+    found = chain_drift(chain([30, 45, 60, 90], seeds=2))
+    steps = found[found["against"] == BEFORE]["difference"]
+    drift = found[found["against"] == FIRST]["difference"]
+    assert drift.tolist() == pytest.approx(steps.cumsum().tolist())
+    assert found["version"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert found["n_seeds"].tolist() == [2] * 6 and found["p_holm"].ge(found["p"]).all()
+
+
 def test_the_gates_agree_on_the_first_version(runs_folder):
     found = chain_stops(chain([30, 300, 300], seeds=2))
     assert decided(found, PREVIOUS) == [2, 0] and decided(found, ORIGINAL) == [2, 2]
@@ -85,8 +94,9 @@ def test_its_decisions_are_drawn(runs_folder, tmp_path):
 
 def test_only_a_chain_has_versions(runs_folder):
     for other in (start("curve", "none", {}), made({(0, 0): "cr"})):
-        with raises_code("not_a_chain"):
-            chain_stops(other)
+        for cell in (chain_drift, chain_stops):
+            with raises_code("not_a_chain"):
+                cell(other)
 
 
 @pytest.mark.parametrize("given", [{"risks": "bias"}, {"max_rise": -1}, {"alpha": 2}])

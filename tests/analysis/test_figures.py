@@ -123,7 +123,7 @@ def matrix() -> pd.DataFrame:
         for j, arm in enumerate(("benign", "a shifted identity", "adversarial")):
             change = (j - k) / 2
             row = {"row": risk, "column": arm, "change": change, "clear": k > 0, "band": BAND}
-            rows.append(row | {"shown": f"{100 * change:+.0f} [{-100:+d}, {100:+d}]"})
+            rows.append(row | {"shown": f"by {100 * change:+.0f} [{-100:+d}, {100:+d}]"})
     return pd.DataFrame(rows)
 
 

@@ -36,7 +36,7 @@ def draw(table: DataFrame) -> Figure:
             letters = "white" if abs(cell["change"]) > DARK else _axes.INK
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="white"))
         shown = _axes.plain(cell["shown"], 60, across)
-        ax.text(x, y, shown, ha="center", va="center", color=letters, fontsize="small")
+        ax.text(x, y, shown, ha="center", va="center", color=letters, fontsize=8)
     names = [_axes.plain(_axes.risk_name(name), 60, across) for name in columns]
     ax.set_xticks(range(len(columns)), names)
     sides = [_axes.plain(_axes.risk_name(name), 60, _axes.letters(24)) for name in rows]

@@ -14,7 +14,16 @@ from ftlab.analysis.claims import Target, target_of
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.plots import bars, explanation, loss, matrix, outcomes, ratio
 from ftlab.analysis.plots import lines as line_plots
-from ftlab.analysis.plots._axes import clean, counted, grow, is_narrow, letters, narrow, plain
+from ftlab.analysis.plots._axes import (
+    STEPS,
+    clean,
+    counted,
+    grow,
+    is_narrow,
+    letters,
+    narrow,
+    plain,
+)
 from ftlab.analysis.plots._drawing import Drawing, style
 from ftlab.analysis.plots._kinds import Columns, Kind
 from ftlab.runs import Run
@@ -114,7 +123,8 @@ def plot(  # noqa: PLR0913
     if seeds is not None:
         note += ", thin lines: single seeds"
     if caption is None:
-        sentences = [text.rstrip(".") for text in (title, chosen.about, note) if text]
+        about = chosen.about.replace(STEPS, source.attrs.get("steps", STEPS))
+        sentences = [text.rstrip(".") for text in (title, about, note) if text]
         caption = ". ".join(sentences) + "."
     wide = _figure(chosen, checked, drawn, title, note)
     drawing = Drawing(wide, clean(caption, 2000))
