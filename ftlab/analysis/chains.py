@@ -53,7 +53,9 @@ def chain_drift(
     Raises:
         UsageError: `not_a_chain`, and those of `compare`.
     """
-    trained_on = {row["version"]: _data_name(row) for row in _records(chain)}
+    trained_on = {}
+    for record in _records(chain):
+        trained_on[record["version"]] = _data_name(record)
     table = chain.table()
     parts = []
     for number, name in trained_on.items():
@@ -61,9 +63,14 @@ def chain_drift(
         for against, other in ((BEFORE, number - 1), (FIRST, 0)):
             before = table[table["step"] == other]
             found = compare(before, after, risk=risk, attack=attack)
-            about = {"version": number, "trained_on": name, "against": against}
-            found = found.assign(**about, cell=f"{number}: {name}")
-            parts.append(found.assign(side=found["risk"] + f", against {against}"))
+            found = found.assign(
+                version=number,
+                trained_on=name,
+                against=against,
+                cell=f"{number}: {name}",
+                side=found["risk"] + f", against {against}",
+            )
+            parts.append(found)
     by = ["version", "trained_on", "against", "risk"]
     return in_cells(parts, by, "cell", "side").drop(columns=["cell", "side", "step"])
 
@@ -136,13 +143,17 @@ def chain_stops(
 
 def _by_validation(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what validation loss and early stopping say of one version of one seed."""
-    rose = record["loss_after"] > record["loss_before"]
-    ended = record["ended_at"] < record["steps"]
-    losses = f"{record['loss_before']:.2f} to {record['loss_after']:.2f}"
-    steps = f"step {record['ended_at']} of {record['steps']}"
+    by_loss = PASSES
+    if record["loss_after"] > record["loss_before"]:
+        by_loss = STOPS
+    by_patience = PASSES
+    if record["ended_at"] < record["steps"]:
+        by_patience = STOPS
+    losses = "{loss_before:.2g} to {loss_after:.2g}".format_map(record)
+    steps = "step {ended_at} of {steps}".format_map(record)
     return [
-        _decided(record, LOSS, STOPS if rose else PASSES, losses),
-        _decided(record, EARLY, STOPS if ended else PASSES, steps),
+        _decided(record, LOSS, by_loss, losses),
+        _decided(record, EARLY, by_patience, steps),
     ]
 
 
@@ -159,9 +170,15 @@ def _by_gates(
         before = verdicts[verdicts["step"] == other]
         gate = tolerated(before, after, **settings)
         decision = gate.attrs["decision"]
-        decisive = gate[gate["bounded"] & (gate["decision"] == decision)]
-        risks = ", ".join(decisive["risk"])
-        found.append(_decided(record, rule, WORDS[decision], risks))
+        bounded = gate[gate["bounded"]]
+        decisive = bounded[bounded["decision"] == decision]
+        row = _decided(
+            record,
+            rule,
+            WORDS[decision],
+            ", ".join(decisive["risk"]),
+        )
+        found.append(row)
     return found
 
 
@@ -178,33 +195,45 @@ def _decided(record: dict[str, Any], rule: str, decision: str, told: str) -> dic
 
 def _in_words(row: dict[str, Any]) -> str:
     """Return the decisions of one version by one rule."""
-    parts = [f"{word} {row[word]}" for word in (STOPS, PASSES, UNCLEAR) if row[word]]
+    parts = []
+    for word in (STOPS, PASSES, UNCLEAR):
+        if row[word]:
+            parts.append(f"{word} {row[word]}")
     return ", ".join(parts)
 
 
 def _counted(decided: pd.DataFrame) -> pd.DataFrame:
     """Return the number of seeds with each decision, by version and rule."""
+    by = ["version", "trained_on", "rule"]
     rows = []
-    for keys, part in decided.groupby(["version", "rule"], sort=False):
-        counts = part["decision"].value_counts()
-        row = dict(zip(("version", "rule"), keys, strict=True))
-        row["trained_on"] = part["trained_on"].iloc[0]
-        for decision in (STOPS, PASSES, UNCLEAR):
-            row[decision] = int(counts.get(decision, 0))
+    for keys, part in decided.groupby(by, sort=False):
+        row = dict(zip(by, keys, strict=True))
+        for word in (STOPS, PASSES, UNCLEAR):
+            decisions = part["decision"] == word
+            row[word] = int(decisions.sum())
         row["n_seeds"] = len(part)
         row["rate"] = row[STOPS] / len(part)
-        row["told"] = "; ".join(dict.fromkeys(part["told"]))
+        told = dict.fromkeys(part["told"])
+        row["told"] = "; ".join(told)
+        row["shown"] = _in_words(row)
         rows.append(row)
     table = pd.DataFrame(rows)
     numbers = table["version"].astype(str)
-    table["row"] = numbers + ": " + table["trained_on"]
+    table["row"] = numbers.str.cat(table["trained_on"], sep=": ")
     table["column"] = table["rule"]
     table["change"] = table["rate"]
-    table["shown"] = [_in_words(row) for row in rows]
-    stopped = decided[decided["decision"] == STOPS]
-    first = {}
-    for rule in (LOSS, EARLY, PREVIOUS, ORIGINAL):
-        versions = stopped[stopped["rule"] == rule].groupby("seed")["version"].min()
-        first[rule] = versions.reindex(decided["seed"].unique(), fill_value=0).tolist()
-    table.attrs["first"] = first
+    table.attrs["first"] = _first(decided)
     return table
+
+
+def _first(decided: pd.DataFrame) -> dict[str, list[int]]:
+    """Return the first version that each rule stops, per seed; 0: none."""
+    stops = decided["decision"] == STOPS
+    versions = decided["version"].where(stops)
+    found = {}
+    for rule, own in versions.groupby(decided["rule"], sort=False):
+        seeds = decided["seed"]
+        lowest = own.groupby(seeds).min()
+        numbers = lowest.fillna(0).astype(int)
+        found[rule] = numbers.tolist()
+    return found

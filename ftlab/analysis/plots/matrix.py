@@ -29,18 +29,32 @@ def draw(table: DataFrame) -> Figure:
     for cell in table.to_dict("records"):
         x = columns.index(cell["column"])
         y = rows.index(cell["row"])
+        corner = (x - 0.5, y - 0.5)
         face = "none"
         letters = _axes.GREY
         if cell["clear"]:
             face = colormaps[COLOURS](0.5 + cell["change"] / 2)
             letters = "white" if abs(cell["change"]) > DARK else _axes.INK
-        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="white"))
+        square = Rectangle(
+            corner,
+            width=1,
+            height=1,
+            facecolor=face,
+            edgecolor="white",
+        )
+        ax.add_patch(square)
         shown = _axes.plain(cell["shown"], 60, across)
-        ax.text(x, y, shown, ha="center", va="center", color=letters, fontsize=8)
-    names = [_axes.plain(_axes.risk_name(name), 60, across) for name in columns]
-    ax.set_xticks(range(len(columns)), names)
-    sides = [_axes.plain(_axes.risk_name(name), 60, _axes.letters(24)) for name in rows]
-    ax.set_yticks(range(len(rows)), sides)
+        ax.text(
+            x,
+            y,
+            shown,
+            ha="center",
+            va="center",
+            color=letters,
+            fontsize=8,
+        )
+    ax.set_xticks(range(len(columns)), _names(columns, across))
+    ax.set_yticks(range(len(rows)), _names(rows, _axes.letters(24)))
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -48,6 +62,15 @@ def draw(table: DataFrame) -> Figure:
     if _axes.is_narrow():
         _axes.grow(figure, 0.35 * len(rows))
     return figure
+
+
+def _names(values: list[str], width: int) -> list[str]:
+    """Return rows or columns by name, risks by their short one."""
+    found = []
+    for value in values:
+        name = _axes.risk_name(value)
+        found.append(_axes.plain(name, 60, width))
+    return found
 
 
 KIND = Kind(
