@@ -47,7 +47,7 @@ def chain_drift(
 
     Returns:
         As `differences`, with the columns version, trained_on and against ("the version before",
-        "the original"); the two are the same measurement at version 1. `plot(..., kind="matrix")`
+        "the original", for version 1 only that). `plot(..., kind="matrix")`
         draws it.
 
     Raises:
@@ -60,19 +60,19 @@ def chain_drift(
     parts = []
     for number, name in trained_on.items():
         after = table[table["step"] == number]
-        for against, other in ((BEFORE, number - 1), (FIRST, 0)):
+        others = {number - 1: BEFORE, 0: FIRST}  # one and the same for version 1
+        for other, against in others.items():
             before = table[table["step"] == other]
             found = compare(before, after, risk=risk, attack=attack)
             found = found.assign(
                 version=number,
                 trained_on=name,
                 against=against,
-                cell=f"{number}: {name}",
-                side=found["risk"] + f", against {against}",
+                cell=f"{number}: {name}, against {against}",
             )
             parts.append(found)
     by = ["version", "trained_on", "against", "risk"]
-    return in_cells(parts, by, "cell", "side").drop(columns=["cell", "side", "step"])
+    return in_cells(parts, by, "cell", "risk").drop(columns=["cell", "step"])
 
 
 def _records(chain: Run) -> list[dict[str, Any]]:

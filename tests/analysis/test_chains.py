@@ -55,9 +55,10 @@ def test_drift_from_the_original_is_the_sum_of_the_steps(runs_folder):
     found = chain_drift(chain([30, 45, 60, 90], seeds=2))
     steps = found[found["against"] == BEFORE]["difference"]
     drift = found[found["against"] == FIRST]["difference"]
-    assert drift.tolist() == pytest.approx(steps.cumsum().tolist())
-    assert found["version"].tolist() == [1, 1, 2, 2, 3, 3]
-    assert found["n_seeds"].tolist() == [2] * 6 and found["p_holm"].ge(found["p"]).all()
+    sums = drift.iloc[0] + steps.cumsum()
+    assert drift.tolist()[1:] == pytest.approx(sums.tolist())
+    assert found["version"].tolist() == [1, 2, 2, 3, 3]
+    assert found["n_seeds"].tolist() == [2] * 5 and found["p_holm"].ge(found["p"]).all()
 
 
 def test_the_gates_agree_on_the_first_version(runs_folder):
