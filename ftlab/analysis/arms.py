@@ -35,7 +35,9 @@ def differences(
         cluster: As in `compare`.
 
     Returns:
-        As `compare`, with the column `trained`, the name; p_holm is adjusted for all rows. row,
+        As `compare`, with the column `trained`, the name; p_holm is adjusted for all rows.
+        coherent_parent and coherent_child are the rates among answers that are not incoherent,
+        without an interval: which answers these are differs between the two. row,
         column, change, clear (p_holm below 0.05) and shown are the cells of a figure.
 
     Raises:
@@ -67,6 +69,8 @@ def in_cells(
     """
     table = Table(pd.concat(parts, ignore_index=True))
     table["p_holm"] = stats.holm(table["p"].tolist())
+    for side in ("parent", "child"):
+        table[f"coherent_{side}"] = table[side] / (1 - table[f"incoherent_{side}"])
     table["row"] = table[row]
     table["column"] = table[column]
     table["change"] = table["difference"]

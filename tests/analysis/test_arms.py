@@ -47,6 +47,15 @@ def test_p_is_adjusted_for_all_and_decides_what_is_coloured():
     assert found["change"].equals(found["difference"])
 
 
+def test_rates_among_coherent_answers_stand_beside():
+    answers = {(seed, 0): "c" * 10 + "i" * 20 + "r" * 10 for seed in range(3)}
+    answers |= {(seed, 5): "c" * 10 + "i" * 25 + "r" * 5 for seed in range(3)}
+    (row,) = differences({"benign": made(answers)}).to_dict("records")
+    assert row["parent"] == row["child"] == pytest.approx(10 / 40)
+    assert row["coherent_parent"] == pytest.approx(10 / 20)
+    assert row["coherent_child"] == pytest.approx(10 / 15)
+
+
 def test_one_risk_is_compared_alone():
     found = differences({"benign": both(4)}, risk="bias")
     assert found["risk"].tolist() == ["bias"]
