@@ -48,7 +48,13 @@ def differences(
         raise UsageError("nothing_to_compare", why)
     parts = []
     for name, curve in curves.items():
-        found = compare(curve, risk=risk, attack=attack, steps=[-1], cluster=cluster)
+        found = compare(
+            curve,
+            risk=risk,
+            attack=attack,
+            steps=[-1],
+            cluster=cluster,
+        )
         parts.append(found.assign(trained=name))
     return in_cells(parts, ["trained", "risk"], "risk", "trained")
 
@@ -70,15 +76,23 @@ def in_cells(
     table = Table(pd.concat(parts, ignore_index=True))
     table["p_holm"] = stats.holm(table["p"].tolist())
     for side in ("parent", "child"):
-        table[f"coherent_{side}"] = table[side] / (1 - table[f"incoherent_{side}"])
+        coherent = 1 - table[f"incoherent_{side}"]
+        table[f"coherent_{side}"] = table[side] / coherent
     table["row"] = table[row]
     table["column"] = table[column]
     table["change"] = table["difference"]
     table["clear"] = table["p_holm"] < LEVEL
-    ends = table[["difference", "difference_low", "difference_high"]].mul(100)
-    table["shown"] = [_points(*values) for values in ends.itertuples(index=False)]
+    ends = table[["difference", "difference_low", "difference_high"]]
+    shown = []
+    for values in ends.mul(100).itertuples(index=False):
+        shown.append(_points(*values))
+    table["shown"] = shown
     table["band"] = "95 %, pointwise"
-    table.attrs = {"kind": "differences", "by": by, "model": parts[0].attrs.get("model", "")}
+    table.attrs = {
+        "kind": "differences",
+        "by": by,
+        "model": parts[0].attrs.get("model", ""),
+    }
     return table
 
 
