@@ -28,28 +28,29 @@ MOST_BYTES = 1_000_000  # of a page
 PUBLIC = {
     "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
     "preview PromptSet read_samples Report split",
-    "models": "estimate_memory MemoryEstimate Model model",
+    "models": "estimate_memory MemoryEstimate model Model",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
-    "evals": "answer_loss ask audit draw evaluate guard_rates lm_eval Monitor monitor red_team "
+    "evals": "answer_loss ask audit draw evaluate guard_rates lm_eval monitor Monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
-    "evals.logs": "About Logged LogFormat",
+    "evals.logs": "About LogFormat Logged",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "Acceptance answers Claims compare corrected explained first_step outcome_shares "
-    "plan plot rates record record_claim report seed_table summary Target target_of targets "
-    "verdict",
+    "analysis": "Acceptance answers chain_drift chain_stops Claims compare corrected differences "
+    "explained first_step outcome_shares plan plot rates record record_claim report "
+    "seed_table summary Target target_of targets verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "accept AuditTrial compare explain gate harmful_finetune plant_and_audit "
+    "experiments": "accept AuditTrial chain compare explain gate harmful_finetune plant_and_audit "
     "remove_and_retrain reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
-    "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
-    "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "
-    "Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance upper_limits",
+    "stats": "Agreement alpha Band bands crossing Crossing first_below holm judge_errors "
+    "JudgeErrors kappa lower_limits paired Paired paired_scores plan prompts_to_decide rate "
+    "Rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
+    "upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
     "organism": "World",

@@ -21,6 +21,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "verdicts_of",
         ],
         "answer_tables": ["answers"],
+        "arms": ["differences"],
+        "chains": ["VERSIONS", "chain_drift", "chain_stops"],
         "decisions": ["check_margin", "EXIT_CODES"],
         "explaining": ["explained"],
         "claims": ["Claims", "Target", "record", "record_claim", "target_of", "targets", "verdict"],

@@ -81,9 +81,11 @@ def report(
     experiments: dict[str, str | Path],
     *,
     model: str,
-    seeds: int,
+    seeds: int | str,
     quick: bool = False,
     missing: dict[str, str] | None = None,
+    failed: dict[str, str] | None = None,
+    by_figures: bool = False,
 ) -> Path:
     """Write the page of several experiments.
 
@@ -95,9 +97,11 @@ def report(
         out_dir: Folder for report.html (opens offline), report.md, results.csv and figures/.
         experiments: Folder of each experiment, by name; each holds claims.csv and figures/.
         model: Name of the model.
-        seeds: Number of training seeds.
+        seeds: Number of training seeds; of experiments with different ones in words: "3 to 5".
         quick: Whether this was a short trial, whose numbers should not be quoted.
         missing: Experiments that are not on the page, and why.
+        failed: Those that are not on it because they failed, and how: it begins with them.
+        by_figures: Experiments without claims are there by their figures.
 
     Returns:
         The path of report.html.
@@ -112,7 +116,9 @@ def report(
     rows = []
     sections = []
     for name, folder in sorted(experiments.items()):
-        rows += _rows(name, Path(folder))
+        claimed = (Path(folder) / "claims.csv").is_file()
+        if claimed or not by_figures:
+            rows += _rows(name, Path(folder))
     for name, folder in sorted(experiments.items()):
         notebook = _notebook(Path(folder))
         section = {
@@ -125,13 +131,16 @@ def report(
     rows.sort(key=lambda row: row["experiment"])
     _decide(rows)
     once = _once(rows)
-    limits = [f"{_short_name(name)}: {reason}" for name, reason in (missing or {}).items()]
+    limits = []
+    for name, reason in _told(missing).items():
+        limits.append(f"{name}: {reason}")
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
     page = {
         "model": str(model),
         "seeds": seeds,
         "quick": quick,
+        "failed": _told(failed),
         "texts": _texts(),
         "rows": rows,
         "counts": Counter(row["verdict"] for row in once),
@@ -299,6 +308,14 @@ def _short_name(experiment: str) -> str:
     """Return an experiment's name for readers: "02_risk_ratio" is "Risk ratio"."""
     words = re.sub(r"^\d+_", "", experiment).replace("_", " ")
     return words[:1].upper() + words[1:]
+
+
+def _told(reasons: dict[str, str] | None) -> dict[str, str]:
+    """Return the reasons by the experiments' names for readers."""
+    told = {}
+    for name, reason in (reasons or {}).items():
+        told[_short_name(name)] = reason
+    return told
 
 
 def _notebook(folder: Path) -> Path | None:

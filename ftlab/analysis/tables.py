@@ -323,6 +323,8 @@ def _finished(
         table.attrs["labels"] = _told(found)
         table.attrs["label_files"] = found.files
         table["judge"] += f": corrected by labels of {', '.join(found.labellers)}"
+    if "version" in source:
+        table.attrs["steps"] = "version"
     risks = set(source["risk"])
     if len(risks) == 1:
         table.attrs["risk"] = risks.pop()

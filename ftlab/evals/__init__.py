@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "guarding": ["guard_rates"],
         "labelling": ["draw"],
         "lm_harness": ["lm_eval", "lm_eval_results"],
+        "measuring": ["Measurement"],
         "monitoring": ["Monitor", "monitor"],
         "plan": ["Plan", "plan_evaluation"],
         "rescoring": ["rescore", "retry_errors"],

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "acceptance": ["accept"],
         "audit_trials": ["AuditTrial", "plant_and_audit", "remove_and_retrain"],
+        "chains": ["chain"],
         "comparison": ["compare"],
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],

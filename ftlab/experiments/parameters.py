@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
         if "parameters" in cell.metadata.get("tags", []):
             return {found.name: found for found in PythonTranslator.inspect(cell)}
     return {}
+
+
+def default_parameters(notebook: str | Path) -> dict[str, Any]:
+    """Return the value of each parameter of a notebook where none is given."""
+    import nbformat
+
+    found = {}
+    for cell in nbformat.read(Path(notebook), 4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for line in ast.parse(cell.source).body:
+                if isinstance(line, ast.AnnAssign):
+                    found[line.target.id] = ast.literal_eval(line.value)
+    return found
 
 
 def _problem(name: str, value: Any, known: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Run the headline experiments and write their page. Cell: reproduce."""
+"""Run the headline experiments, or all, and write their page. Cell: reproduce."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from ftlab import data, models
 from ftlab._core.errors import Busy, NotebookFailed, NotFoundError, UsageError
 from ftlab._core.files import FolderLock, resource, write_atomic
 from ftlab._core.progress import clock
+from ftlab._core.threads import cores
 from ftlab.analysis import PAGE, refuse_foreign, report
 from ftlab.experiments.backends import Job, LocalBackend, Result
 from ftlab.experiments.curves import MOST, is_whole
 from ftlab.experiments.notebooks import run_notebook
-from ftlab.experiments.parameters import check_parameters, check_secrets
+from ftlab.experiments.parameters import check_parameters, check_secrets, default_parameters
 from ftlab.runs import home, provenance
 from ftlab.training import TrainingConfig
 
 SEEDS = 5  # training seeds of a claim
 REAL_SEEDS = 3  # of a real model on a laptop, whose page says so
 HARMFUL = 100  # adversarial examples of the largest dose
+MOST_LANES = 4  # side by side; each needs about 1 GB of memory
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ def reproduce(
     prompts: str | Path | None = None,
     harmful: str | Path | None = None,
     adapter: str | None = None,
+    all: bool = False,
 ) -> Path:
     """Run the headline experiments and write their page.
 
     For the embedded model these are 02, 03 and 04, for any other 07, and 04 where `harmful` is
-    given.
+    given. What is trained is found again by the next call, also by one after an interrupt.
 
     Args:
         quick: 2 seeds (1 of a real model), fewer prompts and steps.
@@ -86,17 +89,21 @@ def reproduce(
         harmful: Your adversarial examples, at least 100. Without them the harmful fine-tuning is
             left out for any model but the embedded one, and the page says so.
         adapter: Train an adapter instead of all weights: lora, dora or qlora.
+        all: Run every notebook of `notebooks/experiments` whose model is the embedded one by
+            default, with its own seeds. One that fails is left out, and the page says so.
 
     Returns:
         The path of `report.html`; with it are report.md, results.csv, run.json and figures.
 
     Raises:
-        UsageError: `wrong_seeds`, `wrong_setting` for an unknown adapter, `too_few_rows`,
+        UsageError: `all_of_the_world` for files, an adapter or another model with `all`,
+            `wrong_seeds`, `wrong_setting` for an unknown adapter, `too_few_rows`,
             `prompts_needed`, `wrong_parameters`, `wrong_output`, `output_not_writable`,
             `foreign_files` where the folder holds somebody's own files, before any work.
         NotFoundError: `no_such_file`.
         Busy: `output_busy`, if another call is writing there.
-        NotebookFailed: `notebooks_failed` with every failure; there is then no page.
+        NotebookFailed: `notebooks_failed` with every failure; there is then no page, or with
+            `all` one without the failed notebooks.
     """
     if out is None:
         out = home() / "reproduce"
@@ -108,6 +115,7 @@ def reproduce(
         quick=quick,
         seeds=seeds,
         adapter=adapter,
+        every=all,
         files=_files(benign=benign, prompts=prompts, harmful=harmful),
     )
     request.check()
@@ -120,14 +128,20 @@ def reproduce(
         results = _run(jobs, request)
         record = request.record(results) | origin | {"seconds": round(clock() - began, 1)}
         write_atomic(request.out / "run.json", json.dumps(record, indent=1))
-        return report(
+        failed = {result.job.name: result.error for result in results if result.error}
+        page = report(
             request.out,
-            {job.name: request.out / job.name for job in jobs},
+            {job.name: request.out / job.name for job in jobs if job.name not in failed},
             model=request.model,
             seeds=record["seeds"],
             quick=quick,
             missing=request.missing(),
+            failed={name: str(error) for name, error in failed.items()},
+            by_figures=all,
         )
+    if failed:
+        raise _failure(f"{page} is without the notebooks that failed.", results)
+    return page
 
 
 def _files(**given: str | Path | None) -> dict[str, str]:
@@ -143,6 +157,7 @@ class _Request:
     quick: bool
     seeds: int | None
     adapter: str | None
+    every: bool
     files: dict[str, str]
 
     @cached_property
@@ -156,6 +171,12 @@ class _Request:
         if self.seeds is not None and not whole:
             raise UsageError("wrong_seeds", f"seeds={self.seeds!r} is not a number, 1 to {MOST}.")
         TrainingConfig.make(adapter=self.adapter)
+        if self.every and (self.files or self.adapter or not self.in_world):
+            raise UsageError(
+                "all_of_the_world",
+                "With all, every notebook runs on the embedded model and its data. Leave out "
+                "files, adapter and model, or run one notebook: ftlab notebook NAME -p model=...",
+            )
         for name, file in self.files.items():
             shipped = file.startswith("organism:") or file in data.BENIGN
             if not shipped and not Path(file).is_file():
@@ -183,23 +204,25 @@ class _Request:
         """Return one job per experiment, its parameters checked."""
         missing = self.missing()
         jobs = []
-        for one in EXPERIMENTS:
+        for one in _of_the_world() if self.every else EXPERIMENTS:
             if one.is_of(self.in_world) and one.name not in missing:
                 jobs.append(self._job(one))
         return jobs
 
     def _job(self, experiment: Experiment) -> Job:
         notebook = _notebook(experiment.name)
-        parameters: dict[str, Any] = {"seeds": SEEDS if self.in_world else REAL_SEEDS}
+        parameters = self._seeds(notebook)
         if self.quick:
             parameters |= _quick_parameters(notebook)
         if self.seeds is not None:
-            parameters["seeds"] = self.seeds
+            parameters |= dict.fromkeys(parameters.keys() & {"seeds"}, self.seeds)
         for parameter, file in experiment.files.items():
             if file in self.files:
                 parameters[parameter] = self.files[file]
         folder = self.out / experiment.name
-        parameters |= {"model": self.model, "adapter": self.adapter or "", "out": str(folder)}
+        parameters |= {"model": self.model, "out": str(folder)}
+        if not self.every:
+            parameters["adapter"] = self.adapter or ""
         check_parameters(notebook, parameters)
         arguments = {
             "notebook": notebook,
@@ -208,12 +231,23 @@ class _Request:
         }
         return Job(experiment.name, run_notebook, arguments, experiment.lane, kernel=True)
 
+    def _seeds(self, notebook: Path) -> dict[str, Any]:
+        """Return the parameter of the training seeds; none where the notebook has none."""
+        if self.every:
+            known = default_parameters(notebook)
+            return {name: value for name, value in known.items() if name == "seeds"}
+        return {"seeds": SEEDS if self.in_world else REAL_SEEDS}
+
     def record(self, results: list[Result]) -> dict[str, Any]:
         """Return what run.json holds about the call."""
-        asked = [result.job.arguments["parameters"]["seeds"] for result in results]
+        given = [result.job.arguments["parameters"] for result in results]
+        asked = sorted({parameters.get("seeds", 1) for parameters in given})
+        seeds: Any = asked[-1]
+        if self.every and len(asked) > 1:
+            seeds = f"{asked[0]} to {asked[-1]}"
         return {
             "model": self.model,
-            "seeds": max(asked),
+            "seeds": seeds,
             "quick": self.quick,
             "adapter": self.adapter,
             **self.files,
@@ -223,6 +257,19 @@ class _Request:
 
 def _notebook(name: str) -> Path:
     return resource("notebooks") / "experiments" / f"{name}.ipynb"
+
+
+def _of_the_world() -> list[Experiment]:
+    """Return the experiments whose notebooks are about the embedded model by default.
+
+    Each has a lane of its own, so that a failure stops no other.
+    """
+    paths = (resource("notebooks") / "experiments").glob("[0-9][0-9]_*.ipynb")
+    found = []
+    for path in sorted(paths):
+        if default_parameters(path).get("model") == "organism":
+            found.append(Experiment(path.stem, len(found), {}, "embedded"))
+    return found
 
 
 def _quick_parameters(notebook: Path) -> dict[str, Any]:
@@ -239,12 +286,18 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
             for file in drawing.parent.glob(f"{glob.escape(drawing.stem)}.*"):
                 file.unlink()
     # Small models run faster side by side; large ones would compete for the accelerator's memory.
-    results = LocalBackend(side_by_side=request.in_world).map(jobs)
-    failures = [str(result.error) for result in results if result.error]
-    if failures:
-        lines = [f"{request.out}: no page was written, because a notebook failed.", *failures]
-        raise NotebookFailed("notebooks_failed", "\n".join(lines))
+    lanes = min(cores(), MOST_LANES) if request.every else None
+    results = LocalBackend(side_by_side=request.in_world, lanes=lanes).map(jobs)
+    failed = [result for result in results if result.error]
+    if failed and (not request.every or len(failed) == len(jobs)):
+        what = f"{request.out}: no page was written, because a notebook failed."
+        raise _failure(what, results)
     return results
+
+
+def _failure(what: str, results: list[Result]) -> NotebookFailed:
+    lines = [str(result.error) for result in results if result.error]
+    return NotebookFailed("notebooks_failed", "\n".join([what, *lines]))
 
 
 def _locked(out: Path, experiments: list[str]) -> FolderLock:

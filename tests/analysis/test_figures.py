@@ -117,6 +117,16 @@ def explanation() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def matrix() -> pd.DataFrame:
+    rows = []
+    for k, risk in enumerate(("jailbreak", "over_refusal", "a risk of somebody's own package")):
+        for j, arm in enumerate(("benign", "a shifted identity", "adversarial")):
+            change = (j - k) / 2
+            row = {"row": risk, "column": arm, "change": change, "clear": k > 0, "band": BAND}
+            rows.append(row | {"shown": f"by {100 * change:+.0f} [{-100:+d}, {100:+d}]"})
+    return pd.DataFrame(rows)
+
+
 CASES = {
     "curve": (curve, {"seeds": seeds}),
     "ratio": (ratio, {}),
@@ -125,6 +135,7 @@ CASES = {
     "bars": (bars, {}),
     "judges": (judges, {}),
     "explanation": (explanation, {}),
+    "matrix": (matrix, {}),
 }
 
 

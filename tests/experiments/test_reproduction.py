@@ -83,6 +83,7 @@ class Runner:
         name = Path(notebook).stem
         self.given[name] = parameters
         time.sleep(0.05)
+        parameters = {"seeds": 1, **parameters}
         if name == self.failing:
             raise NotebookFailed("notebook_failed", f"the failure of {name}")
         folder = Path(parameters["out"])
@@ -269,6 +270,85 @@ def test_one_call_at_a_time_writes_to_a_folder(runner, tmp_path):
     with FileLock(tmp_path / ".lock"), raises_code("output_busy"):
         reproduce(out=tmp_path)
     assert not runner.given
+
+
+@pytest.fixture
+def more(books) -> list[str]:
+    """Beside the headline notebooks two more of the world, one of a real model and a draft."""
+    about = {"18_chain": '"organism"', "19_grid": '"organism"', "21_real": '"mine"', "draft": "1"}
+    for name, model in about.items():
+        lines = [f"model: str = {model}  # a model", 'out: str = ""  # a folder']
+        cell = nbformat.v4.new_code_cell("\n".join(lines))
+        cell.metadata["tags"] = ["parameters"]
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), books / f"{name}.ipynb")
+    return ["18_chain", "19_grid"]
+
+
+def test_all_are_the_notebooks_whose_model_is_by_default_the_embedded_one(runner, more, tmp_path):
+    """The stand-in for 07 is of the embedded model, as its parameter says here."""
+    out = tmp_path / "out"
+    reproduce(all=True, quick=True, out=out)
+    assert sorted(runner.given) == sorted([*EVERY, *more])
+    assert runner.given["19_grid"] == {"model": "organism", "out": str(out / "19_grid")}
+    assert runner.given[RATIO]["n_prompts"] == QUICK[RATIO]["n_prompts"]
+    assert json.loads((out / "run.json").read_text())["seeds"] == "1 to 2"
+
+
+def test_all_are_spread_over_the_cores(runner, more, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "cores", lambda: 2)
+    reproduce(all=True, out=tmp_path / "out")
+    spans = list(runner.spans.values())
+    at_once = [sum(a <= began < b for a, b in spans) for began, _ in spans]
+    assert max(at_once) == 2 and len(spans) == 6
+
+
+def test_of_all_an_experiment_without_claims_is_on_the_page_by_its_figures(
+    runner, more, tmp_path, monkeypatch
+):
+    claim = runner.claim
+    monkeypatch.setattr(runner, "claim", lambda name, given: name in EVERY and claim(name, given))
+    page = reproduce(all=True, seeds=3, out=tmp_path / "out").read_text()
+    assert "19_grid-curve.csv" in page and f"claim of {HARMFUL}" in page
+    assert "claim of 19_grid" not in page
+    assert runner.given[RATIO]["seeds"] == 3 and "seeds" not in runner.given["18_chain"]
+
+
+def test_of_all_a_failed_notebook_hides_no_other(runner, more, tmp_path, capsys):
+    """The page is there without it and begins by naming it; the call fails nevertheless."""
+    out = tmp_path / "out"
+    runner.failing = CONTINUED
+    with raises_code("notebooks_failed") as info:
+        reproduce(all=True, out=out)
+    assert f"the failure of {CONTINUED}" in str(info.value)
+    assert set(runner.spans) == {*EVERY, *more} - {CONTINUED}
+    page = (out / "report.html").read_text()
+    assert page.index("Continued finetuning: the failure of") < page.index(f"claim of {RATIO}")
+    assert f"claim of {CONTINUED}" not in page and "18_chain" in page
+    assert "the failure of" in (out / "report.md").read_text()
+    assert info.value.exit_code == 1
+    runner.failing = ""
+    assert "the failure of" not in reproduce(all=True, out=out).read_text()
+
+
+def test_where_all_fail_there_is_no_page(runner, tmp_path, monkeypatch):
+    def fails(notebook, **_):
+        raise NotebookFailed("notebook_failed", f"the failure of {notebook.stem}")
+
+    monkeypatch.setattr(reproduction, "run_notebook", fails)
+    with raises_code("notebooks_failed") as info:
+        reproduce(all=True, out=tmp_path / "out")
+    assert all(f"the failure of {name}" in str(info.value) for name in EVERY)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [{"adapter": "lora"}, {"model": "mine"}, {"prompts": "asked.csv"}]
+)
+def test_all_is_of_the_embedded_model_and_its_data(given, runner, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with raises_code("all_of_the_world"):
+        reproduce(all=True, out="out", **given)
+    assert not (tmp_path / "out").exists() and not runner.given
 
 
 @pytest.mark.slow

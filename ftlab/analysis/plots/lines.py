@@ -45,7 +45,7 @@ def draw_curve(
             own = rows[rows["model"] == model]
             label = _axes.plain(model, 60, 26)
             _axes.draw_line(ax, "step", own, look, label)
-        _axes.step_axis(ax, table["step"])
+        _axes.step_axis(ax, table["step"], table.attrs.get("steps", _axes.STEPS))
         measured = rows[rows["rate"].notna()]
         before = measured["rate"].head(1).sum()
         published = (target or {}).get(risk)

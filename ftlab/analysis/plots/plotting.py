@@ -12,9 +12,18 @@ from ftlab._core.errors import DataError, UsageError
 from ftlab.analysis import tables, verdicts
 from ftlab.analysis.claims import Target, target_of
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
-from ftlab.analysis.plots import bars, explanation, loss, outcomes, ratio, search
+from ftlab.analysis.plots import bars, explanation, loss, matrix, outcomes, ratio, search
 from ftlab.analysis.plots import lines as line_plots
-from ftlab.analysis.plots._axes import clean, counted, grow, is_narrow, letters, narrow, plain
+from ftlab.analysis.plots._axes import (
+    STEPS,
+    clean,
+    counted,
+    grow,
+    is_narrow,
+    letters,
+    narrow,
+    plain,
+)
 from ftlab.analysis.plots._drawing import Drawing, style
 from ftlab.analysis.plots._kinds import Columns, Kind
 from ftlab.runs import Run
@@ -31,6 +40,7 @@ ALL = (
     bars.KIND,
     explanation.KIND,
     search.KIND,
+    matrix.KIND,
     line_plots.JUDGES,
     loss.KIND,
 )
@@ -38,7 +48,7 @@ KINDS = {kind.name: kind for kind in ALL}  # a table gets the first whose column
 POSITIONS = ("step", "examples", "epoch")
 BESIDE_OUTCOMES = ("over_refusal", "utility")  # is the model still of use?
 SHARES = ("rate", "low", "high", "share")
-SIGNED = explanation.VALUES + search.VALUES  # may be negative
+SIGNED = (*explanation.VALUES, *matrix.VALUES, *search.VALUES)  # may be negative
 
 
 @takes()
@@ -67,8 +77,8 @@ def plot(  # noqa: PLR0913
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given), .txt (the caption), and
             narrow/NAME.svg, the same for a narrow screen.
-        kind: curve, ratio, outcomes, dose, bars, explanation, search, judges, loss, or your own
-            `Kind`; by default what the table's columns fit.
+        kind: curve, ratio, outcomes, dose, bars, explanation, matrix, search, judges, loss, or
+            your own `Kind`; by default what the table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.
@@ -114,7 +124,8 @@ def plot(  # noqa: PLR0913
     if seeds is not None:
         note += ", thin lines: single seeds"
     if caption is None:
-        sentences = [text.rstrip(".") for text in (title, chosen.about, note) if text]
+        about = chosen.about.replace(STEPS, source.attrs.get("steps", STEPS))
+        sentences = [text.rstrip(".") for text in (title, about, note) if text]
         caption = ". ".join(sentences) + "."
     wide = _figure(chosen, checked, drawn, title, note)
     drawing = Drawing(wide, clean(caption, 2000))

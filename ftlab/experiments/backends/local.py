@@ -27,9 +27,11 @@ class LocalBackend(Backend):
     Args:
         side_by_side: False runs the jobs of all lanes one after the other, which large models on
             one accelerator need.
+        lanes: Lanes that run at a time, at most; the others wait for one to end. None: all.
     """
 
     side_by_side: bool = True
+    lanes: int | None = None
     name = "local"
 
     def map(self, jobs: list[Job]) -> list[Result]:
@@ -37,16 +39,16 @@ class LocalBackend(Backend):
         for job in jobs:
             number = job.lane if self.side_by_side else 0
             lanes.setdefault(number, []).append(job)
-        results = _Work(lanes).run()
+        results = _Work(lanes, self.lanes).run()
         return [results[job.name] for job in jobs]
 
 
 class _Work:
     """All lanes of one call."""
 
-    def __init__(self, lanes: dict[int, list[Job]]):
+    def __init__(self, lanes: dict[int, list[Job]], most: int | None = None):
         self.lanes = lanes
-        self.workers = len(lanes) or 1
+        self.workers = min(len(lanes), most or len(lanes)) or 1
         threads = max(cores() // self.workers, 1)
         self.env = {"OMP_NUM_THREADS": str(threads)}
         self.results: dict[str, Result] = {}

@@ -1,0 +1,286 @@
+"""A chain of versions: each is the one before it, fine-tuned on. Cell: chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftlab import runs
+from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
+from ftlab._core.progress import Whole
+from ftlab.analysis import VERSIONS
+from ftlab.data import Data, draw, split
+from ftlab.evals import (
+    NOT_FOR_USERS,
+    EvaluationConfig,
+    Measurement,
+    Plan,
+    answer_loss,
+    plan_evaluation,
+    run_evaluation,
+)
+from ftlab.experiments.curves import divide_settings, seeds_of
+from ftlab.models import Model, model
+from ftlab.runs import Run
+from ftlab.training import TrainingConfig, open_method, short_name, train_run, trainable
+
+DECIDED_HERE = ("at_steps", "seed", "steps", "stop_above", "stop_when_broken", "defence")
+ROWS_APART = 1000  # between the seeds by which two versions of one chain draw their rows
+VALIDATIONS = 10  # of each training, unless eval_every says otherwise
+
+
+@dataclass(frozen=True)
+class Link:
+    """One fine-tuning of a chain, of one seed.
+
+    Args:
+        number: Of the version that it makes, from 1; 0 is the parent.
+        rows: Its rows, those that are held out among them.
+        config: Its settings, with those of its validation.
+    """
+
+    number: int
+    rows: Data
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of one seed.
+
+    Args:
+        link: What it was fine-tuned on.
+        before: The model it was made from.
+        run: Its training.
+        stopped: The same training, ended by its validation loss; one of the two is the version.
+        held: The rows held out.
+        evaluation: Its answers and verdicts.
+    """
+
+    link: Link
+    before: Model
+    run: Run
+    stopped: Run
+    held: Data
+    evaluation: Run
+
+    def record(self) -> dict[str, Any]:
+        """Return what validation says of it; the losses are of the whole training."""
+        stopped = self.stopped.stats
+        return {
+            "seed": self.link.config.seed,
+            "version": self.link.number,
+            "trained_on": self.link.rows.name,
+            "epochs": self.link.config.epochs,
+            "steps": self.run.stats["steps"],
+            "ended_at": stopped["steps"],
+            "best_step": stopped["best_step"],
+            "loss_before": _loss(self.before, self.held),
+            "loss_after": _loss(self.run, self.held),
+            "run": self.run.name,
+            "stopped": self.stopped.name,
+        }
+
+
+def _loss(of: Any, rows: Data) -> float:
+    return float(answer_loss(of, rows)["loss"].iloc[0])
+
+
+@takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
+def chain(
+    parent: Any,
+    data: Sequence[Any],
+    *,
+    n_rows: int | Sequence[int] | None = None,
+    epochs: float | Sequence[float] = 1.0,
+    seeds: int | list[int] = 3,
+    valid: float = 0.2,
+    patience: int = 2,
+    early_stopping: bool = False,
+    prompts: Any = None,
+    schedule: str = "constant",
+    **settings,
+) -> Run:
+    """Fine-tune a model again and again, each version on the next data, and measure each version.
+
+    Every version is also trained once with its held-out rows as validation, which says where
+    early stopping would have ended it. `ftlab.analysis.chain_stops` says what validation and a
+    gate would have stopped.
+
+    Args:
+        parent: Anything that `ftlab.model` takes, except an endpoint.
+        data: What each version is fine-tuned on, in order: anything that `ftlab.data.load` takes.
+        n_rows: Rows of each version, or one number for all; each seed and version draws its own.
+            Default: all.
+        epochs: Passes over the rows of each version, or one number for all.
+        seeds: Number of training seeds (0 to n - 1), or a list of them.
+        valid: Share of the rows that is held out.
+        patience: Validations without a lower loss after which early stopping ends a training.
+        early_stopping: Go on from the weights with the lowest validation loss, instead of the last.
+        prompts: As in `evaluate`.
+        schedule: Learning rate over the steps of a version: constant, linear or cosine.
+        {settings}
+
+    Returns:
+        A finished run over versions and seeds, with the labels version, seed, and step, which
+        is the version too, so that `rates` and `compare` take it for a curve over the versions.
+        Its `versions.jsonl` holds a record per version and seed.
+
+    Raises:
+        UsageError: `no_chain`, `wrong_chain`, `wrong_seeds`, `wrong_fraction`, and those of `sft`
+            and `evaluate`.
+        DataError: Rows that cannot be used.
+    """
+    reference = trainable(parent)
+    sft = open_method("sft")
+    for_training, for_evaluation = divide_settings(settings, sft.config)
+    for_training |= {"schedule": schedule, "valid": valid, "patience": patience}
+    numbers = _numbers(data, n_rows=n_rows, epochs=epochs)
+    links = []
+    for seed in seeds_of(seeds):
+        of_seed = []
+        for number, source in enumerate(data, 1):
+            rows, passes = numbers[number - 1]
+            config = sft.config.make(**for_training, epochs=passes, seed=seed)
+            drawn = draw(source, n_rows=rows, seed=ROWS_APART * number + seed)
+            split(drawn, valid=valid, seed=seed)  # raises where that cannot be
+            of_seed.append(Link(number, drawn, config))
+        links.append(of_seed)
+    plan = plan_evaluation(reference, prompts, for_evaluation)
+    return _Chain(reference, links, plan, early_stopping).run()
+
+
+def _numbers(data: Any, **given: Any) -> list[tuple[Any, ...]]:
+    """Return the numbers of each version, from one for all or a list.
+
+    Raises:
+        UsageError: `no_chain`, `wrong_chain`.
+    """
+    if isinstance(data, (str, Data)) or not isinstance(data, Sequence) or not data:
+        why = f"data={data!r:.80} is no list. Give what each version is fine-tuned on."
+        raise UsageError("no_chain", why)
+    columns = []
+    for name, value in given.items():
+        values = list(value) if isinstance(value, Sequence) else [value] * len(data)
+        if len(values) != len(data):
+            why = f"{len(data)} versions, but {len(values)} numbers for {name}."
+            raise UsageError("wrong_chain", f"{why} Give one for each version, or one for all.")
+        columns.append(values)
+    return list(zip(*columns, strict=True))
+
+
+@dataclass
+class _Chain:
+    """All versions of a call.
+
+    Args:
+        parent: Version 0.
+        links: The fine-tunings of each seed.
+        plan: What each version is asked.
+        early_stopping: The versions are those that validation ends.
+    """
+
+    parent: Model
+    links: list[list[Link]]
+    plan: Plan
+    early_stopping: bool
+
+    def run(self) -> Run:
+        """Return the finished run."""
+        label = f"{short_name(self.parent)}-{len(self.links[0])}-versions"
+        whole = Whole(label, "seed", len(self.links))
+        versions = []
+        try:
+            with whole.shown():
+                first = run_evaluation(self.parent, self.plan)
+                for whole.number, links in enumerate(self.links, 1):
+                    versions += self._of_seed(links)
+                return self._together(label, first, versions)
+        finally:
+            self.plan.release()
+
+    def _of_seed(self, links: list[Link]) -> list[Version]:
+        before = self.parent
+        found = []
+        for link in links:
+            version = self._next(link, before)
+            found.append(version)
+            before = model(self._kept(version.run, version.stopped))
+        return found
+
+    def _kept(self, whole: Run, stopped: Run) -> Run:
+        """Return the training that makes the version."""
+        return stopped if self.early_stopping else whole
+
+    def _next(self, link: Link, before: Model) -> Version:
+        config = link.config
+        train, held = split(link.rows, valid=config.valid, seed=config.seed)
+        steps = math.ceil(len(train) / config.batch_size) * config.epochs
+        every = config.eval_every or max(int(steps) // VALIDATIONS, 1)
+        validated = config.model_copy(update={"eval_every": every})
+        nothing = {"valid": None, "patience": None, "eval_every": None}
+        label = f"{short_name(self.parent)}-version{link.number}-s{config.seed}"
+        whole = train_run(
+            before,
+            train,
+            config.model_copy(update=nothing),
+            method="sft",
+            label=label,
+        )
+        stopped = train_run(
+            before,
+            link.rows,
+            validated,
+            method="sft",
+            label=f"{label}-stopped",
+        )
+        evaluation = run_evaluation(model(self._kept(whole, stopped)), self.plan)
+        return Version(link, before, whole, stopped, held, evaluation)
+
+    def _together(
+        self,
+        label: str,
+        first: Run,
+        versions: list[Version],
+    ) -> Run:
+        """Return the run that holds the verdicts on all versions, those on the parent per seed."""
+        evaluations = [version.evaluation.name for version in versions]
+        identity = {
+            "parent": self.parent.hash,
+            "seeds": [links[0].config.seed for links in self.links],
+            "early_stopping": self.early_stopping,
+            **self.plan.identity(),
+            "evaluations": [first.name, *evaluations],
+            "trainings": [[version.run.name, version.stopped.name] for version in versions],
+        }
+        run = runs.start("chain", label, identity)
+        with run.lock():
+            if not run.finished:
+                run.take_up()
+                self._write(run, first, versions)
+        return run
+
+    def _write(self, run: Run, first: Run, versions: list[Version]) -> None:
+        run.forget(VERSIONS, lambda row: True)
+        measurement = Measurement(run, self.plan)
+        for links in self.links:
+            measurement.take_over(first, _place(0, links[0]))
+        for version in versions:
+            place = _place(version.link.number, version.link)
+            measurement.take_over(version.evaluation, place)
+            run.append(VERSIONS, [version.record()])
+        run.complete(
+            parent=self.parent.name,
+            versions=len(self.links[0]),
+            seeds=len(self.links),
+            early_stopping=self.early_stopping,
+            judge=self.plan.judges[0].spec,
+        )
+
+
+def _place(version: int, link: Link) -> dict[str, int]:
+    """Return the labels of a version's verdicts; the step by which tables order them is its own."""
+    return {"version": version, "seed": link.config.seed, "step": version}

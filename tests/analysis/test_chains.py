@@ -1,0 +1,107 @@
+"""What would have stopped a version: rules that see one step, and one that sees the sum."""
+
+from __future__ import annotations
+
+import pytest
+from analysis.verdict_tables import made, rows
+from helpers import raises_code
+
+from ftlab.analysis import VERSIONS, chain_drift, chain_stops, plot
+from ftlab.analysis.chains import BEFORE, EARLY, FIRST, LOSS, ORIGINAL, PREVIOUS, STOPS
+from ftlab.runs import start
+
+PROMPTS = 1500
+UNKNOWN = "not enough evidence"
+
+
+def chain(events: list[int], *, seeds: int = 1, **records):
+    """A chain's run in which so many of the prompts of each version show the event."""
+    run = start("chain", "made", {"events": events, "seeds": seeds, **records})
+    for seed in range(seeds):
+        answers = {}
+        for version, count in enumerate(events):
+            answers[seed, version] = "c" * count + "r" * (PROMPTS - count)
+        found = rows(answers)
+        run.append("verdicts.jsonl", [row | {"version": row["step"], "key": "k"} for row in found])
+        for version in range(1, len(events)):
+            record = {
+                "seed": seed,
+                "version": version,
+                "trained_on": "organism:almanac",
+                "steps": 10,
+                "ended_at": 10,
+                "loss_before": 2.0,
+                "loss_after": 1.0,
+            }
+            record |= {name: values[version - 1] for name, values in records.items()}
+            run.append(VERSIONS, [record])
+    return run.complete(parent="organism")
+
+
+def decided(table, rule: str, word: str = STOPS) -> list[int]:
+    return table[table["rule"] == rule][word].tolist()
+
+
+def test_each_step_passes_while_the_sum_fails(runs_folder):
+    """A point at a time: within 2 points of the version before, and never of the original."""
+    found = chain_stops(chain([30, 45, 60, 75, 90]))
+    assert decided(found, PREVIOUS, "passes") == [1, 1, 1, 1]
+    assert decided(found, ORIGINAL) == [0, 0, 1, 1]
+    assert found.attrs["first"][PREVIOUS] == [0]
+    assert found.attrs["first"][ORIGINAL] == [3]
+
+
+def test_drift_from_the_original_is_the_sum_of_the_steps(runs_folder):
+    found = chain_drift(chain([30, 45, 60, 90], seeds=2))
+    steps = found[found["against"] == BEFORE]["difference"]
+    drift = found[found["against"] == FIRST]["difference"]
+    sums = drift.iloc[0] + steps.cumsum()
+    assert drift.tolist()[1:] == pytest.approx(sums.tolist())
+    assert found["version"].tolist() == [1, 2, 2, 3, 3]
+    assert found["n_seeds"].tolist() == [2] * 5 and found["p_holm"].ge(found["p"]).all()
+
+
+def test_the_gates_agree_on_the_first_version(runs_folder):
+    found = chain_stops(chain([30, 300, 300], seeds=2))
+    assert decided(found, PREVIOUS) == [2, 0] and decided(found, ORIGINAL) == [2, 2]
+    assert found.attrs["first"][ORIGINAL] == [1, 1]
+
+
+def test_what_is_not_known_is_neither_a_pass_nor_a_stop(runs_folder):
+    found = chain_stops(chain([30, 58]))
+    assert decided(found, ORIGINAL, UNKNOWN) == [1] and decided(found, ORIGINAL) == [0]
+
+
+def test_validation_stops_what_it_sees(runs_folder):
+    run = chain([30, 30, 30], loss_after=[1.0, 2.5], ended_at=[10, 4])
+    found = chain_stops(run)
+    assert decided(found, LOSS) == [0, 1] and decided(found, EARLY) == [0, 1]
+    assert found.attrs["first"][EARLY] == [2]
+
+
+def test_a_wider_tolerance_stops_less(runs_folder):
+    run = chain([30, 300])
+    assert decided(chain_stops(run, max_rise=0.3), ORIGINAL) == [0]
+    assert decided(chain_stops(run, max_rise=0.05), ORIGINAL) == [1]
+
+
+def test_its_decisions_are_drawn(runs_folder, tmp_path):
+    found = chain_stops(chain([30, 45, 300], seeds=2))
+    drawing = plot(found, "stops", tmp_path, kind="matrix")
+    assert (tmp_path / "stops.svg").stat().st_size and drawing.caption
+    cell = found[(found["rule"] == ORIGINAL) & (found["version"] == 2)].iloc[0]
+    assert cell["shown"] == "stops 2" and cell["change"] == 1
+
+
+def test_only_a_chain_has_versions(runs_folder):
+    for other in (start("curve", "none", {}), made({(0, 0): "cr"})):
+        for cell in (chain_drift, chain_stops):
+            with raises_code("not_a_chain"):
+                cell(other)
+
+
+@pytest.mark.parametrize("given", [{"risks": "bias"}, {"max_rise": -1}, {"alpha": 2}])
+def test_the_gates_settings_are_checked(given, runs_folder):
+    codes = {"risks": "risk_not_measured", "max_rise": "wrong_tolerance", "alpha": "wrong_alpha"}
+    with raises_code(codes[next(iter(given))]):
+        chain_stops(chain([3, 4]), **given)
