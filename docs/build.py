@@ -30,9 +30,10 @@ PUBLIC = {
     "preview PromptSet read_samples Report split",
     "models": "estimate_memory MemoryEstimate Model model",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
-    "training": "dpo kto rloo sft train train_reward_model",
+    "training": "dpo kto rloo sft train train_reward_model transform",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
+    "training.transforms": "OfTwo open_transform Transform",
     "evals": "answer_loss ask audit draw evaluate lm_eval Monitor monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",

@@ -22,5 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],
         "monitoring": ["Monitor", "function_identity"],
         "trainer": ["prepared", "short_name", "train_run", "trainable"],
+        "transforming": ["transform"],
+        "transforms": ["Transform", "open_transform"],
     },
 )
