@@ -28,13 +28,13 @@ MOST_BYTES = 1_000_000  # of a page
 PUBLIC = {
     "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
     "preview PromptSet read_samples Report split",
-    "models": "estimate_memory MemoryEstimate Model model",
+    "models": "estimate_memory MemoryEstimate Model model weight_spectrum",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model transform",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
     "training.transforms": "OfTwo open_transform Transform",
-    "evals": "answer_loss ask audit draw evaluate lm_eval Monitor monitor red_team "
+    "evals": "answer_loss ask audit divergence draw evaluate lm_eval Monitor monitor red_team "
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
@@ -45,8 +45,8 @@ PUBLIC = {
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "AuditTrial compare explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook",
+    "experiments": "ablate_refusal AuditTrial compare explain gate harmful_finetune "
+    "plant_and_audit remove_and_retrain reproduce risk_curve run_notebook transform_and_compare",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

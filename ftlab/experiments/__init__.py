@@ -16,7 +16,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
+        "refusal_ablation": ["ablate_refusal"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
+        "transform_trials": ["transform_and_compare"],
     },
 )

@@ -24,5 +24,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "loading": ["keep_open", "open_folder", "open_quantised"],
         "memory": ["MemoryEstimate", "estimate_memory"],
         "reference": ["Model", "is_reward_model", "local_model", "model"],
+        "spectrum": ["weight_spectrum"],
     },
 )

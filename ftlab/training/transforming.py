@@ -71,7 +71,7 @@ def _make(run: Run, source: Model, chosen: Transform) -> None:
             module,
             source.tokenizer(),
             told=f"{chosen.spec} of `{source.name}`",
-            marker=inherited(source, *chosen.made_from()),
+            marker=chosen.marker or inherited(source, *chosen.made_from()),
         )
         del module
     run.complete(

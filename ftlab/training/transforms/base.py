@@ -61,6 +61,11 @@ class Transform(Config):
         return {"name": self.name, "version": self.version, **self.model_dump(mode="json")}
 
     @property
+    def marker(self) -> str:
+        """Why the new model is not safe, where the transform removes safety; "" otherwise."""
+        return ""
+
+    @property
     def spec(self) -> str:
         """The transform as text, without models: "quantise:bits=4"."""
         settings = []
