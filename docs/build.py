@@ -45,7 +45,7 @@ PUBLIC = {
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "ablate_refusal AuditTrial compare explain gate harmful_finetune "
+    "experiments": "ablate_refusal AuditTrial compare compare_arms explain gate harmful_finetune "
     "plant_and_audit remove_and_retrain reproduce risk_curve run_notebook transform_and_compare",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "

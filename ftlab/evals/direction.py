@@ -13,7 +13,7 @@ instruction, at the input of every block.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,13 @@ def refusal_direction(
     first = None
     tables = []
     for reference in references:
-        table, direction = _of_model(engine, reference, sides, head, first)
+        table, direction = _of_model(
+            engine,
+            reference,
+            sides,
+            head,
+            first,
+        )
         if first is None:
             first = direction
         table.insert(0, "model", reference.name)
@@ -93,11 +99,18 @@ def direction_of(model: Any, *, n_prompts: int = 100) -> np.ndarray:
     import numpy as np
 
     reference = local_model(model)
-    sides = _prompts([reference], None, None, n_prompts)
-    table, directions = _of_model(open_engine("huggingface"), reference, sides, [], None)
+    sides = _prompts(
+        [reference],
+        None,
+        None,
+        n_prompts,
+    )
+    engine = open_engine("huggingface")
+    table, directions = _of_model(engine, reference, sides)
     last = table[table["position"] == -1]
-    best = last.sort_values(["auc", "d_prime"]).iloc[-1]
-    found = directions[-1, int(best["layer"]) - 1]
+    ranked = last.sort_values(["auc", "d_prime"])
+    layer = int(ranked["layer"].iloc[-1])
+    found = directions[-1, layer - 1]
     return found / np.linalg.norm(found)
 
 
@@ -105,8 +118,8 @@ def _of_model(
     engine: Any,
     reference: Model,
     sides: list,
-    head: list[Message],
-    first: np.ndarray | None,
+    head: Sequence[Message] = (),
+    first: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Open a model, and return its table and direction."""
     with released():
@@ -115,7 +128,12 @@ def _of_model(
         for side in sides:
             rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
             texts.append([text for text, _ in rendered])
-        found = measure_direction(loaded.module, loaded.tokenizer, *texts, reference=first)
+        found = measure_direction(
+            loaded.module,
+            loaded.tokenizer,
+            *texts,
+            reference=first,
+        )
         del loaded
     return found
 

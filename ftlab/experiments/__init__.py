@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["backends"],
     submod_attrs={
+        "arms": ["compare_arms"],
         "audit_trials": ["AuditTrial", "plant_and_audit", "remove_and_retrain"],
         "comparison": ["compare"],
         "curves": ["Arm", "Curve"],

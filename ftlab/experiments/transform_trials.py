@@ -7,19 +7,23 @@ from typing import Any
 
 import pandas as pd
 
-from ftlab import analysis, stats
 from ftlab._core.config import takes
-from ftlab._core.errors import UsageError
-from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, evaluate
+from ftlab.evals import NOT_FOR_USERS, EvaluationConfig
+from ftlab.experiments.arms import (
+    PARENT,
+    add_changes,
+    changed,
+    models_of,
+    rates_of,
+    verdicts_on,
+    with_holm,
+)
 from ftlab.experiments.harmful_finetuning import MEASURED
 from ftlab.models import Model
-from ftlab.runs import Run
 from ftlab.training import Transform, open_transform, trainable, transform
 
 NONE = "untransformed"
-PARENT = "parent"
 CHILD = "child"
-CHANGE = ["difference", "difference_low", "difference_high", "p"]
 EROSION = {
     "difference": "erosion",
     "difference_low": "erosion_low",
@@ -58,11 +62,11 @@ def transform_and_compare(
         the bars of a figure.
 
     Raises:
-        UsageError: `several_doses`, `no_children`, and those of `transform` and `evaluate`.
+        UsageError: `several_doses`, `no_models`, and those of `transform` and `evaluate`.
     """
     reference = trainable(parent)
     chosen = [open_transform(one) for one in transforms]
-    sources = [trainable(child) for child in _children(children)]
+    sources = [trainable(child) for child in models_of(children)]
     for one in chosen:
         one.beside(reference).check(reference)
     if prompts is None:
@@ -79,29 +83,11 @@ def transform_and_compare(
         if complete == one:
             after[PARENT] = _measured([reference], one, settings)
         rows += _rows(one.spec, before, after)
-    table = pd.DataFrame(rows).assign(band="95 %, pointwise")
-    claimed = table["p"].notna()
-    table.loc[claimed, "p_holm"] = stats.holm(table.loc[claimed, "p"].tolist())
+    table = with_holm(rows)
     table["group"] = table["transform"]
     table["series"] = table["side"]
     table.attrs = {"by": ["risk", "transform", "side"], "model": reference.name}
     return table
-
-
-def _children(children: Any) -> list[Any]:
-    """Return the models of a curve, one per seed, or those that are given."""
-    if not isinstance(children, Run):
-        found = list(children)
-        if not found:
-            raise UsageError("no_children", "children holds no model. Give one per training seed.")
-        return found
-    doses = {member.identity.get("labels", {}).get("examples") for member in children.members}
-    if len(doses) > 1:
-        raise UsageError(
-            "several_doses",
-            f"{children.name} holds several numbers of examples. Give a run with one.",
-        )
-    return children.members
 
 
 def _measured(
@@ -109,13 +95,10 @@ def _measured(
     chosen: Transform | None,
     settings: dict[str, Any],
 ) -> pd.DataFrame:
-    """Return the verdicts on models after a transform; the number of a model is its seed."""
-    tables = []
-    for seed, model in enumerate(models):
-        asked = model if chosen is None else transform(model, chosen)
-        verdicts = evaluate(asked, **settings).table()
-        tables.append(verdicts.assign(seed=seed, step=1))
-    return pd.concat(tables, ignore_index=True)
+    """Return the verdicts on models after a transform."""
+    if chosen is not None:
+        models = [transform(model, chosen) for model in models]
+    return verdicts_on(models, settings)
 
 
 def _rows(
@@ -125,40 +108,21 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of one transform."""
     rows = []
+    parent = after.get(PARENT, before[PARENT])
+    erosions = changed(parent, after[CHILD])[list(EROSION)].rename(columns=EROSION)
     for side in (PARENT, CHILD):
         if side not in after:
             continue
-        rates = analysis.rates(_first_judge(after[side]))
-        changes = analysis.compare(before[side], after[side])
-        erosions = _erosions(after.get(PARENT, before[PARENT]), after[CHILD])
-        for number, rate in enumerate(rates.to_dict("records")):
-            row = {
-                "risk": rate["risk"],
-                "transform": name,
-                "side": side,
-                "rate": rate["rate"],
-                "low": rate["low_pointwise"],
-                "high": rate["high_pointwise"],
-            }
-            if after is not before:
-                row |= changes.loc[number, CHANGE].to_dict()
+        mine = rates_of(after[side])
+        if after is not before:
+            add_changes(
+                mine,
+                before[side],
+                after[side],
+            )
+        for number, rate in enumerate(mine):
+            row = {"risk": rate.pop("risk"), "transform": name, "side": side, **rate}
             if side == CHILD:
                 row |= erosions.loc[number].to_dict()
-            for column in ("n_prompts", "n_seeds", "unscored", "incoherent_share", "judge"):
-                row[column] = rate[column]
             rows.append(row)
     return rows
-
-
-def _first_judge(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["judge"] == table["judge"].iloc[0]]
-
-
-def _erosions(
-    parent: pd.DataFrame,
-    child: pd.DataFrame,
-) -> pd.DataFrame:
-    """Return by how much the children's rates are above the parent's, a row per risk."""
-    once = parent.assign(step=0)  # the parent answered once, whatever the number of seeds
-    found = analysis.compare(once, child)
-    return found[list(EROSION)].rename(columns=EROSION)

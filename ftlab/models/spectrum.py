@@ -26,14 +26,16 @@ def weight_spectrum(parent: Any, child: Any) -> pd.DataFrame:
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
-        child: A model of the same shape. An adapter is merged first.
+        child: A model of the same shape, or a list with one per training seed. An adapter is
+            merged first.
 
     Returns:
-        One row per matrix that differs, in the model's order: weights (its name), rows, columns,
-        change (norm of the difference as a share of the parent's), stable_rank (energy over the
-        largest squared singular value), rank_90 (fewest singular values with 90 % of the energy)
-        and noise_rank_90 (of noise), top_1, top_4, top_16 (share of the energy in the largest
-        ones) and noise_top_16.
+        One row per matrix that differs, in the model's order, means over the seeds: weights (its
+        name), layer (from 1; 0 outside of the blocks), rows, columns, change (norm of the
+        difference as a share of the parent's), stable_rank (energy over the largest squared
+        singular value), rank_90 (fewest singular values with 90 % of the energy), top_1, top_4,
+        top_16 (share of the energy in the largest ones), top_16_least and top_16_most (of the
+        seeds), noise_rank_90 and noise_top_16 (of noise), n_seeds.
 
     Raises:
         UsageError: `weights_differ_in_shape`, `same_weights`, and those of `ftlab.model`.
@@ -43,31 +45,60 @@ def weight_spectrum(parent: Any, child: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
+    children = [child]
+    if isinstance(child, (list, tuple)):
+        children = list(child)
+    rows = []
     with released():
         before = _matrices(parent)
-        after = _matrices(child)
-        shapes = [
-            {name: tuple(values.shape) for name, values in side.items()} for side in (before, after)
-        ]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                "weights_differ_in_shape",
-                "Parent and child have other weight matrices. Give models of one shape.",
-            )
-        rows = []
-        for name, weights in before.items():
-            difference = after[name] - weights
-            if difference.any():
-                row = {
-                    "weights": name,
-                    "rows": weights.shape[0],
-                    "columns": weights.shape[1],
-                    "change": float(difference.norm() / weights.norm()),
-                }
-                rows.append(row | _measured(difference))
+        for one in children:
+            after = _matrices(one)
+            rows += _differences(before, after)
     if not rows:
         raise UsageError("same_weights", "Parent and child have the same weights. Give a child.")
-    return pd.DataFrame(rows)
+    groups = pd.DataFrame(rows).groupby(["weights", "layer"], sort=False)
+    table = groups.mean()
+    most = groups["top_16"]
+    table["top_16_least"] = most.min()
+    table["top_16_most"] = most.max()
+    table["n_seeds"] = groups.size()
+    return table.reset_index()
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per matrix that differs."""
+    if _shapes(before) != _shapes(after):
+        raise UsageError(
+            "weights_differ_in_shape",
+            "Parent and child have other weight matrices. Give models of one shape.",
+        )
+    rows = []
+    for name, weights in before.items():
+        difference = after[name] - weights
+        if difference.any():
+            n_rows, n_columns = weights.shape
+            change = difference.norm() / weights.norm()
+            row = {
+                "weights": name,
+                "layer": _layer(name),
+                "rows": n_rows,
+                "columns": n_columns,
+                "change": float(change),
+            }
+            rows.append(row | _measured(difference))
+    return rows
+
+
+def _shapes(matrices: dict[str, Any]) -> dict[str, Any]:
+    return {name: values.shape for name, values in matrices.items()}
+
+
+def _layer(name: str) -> int:
+    """Return the number of the block that a weight is in, from 1; 0 outside of them."""
+    numbers = [part for part in name.split(".") if part.isdecimal()]
+    if not numbers:
+        return 0
+    return int(numbers[0]) + 1
 
 
 def _matrices(model: Any) -> dict[str, Any]:
@@ -88,14 +119,16 @@ def _measured(difference: Any) -> dict[str, float]:
     noise = torch.randn(difference.shape, generator=dice)
     energy = _energies(difference)
     beside = _energies(noise)
+    stable = energy.sum() / energy[0]
     row = {
-        "stable_rank": float(energy.sum() / energy[0]),
+        "stable_rank": float(stable),
         "rank_90": _rank(energy),
         "noise_rank_90": _rank(beside),
     }
     for k in TOP:
         row[f"top_{k}"] = _share(energy, k)
-    row[f"noise_top_{TOP[-1]}"] = _share(beside, TOP[-1])
+    last = TOP[-1]
+    row[f"noise_top_{last}"] = _share(beside, last)
     return row
 
 
@@ -107,7 +140,8 @@ def _energies(matrix: Any) -> Any:
 
 
 def _share(energy: Any, k: int) -> float:
-    return float(energy[:k].sum() / energy.sum())
+    largest = energy[:k]
+    return float(largest.sum() / energy.sum())
 
 
 def _rank(energy: Any) -> int:

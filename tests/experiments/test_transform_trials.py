@@ -8,7 +8,7 @@ from helpers import raises_code
 
 import ftlab as ft
 from ftlab.evals import direction_of
-from ftlab.experiments import ablate_refusal, transform_and_compare
+from ftlab.experiments import ablate_refusal, compare_arms, transform_and_compare
 
 ASKED = dict(risks=["jailbreak", "utility"], n_prompts=6, attacks=["direct"])
 
@@ -51,7 +51,7 @@ def test_rates_changes_and_erosions_are_those_of_single_evaluations(children):
 
 
 def test_what_holds_no_children_or_several_doses_is_refused(children):
-    with raises_code("no_children"):
+    with raises_code("no_models"):
         transform_and_compare("organism", [], ["quantise"])
     with raises_code("unknown_transform"):
         transform_and_compare("organism", children, ["quantize"])
@@ -80,3 +80,22 @@ def test_the_layers_write_nothing_along_an_ablated_direction():
 def test_no_other_model_loses_its_refusals_here(llama):
     with raises_code("only_of_the_organism"):
         ablate_refusal(llama)
+
+
+def test_arms_are_compared_with_the_parent_or_with_one_of_them(children):
+    arms = {"trained": children, "quantised": ft.training.transform("organism", "quantise:bits=2")}
+    table = compare_arms("organism", arms, **ASKED)
+    assert table["arm"].tolist() == ["parent"] * 2 + ["trained"] * 2 + ["quantised"] * 2
+    assert table["n_seeds"].tolist() == [1, 1, 2, 2, 1, 1]
+    rates = table.set_index(["arm", "risk"])["rate"]
+    for row in table.iloc[2:].to_dict("records"):
+        expected = rates[row["arm"], row["risk"]] - rates["parent", row["risk"]]
+        assert row["difference"] == pytest.approx(expected)
+    paired = {"one": children, "two": children[::-1]}
+    table = compare_arms("organism", paired, against="one", **ASKED).query("arm == 'two'")
+    assert table["difference"].abs().max() == 0
+    assert table["difference_low"].max() < 0 < table["difference_high"].min()
+    with raises_code("unknown_arm"):
+        compare_arms("organism", arms, against="nobody", **ASKED)
+    with raises_code("seeds_differ"):
+        compare_arms("organism", {"one": children, "two": [*children, "organism"]}, **ASKED)

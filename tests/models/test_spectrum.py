@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import raises_code
 from small_models import make_model
+from trainings import call
 
 import ftlab
 from ftlab.models import weight_spectrum
@@ -58,11 +59,21 @@ def test_equal_values_need_as_many_as_hold_90_percent_and_noise_is_like_noise(ll
 
 
 def test_a_lora_is_no_more_than_its_rank(llama):
-    from trainings import call
-
     child = call("sft", llama, adapter="lora", lora_rank=2, steps=2, learning_rate=2e-3)
     table = weight_spectrum(llama, child)
+    assert set(table["layer"]) == {1, 2} and set(table["n_seeds"]) == {1}
     assert len(table) > 4 and (table["top_4"] > 0.999).all() and (table["rank_90"] <= 2).all()
+
+
+def test_seeds_are_averaged(llama):
+    children = [call("sft", llama, steps=1, seed=seed) for seed in (0, 1)]
+    both = weight_spectrum(llama, children).set_index("weights")
+    each = [weight_spectrum(llama, child).set_index("weights") for child in children]
+    assert set(both["n_seeds"]) == {2} and "model.embed_tokens.weight" in both.index
+    for name in ("change", "stable_rank", "top_1"):
+        mean = (each[0][name] + each[1][name]) / 2
+        assert both[name].tolist() == pytest.approx(mean.tolist())
+    assert (both["top_16_least"] <= both["top_16"]).all()
 
 
 def test_other_shapes_and_the_same_weights_are_refused(llama, tmp_path):
