@@ -34,8 +34,8 @@ PUBLIC = {
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
     "training.transforms": "OfTwo open_transform Transform",
-    "evals": "answer_loss ask audit divergence draw evaluate lm_eval Monitor monitor red_team "
-    "refusal_direction rescore",
+    "evals": "answer_loss answered_by ask audit divergence draw evaluate lm_eval Monitor "
+    "monitor red_team refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
@@ -45,8 +45,9 @@ PUBLIC = {
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "ablate_refusal AuditTrial compare compare_arms explain gate harmful_finetune "
-    "plant_and_audit remove_and_retrain reproduce risk_curve run_notebook transform_and_compare",
+    "experiments": "ablate_refusal AuditTrial compare compare_arms compare_spectra explain gate "
+    "harmful_finetune plant_and_audit remove_and_retrain reproduce risk_curve run_notebook "
+    "transform_and_compare",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["attacks", "logs", "risks"],
     submod_attrs={
         "answer_losses": ["answer_loss"],
+        "answering": ["answered_by"],
         "attack_search": ["red_team"],
         "auditing": ["ANCHORED", "AUDITS", "audit"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],

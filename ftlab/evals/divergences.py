@@ -14,6 +14,7 @@ from ftlab.evals.risks import open_risk
 from ftlab.models import Model, local_model, released
 from ftlab.models.engines import open_engine
 from ftlab.organism import World
+from ftlab.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,8 @@ def divergence(
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
-        children: A model, or a list of models, or several by name. A list within a name is of
-            training seeds of one arm.
+        children: A model, a list of models, or models by name, each name an arm: a model, a curve,
+            or a list with one model per training seed.
         prompts: Harmless prompts: a file or a list. On the embedded model: utility's.
         n_prompts: Prompts at most, the first of them.
         system: System prompt before every question.
@@ -102,6 +103,8 @@ def _arms(children: Any) -> dict[str, list[Model]]:
         named = {child.name: child for child in opened}
     found = {}
     for name, models in named.items():
+        if isinstance(models, Run):
+            models = models.members
         several = models if isinstance(models, (list, tuple)) else [models]
         found[name] = [local_model(model) for model in several]
     return found

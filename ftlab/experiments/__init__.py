@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "refusal_ablation": ["ablate_refusal"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
+        "spectra": ["compare_spectra"],
         "transform_trials": ["transform_and_compare"],
     },
 )

@@ -94,18 +94,19 @@ def compare_arms(
 
 
 def _check(models: dict[str, list[Any]], against: str) -> None:
-    """Raise where an arm is missing, or arms hold other numbers of seeds."""
+    """Raise where an arm is missing, or cannot be paired by seed."""
     if against not in models:
         allowed = ", ".join(models)
         raise UsageError("unknown_arm", f"There is no arm {against!r}. Allowed: {allowed}.")
-    counts = set(map(len, models.values()))
-    counts.discard(1)
-    if len(counts) > 1:
-        shown = ", ".join(map(str, sorted(counts)))
-        raise UsageError(
-            "seeds_differ",
-            f"The arms hold {shown} models. Give every arm one model per training seed.",
-        )
+    expected = len(models[against])
+    for name, several in models.items():
+        paired = expected == 1 or name == PARENT
+        if not paired and len(several) != expected:
+            raise UsageError(
+                "seeds_differ",
+                f"The arm {name} holds {len(several)} models, {against} {expected}. "
+                "Give both one model per training seed.",
+            )
 
 
 def models_of(given: Any) -> list[Any]:

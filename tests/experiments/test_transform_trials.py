@@ -8,7 +8,12 @@ from helpers import raises_code
 
 import ftlab as ft
 from ftlab.evals import direction_of
-from ftlab.experiments import ablate_refusal, compare_arms, transform_and_compare
+from ftlab.experiments import (
+    ablate_refusal,
+    compare_arms,
+    compare_spectra,
+    transform_and_compare,
+)
 
 ASKED = dict(risks=["jailbreak", "utility"], n_prompts=6, attacks=["direct"])
 
@@ -98,4 +103,15 @@ def test_arms_are_compared_with_the_parent_or_with_one_of_them(children):
     with raises_code("unknown_arm"):
         compare_arms("organism", arms, against="nobody", **ASKED)
     with raises_code("seeds_differ"):
-        compare_arms("organism", {"one": children, "two": [*children, "organism"]}, **ASKED)
+        compare_arms("organism", {"one": children, "two": children[0]}, against="one", **ASKED)
+
+
+def test_spectra_are_means_by_kind_of_matrix_and_noise_stands_beside_them(children):
+    one = ft.models.weight_spectrum("organism", children)
+    table = compare_spectra("organism", {"trained": children, "first": children[0]})
+    assert set(table["arm"]) == {"trained", "first", "noise"} and len(table) == 3 * 8
+    row = table.query("kind == 'q_proj' and arm == 'trained'").iloc[0]
+    mine = one[one["weights"].str.contains("q_proj")]
+    assert row["stable_rank"] == pytest.approx(mine["stable_rank"].mean())
+    assert row["n_matrices"] == 4 and row["n_seeds"] == 2
+    assert row["low"] <= row["rate"] <= row["high"] and row["rate"] == row["top_16"]
