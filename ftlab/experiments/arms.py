@@ -87,8 +87,8 @@ def compare_arms(
         rows += mine
     found = with_holm(rows)
     found.insert(1, "arm", found.pop("arm"))
-    found["group"] = found["risk"]
-    found["series"] = found["arm"]
+    found["group"] = found["arm"]
+    found["series"] = found["risk"]
     found.attrs = {"by": ["risk", "arm"]}
     return found
 

@@ -59,6 +59,8 @@ def compare_spectra(parent: Any, arms: Mapping[str, Any]) -> pd.DataFrame:
             "top_16": of_noise.mean(),
             "least": of_noise.min(),
             "most": of_noise.max(),
+            "n_matrices": len(part),
+            "n_seeds": int(part["n_seeds"].max()),
         }
         rows.append(row)
     table = pd.DataFrame(rows).assign(band="least and most of layers and seeds")

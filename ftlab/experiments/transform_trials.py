@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig
 from ftlab.experiments.arms import (
     PARENT,
@@ -35,8 +36,9 @@ EROSION = {
 def transform_and_compare(
     parent: Any,
     children: Any,
-    transforms: Sequence[Any],
+    transforms: Any,
     *,
+    amounts: Sequence[float] | None = None,
     prompts: Any = None,
     **settings,
 ) -> pd.DataFrame:
@@ -49,7 +51,9 @@ def transform_and_compare(
         parent: Anything that `ftlab.model` takes, except an endpoint.
         children: A run of `risk_curve` or `harmful_finetune` with one dose, or a list of models:
             one child per training seed.
-        transforms: Names of transforms with their settings, such as quantise:bits=4, or objects.
+        transforms: A transform by its name with settings, such as quantise:bits=4, an object, or a
+            list of them.
+        amounts: Of one transform: values of the setting that says how much, such as the bits.
         prompts: As in `evaluate`; by default jailbreak, over_refusal and utility are measured.
         {settings}
 
@@ -62,10 +66,11 @@ def transform_and_compare(
         the bars of a figure.
 
     Raises:
-        UsageError: `several_doses`, `no_models`, and those of `transform` and `evaluate`.
+        UsageError: `several_doses`, `no_models`, `several_transforms`, and those of `transform`
+            and `evaluate`.
     """
     reference = trainable(parent)
-    chosen = [open_transform(one) for one in transforms]
+    chosen = _chosen(transforms, amounts)
     sources = [trainable(child) for child in models_of(children)]
     for one in chosen:
         one.beside(reference).check(reference)
@@ -88,6 +93,21 @@ def transform_and_compare(
     table["series"] = table["side"]
     table.attrs = {"by": ["risk", "transform", "side"], "model": reference.name}
     return table
+
+
+def _chosen(transforms: Any, amounts: Sequence[float] | None) -> list[Transform]:
+    """Return the transforms, or one of them in several amounts."""
+    several = transforms if isinstance(transforms, (list, tuple)) else [transforms]
+    opened = [open_transform(one) for one in several]
+    if amounts is None:
+        return opened
+    if len(opened) > 1:
+        raise UsageError(
+            "several_transforms",
+            f"amounts={list(amounts)} is of one transform, not of {len(opened)}. Give one.",
+        )
+    (one,) = opened
+    return [type(one).make(**dict(one) | {one.amount: value}) for value in amounts]
 
 
 def _measured(

@@ -48,6 +48,8 @@ def test_rates_changes_and_erosions_are_those_of_single_evaluations(children):
                 parent = ("untransformed", *parent[1:])
             assert row["erosion"] == pytest.approx(rates[here] - rates[parent])
     assert set(table.loc[table["side"] == "child", "n_seeds"]) == {2}
+    again = transform_and_compare("organism", children, "merge", amounts=[0.5], **ASKED)
+    assert again["rate"].tolist()[-2:] == table["rate"].tolist()[-2:]
     one = ft.evaluate(ft.training.transform(children[1], "quantise:bits=2"), **ASKED)
     found = ft.rates(one)["rate"].tolist()
     two = ft.evaluate(ft.training.transform(children[0], "quantise:bits=2"), **ASKED)
@@ -60,6 +62,10 @@ def test_what_holds_no_children_or_several_doses_is_refused(children):
         transform_and_compare("organism", [], ["quantise"])
     with raises_code("unknown_transform"):
         transform_and_compare("organism", children, ["quantize"])
+    with raises_code("several_transforms"):
+        transform_and_compare("organism", children, ["quantise", "merge"], amounts=[4])
+    with raises_code("wrong_setting"):
+        transform_and_compare("organism", children, "quantise", amounts=[5])
     doses = ft.harmful_finetune("organism", [2, 4], epochs=1, n_prompts=2, attacks=["direct"])
     with raises_code("several_doses"):
         transform_and_compare("organism", doses, ["quantise"])
