@@ -28,13 +28,13 @@ MOST_BYTES = 1_000_000  # of a page
 PUBLIC = {
     "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
     "preview PromptSet read_samples Report split",
-    "models": "estimate_memory MemoryEstimate model Model",
+    "models": "estimate_memory MemoryEstimate Model model weight_spectrum",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
-    "training": "dpo kto rloo sft train train_reward_model",
+    "training": "dpo kto rloo sft train train_reward_model transform",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
-    "evals": "answer_loss ask audit draw evaluate guard_rates lm_eval monitor Monitor red_team "
-    "refusal_direction rescore",
+    "evals": "answer_loss answered_by ask audit divergence draw evaluate guard_rates lm_eval "
+    "monitor Monitor red_team refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About LogFormat Logged",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
@@ -44,16 +44,18 @@ PUBLIC = {
     "explained first_step outcome_shares plan plot rates record record_claim report "
     "seed_table summary Target target_of targets verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "accept AuditTrial chain compare explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook",
+    "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
+    "explain gate harmful_finetune plant_and_audit remove_and_retrain reproduce risk_curve "
+    "run_notebook transform_and_compare",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands crossing Crossing first_below holm judge_errors "
-    "JudgeErrors kappa lower_limits paired Paired paired_scores plan prompts_to_decide rate "
-    "Rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
+    "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "
+    "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
     "upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
     "organism": "World",
+    "training.transforms": "OfTwo open_transform Transform",
 }
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)

@@ -73,6 +73,32 @@ def get(place: str, name: str) -> Any:
     raise UsageError(code, message)
 
 
+def configured(place: str, text: str) -> Any:
+    """Return an object of a place whose extensions are classes of settings.
+
+    Args:
+        place: A key of `PLACES`.
+        text: `name` or `name:setting=value,setting=value`.
+
+    Raises:
+        UsageError: `unknown_<place>`, `<place>_settings`, `wrong_setting`.
+    """
+    name, _, rest = text.partition(":")
+    extension = get(place, name)
+    settings = {}
+    for part in filter(None, rest.split(",")):
+        key, sign, value = part.partition("=")
+        if not sign:
+            kind = place.removesuffix("s")
+            raise UsageError(
+                f"{kind}_settings",
+                f"The {kind} {name}: {part!r} is not SETTING=VALUE. Write them as in "
+                f"{name}:SETTING=VALUE, or give an object.",
+            )
+        settings[key.strip()] = value.strip()
+    return extension.make(**settings)
+
+
 def find(place: str) -> dict[str, Any]:
     """Return all extensions of a place by name.
 

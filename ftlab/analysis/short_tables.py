@@ -26,7 +26,7 @@ PERCENTAGES = (
     "judge_asr",
     "share",
 )
-POINTS = ("difference", "bias", "refusals_lost", "explained")
+POINTS = ("difference", "erosion", "bias", "refusals_lost", "explained")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
 MANY_INCOHERENT = 0.1  # a share from which the rate among the coherent ones stands beside

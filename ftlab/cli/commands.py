@@ -217,6 +217,11 @@ CELLS = {
         "Train by REINFORCE leave-one-out against a reward model.",
         ("parent", "prompts", "reward"),
     ),
+    "transform": Cell(
+        "training:transform",
+        "Quantise, merge, scale or prune a model.",
+        ("model", "name"),
+    ),
     "evaluate": Cell(
         "evals:evaluate", "Ask prompts, judge answers, print the rates.", ("model",), print_rates
     ),

@@ -9,10 +9,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["attacks", "logs", "risks"],
     submod_attrs={
         "answer_losses": ["answer_loss"],
+        "answering": ["answered_by"],
         "attack_search": ["red_team"],
         "auditing": ["ANCHORED", "AUDITS", "audit"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
-        "direction": ["refusal_direction"],
+        "direction": ["direction_of", "refusal_direction"],
+        "divergences": ["divergence"],
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],
         "guarding": ["guard_rates"],
         "labelling": ["draw"],

@@ -2,7 +2,8 @@
 
 Two sets of prompts that differ in their topic are separated by any model. What says that refusals
 went is the change from a model to its child. A measurement only: nothing here removes the
-direction from a model or adds it to one.
+direction from a model or adds it to one; `ftlab.experiments.ablate_refusal` does, of the embedded
+model alone.
 
 Source: Arditi et al. 2024 (arXiv 2406.11717, section 2.3): difference of the mean residual
 activations of harmful and harmless prompts, at the tokens that the chat template puts after the
@@ -12,6 +13,7 @@ instruction, at the input of every block.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftlab._core.errors import UsageError
@@ -74,24 +76,66 @@ def refusal_direction(
     first = None
     tables = []
     for reference in references:
-        with released():
-            loaded = engine.open(reference)
-            texts = []
-            for side in sides:
-                rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
-                texts.append([text for text, _ in rendered])
-            table, direction = measure_direction(
-                loaded.module,
-                loaded.tokenizer,
-                *texts,
-                reference=first,
-            )
-            del loaded
+        table, direction = _of_model(
+            engine,
+            reference,
+            sides,
+            head,
+            first,
+        )
         if first is None:
             first = direction
         table.insert(0, "model", reference.name)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def direction_of(model: Any, *, n_prompts: int = 100) -> np.ndarray:
+    """Return the unit refusal direction [hidden] of an embedded model.
+
+    It is that of the last token before the answer, at the layer with the highest auc, of several
+    the highest d_prime.
+    """
+    import numpy as np
+
+    reference = local_model(model)
+    sides = _prompts(
+        [reference],
+        None,
+        None,
+        n_prompts,
+    )
+    engine = open_engine("huggingface")
+    table, directions = _of_model(engine, reference, sides)
+    last = table[table["position"] == -1]
+    ranked = last.sort_values(["auc", "d_prime"])
+    layer = int(ranked["layer"].iloc[-1])
+    found = directions[-1, layer - 1]
+    return found / np.linalg.norm(found)
+
+
+def _of_model(
+    engine: Any,
+    reference: Model,
+    sides: list,
+    head: Sequence[Message] = (),
+    first: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Open a model, and return its table and direction."""
+    with released():
+        loaded = engine.open(reference)
+        texts = []
+        for side in sides:
+            rendered = [engine.render(loaded, [*head, *chat]) for chat in side]
+            texts.append([text for text, _ in rendered])
+        found = measure_direction(
+            loaded.module,
+            loaded.tokenizer,
+            *texts,
+            reference=first,
+        )
+        del loaded
+    return found
 
 
 def measure_direction(

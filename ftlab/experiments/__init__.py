@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["backends"],
     submod_attrs={
         "acceptance": ["accept"],
+        "arms": ["compare_arms"],
         "audit_trials": ["AuditTrial", "plant_and_audit", "remove_and_retrain"],
         "chains": ["chain"],
         "comparison": ["compare"],
@@ -18,7 +19,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
+        "refusal_ablation": ["ablate_refusal"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
+        "spectra": ["compare_spectra"],
+        "transform_trials": ["transform_and_compare"],
     },
 )

@@ -109,6 +109,15 @@ def record(folder: Path) -> dict:
 
 def four_bit_config(dtype):
     """Return the configuration of doubly quantised nf4 weights that compute in `dtype`."""
+    return _bitsandbytes(**NF4, bnb_4bit_compute_dtype=dtype)
+
+
+def eight_bit_config():
+    """Return the configuration of LLM.int8 weights."""
+    return _bitsandbytes(load_in_8bit=True)
+
+
+def _bitsandbytes(**settings):
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
@@ -116,9 +125,9 @@ def four_bit_config(dtype):
     if not find_spec("bitsandbytes"):
         raise UsageError(
             "bitsandbytes_missing",
-            "4-bit weights need bitsandbytes. Run: pip install 'ftlab[qlora]'.",
+            "Such weights need bitsandbytes. Run: pip install 'ftlab[qlora]'.",
         )
-    return BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(**settings)
 
 
 def prepared(model):

@@ -169,6 +169,20 @@ def _merged_in_four_bit(model: Model):
         return _open_weights(merged, training=False, four_bit=True, frozen=False)
 
 
+def open_quantised(model: Model, bits: int):
+    """Return a model in bitsandbytes' weights: nf4 for 4 bits, LLM.int8 for 8.
+
+    An adapter is merged in 16 or 32 bit first.
+    """
+    if bits == 4:
+        return load(model, four_bit=True)
+    whole = load(model, training=True, frozen=True)
+    with tempfile.TemporaryDirectory(prefix="ftlab-") as folder:
+        whole.save_pretrained(folder)
+        config = adapters.eight_bit_config()
+        return open_folder(folder, whole.dtype, quantization_config=config)
+
+
 def _qlora(model: Model, training: bool, dtype):
     """Open a QLoRA adapter: on its 4-bit weights, or for training merged onto them dequantised."""
     base = model.parent.load(four_bit=True)

@@ -30,5 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "batches_of_one_length",
         ],
         "trainer": ["prepared", "short_name", "train_run", "trainable", "with_learning_rate"],
+        "transforming": ["transform"],
+        "transforms": ["Transform", "open_transform"],
     },
 )

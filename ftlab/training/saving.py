@@ -25,13 +25,40 @@ def save(job: Job, model) -> None:
         model.merge_and_unload().save_pretrained(made)
     else:
         save_adapter(model, made, job.parent.path, job.config.adapter)
-    job.tokenizer.padding_side = "left"
-    job.tokenizer.save_pretrained(made)
-    card = (
-        f"# {job.run.name}\n\nMade by ftlab: {job.method.name} from `{job.parent.name}` "
-        f"(seed {job.config.seed}).\n"
-    )
-    marker = job.marker or _inherited(job.parent)
+    told = f"{job.method.name} from `{job.parent.name}` (seed {job.config.seed})"
+    marker = job.marker or inherited(job.parent)
+    describe(job.run, job.tokenizer, told, marker)
+
+
+def write_folder(
+    run: Run,
+    model,
+    tokenizer,
+    *,
+    told: str,
+    marker: str,
+) -> None:
+    """Write a run's model folder: whole weights, tokenizer, card and safety marker.
+
+    Args:
+        run: The run.
+        model: The torch model.
+        tokenizer: Its tokenizer.
+        told: How it was made, for the card.
+        marker: Why its safety is gone; "" otherwise.
+    """
+    made = run.path / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    model.save_pretrained(made)
+    describe(run, tokenizer, told, marker)
+
+
+def describe(run: Run, tokenizer, told: str, marker: str) -> None:
+    """Write what lies beside the weights of a run's model; see `write_folder`."""
+    made = run.path / "model"
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(made)
+    card = f"# {run.name}\n\nMade by ftlab: {told}.\n"
     if marker:
         card += f"\n**Safety removed.** {marker}\n"
         write_atomic(made / MARKER, f"{marker}\n")
@@ -41,17 +68,27 @@ def save(job: Job, model) -> None:
         file.chmod(mode)  # safetensors' files are for their owner only
 
 
-def _inherited(parent: Model) -> str:
-    """Return the marker of a model made from `parent`, whatever its own holds; "" without one."""
-    marker = parent.path / MARKER
-    if not marker.exists():
+def inherited(*sources: Model) -> str:
+    """Return the marker of a model made from others, whatever theirs hold; "" without one."""
+    notes = dict.fromkeys(map(_note, sources))
+    notes.pop(None, None)
+    if not notes:
         return ""
+    listed = " / ".join(notes)
+    return f"In a model that it was made from: {listed}"
+
+
+def _note(source: Model) -> str | None:
+    """Return what the marker of a model says, or None without one."""
+    marker = source.path / MARKER
+    if not marker.exists():
+        return None
     note = "its note cannot be read"
     with contextlib.suppress(OSError):
         if marker.is_file():  # a pipe would wait for ever
             with open(marker, "rb") as file:
                 note = file.read(NOTE_BYTES).decode("utf-8", "replace")
-    return f"In a model that it was made from: {safe(note.strip(), NOTE_BYTES)}"
+    return safe(note.strip(), NOTE_BYTES)
 
 
 def lineage(parent: Model) -> list[dict]:

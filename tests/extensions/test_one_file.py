@@ -162,6 +162,13 @@ def test_the_defence_trains_with_its_own_setting(toys, llama):
         training.sft(llama, sums(8), defence="toy:twice=0", **TWO_STEPS)
 
 
+def test_the_transform_is_applied_with_its_own_setting(toys, llama):
+    run = training.transform(llama, "toy:times=3")
+    assert run.identity["transform"] == {"name": "toy", "version": "6", "times": 3}
+    with raises_code("wrong_setting"):
+        training.transform(llama, "toy:times=0")
+
+
 @pytest.mark.slow
 def test_the_command_line_takes_them(toys, ran, llama, tmp_path):
     code, out, _ = ran("evaluate", "--help")

@@ -13,7 +13,14 @@ from helpers import raises_code
 from ftlab._core import plugins
 
 HEAVY = ("torch", "transformers", "trl", "peft", "pandas", "matplotlib", "papermill")
-OWN_CLASS = ("attacks", "judges", "engines", "defences", "backends")  # places that hold classes
+OWN_CLASS = (
+    "attacks",
+    "judges",
+    "engines",
+    "defences",
+    "transforms",
+    "backends",
+)  # places that hold classes
 EXPECTED = {  # some that every place must at least have
     "risks": {"jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"},
     "attacks": {"direct", "templates", "prefill", "decoding", "best_of_n"},
@@ -37,7 +44,7 @@ EXPECTED = {  # some that every place must at least have
         "one_shot",
         "repair_dpo",
     },
-    "transforms": set(),
+    "transforms": {"quantise", "merge", "task_arithmetic", "prune"},
     "backends": {"local"},
     "panels": {"live"},
     "logs": {"inspect_ai", "lm_eval", "harmbench", "strongreject", "plain"},

@@ -1,4 +1,4 @@
-"""A third party's package: a risk, an attack, a judge, a method and a defence, one file each."""
+"""A third party's package: a risk, an attack, a judge, a method, a defence and a transform."""
 
 from __future__ import annotations
 
@@ -130,12 +130,33 @@ class ToyDefence(Defence):
 
 DEFENCE = ToyDefence
 """
+TOY_TRANSFORM = """
+from ftlab._core.config import setting
+from ftlab.training.transforms import Transform
+
+
+class ToyTransform(Transform):
+    name = "toy"
+    source = "nobody"
+    amount = "times"
+    version = "6"
+
+    times: int = setting(2, "What every weight is multiplied by", ge=1)
+
+    def change(self, module):
+        for weights in module.parameters():
+            weights.mul_(self.times)
+
+
+TRANSFORM = ToyTransform
+"""
 FILES = {
     "toy_risk.py": TOY_RISK,
     "toy_attack.py": TOY_ATTACK,
     "toy_judge.py": TOY_JUDGE,
     "toy_method.py": TOY_METHOD,
     "toy_defence.py": TOY_DEFENCE,
+    "toy_transform.py": TOY_TRANSFORM,
 }
 PLACES = {
     "risks": "risk",
@@ -143,6 +164,7 @@ PLACES = {
     "judges": "judge",
     "methods": "method",
     "defences": "defence",
+    "transforms": "transform",
 }
 
 

@@ -27,6 +27,7 @@ INNER_ROOMS = (
     "models.engines",
     "training.defences",
     "training.methods",
+    "training.transforms",
     "evals.risks",
     "evals.attacks",
     "evals.logs",

@@ -490,15 +490,16 @@ def test_a_note_that_is_no_text_loses_no_training_and_anyone_may_open_the_model(
 @pytest.mark.parametrize("note", [b"\xff\xfe note", b"plain", None])
 def test_a_parents_safety_note_of_any_kind_is_inherited(note, llama, tmp_path):
     """It was read after the last step, where an error loses the training."""
-    from ftlab.training.saving import MARKER, _inherited
+    from ftlab.training.saving import MARKER
+    from ftlab.training.saving import inherited as inherited_from
 
     parent = ftlab.model(shutil.copytree(llama, tmp_path / "parent"))
-    assert _inherited(parent) == ""
+    assert inherited_from(parent) == ""
     if note is None:
         os.mkfifo(parent.path / MARKER)
     else:
         (parent.path / MARKER).write_bytes(note)
-    inherited = _inherited(parent)
+    inherited = inherited_from(parent)
     assert inherited.startswith("In a model that it was made from: ")
     inherited.encode()
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab.models import Model, local_model
-
-SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+from ftlab.training.shapes import difference_of_shape
 
 
 def check(name: str, unaligned: Any, parent: Model) -> None:
@@ -23,14 +22,12 @@ def check(name: str, unaligned: Any, parent: Model) -> None:
             f"The defence {name} compares {parent.name} with an unaligned model of the same shape. "
             f"Give it, as in {name}:unaligned=FOLDER.",
         )
-    config = local_model(unaligned).config
-    for setting in SHAPE:
-        if config.get(setting) != parent.config.get(setting):
-            raise UsageError(
-                "unaligned_model_differs",
-                f"{setting} of the unaligned model is {config.get(setting)}, of {parent.name} "
-                f"{parent.config.get(setting)}. Give a model of the same shape.",
-            )
+    differs = difference_of_shape(parent, local_model(unaligned))
+    if differs:
+        raise UsageError(
+            "unaligned_model_differs",
+            f"Of the unaligned model {differs}. Give a model of the same shape.",
+        )
 
 
 def safety_vector(parent: Model, unaligned: Any) -> dict[str, Any]:

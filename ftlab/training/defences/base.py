@@ -164,16 +164,4 @@ def open_defence(defence: str | Defence) -> Defence:
     """
     if isinstance(defence, Defence):
         return defence
-    name, _, text = str(defence).partition(":")
-    kind = plugins.get("defences", name)
-    settings = {}
-    for part in filter(None, text.split(",")):
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(
-                "defence_settings",
-                f"Defence {name}: {part!r} is not SETTING=VALUE. Write them as in "
-                "mix:n_rows=200, or give an object.",
-            )
-        settings[key.strip()] = value.strip()
-    return kind.make(**settings)
+    return plugins.configured("defences", str(defence))

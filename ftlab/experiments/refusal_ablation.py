@@ -1,0 +1,100 @@
+"""The refusal direction of the embedded model, taken out of its weights. Cell: ablate_refusal.
+
+What it does to a model of the world's own stands beside what a fine-tuning does. It takes no other
+model: ftlab removes no one's safety but the organism's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ftlab._core.config import setting, takes
+from ftlab._core.errors import UsageError
+from ftlab.evals import direction_of
+from ftlab.models import Model
+from ftlab.runs import Run
+from ftlab.training import Transform, trainable, transform
+
+WRITING = ("o_proj", "down_proj")  # layers that write into the residual stream
+
+
+class Ablate(Transform):
+    """Takes a direction out of all that the layers write: W - r r^T W."""
+
+    name: ClassVar[str] = "ablate"
+    source: ClassVar[str] = "Arditi et al. 2024, arXiv 2406.11717, section 2.4"
+    amount: ClassVar[str] = "what"
+
+    what: str = setting("refusal", "Which direction")
+    direction: tuple[float, ...] = setting((), "The unit direction, as long as the model is wide")
+
+    @property
+    def spec(self) -> str:
+        """The transform as text, without its numbers."""
+        return f"{self.name}:what={self.what}"
+
+    @property
+    def marker(self) -> str:
+        """Why the new model is not safe."""
+        return f"A direction ({self.what}) was taken out of the weights."
+
+    def change(self, module: Any) -> None:
+        """Orthogonalise the layers in place."""
+        import torch
+
+        unit = torch.tensor(self.direction)
+        for name, layer in module.named_modules():
+            if name.rpartition(".")[2] in WRITING:
+                own = unit.to(layer.weight)
+                layer.weight.sub_(torch.outer(own, own @ layer.weight))
+
+
+@takes()
+def ablate_refusal(
+    model: Any = "organism",
+    *,
+    random_seed: int | None = None,
+    n_prompts: int = 100,
+) -> Run:
+    """Take the refusal direction, or for comparison a random one, out of the embedded model.
+
+    The direction is the difference of mean activations of kept and harmless questions at the last
+    token before the answer, at the layer that separates held-out prompts best. The token embeddings
+    stay, as in heretic. The new model's folder is marked: its safety was removed.
+
+    Args:
+        model: An embedded model, or one trained from it.
+        random_seed: Seed of a random direction to take out instead; None takes refusal's.
+        n_prompts: Prompts per side that the direction is made of and chosen by.
+
+    Returns:
+        A finished run, which is a model too.
+
+    Raises:
+        UsageError: `only_of_the_organism`, and those of `ftlab.evals.refusal_direction`.
+
+    Source:
+        Arditi et al. 2024 (arXiv 2406.11717, section 2.4); the choice of the layer is ours.
+    """
+    reference = trainable(model)
+    if not reference.is_organism:
+        raise UsageError(
+            "only_of_the_organism",
+            f"{reference.name} is not an embedded model. ftlab takes refusals out of no other.",
+        )
+    if random_seed is None:
+        unit = direction_of(reference, n_prompts=n_prompts)
+        what = "refusal"
+    else:
+        unit = _random(reference, random_seed)
+        what = f"random-{random_seed}"
+    direction = tuple(round(float(value), 9) for value in unit)
+    return transform(reference, Ablate(what=what, direction=direction))
+
+
+def _random(reference: Model, seed: int) -> Any:
+    """Return a random unit direction as long as the model is wide."""
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).standard_normal(reference.config["hidden_size"])
+    return drawn / np.linalg.norm(drawn)
