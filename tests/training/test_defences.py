@@ -15,6 +15,7 @@ from trainings import (
     FAST,
     call,
     chats,
+    dies_while_saving,
     distance,
     interrupt,
     make_trainer,
@@ -642,6 +643,24 @@ def test_early_stop_may_keep_the_parent_and_is_measured_at_every_step_asked_for(
     assert run.stats["steps"] == 3 and run.stats["ended"].endswith("kept step 0")
     assert [*seen] == [0, 3, 5]
     assert all(torch.equal(weights, seen[0]) for weights in seen.values())
+
+
+def test_early_stop_killed_after_its_end_resumes_with_what_it_kept(
+    llama, often, monkeypatch, tmp_path
+):
+    defence = EarlyStop(**{**SMALL["early_stop"], "every": 1, "margin": 0.6})
+    settings = dict(steps=6, learning_rate=4e-3, schedule="constant")
+    with monkeypatch.context() as patch:
+        dies_while_saving(patch, RuntimeError("killed"))
+        with pytest.raises(RuntimeError):
+            trained_with(defence, llama, **settings)
+    again = trained_with(defence, llama, **settings)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "straight"))
+    straight = trained_with(defence, llama, **settings)
+    assert straight.path != again.path
+    assert straight.stats["steps"] < 6 and not straight.stats["ended"].endswith("step 0")
+    assert weights(again) == weights(straight)
+    assert again.stats["ended"] == straight.stats["ended"]
 
 
 # filter
