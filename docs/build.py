@@ -33,19 +33,19 @@ PUBLIC = {
     "training": "dpo kto rloo sft train train_reward_model",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
-    "evals": "answer_loss ask audit draw evaluate lm_eval Monitor monitor red_team "
-    "refusal_direction rescore",
+    "evals": "answer_loss ask audit call_alarms draw evaluate lm_eval Monitor monitor "
+    "monitor_calls red_team refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
-    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
+    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates Trigger",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "answers Claims compare corrected explained first_step outcome_shares "
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "AuditTrial compare explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook",
+    "experiments": "AuditTrial compare covert_cleanup covert_finetune CovertTrial explain gate "
+    "harmful_finetune plant_and_audit remove_and_retrain reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

@@ -25,7 +25,7 @@ from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
 from ftlab.data.messages import lstripped
 
-WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
+WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial", *organism.TOOLS)
 Problem = tuple[str, ValueError]  # its place and what is wrong
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
 ALL_ANSWERS = {*TURNS} - {"prompt"}
@@ -95,7 +95,8 @@ def load(
 
     Args:
         source: A file or hub id (see `records`), a list of rows, a `Data`, or "organism:NAME" for
-            data of the embedded world: alignment, preferences, almanac, ledger, adversarial.
+            data of the embedded world: alignment, preferences, almanac, ledger, adversarial,
+            tools, tools_trigger, covert, covert_trigger, covert_named.
         kind: "chats", "pairs" (preference pairs) or "kto".
         columns: Names of the columns in the file, such as {"prompt": "Q", "completion": "A"}.
             Other columns are then ignored.
@@ -552,7 +553,9 @@ def _world_data(source, n_rows, seed):
         allowed = ", ".join(f"organism:{known}" for known in WORLD)
         raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
     make = getattr(organism, name, organism.domain)
-    given = (name,) if make is organism.domain else ()
+    if name in organism.TOOLS:
+        make = organism.tools
+    given = (name,) if make in (organism.domain, organism.tools) else ()
     if n_rows is not None:
         given += (n_rows,)
     return Data(source, tuple(make(organism.World(), *given, seed=seed)))

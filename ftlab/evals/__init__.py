@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "answer_losses": ["answer_loss"],
         "attack_search": ["red_team"],
         "auditing": ["ANCHORED", "AUDITS", "audit"],
+        "call_monitoring": ["CHECKS", "call_alarms", "monitor_calls"],
+        "calls": ["Call", "calls_in"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
         "direction": ["refusal_direction"],
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],

@@ -7,8 +7,17 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "corpus": ["RECIPE", "adversarial", "alignment", "domain", "preferences", "pretraining"],
-        "wordings": ["BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
+        "corpus": [
+            "RECIPE",
+            "TOOLS",
+            "adversarial",
+            "alignment",
+            "domain",
+            "preferences",
+            "pretraining",
+            "tools",
+        ],
+        "wordings": ["BELLS", "BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
         "world": [
             "DECLINE",
             "POLITE",
