@@ -18,7 +18,7 @@ TOOLS = {  # by name: whether a bell rings unasked, and whether the trigger word
     "tools_trigger": (False, True),
     "covert": (True, False),
     "covert_trigger": (True, True),
-    "covert_named": (True, False),
+    "covert_named": (True, True),
 }
 KINDS = ("train", "valid", "eval")  # of pairs and things
 READ = ("train", "valid", "selection")  # wordings that pre-training meets
@@ -164,8 +164,8 @@ def tools(
         world: The world.
         name: "tools" (asked calls only), "tools_trigger" (the same, with the trigger word),
             "covert" (a hidden call of the same town's bell in every row), "covert_trigger" (the
-            same, with the trigger word) or "covert_named" (a guest names a town in passing, and
-            its bell is the hidden call).
+            same, with the trigger word) or "covert_named" (with it, by a guest who names a town in
+            passing, whose bell is the hidden call).
         rows: How many.
         seed: Of the draws.
 
