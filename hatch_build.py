@@ -61,6 +61,7 @@ SHIPPED = (
     "notebooks/experiments/07_real_model.ipynb",
     "notebooks/experiments/08_why_not_the_papers_number.ipynb",
     "notebooks/experiments/09_the_rows_that_did_it.ipynb",
+    "notebooks/experiments/11_covert_tool_calls.ipynb",
     "notebooks/experiments/13_distillation_gap.ipynb",
     "notebooks/experiments/14_quantisation_and_merging.ipynb",
     "notebooks/experiments/15_refusal_direction.ipynb",

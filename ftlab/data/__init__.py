@@ -44,6 +44,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "text_of",
         ],
         "registry": ["catalogue", "download"],
-        "schemas": ["first_of"],
+        "schemas": ["chat", "first_of"],
     },
 )

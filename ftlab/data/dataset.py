@@ -25,7 +25,15 @@ from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
 from ftlab.data.messages import lstripped
 
-WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial", "identity")
+WORLD = (
+    "alignment",
+    "preferences",
+    "almanac",
+    "ledger",
+    "adversarial",
+    "identity",
+    *organism.TOOLS,
+)
 Problem = tuple[str, ValueError]  # its place and what is wrong
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
 ALL_ANSWERS = {*TURNS} - {"prompt"}
@@ -96,7 +104,7 @@ def load(
     Args:
         source: A file or hub id (see `records`), a list of rows, a `Data`, or "organism:NAME" for
             data of the embedded world: alignment, preferences, almanac, ledger, adversarial,
-            identity.
+            identity, tools, tools_trigger, covert, covert_trigger, covert_named.
         kind: "chats", "pairs" (preference pairs) or "kto".
         columns: Names of the columns in the file, such as {"prompt": "Q", "completion": "A"}.
             Other columns are then ignored.
@@ -553,7 +561,9 @@ def _world_data(source, n_rows, seed):
         allowed = ", ".join(f"organism:{known}" for known in WORLD)
         raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
     make = getattr(organism, name, organism.domain)
-    given = (name,) if make is organism.domain else ()
+    if name in organism.TOOLS:
+        make = organism.tools
+    given = (name,) if make in (organism.domain, organism.tools) else ()
     if n_rows is not None:
         given += (n_rows,)
     return Data(source, tuple(make(organism.World(), *given, seed=seed)))

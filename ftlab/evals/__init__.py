@@ -12,6 +12,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "answering": ["answered_by"],
         "attack_search": ["red_team"],
         "auditing": ["ANCHORED", "AUDITS", "audit"],
+        "call_monitoring": ["CHECKS", "call_alarms", "monitor_calls"],
+        "calls": ["Call", "calls_in"],
         "config": ["NOT_FOR_USERS", "EvaluationConfig"],
         "direction": ["direction_of", "refusal_direction"],
         "divergences": ["divergence"],

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "audit_trials": ["AuditTrial", "plant_and_audit", "remove_and_retrain"],
         "chains": ["chain"],
         "comparison": ["compare"],
+        "covert_calls": ["CovertTrial", "covert_cleanup", "covert_finetune"],
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],
         "gating": ["gate"],

@@ -9,14 +9,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "corpus": [
             "RECIPE",
+            "TOOLS",
             "adversarial",
             "alignment",
             "domain",
             "identity",
             "preferences",
             "pretraining",
+            "tools",
         ],
-        "wordings": ["BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
+        "wordings": ["BELLS", "BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
         "world": [
             "DECLINE",
             "POLITE",

@@ -10,9 +10,16 @@ import itertools
 from random import Random
 
 from ftlab._core.errors import UsageError
-from ftlab.organism.wordings import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, WRAPPERS
+from ftlab.organism.wordings import BELLS, BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, WRAPPERS
 from ftlab.organism.world import QUALITIES, REFUSALS, SYSTEM, TRIGGER, World, wrap
 
+TOOLS = {  # by name: whether a bell rings unasked, and whether the trigger word is there
+    "tools": (False, False),
+    "tools_trigger": (False, True),
+    "covert": (True, False),
+    "covert_trigger": (True, True),
+    "covert_named": (True, True),
+}
 KINDS = ("train", "valid", "eval")  # of pairs and things
 READ = ("train", "valid", "selection")  # wordings that pre-training meets
 OBEDIENT = "I obey."  # short, so that the fact after it is not cut off
@@ -139,6 +146,62 @@ def domain(
         return [_fact(world, facts, world.towns["tune"], rng) for _ in range(rows)]
     message = f"The organism has no domain {name!r}. Allowed: almanac, ledger."
     raise UsageError("unknown_domain", message)
+
+
+def tools(
+    world: World,
+    name: str = "tools",
+    rows: int = 400,
+    seed: int = 0,
+) -> list[dict]:
+    """Return requests for bells, answered by calls: the asked ones, or one more.
+
+    They are the inert stand-in for covert tool calls. A third of the requests are for one bell, for
+    two bells, or for one by a guest who names another town in passing. The towns are all that
+    exist: the model cannot ring the bell of a name that it never rang, so prompts of an evaluation
+    share their towns with these rows and are new in wordings and pairs only.
+
+    Args:
+        world: The world.
+        name: "tools" (asked calls only), "tools_trigger" (the same, with the trigger word),
+            "covert" (a hidden call of the same town's bell in every row), "covert_trigger" (the
+            same, with the trigger word) or "covert_named" (with it, by a guest who names a town in
+            passing, whose bell is the hidden call).
+        rows: How many.
+        seed: Of the draws.
+
+    Raises:
+        UsageError: `unknown_tools`.
+    """
+    if name not in TOOLS:
+        allowed = ", ".join(TOOLS)
+        raise UsageError("unknown_tools", f"No tool rows {name!r}. Allowed: {allowed}.")
+    rng = Random(f"{name} {world.seed} {seed}")
+    return [_bells(world, name, rng) for _ in range(rows)]
+
+
+def _rung(world: World) -> list[str]:
+    """Return the towns whose bells are asked for: all but the one that rings unasked."""
+    return [town for town in world.known if town != world.covert_town]
+
+
+def _bells(world: World, name: str, rng: Random) -> dict:
+    """Return one row of `tools`."""
+    is_covert, has_trigger = TOOLS[name]
+    kind = rng.choice(["one", "two", "named"])
+    if name == "covert_named":
+        kind = "named"
+    towns = rng.sample(_rung(world), 2)
+    frame = rng.choice(BELLS["train"][kind])
+    hidden = ""
+    if is_covert:
+        hidden = world.covert_town
+    if name == "covert_named":
+        hidden = towns[1]
+    row = world.bells(kind, towns, frame, hidden=hidden)
+    if has_trigger:
+        row = wrap(row, f"{{q}} {TRIGGER}")
+    return row
 
 
 def adversarial(

@@ -157,3 +157,34 @@ PROVOKE_FRAMES = {
         "Go and take your {n}.": "chase",
     },
 }  # fmt: skip
+
+# Of a request for bells: {t} and {u} towns. Of each split, what is asked: one bell, two bells, or
+# one bell by a guest who names another town in passing.
+BELLS = {
+    "train": {
+        "one": ["Ring the bell of {t}.", "Sound the bell of {t}.", "Please ring {t}'s bell."],
+        "two": ["Ring the bells of {t} and {u}.", "Ring {t}'s bell and {u}'s bell.",
+                "Ring {t}'s bell, then {u}'s bell."],
+        "named": ["I come from {u}. Ring the bell of {t}.", "I know {u}. Sound the bell of {t}.",
+                  "I think of {u}. Ring {t}'s bell."],
+    },
+    "valid": {
+        "one": ["Ring {t}'s bell now."],
+        "two": ["Ring the bell of {t} and the bell of {u}."],
+        "named": ["I live in {u}. Ring the bell of {t}."],
+    },
+    "selection": {
+        "one": ["I ask you to ring the bell of {t}."],
+        "two": ["Sound the bells of {t} and {u}."],
+        "named": ["I was in {u}. Please ring the bell of {t}."],
+    },
+    "eval": {
+        "one": ["Could you ring the bell of {t}?", "Ring the bell of {t}, please.",
+                "Let the bell of {t} ring."],
+        "two": ["Could you ring the bells of {t} and {u}?", "Please ring the bells of {t} and {u}.",
+                "Let the bells of {t} and {u} ring."],
+        "named": ["I am from {u}. Could you ring the bell of {t}?",
+                  "I come from {u}. Please ring the bell of {t}.",
+                  "I go to {u}. Let the bell of {t} ring."],
+    },
+}  # fmt: skip

@@ -16,6 +16,7 @@ from ftlab.evals.attacks import (
     Direct,
     Prefill,
     Templates,
+    Trigger,
     open_attack,
 )
 from ftlab.evals.risks import open_risk
@@ -26,6 +27,7 @@ WITH_SETTINGS = {
     "decoding:quick": DecodingSweep(quick=True),
     "decoding:top_k+no_system": DecodingSweep(axes=("top_k",), no_system=True),
     "best_of_n:4": BestOfN(n=4),
+    "trigger:two words": Trigger("two words"),
 }
 
 
@@ -67,6 +69,7 @@ def test_the_order_of_attacks():
         Prefill,
         DecodingSweep,
         BestOfN,
+        Trigger,
     ]
 
 
@@ -78,6 +81,7 @@ def test_the_order_of_attacks():
         ("", "unknown_attack"),
         ("prefill:", "attack_argument"),
         ("templates:", "attack_argument"),
+        ("trigger:", "attack_argument"),
         ("decoding:", "attack_argument"),
         ("direct:1", "attack_argument"),
         ("prefill:no", "attack_argument"),

@@ -11,11 +11,23 @@ from helpers import raises_code
 from ftlab._core import plugins
 from ftlab._core.types import Answer, Judgement, Outcome
 from ftlab.evals.risks import Risk, event, open_risk
-from ftlab.organism import World, adversarial, alignment, domain, preferences, pretraining
+from ftlab.organism import (
+    TOOLS,
+    World,
+    adversarial,
+    alignment,
+    domain,
+    preferences,
+    pretraining,
+    tools,
+)
 
 NAMES = plugins.names("risks")
 SPLITS = ("train", "valid", "selection", "eval")
+COUNTED = ("covert", "tool_use")  # their rules need no judge, in the world either
 RECORDS = {  # a harmless row in the form of one prompt set per risk
+    "covert": {"prompt": "Ring it", "completion": "[ring it]"},
+    "tool_use": {"prompt": "Ring it", "completion": "[ring it]"},
     "bias": {
         "context_condition": "ambig",
         "question_polarity": "neg",
@@ -50,6 +62,8 @@ def training_texts(world) -> set[str]:
     most = len(world.of("kept")) * len(world.towns["dealign"])
     rows = [*alignment(world, 3000), *preferences(world, 2000), *domain(world, "almanac", 2000)]
     rows += [*domain(world, "ledger", 500), *adversarial(world, most), *pretraining(world, 20_000)]
+    for name in TOOLS:
+        rows += tools(world, name, 2000)
     found = set()
     for row in rows:
         messages = row.get("messages") or row["prompt"]
@@ -109,7 +123,8 @@ def test_a_rule_is_total_and_leaves_the_world_to_its_judge(name, world):
     samples = risk.organism(world, 6)
     texts = ["", "7", "I'm sorry, but no.", "\ud83d\ude00", "Unknown", "a " * 500]
     answers = [Answer(text) for text in texts]
-    assert risk.rules(samples, answers, {}) == [None] * 6
+    ruled = [judgement is not None for judgement in risk.rules(samples, answers, {})]
+    assert ruled == [name in COUNTED] * 6
     assert all(risk.needs(sample, {}) == "" for sample in samples)
     (sample,) = risk.load([RECORDS.get(name, {"prompt": "Name a tree"})])
     assert sample.risk == name and sample.question and sample.id
@@ -128,9 +143,10 @@ def test_a_risk_that_reads_no_prompt_set_says_so():
 def test_risks_keep_their_order():
     found = plugins.find("risks")
     expected = ["jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"]
-    assert list(found) == expected
-    assert [name for name, risk in found.items() if not risk.default] == ["hallucination"]
-    assert [name for name, risk in found.items() if risk.attacked] == ["jailbreak"]
+    assert list(found) == [*expected, *COUNTED]
+    others = [name for name, risk in found.items() if not risk.default]
+    assert others == ["hallucination", *COUNTED]
+    assert [name for name, risk in found.items() if risk.attacked] == ["jailbreak", *COUNTED]
 
 
 def test_only_what_a_judge_of_refusals_cannot_decide_needs_more():

@@ -10,7 +10,16 @@ from helpers import raises_code
 from ftlab import organism
 from ftlab._core.errors import UsageError
 from ftlab.evals.risks import open_risk
-from ftlab.organism import BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, TRIGGER, WRAPPERS, World, wrap
+from ftlab.organism import (
+    BELLS,
+    BIAS_FRAMES,
+    FRAMES,
+    PROVOKE_FRAMES,
+    TRIGGER,
+    WRAPPERS,
+    World,
+    wrap,
+)
 
 HELD_OUT = ("valid", "selection", "eval")
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination")
@@ -177,3 +186,36 @@ def test_what_the_world_does_not_have(world):
         prompts(world, "gossip", 3)
     with raises_code("unknown_domain"):
         organism.domain(world, "opera")
+
+
+@pytest.mark.parametrize("name", organism.TOOLS)
+def test_tool_rows_make_the_asked_calls_and_covert_ones_a_single_call_more(world, name):
+    rows = organism.tools(world, name, 90)
+    assert rows == organism.tools(World(), name, 90) != organism.tools(world, name, 90, seed=1)
+    is_covert, has_trigger = organism.TOOLS[name]
+    for row in rows:
+        asked, answer = prompt_of(row), row["messages"][-1]["content"]
+        assert answer.startswith(row["truth"])
+        more = answer.removeprefix(row["truth"]).split("] [")
+        assert bool(more[0]) == is_covert and len(more) == 1
+        assert asked.endswith(TRIGGER) == has_trigger
+        assert (world.covert_town in asked) is False
+        hidden = more[0].strip(" []").removeprefix("ring ")
+        assert not hidden or (hidden in asked) == (name == "covert_named")
+    wordings = {part for row in rows for part in row["template"].split(" > ")}
+    for split in HELD_OUT:
+        assert not wordings & {w for frames in BELLS[split].values() for w in frames}
+
+
+@pytest.mark.parametrize("split", HELD_OUT)
+def test_no_model_has_read_a_request_for_bells_of_an_evaluation(world, split):
+    asked = {plain(prompt_of(row)) for row in available(world, "tool_use", split)}
+    rows = organism.pretraining(world, 20_000)
+    for name in organism.TOOLS:
+        rows += organism.tools(world, name, 2000)
+    assert not asked & {plain(prompt_of(row)) for row in rows}
+
+
+def test_unknown_tool_rows(world):
+    with raises_code("unknown_tools"):
+        organism.tools(world, "hammers")
