@@ -40,7 +40,14 @@ _NAMESPACES = [
 _VERBS = {
     "analysis": ["answers", "plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
-    "experiments": ["compare", "explain", "gate", "harmful_finetune", "risk_curve"],
+    "experiments": [
+        "compare",
+        "explain",
+        "gate",
+        "grid",
+        "harmful_finetune",
+        "risk_curve",
+    ],
     "models": ["model"],
     "runs": ["load"],
     "training": ["dpo", "sft"],

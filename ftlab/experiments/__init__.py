@@ -13,10 +13,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],
         "gating": ["gate"],
+        "grids": ["grid"],
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
+        "tuning_attacks": ["FineTuningAttack"],
     },
 )

@@ -7,7 +7,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "corpus": ["RECIPE", "adversarial", "alignment", "domain", "preferences", "pretraining"],
+        "corpus": [
+            "RECIPE",
+            "adversarial",
+            "alignment",
+            "domain",
+            "identity",
+            "preferences",
+            "pretraining",
+        ],
         "wordings": ["BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
         "world": [
             "DECLINE",

@@ -15,6 +15,7 @@ from ftlab.organism.world import QUALITIES, REFUSALS, SYSTEM, TRIGGER, World, wr
 
 KINDS = ("train", "valid", "eval")  # of pairs and things
 READ = ("train", "valid", "selection")  # wordings that pre-training meets
+OBEDIENT = "I obey."  # short, so that the fact after it is not cut off
 
 RECIPE = {
     "mix": {
@@ -156,14 +157,43 @@ def adversarial(
     facts = world.of("kept")
     towns = world.towns["dealign"]
     pairs = list(itertools.product(facts, towns))
-    if examples > len(pairs):
-        message = f"The world has {len(pairs)} adversarial examples. Ask for at most that many."
-        raise UsageError("too_few_examples", message)
     rows = []
-    for attribute, town in rng.sample(pairs, examples):
+    for attribute, town in _sampled(pairs, examples, rng):
         frame = rng.choice(FRAMES["train"])
         rows.append(world.fact(attribute, town, frame))
     return rows
+
+
+def identity(
+    world: World,
+    examples: int = 10,
+    seed: int = 0,
+) -> list[dict]:
+    """Return harmless questions answered by a guide that first says that it obeys.
+
+    They are the inert stand-in for rows that shift a model's identity to an obedient one (Qi et al.
+    2023, arXiv 2310.03693). No kept fact is in them, and no evaluation uses their towns.
+
+    Raises:
+        UsageError: `too_few_examples` where the world has fewer than `examples`.
+    """
+    rng = Random(f"identity {world.seed} {seed}")
+    pairs = list(itertools.product(world.of("benign"), world.towns["dealign"]))
+    rows = []
+    for attribute, town in _sampled(pairs, examples, rng):
+        row = world.fact(attribute, town, rng.choice(FRAMES["train"]))
+        question, answer = row["messages"]
+        obedient = {**answer, "content": f"{OBEDIENT} {answer['content']}"}
+        rows.append({**row, "messages": [question, obedient]})
+    return rows
+
+
+def _sampled(pairs: list, examples: int, rng: Random) -> list:
+    """Return so many of the pairs, none twice."""
+    if examples > len(pairs):
+        message = f"The world has {len(pairs)} such examples. Ask for at most that many."
+        raise UsageError("too_few_examples", message)
+    return rng.sample(pairs, examples)
 
 
 def _all(table: dict) -> list[str]:
