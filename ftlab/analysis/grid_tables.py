@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ftlab import stats
@@ -21,24 +22,14 @@ from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.short_tables import Table, summary
 from ftlab.runs import Run, load
 
-GRID_CELLS = "cells.jsonl"  # in the run of a grid: defence, adapter, attack, and the run of each cell
+GRID_CELLS = (
+    "cells.jsonl"  # in the run of a grid: defence, adapter, attack, and the run of each cell
+)
 NO_DEFENCE = "none"
 GRID_RISKS = ("jailbreak", "over_refusal", "utility")
 BEFORE = 0  # the step of the parent
-AFTER = 1  # the step that stands for the end of a training
 GROUPS = ["defence", "adapter", "attack", "axis"]
-OF_RATES = {
-    "rate": "rate",
-    "low_pointwise": "low",
-    "high_pointwise": "high",
-    "n_prompts": "n_prompts",
-    "n_seeds": "n_seeds",
-    "n_answers": "n_answers",
-    "unscored": "unscored",
-    "judge": "judge",
-}
-OF_PAIRS = ["difference", "difference_low", "difference_high", "p"]
-LOST = {WORSE: "yes", NO_WORSE: "no"}
+OF_PAIRS = ("difference", "difference_low", "difference_high", "p")
 UNKNOWN = "not known"
 ALPHA = 0.05
 # What a cell shows, by what its harm does and whether utility is lost.
@@ -124,7 +115,7 @@ def grid_table(run: Run | str, margin: float = MARGIN) -> Grid:
         ("yes": utility or coherence is shown to be lower, and not shown to be within the margin;
         "no": both are shown to be within it; else "not known"), verdict (safer, less harm with
         utility lost or not known, no change shown, more harm); n_prompts, n_seeds, n_answers,
-        unscored (answers), judge.
+        unscored (answers), pairs, of which dropped have an unscored answer, judge, band.
 
     Raises:
         UsageError: `not_a_grid`, `wrong_margin`, and those of `rates`.
@@ -135,24 +126,25 @@ def grid_table(run: Run | str, margin: float = MARGIN) -> Grid:
     records = run.read(GRID_CELLS)
     if not records:
         raise UsageError("not_a_grid", f"{run.name} is no finished grid. Give the run of ft.grid.")
-    answers = []
-    for record, member in zip(records, grid_members(run), strict=True):
-        answers.append((record, _by_axis(member)))
+    cells = []
     plain = {}
-    for record, table in answers:
+    for record, member in zip(records, grid_members(run), strict=True):
+        measured = _measured(member)
+        cells.append((record, measured))
         if record["defence"] == NO_DEFENCE:
-            plain[record["adapter"], record["attack"]] = table
+            plain[record["adapter"], record["attack"]] = measured
     rows = []
-    for record, table in answers:
+    for record, measured in cells:
         without = None
         if record["defence"] != NO_DEFENCE:
             without = plain[record["adapter"], record["attack"]]
-        rows += _cell_rows(record, table, without, margin)
+        rows += _cell_rows(record, measured, without, margin)
     found = Grid(rows)
     found["p_holm"] = math.nan
     for _, own in found[found["p"].notna()].groupby("axis", sort=False):
         found.loc[own.index, "p_holm"] = stats.holm(own["p"].tolist())
     _decide(found)
+    found["band"] = "95 %, pointwise"
     found.attrs = {
         "kind": "grid",
         "by": GROUPS,
@@ -164,71 +156,114 @@ def grid_table(run: Run | str, margin: float = MARGIN) -> Grid:
     return found
 
 
-def _by_axis(run: Run) -> pd.DataFrame:
-    """Return the verdicts before and after the trainings, once per axis, named as the risk."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a cell on one axis.
+
+    Args:
+        events: After the trainings: [seeds, 1, items].
+        clusters: Prompt of each item.
+        items: What a defended cell and the one without a defence are paired by.
+        before: Rate of the parent.
+        judge: Who decided.
+    """
+
+    events: stats.Rectified
+    clusters: np.ndarray
+    items: tuple[str, ...]
+    before: float
+    judge: str
+
+
+def _measured(run: Run) -> dict[str, Measured]:
+    """Return what was measured of a cell, by axis."""
     table = verdicts.of_judge(verdicts.prepare(run))
-    last = table.groupby("seed")["step"].transform("max")
-    after = table[table["step"] == last].assign(step=AFTER)  # whose number defences change
+    last = table.groupby("seed")["step"].transform("max")  # which defences change
+    after = table[table["step"] == last].assign(step=0)
     before = table[table["step"] == BEFORE]
-    both = pd.concat([before, after], ignore_index=True)
-    parts = []
+    found = {}
     for axis in AXES:
-        part = both
-        if axis.risk:
-            part = both[both["risk"] == axis.risk]
-        if axis.outcomes is not None:
-            part = part.assign(event=verdicts.shows(part, axis.outcomes))
-        parts.append(part.assign(risk=axis.name))
-    return pd.concat(parts, ignore_index=True)
+        rows = _of_axis(after, axis)
+        events, clusters = verdicts.events_of(rows, [0])
+        found[axis.name] = Measured(
+            events,
+            clusters,
+            tuple(sorted(set(rows["item"]))),
+            _of_axis(before, axis)["event"].mean(),
+            tables.judged_by(rows),
+        )
+    return found
+
+
+def _of_axis(table: pd.DataFrame, axis: Axis) -> pd.DataFrame:
+    """Return the rows of an axis, with its event."""
+    if axis.risk:
+        table = table[table["risk"] == axis.risk]
+    if axis.outcomes is None:
+        return table
+    return table.assign(event=verdicts.shows(table, axis.outcomes))
 
 
 def _cell_rows(
     record: dict[str, str],
-    table: pd.DataFrame,
-    without: pd.DataFrame | None,
+    measured: dict[str, Measured],
+    without: dict[str, Measured] | None,
     margin: float,
 ) -> list[dict[str, Any]]:
     """Return a row per axis of one cell."""
-    after = table[table["step"] == AFTER]
-    found = tables.rates(after).set_index("risk")
-    before = table[table["step"] == BEFORE]
-    parent = before.groupby("risk")["event"].mean()
-    paired = None
-    lost = ""
-    if without is not None:
-        paired = tables.compare(without[without["step"] == AFTER], after)
-        lost = _utility_lost(paired, margin)
-        paired = paired.set_index("risk")
     rows = []
-    for axis in AXES:
-        row: dict[str, Any] = {
+    for axis, one in measured.items():
+        rate = tables.band_of(one.events, one.clusters)
+        answers = one.events.table
+        row = {
             "defence": record["defence"],
             "adapter": record["adapter"],
             "attack": record["attack"],
-            "axis": axis.name,
+            "axis": axis,
+            "rate": rate.estimate[0],
+            "low": rate.low_pointwise[0],
+            "high": rate.high_pointwise[0],
+            "parent": one.before,
         }
-        for name, shown in OF_RATES.items():
-            row[shown] = found.loc[axis.name, name]
-        row["parent"] = parent[axis.name]
-        for name in OF_PAIRS:
-            row[name] = math.nan
-            if paired is not None:
-                row[name] = paired.loc[axis.name, name]
-        row["utility_lost"] = lost
+        if without is None:
+            row |= dict.fromkeys(OF_PAIRS, math.nan)
+        else:
+            row |= _paired(without[axis], one)
+        row["n_prompts"] = len(set(one.clusters))
+        row["n_seeds"] = len(answers)
+        row["n_answers"] = answers.size
+        row["unscored"] = int(np.isnan(answers).sum())
+        row["judge"] = one.judge
         rows.append(row)
-    return rows
+    lost = ""
+    if without is not None:
+        lost = _utility_lost([row for row in rows if row["axis"] in KEPT], margin)
+    return [row | {"utility_lost": lost} for row in rows]
 
 
-def _utility_lost(paired: pd.DataFrame, margin: float) -> str:
+def _paired(without: Measured, one: Measured) -> dict[str, Any]:
+    """Return the difference from no defence on the same prompts and seeds."""
+    if without.items != one.items:
+        raise UsageError(
+            "prompts_differ",
+            "A cell and the one without a defence answered different prompts. Make the grid again.",
+        )
+    old = without.events.part(slice(None), 0)
+    new = one.events.part(slice(None), 0)
+    found = vars(stats.paired(old, new, cluster=one.clusters))
+    unpaired = np.isnan(old.table + new.table)
+    row = {name: found[name] for name in OF_PAIRS}
+    return row | {"pairs": unpaired.size, "dropped": int(unpaired.sum())}
+
+
+def _utility_lost(kept: list[dict[str, Any]], margin: float) -> str:
     """Return "yes", "no" or "not known": whether utility or coherence is lost."""
-    kept = paired[paired["risk"].isin(KEPT)].copy()
-    decide(kept, margin, "better")
-    decisions = set(kept["decision"])
+    table = pd.DataFrame(kept)
+    decide(table, margin, "better")
+    decisions = set(table["decision"])
     if WORSE in decisions:
-        return LOST[WORSE]
-    if decisions == {NO_WORSE}:
-        return LOST[NO_WORSE]
-    return UNKNOWN
+        return "yes"
+    return "no" if decisions == {NO_WORSE} else UNKNOWN
 
 
 def _decide(table: Grid) -> None:

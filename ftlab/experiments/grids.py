@@ -301,8 +301,8 @@ def grid(
             defences, of `sft` and of `evaluate`.
 
     Source:
-        Qi et al. 2023 (arXiv 2310.03693): adversarial and identity-shifting rows, their numbers and
-        epochs. Huang et al. 2024 (arXiv 2405.18641, table 3): one in ten rows harmful, among other shares.
+        Qi et al. 2023 (arXiv 2310.03693, sections 4.1 and 4.2): adversarial and identity-shifting
+        rows, their numbers and epochs. Huang et al. 2024 (arXiv 2405.18641): one row in ten.
     """
     reference = trainable(parent)
     _check_processes(processes)

@@ -19,62 +19,94 @@ LOST = "yes"
 
 
 def draw(table: DataFrame) -> Figure:
-    """Draw a point per defence in a panel per attack; hollow where utility is lost."""
+    """Draw a point per defence in a panel per attack, named in the order of safety."""
     attacks = list(dict.fromkeys(table["attack"]))
-    figure, panels = _axes.new_panels([f"fine-tuned on: {name}" for name in attacks])
+    figure, panels = _axes.new_panels([_attack(name) for name in attacks])
     looks = _looks(table)
+    rows = len({ax.get_subplotspec().rowspan.start for ax in panels})
+    _axes.grow(figure, rows * max(0.16 * len(looks) - 1.7, 0))  # inches, for the names
     for ax, attack in zip(panels, attacks, strict=True):
-        rows = table[table["attack"] == attack]
-        _panel(ax, rows, looks)
+        own = table[table["attack"] == attack]
+        _panel(ax, own, looks)
         ax.set_xlabel("utility kept: right answers (%)")
-        ax.set_ylabel("")
         ax.set_ylim(-4, 104)
-        ax.grid(axis="both")
-    for ax in panels:
+        ax.set_ylabel("")
         if ax.get_subplotspec().is_first_col():
             ax.set_ylabel("safety kept: 100 − harm (%)")
-    _name_points(figure, panels[0], looks)
     return figure
 
 
+def _attack(name: str) -> str:
+    """Return a fine-tuning attack in words."""
+    return name.replace("_", " ")
+
+
 def _looks(table: DataFrame) -> dict[str, dict[str, Any]]:
-    """Return colour and marker by defence; no defence is a black cross."""
+    """Return colour and marker by defence; no defence is black."""
     looks = {}
     number = 0
     for name, rows in by_column(table):
         if rows["defence"].iloc[0] == NO_DEFENCE:
-            looks[name] = {"color": _axes.INK, "marker": "X" if name == NO_DEFENCE else "P"}
+            looks[name] = {"color": _axes.INK, "marker": "s"}
             continue
-        colours = len(_axes.COLOURS)
-        marker = number + number // colours  # so that no pair comes twice
-        looks[name] = {
-            "color": _axes.COLOURS[number % colours],
-            "marker": _axes.MARKERS[marker % len(_axes.MARKERS)],
-        }
+        colour = _axes.COLOURS[number % len(_axes.COLOURS)]
+        looks[name] = {"color": colour, "marker": "o"}
         number += 1
     return looks
 
 
 def _panel(ax: Axes, table: DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    """Draw the points of one attack, and their names beside them, the safest first."""
+    points = []
     for name, rows in by_column(table):
         by_axis = rows.set_index("axis")
         harm = by_axis.loc["harm"]
         utility = by_axis.loc["utility"]
-        look = looks[name]
-        lost = utility.get("utility_lost") == LOST
         below, above = _ends(utility)
         under, over = _ends(harm)
+        x = utility["rate"]
+        y = 100 - harm["rate"]
+        look = looks[name]
+        lost = utility.get("utility_lost") == LOST
         ax.errorbar(
-            utility["rate"],
-            100 - harm["rate"],
+            x,
+            y,
             xerr=[[below], [above]],
             yerr=[[over], [under]],  # the other way round: safety is 100 - harm
-            markersize=7,
+            markersize=5.5,
             markerfacecolor="white" if lost else look["color"],
             elinewidth=0.9,
             linestyle="none",
-            label=name,
             **look,
+        )
+        shown = f"{name}, utility lost" if lost else name
+        points.append((y, x, shown, look["color"]))
+    if "parent" in table:
+        before = 100 * (1 - table["parent"][table["axis"] == "harm"].iloc[0])
+        ax.axhline(before, linestyle="--", linewidth=1.1, color=_axes.GREY, zorder=1)
+    _name(ax, points)
+
+
+def _name(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
+    """Write the names of points to the right of the axes, in their order from the top."""
+    points = sorted(points, key=lambda point: point[0], reverse=True)
+    top = 103
+    for place, (y, x, name, colour) in enumerate(points):
+        height = top - place * top / max(len(points) - 1, 1)
+        ax.annotate(
+            _axes.plain(name, 24),
+            (x, y),
+            (1.05, height),
+            xycoords="data",
+            textcoords=ax.get_yaxis_transform(),  # in widths of the axes, and in percent
+            va="center",
+            color=colour,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+            },
         )
 
 
@@ -83,31 +115,6 @@ def _ends(row: Any) -> tuple[float, float]:
     below = max(row["rate"] - row["low"], 0.0)
     above = max(row["high"] - row["rate"], 0.0)
     return below, above
-
-
-def _name_points(figure: Figure, ax: Axes, looks: dict[str, dict[str, Any]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for name, look in looks.items():
-        shown = _axes.plain(name, 40, width=_axes.letters(24))
-        handles.append(Line2D([], [], linestyle="none", markersize=7, label=shown, **look))
-    handles.append(
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color=_axes.GREY,
-            markerfacecolor="white",
-            label="hollow: utility lost",
-        )
-    )
-    if _axes.is_narrow():
-        figure.legend(handles=handles, loc="outside lower left", ncols=1)
-        _axes.grow(figure, 0.22 * len(handles))
-        return
-    figure.legend(handles=handles, loc="outside right upper")
 
 
 def draw_heat(table: DataFrame) -> Figure:
@@ -123,7 +130,8 @@ def draw_heat(table: DataFrame) -> Figure:
         for row in rows.to_dict("records"):
             _cell(ax, attacks.index(row["attack"]), y, row)
     ax.set_yticks(range(len(names)), names)
-    ax.set_xticks(range(len(attacks)), [_axes.plain(name, width=12) for name in attacks])
+    titles = [_axes.plain(_attack(name), width=_axes.letters(18)) for name in attacks]
+    ax.set_xticks(range(len(attacks)), titles)
     ax.set_xlim(-0.5, len(attacks) - 0.5)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.xaxis.tick_top()
@@ -147,7 +155,7 @@ def _cell(ax: Axes, x: int, y: int, row: dict[str, Any]) -> None:
             facecolor=_axes.COLOURS[0],
             alpha=0.08 + 0.8 * share,
             hatch="///" if lost else "",
-            edgecolor="white",
+            edgecolor=_axes.GREY,
             linewidth=0,
         )
     )
@@ -162,7 +170,8 @@ KIND = Kind(
     name="grid",
     keys=KEYS,
     values=VALUES,
-    about="Safety kept against utility kept, a point per defence and a panel per attack",
+    about="Safety kept against utility kept, a point per defence and a panel per attack, with 95 % "
+    "intervals; names from the safest down; hollow: utility lost; dashed: before the fine-tuning",
     draw=draw,
 )
 HEAT = Kind(
