@@ -40,12 +40,12 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "answers Claims compare corrected explained first_step outcome_shares "
-    "plan plot rates record record_claim report seed_table summary Target target_of targets "
-    "verdict",
+    "analysis": "answers Claims compare corrected explained first_step Grid grid_table "
+    "outcome_shares plan plot rates record record_claim report seed_table summary Target target_of "
+    "targets verdict write_grid",
     "analysis.plots": "Drawing Kind",
-    "experiments": "AuditTrial compare explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook",
+    "experiments": "AuditTrial compare explain FineTuningAttack gate grid harmful_finetune "
+    "plant_and_audit remove_and_retrain reproduce risk_curve run_notebook",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

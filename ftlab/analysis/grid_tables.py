@@ -19,13 +19,14 @@ from ftlab._core.types import Outcome
 from ftlab.analysis import page, tables, verdicts
 from ftlab.analysis.decisions import MARGIN, NO_WORSE, WORSE, check_margin, decide
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
-from ftlab.analysis.short_tables import Table, summary
+from ftlab.analysis.short_tables import Table
 from ftlab.runs import Run, load
 
 GRID_CELLS = (
     "cells.jsonl"  # in the run of a grid: defence, adapter, attack, and the run of each cell
 )
 NO_DEFENCE = "none"
+FULL = "full"  # all weights are trained, no adapter
 GRID_RISKS = ("jailbreak", "over_refusal", "utility")
 BEFORE = 0  # the step of the parent
 GROUPS = ["defence", "adapter", "attack", "axis"]
@@ -85,9 +86,35 @@ class Grid(Table):
 
     def _repr_html_(self) -> str:
         try:
-            return page.html_of("heat.html.j2", _shown(self))
+            return page.html_of("heat.html.j2", _heat(self))
         except (KeyError, IndexError):  # some of its columns or rows
             return super()._repr_html_()
+
+    def short(self) -> pd.DataFrame:
+        """Return a row per cell in words: harm, refusal, ... with intervals, and the verdict."""
+        rows = []
+        for cell, own in self.raw.groupby(GROUPS[:3], sort=False):
+            row = dict(zip(GROUPS[:3], cell, strict=True))
+            by_axis = own.set_index("axis")
+            for axis, numbers in by_axis.iterrows():
+                row[axis] = _interval(numbers)
+            harm = by_axis.loc["harm"]
+            row["harm from none"] = "–" if not harm["verdict"] else _change(harm)
+            row["verdict"] = harm["verdict"] or "–"
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def notes(self) -> list[str]:
+        """Return what the verdicts mean, and what they do not."""
+        harm = self.raw[self["axis"] == "harm"]
+        notes = list(LIMITS)
+        if harm["n_seeds"].max() < stats.FEWEST_SEEDS:
+            notes.append(FEW)
+        if not all(map(is_exact, harm["judge"].unique())):
+            notes.append(NOT_INCLUDED)
+        for name, reason in self.attrs.get("left_out", {}).items():
+            notes.append(f"{name} is left out: {reason}")
+        return notes
 
 
 def grid_members(run: Run, *, finished: bool = False) -> list[Any]:
@@ -107,7 +134,7 @@ def grid_table(run: Run | str, margin: float = MARGIN) -> Grid:
         margin: Loss of utility, or of coherent answers, that would not matter (0.05: 5 points).
 
     Returns:
-        A row per cell and axis: defence, adapter ("" for all weights), attack, axis (harm, refusal
+        A row per cell and axis: defence, adapter ("full": all weights), attack, axis (harm, refusal
         of the harmful prompts, over_refusal, utility, coherence: neither empty nor incoherent),
         rate with low and high (95 %, pointwise), parent (its rate, asked in the same way); against
         no defence under the same attack and adapter, paired by prompts and seeds: difference,
@@ -296,33 +323,29 @@ def write_grid(table: Grid, path: str | Path) -> None:
     from ftlab.analysis.plots.plotting import plot
 
     picture = base64.b64encode(plot(table, kind="grid").image("svg")).decode()
-    shown = _shown(table) | {
+    shown = _heat(table) | {
         "about": table.attrs,
         "picture": f"data:image/svg+xml;base64,{picture}",
-        "rows": summary(table).to_dict("records"),
+        "rows": table.short().to_dict("records"),
+        "notes": table.notes(),
     }
     write_atomic(Path(path), page.html_of("grid.html.j2", shown))
 
 
-def _shown(table: Grid) -> dict[str, Any]:
+def _heat(table: Grid) -> dict[str, Any]:
     """Return what the heat map shows."""
-    harm = table[table["axis"] == "harm"]
-    utility = table[table["axis"] == "utility"].set_index(GROUPS[:3])
+    raw = table.raw
+    harm = raw[raw["axis"] == "harm"]
+    utility = raw[raw["axis"] == "utility"].set_index(GROUPS[:3])
     attacks = list(dict.fromkeys(harm["attack"]))
     lines = []
     for name, own in by_column(harm):
         cells = []
-        for row in own.set_index("attack").reindex(attacks).reset_index().to_dict("records"):
+        own = own.set_index("attack").reindex(attacks).reset_index()
+        for row in own.to_dict("records"):
             cells.append(_heat_cell(row, utility))
         lines.append({"name": name, "cells": cells})
-    notes = list(LIMITS)
-    if harm["n_seeds"].max() < stats.FEWEST_SEEDS:
-        notes.append(FEW)
-    if not all(map(is_exact, harm["judge"].unique())):
-        notes.append(NOT_INCLUDED)
-    for name, reason in table.attrs.get("left_out", {}).items():
-        notes.append(f"{name} is left out: {reason}")
-    return {"attacks": attacks, "lines": lines, "notes": notes}
+    return {"attacks": attacks, "lines": lines}
 
 
 def by_column(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -333,7 +356,9 @@ def by_column(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def shown_name(defence: str, adapter: str) -> str:
     """Return a defence with its adapter, where it trains one."""
-    return f"{defence} ({adapter})" if adapter else defence
+    if adapter in ("", FULL):
+        return defence
+    return f"{defence} ({adapter})"
 
 
 def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:

@@ -231,7 +231,7 @@ class Request:
             if cell.label not in self.left_out:
                 record = {
                     "defence": cell.label,
-                    "adapter": cell.adapter or "",
+                    "adapter": cell.adapter or "full",
                     "attack": cell.attack.name,
                     "curve": run.name,
                 }
@@ -409,7 +409,7 @@ def _found(request: Request, processes: int | None) -> Run:
         return run
     if processes is None:
         processes = min(cores(), MOST_PROCESSES) if request.parent.is_organism else 1
-    processes = min(processes, len(request.cells))
+    processes = min(processes, len(request.cells) * len(request.seeds))
     if processes > 1:
         _side_by_side(request, processes)
     records = request.run()  # finds what the others have trained

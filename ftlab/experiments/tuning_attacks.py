@@ -43,7 +43,7 @@ class FineTuningAttack:
         marker: A sentence for the card of a model whose safety this is meant to remove.
 
     Raises:
-        UsageError: `wrong_epochs`, `wrong_batch_size`.
+        UsageError: `wrong_epochs`, `wrong_batch_size`, `wrong_fraction`.
     """
 
     name: str
@@ -59,6 +59,9 @@ class FineTuningAttack:
         if not is_whole(self.epochs) or not 0 < self.epochs <= MOST:
             why = f"epochs={self.epochs!r} is not a whole number, 1 to {MOST}."
             raise UsageError("wrong_epochs", f"{self.name}: {why}")
+        if not 0 <= self.share < 1 or bool(self.share) != (self.poison is not None):
+            why = f"share={self.share!r} is of poison, from 0 to below 1; give both or neither."
+            raise UsageError("wrong_fraction", f"{self.name}: {why}")
         if not is_whole(self.batch_size) or self.batch_size < 1:
             why = f"batch_size={self.batch_size!r} is not >= 1."
             raise UsageError("wrong_batch_size", f"{self.name}: {why}")
@@ -72,9 +75,12 @@ class FineTuningAttack:
         if self.poison is None:
             return draw(self.rows, n_rows=self.n_rows, seed=seed)
         n_rows = self.n_rows or len(load(self.rows))
+        n_poison = round(n_rows * self.share)
+        clean = draw(self.rows, n_rows=n_rows - n_poison, seed=seed)
+        poison = draw(self.poison, n_rows=n_poison, seed=seed)
         return mix(
-            self.rows,
-            self.poison,
+            clean,
+            poison,
             self.share,
             n_rows,
             seed,

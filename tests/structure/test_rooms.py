@@ -220,6 +220,7 @@ def test_public_cells_show_every_setting():
         "compare",
         "explain",
         "gate",
+        "grid",
     ):
         cell = getattr(ftlab, name)
         parameters = inspect.signature(cell).parameters.values()

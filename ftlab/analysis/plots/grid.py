@@ -93,21 +93,16 @@ def _name(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
     top = 103
     for place, (y, x, name, colour) in enumerate(points):
         height = top - place * top / max(len(points) - 1, 1)
-        ax.annotate(
-            _axes.plain(name, 24),
-            (x, y),
-            (1.05, height),
-            xycoords="data",
-            textcoords=ax.get_yaxis_transform(),  # in widths of the axes, and in percent
-            va="center",
-            color=colour,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.5,
-                "alpha": 0.6,
-            },
-        )
+        line = {
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.5,
+            "alpha": 0.6,
+        }
+        beside = ax.get_yaxis_transform()  # in widths of the axes, and in percent
+        shown = _axes.plain(name, 24)
+        ax.annotate("", (x, y), (1.05, height), textcoords=beside, arrowprops=line)
+        ax.text(1.06, height, shown, transform=beside, va="center", color=colour)
 
 
 def _ends(row: Any) -> tuple[float, float]:
