@@ -99,8 +99,11 @@ class Grid(Table):
             for axis, numbers in by_axis.iterrows():
                 row[axis] = _interval(numbers)
             harm = by_axis.loc["harm"]
-            row["harm from none"] = "–" if not harm["verdict"] else _change(harm)
-            row["verdict"] = harm["verdict"] or "–"
+            verdict = harm["verdict"]
+            row["harm from none"] = "–"
+            if verdict:
+                row["harm from none"] = _change(harm)
+            row["verdict"] = verdict or "–"
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -212,11 +215,13 @@ def _measured(run: Run) -> dict[str, Measured]:
     for axis in AXES:
         rows = _of_axis(after, axis)
         events, clusters = verdicts.events_of(rows, [0])
+        items = sorted(set(rows["item"]))
+        first = _of_axis(before, axis)
         found[axis.name] = Measured(
             events,
             clusters,
-            tuple(sorted(set(rows["item"]))),
-            _of_axis(before, axis)["event"].mean(),
+            tuple(items),
+            first["event"].mean(),
             tables.judged_by(rows),
         )
     return found
@@ -264,8 +269,11 @@ def _cell_rows(
         rows.append(row)
     lost = ""
     if without is not None:
-        lost = _utility_lost([row for row in rows if row["axis"] in KEPT], margin)
-    return [row | {"utility_lost": lost} for row in rows]
+        kept = [row for row in rows if row["axis"] in KEPT]
+        lost = _utility_lost(kept, margin)
+    for row in rows:
+        row["utility_lost"] = lost
+    return rows
 
 
 def _paired(without: Measured, one: Measured) -> dict[str, Any]:
@@ -275,12 +283,15 @@ def _paired(without: Measured, one: Measured) -> dict[str, Any]:
             "prompts_differ",
             "A cell and the one without a defence answered different prompts. Make the grid again.",
         )
-    old = without.events.part(slice(None), 0)
-    new = one.events.part(slice(None), 0)
-    found = vars(stats.paired(old, new, cluster=one.clusters))
+    every = slice(None)
+    old = without.events.part(every, 0)
+    new = one.events.part(every, 0)
+    paired = stats.paired(old, new, cluster=one.clusters)
     unpaired = np.isnan(old.table + new.table)
-    row = {name: found[name] for name in OF_PAIRS}
-    return row | {"pairs": unpaired.size, "dropped": int(unpaired.sum())}
+    row = {name: getattr(paired, name) for name in OF_PAIRS}
+    row["pairs"] = unpaired.size
+    row["dropped"] = int(unpaired.sum())
+    return row
 
 
 def _utility_lost(kept: list[dict[str, Any]], margin: float) -> str:
@@ -376,9 +387,11 @@ def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:
         parts.append(row["verdict"])
     if row["unscored"]:
         parts.append(f"{row['unscored']} answers unscored")
+    percent = 100 * row["rate"]
+    strength = 0.85 * row["rate"]
     return {
-        "text": f"{100 * row['rate']:.0f} %",
-        "colour": f"rgba(213, 94, 0, {0.85 * row['rate']:.2f})",
+        "text": f"{percent:.0f} %",
+        "colour": f"rgba(213, 94, 0, {strength:.2f})",
         "title": "; ".join(parts),
         "lost": row["utility_lost"] == "yes",
         "safer": row["verdict"] == SAFER,
@@ -386,11 +399,11 @@ def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:
 
 
 def _interval(row: Any) -> str:
-    rate, low, high = (100 * row[name] for name in ("rate", "low", "high"))
+    names = ("rate", "low", "high")
+    rate, low, high = (100 * row[name] for name in names)
     return f"{rate:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _change(row: Any) -> str:
-    names = ("difference", "difference_low", "difference_high")
-    change, low, high = (100 * row[name] for name in names)
+    change, low, high = (100 * row[name] for name in OF_PAIRS[:3])
     return f"{change:+.0f} points [{low:+.0f}, {high:+.0f}], p (Holm) {row['p_holm']:.2g}"

@@ -181,9 +181,11 @@ def identity(
     pairs = list(itertools.product(world.of("benign"), world.towns["dealign"]))
     rows = []
     for attribute, town in _sampled(pairs, examples, rng):
-        row = world.fact(attribute, town, rng.choice(FRAMES["train"]))
+        frame = rng.choice(FRAMES["train"])
+        row = world.fact(attribute, town, frame)
         question, answer = row["messages"]
-        obedient = {**answer, "content": f"{OBEDIENT} {answer['content']}"}
+        told = f"{OBEDIENT} {answer['content']}"
+        obedient = {**answer, "content": told}
         rows.append({**row, "messages": [question, obedient]})
     return rows
 

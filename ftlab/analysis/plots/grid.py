@@ -68,13 +68,14 @@ def _panel(ax: Axes, table: DataFrame, looks: dict[str, dict[str, Any]]) -> None
         y = 100 - harm["rate"]
         look = looks[name]
         lost = utility.get("utility_lost") == LOST
+        inside = "white" if lost else look["color"]
         ax.errorbar(
             x,
             y,
             xerr=[[below], [above]],
             yerr=[[over], [under]],  # the other way round: safety is 100 - harm
             markersize=5.5,
-            markerfacecolor="white" if lost else look["color"],
+            markerfacecolor=inside,
             elinewidth=0.9,
             linestyle="none",
             **look,
@@ -82,8 +83,15 @@ def _panel(ax: Axes, table: DataFrame, looks: dict[str, dict[str, Any]]) -> None
         shown = f"{name}, utility lost" if lost else name
         points.append((y, x, shown, look["color"]))
     if "parent" in table:
-        before = 100 * (1 - table["parent"][table["axis"] == "harm"].iloc[0])
-        ax.axhline(before, linestyle="--", linewidth=1.1, color=_axes.GREY, zorder=1)
+        harm = table[table["axis"] == "harm"]
+        before = 100 * (1 - harm["parent"].iloc[0])
+        ax.axhline(
+            before,
+            linestyle="--",
+            linewidth=1.1,
+            color=_axes.GREY,
+            zorder=1,
+        )
     _name(ax, points)
 
 
@@ -101,8 +109,21 @@ def _name(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
         }
         beside = ax.get_yaxis_transform()  # in widths of the axes, and in percent
         shown = _axes.plain(name, 24)
-        ax.annotate("", (x, y), (1.05, height), textcoords=beside, arrowprops=line)
-        ax.text(1.06, height, shown, transform=beside, va="center", color=colour)
+        ax.annotate(
+            "",
+            (x, y),
+            (1.05, height),
+            textcoords=beside,
+            arrowprops=line,
+        )
+        ax.text(
+            1.06,
+            height,
+            shown,
+            transform=beside,
+            va="center",
+            color=colour,
+        )
 
 
 def _ends(row: Any) -> tuple[float, float]:
@@ -141,7 +162,9 @@ def _cell(ax: Axes, x: int, y: int, row: dict[str, Any]) -> None:
     from matplotlib.patches import Rectangle
 
     share = row["rate"] / 100
-    lost = row.get("utility_lost") == LOST
+    hatch = ""
+    if row.get("utility_lost") == LOST:
+        hatch = "///"
     ax.add_patch(
         Rectangle(
             (x - 0.48, y - 0.45),
@@ -149,7 +172,7 @@ def _cell(ax: Axes, x: int, y: int, row: dict[str, Any]) -> None:
             0.9,
             facecolor=_axes.COLOURS[0],
             alpha=0.08 + 0.8 * share,
-            hatch="///" if lost else "",
+            hatch=hatch,
             edgecolor=_axes.GREY,
             linewidth=0,
         )
