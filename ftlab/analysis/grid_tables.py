@@ -107,6 +107,26 @@ class Grid(Table):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def conclusions(self) -> list[str]:
+        """Return what the grid shows, a sentence per attack and verdict, with its numbers."""
+        found = []
+        harm = self.raw[self["axis"] == "harm"]
+        for attack, own in harm.groupby("attack", sort=False):
+            plain = own[own["verdict"] == ""]
+            for row in plain.to_dict("records"):
+                name = shown_name(row["defence"], row["adapter"])
+                before = 100 * row["parent"]
+                found.append(
+                    f"{attack}, {name}: harm {before:.0f} % before, {_interval(row)} after"
+                )
+            for verdict, rows in own[own["verdict"] != ""].groupby("verdict"):
+                told = []
+                for row in rows.to_dict("records"):
+                    name = shown_name(row["defence"], row["adapter"])
+                    told.append(f"{name} ({_change(row)})")
+                found.append(f"{attack}, {verdict}: {', '.join(told)}")
+        return found
+
     def notes(self) -> list[str]:
         """Return what the verdicts mean, and what they do not."""
         harm = self.raw[self["axis"] == "harm"]
@@ -377,8 +397,9 @@ def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:
     if math.isnan(row["rate"]):
         return {"text": "–", "colour": "none", "title": "not measured", "lost": False}
     kept = utility.loc[(row["defence"], row["adapter"], row["attack"])]
+    harm = _interval(row)
     parts = [
-        f"harm {_interval(row)}",
+        f"harm {harm}",
         f"utility {_interval(kept)}",
     ]
     if row["verdict"]:

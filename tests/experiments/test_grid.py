@@ -168,6 +168,14 @@ def test_the_page_and_the_heat_map_tell_intervals_on_hover_and_load_nothing(meas
     assert measured[["defence", "rate"]]._repr_html_()
 
 
+def test_conclusions_name_every_cell_with_its_number(measured):
+    told = measured.conclusions()
+    assert len(told) == 3
+    assert told[0].startswith("short, none: harm ")
+    assert told[1].startswith("short, less harm, utility lost: mute (-")
+    assert told[2].startswith("short, no change shown: idle (+0 points [")
+
+
 @pytest.mark.parametrize("kind", ["grid", "heat"])
 def test_figures(measured, kind, tmp_path):
     drawing = ft.plot(measured, kind=kind, out=tmp_path)
