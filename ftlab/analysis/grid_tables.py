@@ -111,29 +111,29 @@ class Grid(Table):
         """Return what the grid shows, a sentence per attack and verdict, with its numbers."""
         found = []
         harm = self.raw[self["axis"] == "harm"]
-        for attack, own in harm.groupby("attack", sort=False):
-            plain = own[own["verdict"] == ""]
-            for row in plain.to_dict("records"):
+        for (attack, verdict), own in harm.groupby(["attack", "verdict"], sort=False):
+            told = []
+            for row in own.to_dict("records"):
                 name = shown_name(row["defence"], row["adapter"])
                 before = 100 * row["parent"]
-                found.append(
-                    f"{attack}, {name}: harm {before:.0f} % before, {_interval(row)} after"
-                )
-            for verdict, rows in own[own["verdict"] != ""].groupby("verdict"):
-                told = []
-                for row in rows.to_dict("records"):
-                    name = shown_name(row["defence"], row["adapter"])
-                    told.append(f"{name} ({_change(row)})")
-                found.append(f"{attack}, {verdict}: {', '.join(told)}")
+                number = f"{before:.0f} % before, {_interval(row)} after"
+                if verdict:
+                    number = _change(row)
+                told.append(f"{name} ({number})")
+            what = verdict or "harm"
+            listed = ", ".join(told)
+            found.append(f"{attack}, {what}: {listed}")
         return found
 
     def notes(self) -> list[str]:
         """Return what the verdicts mean, and what they do not."""
         harm = self.raw[self["axis"] == "harm"]
         notes = list(LIMITS)
-        if harm["n_seeds"].max() < stats.FEWEST_SEEDS:
+        fewest = harm["n_seeds"].min()
+        if fewest < stats.FEWEST_SEEDS:
             notes.append(FEW)
-        if not all(map(is_exact, harm["judge"].unique())):
+        judges = harm["judge"].unique()
+        if not all(map(is_exact, judges)):
             notes.append(NOT_INCLUDED)
         for name, reason in self.attrs.get("left_out", {}).items():
             notes.append(f"{name} is left out: {reason}")
@@ -279,6 +279,8 @@ def _cell_rows(
         }
         if without is None:
             row |= dict.fromkeys(OF_PAIRS, math.nan)
+            row["pairs"] = 0
+            row["dropped"] = 0
         else:
             row |= _paired(without[axis], one)
         row["n_prompts"] = len(set(one.clusters))
@@ -372,11 +374,16 @@ def _heat(table: Grid) -> dict[str, Any]:
     lines = []
     for name, own in by_column(harm):
         cells = []
-        own = own.set_index("attack").reindex(attacks).reset_index()
-        for row in own.to_dict("records"):
-            cells.append(_heat_cell(row, utility))
+        by_attack = own.set_index("attack")
+        every = by_attack.reindex(attacks).reset_index()
+        for row in every.to_dict("records"):
+            cell = _heat_cell(row, utility)
+            cells.append(cell)
         lines.append({"name": name, "cells": cells})
-    return {"attacks": attacks, "lines": lines}
+    return {
+        "attacks": attacks,
+        "lines": lines,
+    }
 
 
 def by_column(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

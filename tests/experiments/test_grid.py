@@ -171,9 +171,9 @@ def test_the_page_and_the_heat_map_tell_intervals_on_hover_and_load_nothing(meas
 def test_conclusions_name_every_cell_with_its_number(measured):
     told = measured.conclusions()
     assert len(told) == 3
-    assert told[0].startswith("short, none: harm ")
-    assert told[1].startswith("short, less harm, utility lost: mute (-")
-    assert told[2].startswith("short, no change shown: idle (+0 points [")
+    assert told[0].startswith("short, harm: none (")
+    assert told[1].startswith("short, no change shown: idle (+0 points [")
+    assert told[2].startswith("short, less harm, utility lost: mute (-")
 
 
 @pytest.mark.parametrize("kind", ["grid", "heat"])
