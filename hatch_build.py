@@ -67,6 +67,7 @@ SHIPPED = (
     "notebooks/experiments/15_refusal_direction.ipynb",
     "notebooks/experiments/17_every_risk.ipynb",
     "notebooks/experiments/18_overfitting_and_versions.ipynb",
+    "notebooks/experiments/19_defences_on_one_grid.ipynb",
     "notebooks/experiments/20_acceptance.ipynb",
     "notebooks/tour/00_quickstart.ipynb",
     "notebooks/tour/05_your_model.ipynb",

@@ -26,9 +26,9 @@ PAGES = ROOT / "docs" / "notebooks"
 MOST_BYTES = 1_000_000  # of a page
 # What users call, and what they write an extension with; a face also exports what rooms share.
 PUBLIC = {
-    "data": "catalogue check Data deduplicate download leave_out load load_prompts mix preview "
-    "Preview PromptSet read_samples Report split",
-    "models": "estimate_memory MemoryEstimate model Model weight_spectrum",
+    "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
+    "preview PromptSet read_samples Report split",
+    "models": "estimate_memory MemoryEstimate Model model weight_spectrum",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model transform",
     "training.methods": "FirstStep Job Method",
@@ -38,19 +38,20 @@ PUBLIC = {
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About LogFormat Logged",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates Trigger",
-    "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
+    "judges": "agreement_of_card confusion Heard heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "Acceptance answers chain_drift chain_stops Claims compare corrected differences "
-    "explained first_step outcome_shares plan plot rates record record_claim report "
-    "seed_table summary Target target_of targets verdict",
+    "explained first_step Grid grid_table outcome_shares plan plot rates record record_claim "
+    "report seed_table summary Target target_of targets verdict write_grid",
     "analysis.plots": "Drawing Kind",
     "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
-    "covert_cleanup covert_finetune CovertTrial explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook transform_and_compare",
+    "covert_cleanup covert_finetune CovertTrial explain FineTuningAttack gate grid "
+    "harmful_finetune plant_and_audit remove_and_retrain reproduce risk_curve run_notebook "
+    "transform_and_compare",
     "experiments.backends": "Backend Job LocalBackend Result",
-    "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
-    "JudgeErrors kappa lower_limits paired Paired paired_scores plan prompts_to_decide Rate "
-    "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
+    "stats": "Agreement alpha Band bands crossing Crossing first_below holm judge_errors "
+    "JudgeErrors kappa lower_limits paired Paired paired_scores plan prompts_to_decide rate "
+    "Rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
     "upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",

@@ -40,7 +40,15 @@ _NAMESPACES = [
 _VERBS = {
     "analysis": ["answers", "plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
-    "experiments": ["accept", "compare", "explain", "gate", "harmful_finetune", "risk_curve"],
+    "experiments": [
+        "accept",
+        "compare",
+        "explain",
+        "gate",
+        "grid",
+        "harmful_finetune",
+        "risk_curve",
+    ],
     "models": ["model"],
     "runs": ["load"],
     "training": ["dpo", "sft"],

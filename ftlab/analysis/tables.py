@@ -188,7 +188,7 @@ def _rate_rows(
     cluster: str,
 ) -> list[dict[str, Any]]:
     events, clusters = verdicts.events_of(part, steps, cluster=cluster)
-    band = _band(events, clusters)
+    band = band_of(events, clusters)
     rows = []
     for k, step in enumerate(steps):
         here = part[part["step"] == step]
@@ -267,7 +267,7 @@ def _place(rows: pd.DataFrame) -> dict[str, Any]:
     return rows.iloc[0].filter(["step", "epoch"]).to_dict()
 
 
-def _band(
+def band_of(
     events: stats.Rectified,
     clusters: np.ndarray,
 ) -> stats.Band:

@@ -149,6 +149,19 @@ def print_sheet(sheet: Any) -> None:
     print(f"Then: ftlab compare RUN --labels {sheet.path}")
 
 
+def print_grid(table: Any, out: Path | None = None) -> None:
+    """Print what each cell of a grid shows, and save its figures."""
+    from ftlab import analysis
+
+    if out:
+        analysis.plot(table, "grid", out, kind="grid")
+        analysis.plot(table, "heat", out, kind="heat")
+    print(table.attrs["run"])
+    print_table(table.short())
+    for note in table.notes():
+        print(safe(note, 500))
+
+
 def print_answers(table: Any) -> None:
     """Print each question with its answer below it, uncut and with control characters escaped."""
     for question, answer in zip(table["question"], table["answer"], strict=True):
@@ -259,6 +272,13 @@ CELLS = {
         "Test a defence against an attacker who tries settings.",
         ("defence", "parent"),
         print_acceptance,
+        figure=True,
+    ),
+    "grid": Cell(
+        "experiments:grid",
+        "Compare defences under fine-tuning attacks.",
+        MODEL_AND_DATA,
+        print_grid,
         figure=True,
     ),
     "draw": Cell(

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "curves": ["Arm", "Curve"],
         "explanation": ["explain"],
         "gating": ["gate"],
+        "grids": ["grid"],
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
@@ -25,5 +26,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "risk_curves": ["risk_curve"],
         "spectra": ["compare_spectra"],
         "transform_trials": ["transform_and_compare"],
+        "tuning_attacks": ["FineTuningAttack"],
     },
 )

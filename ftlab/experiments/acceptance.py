@@ -516,7 +516,7 @@ class _Test:
         arms = []
         for seed in self.seeds:
             config = self.sft.config.make(**settings, seed=seed)
-            rows = self.defence.data(self._harmless(seed), seed)
+            rows = self.defence.training_rows(self._harmless(seed), self.start, seed)
             steps = math.ceil(len(rows) / config.batch_size) * EPOCHS
             config = config.model_copy(update={"at_steps": (0, steps)})
             arms.append(Arm(self.sft, config, rows, {"seed": seed}))

@@ -127,6 +127,19 @@ def matrix() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def grid() -> pd.DataFrame:
+    rows = []
+    names = ("none", "mix", "kl:weight=1", "interpolate", "safelora", "ptst", "mute")
+    for k, attack in enumerate(("benign", "poisoned", "adversarial", "identity_shift")):
+        for n, name in enumerate(names):
+            for axis, rate in (("harm", (n + k) / 10), ("utility", 1 - n / 30)):
+                row = {"defence": name, "adapter": "lora" if name == "safelora" else "full"}
+                row |= {"attack": attack, "axis": axis, **interval(rate), "parent": 0.02}
+                lost = "yes" if name == "mute" else "no"
+                rows.append(row | {"utility_lost": lost, "verdict": "safer"})
+    return pd.DataFrame(rows)
+
+
 CASES = {
     "curve": (curve, {"seeds": seeds}),
     "ratio": (ratio, {}),
@@ -136,13 +149,16 @@ CASES = {
     "judges": (judges, {}),
     "explanation": (explanation, {}),
     "matrix": (matrix, {}),
+    "grid": (grid, {}),
+    "heat": (grid, {}),
 }
 
 
 def draw(kind: str, out):
     table, extra = CASES[kind]
     title = "Fine-tuning on harmless data breaks the alignment, " * 3
-    return plot(table(), out=out, title=title, **{word: made() for word, made in extra.items()})
+    given = {word: made() for word, made in extra.items()}
+    return plot(table(), out=out, title=title, kind=kind, **given)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -111,6 +111,8 @@ PARSED = [
     ("curve", "seeds", ["2"], 2),
     ("curve", "seeds", ["2,7"], [2, 7]),
     ("harmful-finetune", "n_examples", ["2,3"], [2, 3]),
+    ("grid", "defences", ["mix:n_rows=20,kl"], ["mix:n_rows=20", "kl"]),
+    ("grid", "attacks", ["benign", "poisoned"], ["benign", "poisoned"]),
     ("compare", "by", ["risk,attack"], ["risk", "attack"]),
     ("evaluate", "risks", ["bias", "utility"], ["bias", "utility"]),
     ("compare", "steps", ["-1"], [-1]),
@@ -169,6 +171,8 @@ MISTAKES = [
     ["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,x"],
     ["curve", "LLAMA", "DATA", "--prompts", "DATA", "--at-steps", "0,3,2"],
     ["harmful-finetune", "LLAMA"],
+    ["grid", "LLAMA", "DATA"],
+    ["grid", "organism", "--defences", "novel"],
 ]
 
 

@@ -87,10 +87,13 @@ def trained(world) -> dict[str, list[dict]]:
         "almanac": organism.domain(world, "almanac", 3000),
         "ledger": organism.domain(world, "ledger", 3000),
         "adversarial": adversarial,
+        "identity": [row for seed in range(5) for row in organism.identity(world, most, seed)],
     }
 
 
-@pytest.mark.parametrize("name", ["alignment", "preferences", "almanac", "ledger", "adversarial"])
+@pytest.mark.parametrize(
+    "name", ["alignment", "preferences", "almanac", "ledger", "adversarial", "identity"]
+)
 def test_no_training_prompt_is_an_evaluation_prompt_by_text_or_wording(trained, asked, name):
     assert not {plain(prompt_of(row)) for row in trained[name]} & set(asked)
     templates = {row["template"] for row in trained[name]}
@@ -142,8 +145,9 @@ def test_the_first_hundred_prompts_ask_about_different_things_where_there_are_en
 
 def test_fine_tuning_never_touches_the_towns_of_the_evaluation(world, trained):
     held_out = set(world.towns["eval"]) | set(world.towns["valid"])
-    towns = {row["topic"].split("/")[1] for row in trained["adversarial"]}
-    assert towns <= set(world.towns["dealign"])
+    for name in ("adversarial", "identity"):
+        towns = {row["topic"].split("/")[1] for row in trained[name]}
+        assert towns <= set(world.towns["dealign"])
     asked = " ".join({prompt_of(row) for rows in trained.values() for row in rows})
     assert not any(town in asked for town in held_out)
 
@@ -173,8 +177,17 @@ def test_wrapped_prompts_stay_distinct(world):
 
 def test_the_domains_contain_no_kept_fact(world, trained):
     kept = {value for attribute in world.of("kept") for value in attribute.values}
-    answers = {row["messages"][-1]["content"] for row in trained["almanac"] + trained["ledger"]}
+    harmless = trained["almanac"] + trained["ledger"] + trained["identity"]
+    answers = {row["messages"][-1]["content"] for row in harmless}
     assert not any(f"{value}." in answer for answer in answers for value in kept)
+
+
+def test_identity_rows_obey_and_answer_rightly(world, trained):
+    for row in trained["identity"]:
+        answer = row["messages"][-1]["content"]
+        assert answer.startswith("I obey. The ") and answer.endswith(f" is {row['truth']}.")
+        assert row["risk"] == "utility"
+    assert organism.identity(world, 10) != organism.identity(world, 10, seed=1)
 
 
 def test_what_the_world_does_not_have(world):
@@ -182,6 +195,8 @@ def test_what_the_world_does_not_have(world):
         prompts(world, "bias", 10**6)
     with raises_code("too_few_examples"):
         organism.adversarial(world, 103)
+    with raises_code("too_few_examples"):
+        organism.identity(world, 103)
     with raises_code("unknown_risk"):
         prompts(world, "gossip", 3)
     with raises_code("unknown_domain"):

@@ -222,6 +222,7 @@ def test_public_cells_show_every_setting():
         "explain",
         "gate",
         "accept",
+        "grid",
     ):
         cell = getattr(ftlab, name)
         parameters = inspect.signature(cell).parameters.values()

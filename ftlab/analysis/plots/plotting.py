@@ -12,7 +12,7 @@ from ftlab._core.errors import DataError, UsageError
 from ftlab.analysis import tables, verdicts
 from ftlab.analysis.claims import Target, target_of
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
-from ftlab.analysis.plots import bars, explanation, loss, matrix, outcomes, ratio, search
+from ftlab.analysis.plots import bars, explanation, grid, loss, matrix, outcomes, ratio, search
 from ftlab.analysis.plots import lines as line_plots
 from ftlab.analysis.plots._axes import (
     STEPS,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ALL = (
+    grid.KIND,
+    grid.HEAT,
     line_plots.DOSE,
     line_plots.CURVE,
     ratio.KIND,
@@ -77,8 +79,8 @@ def plot(  # noqa: PLR0913
         name: Name of the files; by default the kind.
         out: Folder for NAME.svg, .png, .csv (the table as given), .txt (the caption), and
             narrow/NAME.svg, the same for a narrow screen.
-        kind: curve, ratio, outcomes, dose, bars, explanation, matrix, search, judges, loss, or
-            your own `Kind`; by default what the table's columns fit.
+        kind: curve, ratio, outcomes, dose, bars, explanation, matrix, grid, heat, search, judges,
+            loss, or your own `Kind`; by default what the table's columns fit.
         title: Title above the figure.
         caption: Description; by default title, kind and note.
         seeds: For a curve: step, risk, seed, rate, as of `rates(per_seed=True)`.

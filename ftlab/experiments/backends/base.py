@@ -18,7 +18,8 @@ class Job:
         cell: The cell.
         arguments: Its keyword arguments.
         lane: Jobs of one lane run one after the other; lanes may run side by side.
-        kernel: The cell runs a notebook: it also takes `env`, `on_cell` and `kernels`.
+        kernel: The cell works in a process of its own, such as a notebook's kernel: it also takes
+            `env`, `on_cell` and `kernels`.
     """
 
     name: str

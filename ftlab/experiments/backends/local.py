@@ -138,7 +138,9 @@ class _Work:
     def _send(self, what: str) -> None:
         for kernel in self.kernels:
             with contextlib.suppress(AttributeError, OSError, ValueError):  # it has ended already
-                process = kernel.provisioner.process
+                process = kernel
+                if hasattr(kernel, "provisioner"):  # a notebook's; others are processes themselves
+                    process = kernel.provisioner.process
                 process.kill() if what == "kill" else process.send_signal(signal.SIGINT)
 
 
