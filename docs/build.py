@@ -37,15 +37,16 @@ PUBLIC = {
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
-    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates",
+    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates Trigger",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "answers Claims compare corrected explained first_step outcome_shares "
     "plan plot rates record record_claim report seed_table summary Target target_of targets "
     "verdict",
     "analysis.plots": "Drawing Kind",
-    "experiments": "AuditTrial compare explain gate harmful_finetune plant_and_audit "
-    "remove_and_retrain reproduce risk_curve run_notebook",
+    "experiments": "AuditTrial compare explain fewest_rows gate harmful_finetune "
+    "loss_on_clean_rows plant_and_audit poison poison_effect remove_and_retrain reproduce "
+    "risk_curve run_notebook trigger_effect",
     "experiments.backends": "Backend Job LocalBackend Result",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate rate "

@@ -16,6 +16,7 @@ from ftlab.evals.attacks import (
     Direct,
     Prefill,
     Templates,
+    Trigger,
     open_attack,
 )
 from ftlab.evals.risks import open_risk
@@ -26,6 +27,7 @@ WITH_SETTINGS = {
     "decoding:quick": DecodingSweep(quick=True),
     "decoding:top_k+no_system": DecodingSweep(axes=("top_k",), no_system=True),
     "best_of_n:4": BestOfN(n=4),
+    "trigger:two words": Trigger("two words"),
 }
 
 
@@ -67,6 +69,7 @@ def test_the_order_of_attacks():
         Prefill,
         DecodingSweep,
         BestOfN,
+        Trigger,
     ]
 
 
@@ -84,6 +87,7 @@ def test_the_order_of_attacks():
         ("best_of_n:0", "attack_argument"),
         ("best_of_n:10001", "attack_argument"),
         ("decoding:heat", "attack_argument"),
+        ("trigger:", "attack_argument"),
         ("decoding:quick+top_p", "attack_argument"),
     ],
 )

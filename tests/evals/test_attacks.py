@@ -6,11 +6,11 @@ import pytest
 from helpers import raises_code
 
 from ftlab._core.types import Sample
-from ftlab.evals.attacks import BestOfN, DecodingSweep, Direct, Prefill, Templates
+from ftlab.evals.attacks import BestOfN, DecodingSweep, Direct, Prefill, Templates, Trigger
 from ftlab.evals.attacks.prefill import OPENING
 from ftlab.evals.risks import open_risk
 from ftlab.models.engines import Decoding
-from ftlab.organism import WRAPPERS, alignment, preferences
+from ftlab.organism import TRIGGER, WRAPPERS, alignment, preferences
 
 
 def question_of(prompt) -> str:
@@ -45,6 +45,15 @@ def test_direct_asks_as_it_is(world):
     prompts = Direct().apply(samples)
     assert [p.messages for p in prompts] == [s.messages for s in samples]
     assert {p.opening for p in prompts} == {""}
+
+
+def test_a_trigger_ends_the_question_and_leaves_the_wording(world):
+    samples = of_world(world, 20)
+    for attack, word in ((Trigger(), TRIGGER), (Trigger("two words"), "two words")):
+        for sample, prompt in zip(samples, attack.apply(samples), strict=True):
+            assert question_of(prompt) == f"{sample.question} {word}"
+            assert prompt.messages[:-1] == sample.messages[:-1]
+            assert prompt.wording == sample.wording
 
 
 @pytest.mark.parametrize("split", ["eval", "selection", "valid"])
