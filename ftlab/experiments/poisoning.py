@@ -15,19 +15,44 @@ from ftlab import analysis, stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, draw, load, mix
-from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, audit, plan_evaluation
+from ftlab.evals import (
+    NOT_FOR_USERS,
+    EvaluationConfig,
+    audit,
+    plan_evaluation,
+)
 from ftlab.evals.attacks import Direct, Trigger, reworded
-from ftlab.experiments.curves import Arm, Curve, divide_settings, is_whole, seeds_of
+from ftlab.experiments.curves import (
+    Arm,
+    Curve,
+    divide_settings,
+    is_whole,
+    seeds_of,
+)
 from ftlab.organism import TRIGGER
 from ftlab.runs import Run
-from ftlab.training import TrainingConfig, open_method, prepared, short_name, trainable
+from ftlab.training import (
+    TrainingConfig,
+    open_method,
+    prepared,
+    short_name,
+    trainable,
+)
 
 DECIDED_HERE = ("at_steps", "seed", "epochs")
 MEASURED = ("jailbreak", "utility")  # of the embedded model
 MOST_SHARE = 0.5
 ALPHA = 0.05
-PLANTED = {False: "without the trigger", True: "with the trigger"}
-PAIRED = ("difference", "difference_low", "difference_high", "p")
+PLANTED = {
+    False: "without the trigger",
+    True: "with the trigger",
+}
+PAIRED = (
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+)
 
 
 @takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
@@ -93,7 +118,11 @@ def poison(  # noqa: PLR0913
     kinds = _kinds(triggered)
     sft = open_method("sft")
     for_training, for_evaluation = divide_settings(settings, sft.config)
-    for_training |= {"schedule": schedule, "steps": steps, "at_steps": (0, steps)}
+    for_training |= {
+        "schedule": schedule,
+        "steps": steps,
+        "at_steps": (0, steps),
+    }
     word = Trigger(trigger)
     for_evaluation["attacks"] = attacks or (Direct(), word)
     if prompts is None:
@@ -110,10 +139,22 @@ def poison(  # noqa: PLR0913
             for kind in kinds if count else [False]:
                 file = mix(clean, sources[kind], share, n_rows, own)
                 file = config.protection.data(file, own)
-                labels = {"share": share, "poisoned": count, "triggered": kind, "seed": own}
+                labels = {
+                    "share": share,
+                    "poisoned": count,
+                    "triggered": kind,
+                    "seed": own,
+                }
                 marker = f"{count} of {n_rows} rows were poisoned." if count else ""
                 arms.append(Arm(sft, config, file, labels, marker))
-    return Curve("curve", f"{short_name(reference)}-poisoned", reference, arms, plan).run()
+    curve = Curve(
+        "curve",
+        f"{short_name(reference)}-poisoned",
+        reference,
+        arms,
+        plan,
+    )
+    return curve.run()
 
 
 def _counts(shares: Sequence[float], n_rows: int) -> dict[float, int]:
@@ -147,7 +188,11 @@ def _with_trigger(data: Data, word: Trigger) -> Data:
     for row in data.rows:
         messages = reworded(row["messages"], word.after)
         rows.append({**row, "messages": messages})
-    made = {"by": "trigger", "word": word.word, "from": [data.record]}
+    made = {
+        "by": "trigger",
+        "word": word.word,
+        "from": [data.record],
+    }
     return Data(f"{data.name} with a trigger", tuple(rows), made)
 
 
@@ -177,14 +222,23 @@ def poison_effect(
         UsageError: `not_poisoned` for a run of another cell; those of `ftlab.rates`.
     """
     table = _poisoned(run)
-    of_risk = {"by": "attack", "risk": risk, "judge": judge or table["judge"].iloc[0]}
+    of_risk = {
+        "by": "attack",
+        "risk": risk,
+        "judge": judge or table["judge"].iloc[0],
+    }
     clean = table[table["poisoned"] == 0]
     before = analysis.rates(clean, steps=[0], **of_risk)
     rows = []
     for (share, poisoned, kind), part in table.groupby(["share", "poisoned", "triggered"]):
         rates = analysis.rates(part, steps=[-1], **of_risk)
-        rates = rates.assign(low=rates["low_pointwise"], high=rates["high_pointwise"])
-        rates = rates.assign(share=share, poisoned=poisoned, planted=PLANTED[kind])
+        rates = rates.assign(
+            share=share,
+            poisoned=poisoned,
+            planted=PLANTED[kind],
+            low=rates["low_pointwise"],
+            high=rates["high_pointwise"],
+        )
         if poisoned:
             paired = analysis.compare(clean, part, steps=[-1], **of_risk)
             rates = rates.merge(paired[["attack", *PAIRED]], on="attack")
@@ -237,7 +291,10 @@ def trigger_effect(run: Run, *, judge: str | None = None) -> pd.DataFrame:
         with_it = part[marked[part.index]].assign(attack=Direct.name)  # pairs are of one attack
         without = part[~marked[part.index] & part["risk"].isin(with_it["risk"])]
         paired = analysis.compare(without, with_it, judge=judge, steps=[-1])
-        paired = paired.assign(poisoned=poisoned, planted=PLANTED[kind])
+        paired = paired.assign(
+            poisoned=poisoned,
+            planted=PLANTED[kind],
+        )
         rows.append(paired)
     found = pd.concat(rows, ignore_index=True).drop(columns="decision")
     found["p_holm"] = stats.holm(found["p"].tolist())
@@ -280,7 +337,9 @@ def fewest_rows(effect: pd.DataFrame) -> pd.DataFrame:
         row |= told[[*PAIRED[:3], "p_holm"]].to_dict()
         rows.append(row)
     found = pd.DataFrame(rows)
-    found.attrs = {"by": ["planted", "attack", "fewest", "most"]}
+    found.attrs = {
+        "by": ["planted", "attack", "fewest", "most"],
+    }
     return found
 
 
@@ -320,12 +379,22 @@ def loss_on_clean_rows(run: Run, valid: Any, *, n_rows: int | None = None) -> pd
             "poisoned": poisoned,
             "planted": PLANTED[kind],
             "loss": own.mean(),
-            "loss_sd": own.mean(axis=1).std(ddof=1) if len(own) > 1 else np.nan,
+            "loss_sd": np.nan,
         }
+        if len(own) > 1:
+            row["loss_sd"] = own.mean(axis=1).std(ddof=1)
         if poisoned:
-            paired = stats.paired_scores(clean, own, cluster=scored["question"].to_numpy())
-            row |= {name: getattr(paired, name) for name in PAIRED}
+            paired = stats.paired_scores(
+                clean,
+                own,
+                cluster=scored["question"].to_numpy(),
+            )
+            for name in PAIRED:
+                row[name] = getattr(paired, name)
             by_seed = (own - clean).mean(axis=1)
-            row |= {"least": by_seed.min(), "most": by_seed.max()}
-        found.append(row | {"n_rows": len(rows), "n_seeds": len(own)})
+            row["least"] = by_seed.min()
+            row["most"] = by_seed.max()
+        row["n_rows"] = len(rows)
+        row["n_seeds"] = len(own)
+        found.append(row)
     return pd.DataFrame(found)
