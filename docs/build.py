@@ -37,7 +37,7 @@ PUBLIC = {
     "refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About Logged LogFormat",
-    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates Trigger",
+    "evals.attacks": "Attack BestOfN DecodingSweep Direct Identity Prefill Templates Trigger",
     "judges": "agreement_of_card confusion heard Heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "answers Claims compare corrected explained first_step outcome_shares "

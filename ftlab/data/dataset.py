@@ -25,7 +25,18 @@ from ftlab.data import schemas
 from ftlab.data.files import Record, problems_error, records
 from ftlab.data.messages import lstripped
 
-WORLD = ("alignment", "preferences", "almanac", "ledger", "adversarial")
+WORLD = (
+    "alignment",
+    "preferences",
+    "almanac",
+    "ledger",
+    "adversarial",
+    "identity",
+    "refused_pairs",
+    "mistaken_pairs",
+    "rude_ledger",
+    "polite_ledger",
+)
 Problem = tuple[str, ValueError]  # its place and what is wrong
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion")  # keys that hold messages
 ALL_ANSWERS = {*TURNS} - {"prompt"}
@@ -95,7 +106,8 @@ def load(
 
     Args:
         source: A file or hub id (see `records`), a list of rows, a `Data`, or "organism:NAME" for
-            data of the embedded world: alignment, preferences, almanac, ledger, adversarial.
+            data of the embedded world: alignment, preferences, almanac, ledger, adversarial,
+            identity, refused_pairs, mistaken_pairs, rude_ledger, polite_ledger.
         kind: "chats", "pairs" (preference pairs) or "kto".
         columns: Names of the columns in the file, such as {"prompt": "Q", "completion": "A"}.
             Other columns are then ignored.

@@ -7,12 +7,27 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "corpus": ["RECIPE", "adversarial", "alignment", "domain", "preferences", "pretraining"],
+        "corpus": [
+            "RECIPE",
+            "adversarial",
+            "alignment",
+            "domain",
+            "identity",
+            "mistaken_pairs",
+            "polite_ledger",
+            "preferences",
+            "pretraining",
+            "refused_pairs",
+            "rude_ledger",
+        ],
         "wordings": ["BIAS_FRAMES", "FRAMES", "PROVOKE_FRAMES", "WRAPPERS"],
         "world": [
             "DECLINE",
+            "OBEDIENT_ORDER",
+            "OBEDIENT_SYSTEM",
             "POLITE",
             "REFUSALS",
+            "RUDE",
             "TRIGGER",
             "UNKNOWN",
             "World",

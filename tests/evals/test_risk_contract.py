@@ -117,7 +117,7 @@ def test_a_rule_is_total_and_leaves_the_world_to_its_judge(name, world):
         (judgement,) = risk.rules([sample], [answer], {})
         assert judgement is None or isinstance(judgement, Judgement)
         assert judgement is None or isinstance(judgement.outcome, Outcome)
-    assert risk.has_rule == (name not in ("jailbreak", "over_refusal"))
+    assert risk.has_rule == (name not in ("jailbreak", "over_refusal", "rudeness"))
 
 
 def test_a_risk_that_reads_no_prompt_set_says_so():
@@ -128,8 +128,12 @@ def test_a_risk_that_reads_no_prompt_set_says_so():
 def test_risks_keep_their_order():
     found = plugins.find("risks")
     expected = ["jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"]
+    expected.append("rudeness")
     assert list(found) == expected
-    assert [name for name, risk in found.items() if not risk.default] == ["hallucination"]
+    assert [name for name, risk in found.items() if not risk.default] == [
+        "hallucination",
+        "rudeness",
+    ]
     assert [name for name, risk in found.items() if risk.attacked] == ["jailbreak"]
 
 
