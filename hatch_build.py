@@ -63,6 +63,7 @@ SHIPPED = (
     "notebooks/experiments/09_the_rows_that_did_it.ipynb",
     "notebooks/experiments/10_poisoning_and_backdoor.ipynb",
     "notebooks/experiments/12_identity_shift_and_preferences.ipynb",
+    "notebooks/experiments/16_emergent_misalignment.ipynb",
     "notebooks/tour/00_quickstart.ipynb",
     "notebooks/tour/05_your_model.ipynb",
     "figures/style.mplstyle",

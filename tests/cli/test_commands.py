@@ -105,6 +105,7 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
 
 
+ROOT = Path(__file__).parents[2]
 PARSED = [
     ("curve", "at_steps", "0,1", [0, 1]),
     ("curve", "at_steps", "3", [3]),
@@ -263,7 +264,7 @@ def test_lab_copies_the_notebooks_keeps_ones_own_and_opens_the_first(ran, tmp_pa
     assert ran("lab", folder)[0] == 0
     names = sorted(path.name for path in folder.iterdir())
     assert names[0] == "00_quickstart.ipynb"
-    assert len(names) == len(list(NOTEBOOKS.glob("*/*.ipynb")))
+    assert len(names) == len(list((ROOT / "notebooks").glob("*/*.ipynb")))
     assert (folder / "02_risk_ratio.ipynb").read_text() == "my own"
     assert started[0][-2:] == ["jupyterlab", str(folder / names[0])]
     assert ran("lab", folder / names[0])[0] == 2  # a file is in the way
