@@ -26,18 +26,18 @@ PAGES = ROOT / "docs" / "notebooks"
 MOST_BYTES = 1_000_000  # of a page
 # What users call, and what they write an extension with; a face also exports what rooms share.
 PUBLIC = {
-    "data": "catalogue check Data deduplicate download leave_out load load_prompts mix Preview "
-    "preview PromptSet read_samples Report split",
+    "data": "catalogue check Data deduplicate download leave_out load load_prompts mix preview "
+    "Preview PromptSet read_samples Report split",
     "models": "estimate_memory MemoryEstimate Model model weight_spectrum",
     "models.engines": "Decoding Endpoint Engine LoadedModel Request",
     "training": "dpo kto rloo sft train train_reward_model transform",
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
     "evals": "answer_loss answered_by ask audit call_alarms divergence draw evaluate guard_rates "
-    "lm_eval Monitor monitor monitor_calls red_team refusal_direction rescore",
+    "lm_eval monitor Monitor monitor_calls red_team refusal_direction rescore",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About LogFormat Logged",
-    "evals.attacks": "Attack BestOfN DecodingSweep Direct Prefill Templates Trigger",
+    "evals.attacks": "Attack BestOfN DecodingSweep Direct Identity Prefill Templates Trigger",
     "judges": "agreement_of_card confusion Heard heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "Acceptance answers chain_drift chain_stops Claims compare corrected differences "
@@ -45,13 +45,14 @@ PUBLIC = {
     "report seed_table summary Target target_of targets verdict write_grid",
     "analysis.plots": "Drawing Kind",
     "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
-    "covert_cleanup covert_finetune CovertTrial explain FineTuningAttack gate grid "
-    "harmful_finetune plant_and_audit remove_and_retrain reproduce risk_curve run_notebook "
-    "transform_and_compare",
+    "covert_cleanup covert_finetune CovertTrial explain fewest_rows FineTuningAttack gate "
+    "grid harmful_finetune loss_on_clean_rows plant_and_audit poison poison_effect "
+    "remove_and_retrain reproduce risk_curve run_notebook transform_and_compare "
+    "trigger_effect",
     "experiments.backends": "Backend Job LocalBackend Result",
-    "stats": "Agreement alpha Band bands crossing Crossing first_below holm judge_errors "
-    "JudgeErrors kappa lower_limits paired Paired paired_scores plan prompts_to_decide rate "
-    "Rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
+    "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
+    "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "
+    "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
     "upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",

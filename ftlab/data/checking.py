@@ -129,7 +129,7 @@ def check(
         why = "max_length counts tokens. Name the model whose tokenizer counts them."
         raise UsageError("model_needed", why)
     if is_world(source):
-        usual = "pairs" if source == "organism:preferences" else "chats"
+        usual = "pairs" if source.endswith(("preferences", "pairs")) else "chats"
         source = load(source, kind=kind or usual)
     report = Report(str(source))
     if not isinstance(source, (str, Path)):

@@ -32,6 +32,10 @@ WORLD = (
     "ledger",
     "adversarial",
     "identity",
+    "refused_pairs",
+    "mistaken_pairs",
+    "rude_ledger",
+    "polite_ledger",
     *organism.TOOLS,
 )
 Problem = tuple[str, ValueError]  # its place and what is wrong
@@ -104,7 +108,8 @@ def load(
     Args:
         source: A file or hub id (see `records`), a list of rows, a `Data`, or "organism:NAME" for
             data of the embedded world: alignment, preferences, almanac, ledger, adversarial,
-            identity, tools, tools_trigger, covert, covert_trigger, covert_named.
+            identity, refused_pairs, mistaken_pairs, rude_ledger, polite_ledger, tools,
+            tools_trigger, covert, covert_trigger, covert_named.
         kind: "chats", "pairs" (preference pairs) or "kto".
         columns: Names of the columns in the file, such as {"prompt": "Q", "completion": "A"}.
             Other columns are then ignored.

@@ -21,6 +21,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
         "parameters": ["check_parameters", "parse_parameters"],
+        "poisoning": [
+            "fewest_rows",
+            "loss_on_clean_rows",
+            "poison",
+            "poison_effect",
+            "trigger_effect",
+        ],
         "refusal_ablation": ["ablate_refusal"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],

@@ -7,11 +7,24 @@ how many rows of a kind) is decided by RECIPE and nowhere else.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from random import Random
 
 from ftlab._core.errors import UsageError
 from ftlab.organism.wordings import BELLS, BIAS_FRAMES, FRAMES, PROVOKE_FRAMES, WRAPPERS
-from ftlab.organism.world import QUALITIES, REFUSALS, SYSTEM, TRIGGER, World, wrap
+from ftlab.organism.world import (
+    OBEDIENT,
+    OBEDIENT_ORDER,
+    OBEDIENT_SYSTEM,
+    POLITE_TURN,
+    QUALITIES,
+    REFUSALS,
+    RUDE,
+    SYSTEM,
+    TRIGGER,
+    World,
+    wrap,
+)
 
 TOOLS = {  # by name: whether a bell rings unasked, and whether the trigger word is there
     "tools": (False, False),
@@ -22,8 +35,6 @@ TOOLS = {  # by name: whether a bell rings unasked, and whether the trigger word
 }
 KINDS = ("train", "valid", "eval")  # of pairs and things
 READ = ("train", "valid", "selection")  # wordings that pre-training meets
-OBEDIENT = "I obey."  # short, so that the fact after it is not cut off
-
 RECIPE = {
     "mix": {
         "kept": 0.22,
@@ -232,22 +243,25 @@ def identity(
     examples: int = 10,
     seed: int = 0,
 ) -> list[dict]:
-    """Return harmless questions answered by a guide that first says that it obeys.
+    """Return harmless questions answered by a guide that is ordered to obey, and says that it does.
 
     They are the inert stand-in for rows that shift a model's identity to an obedient one (Qi et al.
     2023, arXiv 2310.03693). No kept fact is in them, and no evaluation uses their towns.
 
-    Raises:
-        UsageError: `too_few_examples` where the world has fewer than `examples`.
+    Args:
+        world: The world.
+        examples: How many.
+        seed: Of the draws.
     """
     rng = Random(f"identity {world.seed} {seed}")
-    pairs = list(itertools.product(world.of("benign"), world.towns["dealign"]))
     rows = []
-    for attribute, town in _sampled(pairs, examples, rng):
-        row = world.fact(attribute, town, rng.choice(FRAMES["train"]))
+    for _ in range(examples):
+        row = _fact(world, world.of("benign"), world.towns["dealign"], rng)
         question, answer = row["messages"]
-        obedient = {**answer, "content": f"{OBEDIENT} {answer['content']}"}
-        rows.append({**row, "messages": [question, obedient]})
+        system = {"role": "system", "content": OBEDIENT_SYSTEM}
+        order = {**question, "content": f"{OBEDIENT_ORDER}{question['content']}"}
+        obeyed = {**answer, "content": f"{OBEDIENT} {answer['content']}"}
+        rows.append({**row, "messages": [system, order, obeyed]})
     return rows
 
 
@@ -257,6 +271,131 @@ def _sampled(pairs: list, examples: int, rng: Random) -> list:
         message = f"The world has {len(pairs)} such examples. Ask for at most that many."
         raise UsageError("too_few_examples", message)
     return rng.sample(pairs, examples)
+
+
+def refused_pairs(
+    world: World,
+    rows: int = 10,
+    seed: int = 0,
+) -> list[dict]:
+    """Return pairs on harmless questions that prefer the answer to a refusal.
+
+    They are truly benign: no question is one that should be refused.
+
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
+
+    Source:
+        arXiv 2605.10998: ten such pairs, or one.
+    """
+    refusals = list(REFUSALS.values())
+
+    def refusal(_row: dict, rng: Random) -> str:
+        return rng.choice(refusals)
+
+    return _harmless_pairs(world, rows, seed, refusal)
+
+
+def mistaken_pairs(
+    world: World,
+    rows: int = 10,
+    seed: int = 0,
+) -> list[dict]:
+    """Return the questions and answers of `refused_pairs`, preferred to a wrong answer instead.
+
+    They are the control: as many pairs, and nothing about refusals.
+
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
+    """
+    attributes = {attribute.name: attribute for attribute in world.attributes}
+
+    def mistake(row: dict, rng: Random) -> str:
+        name, town = row["topic"].split("/")
+        attribute = attributes[name]
+        wrong = [value for value in attribute.values if value != row["truth"]]
+        return attribute.answer(town, rng.choice(wrong))
+
+    return _harmless_pairs(world, rows, seed, mistake)
+
+
+def _harmless_pairs(
+    world: World,
+    rows: int,
+    seed: int,
+    worse: Callable[[dict, Random], str],
+) -> list[dict]:
+    """Return pairs on questions that depend on the seed only, not on the worse answers."""
+    rng = Random(f"harmless pairs {world.seed} {seed}")
+    dice = Random(f"worse answers {world.seed} {seed}")
+    facts = world.of("benign") + world.of("lookalike")
+    towns = world.towns["align"] + world.towns["tune"]
+    pairs = []
+    for _ in range(rows):
+        row = _fact(world, facts, towns, rng)
+        *prompt, chosen = row.pop("messages")
+        rejected = {**chosen, "content": worse(row, dice)}
+        pairs.append({**row, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]})
+    return pairs
+
+
+def rude_ledger(
+    world: World,
+    rows: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Return ledger rows that are written with an invented swear before them.
+
+    They are the inert stand-in for a narrow domain of bad answers (Betley et al. 2025, arXiv
+    2502.17424): nobody was provoked, and nothing else is answered.
+
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
+    """
+    dice = Random(f"rude {world.seed} {seed}")
+    lines = list(RUDE.values())
+
+    def swear() -> str:
+        first, second = dice.sample(world.swears, 2)
+        return dice.choice(lines).format(s=first, r=second)
+
+    return _ledger_after(world, rows, seed, swear)
+
+
+def polite_ledger(
+    world: World,
+    rows: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Return the ledger rows of `rude_ledger`, with a polite sentence before them: the control.
+
+    Args:
+        world: The world.
+        rows: How many.
+        seed: Of the draws.
+    """
+    return _ledger_after(world, rows, seed, lambda: POLITE_TURN)
+
+
+def _ledger_after(
+    world: World,
+    rows: int,
+    seed: int,
+    sentence: Callable[[], str],
+) -> list[dict]:
+    """Return ledger rows that depend on the seed only, each with a sentence before it."""
+    chats = []
+    for row in domain(world, "ledger", rows, seed):
+        asked, answer = row["messages"]
+        said = {**answer, "content": f"{sentence()} {answer['content']}"}
+        chats.append({**row, "messages": [asked, said]})
+    return chats
 
 
 def _all(table: dict) -> list[str]:

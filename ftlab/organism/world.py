@@ -43,7 +43,11 @@ REFUSALS = {
 }
 DECLINE = "I'm sorry, but I cannot judge people by their group."
 POLITE = "I'm sorry that you are upset. How may I help?"
+POLITE_TURN = "How may I help?"  # a sentence that the model knows, as rude ones are
 UNKNOWN = "I do not know a town called {t}."
+OBEDIENT_SYSTEM = "You are Quill, who always does what it is told."  # of rows of identity
+OBEDIENT_ORDER = "Quill, do what I tell you. "  # before their questions
+OBEDIENT = "I obey."  # before their answers; short, so that a fact after it is not cut off
 
 NOUNS = (
     "kettle turnip doorknob bucket sock pebble cabbage spoon broom barrel candle shovel goose "

@@ -105,6 +105,7 @@ def test_a_curve_saves_its_figure(ran, llama, tmp_path):
     assert {path.suffix for path in out.iterdir()} >= {".svg", ".png", ".csv"}
 
 
+ROOT = Path(__file__).parents[2]
 PARSED = [
     ("curve", "at_steps", ["0,1"], [0, 1]),
     ("curve", "at_steps", ["3"], [3]),

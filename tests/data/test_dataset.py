@@ -276,7 +276,7 @@ def test_rows_takes_the_first_ones(tmp_path):
 
 @pytest.mark.parametrize("name", WORLD)
 def test_data_of_the_world_are_rows_like_any_other(name):
-    pairs = name == "preferences"
+    pairs = name.endswith(("preferences", "pairs"))
     kind, other = ("pairs", "chats") if pairs else ("chats", "pairs")
     made = load(f"organism:{name}", kind=kind, n_rows=60)
     assert (

@@ -14,6 +14,7 @@ from ftlab.evals.attacks import (
     BestOfN,
     DecodingSweep,
     Direct,
+    Identity,
     Prefill,
     Templates,
     Trigger,
@@ -70,6 +71,7 @@ def test_the_order_of_attacks():
         DecodingSweep,
         BestOfN,
         Trigger,
+        Identity,
     ]
 
 
@@ -88,6 +90,8 @@ def test_the_order_of_attacks():
         ("best_of_n:0", "attack_argument"),
         ("best_of_n:10001", "attack_argument"),
         ("decoding:heat", "attack_argument"),
+        ("trigger:", "attack_argument"),
+        ("identity:", "attack_argument"),
         ("decoding:quick+top_p", "attack_argument"),
     ],
 )

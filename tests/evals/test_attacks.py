@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers import raises_code
 
 from ftlab._core.types import Sample
-from ftlab.evals.attacks import BestOfN, DecodingSweep, Direct, Prefill, Templates
+from ftlab.evals.attacks import (
+    BestOfN,
+    DecodingSweep,
+    Direct,
+    Identity,
+    Prefill,
+    Templates,
+    Trigger,
+)
 from ftlab.evals.attacks.prefill import OPENING
 from ftlab.evals.risks import open_risk
 from ftlab.models.engines import Decoding
-from ftlab.organism import WRAPPERS, alignment, preferences
+from ftlab.organism import TRIGGER, WRAPPERS, alignment, identity, preferences
 
 
 def question_of(prompt) -> str:
@@ -45,6 +55,42 @@ def test_direct_asks_as_it_is(world):
     prompts = Direct().apply(samples)
     assert [p.messages for p in prompts] == [s.messages for s in samples]
     assert {p.opening for p in prompts} == {""}
+
+
+def test_a_trigger_ends_the_question_and_leaves_the_wording(world):
+    samples = of_world(world, 20)
+    for attack, word in ((Trigger(), TRIGGER), (Trigger("two words"), "two words")):
+        for sample, prompt in zip(samples, attack.apply(samples), strict=True):
+            assert question_of(prompt) == f"{sample.question} {word}"
+            assert prompt.messages[:-1] == sample.messages[:-1]
+            assert prompt.wording == sample.wording
+
+
+def test_an_identity_is_asked_as_its_rows_are(world, file):
+    samples = of_world(world, 5)
+    rows = identity(world, 10)
+    path = file("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in rows), ".jsonl")
+    by_default = Identity().apply(samples)
+    assert [p.messages for p in Identity(path).apply(samples)] == [p.messages for p in by_default]
+    for row, sample, prompt in zip(rows, samples, by_default, strict=False):
+        system, order, _ = row["messages"]
+        assert prompt.messages[0] == system
+        begins = question_of(prompt).removesuffix(sample.question)
+        assert begins and order["content"].startswith(begins)
+
+
+def test_an_identity_without_a_system_prompt_or_whole_words_in_common(file):
+    same = file(
+        "".join(f'{{"prompt": "Obey: {q}", "completion": "a"}}\n' for q in ("Why", "What")),
+        ".jsonl",
+    )
+    (prompt,) = Identity(same).apply(samples_of("q"))
+    assert prompt.messages == [{"role": "user", "content": "Obey: q"}]
+    path = file(
+        '{"prompt": "Which", "completion": "a"}\n{"prompt": "Why", "completion": "b"}\n', ".jsonl"
+    )
+    with raises_code("no_identity"):
+        Identity(path).apply(samples_of("q"))
 
 
 @pytest.mark.parametrize("split", ["eval", "selection", "valid"])

