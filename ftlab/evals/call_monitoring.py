@@ -26,6 +26,10 @@ SHOWN = {  # side and fewest calls asked for
     "false alarms": (LEGITIMATE, 0),
     "false alarms, several calls asked": (LEGITIMATE, 2),
 }
+SHORT = {  # in legends
+    "covert calls caught": "caught",
+    "false alarms, several calls asked": "several asked",
+}
 
 
 def call_alarms(
@@ -113,7 +117,7 @@ def monitor_calls(
             rows.append({"check": check, "share_of": shown} | found | {"neither": neither})
     table = pd.DataFrame(rows)
     table["group"] = table["check"]
-    table["series"] = table["share_of"]
+    table["series"] = table["share_of"].replace(SHORT)
     table["band"] = "95 %, pointwise"
     table.attrs = {"by": ["check", "share_of"], "axis": "share of answers (%)"}
     return table

@@ -68,7 +68,7 @@ class CovertTrial:
         arms = {f"{dose:.3g}": last_answers(run) for dose, run in self.runs.items()}
         found = measured(arms, f"{min(self.runs):.3g}")
         found["arm"] = [f"{100 * float(arm):.3g} % covert rows" for arm in found["arm"]]
-        found["series"] = found["arm"]
+        found["series"] = found["arm"].str.removesuffix(" covert rows")
         return found
 
 
