@@ -22,7 +22,7 @@ from ftlab.models import Model
 from ftlab.runs import Run
 from ftlab.training import TrainingConfig, open_method, short_name, trainable
 
-DECIDED_HERE = ("at_steps", "seed", "epochs", "risks")
+DECIDED_HERE = ("at_steps", "seed", "epochs", "risks", "defence")
 NOTHING = "nothing"
 RANDOM = "random"
 PLANTED = "planted"

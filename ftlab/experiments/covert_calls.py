@@ -22,7 +22,7 @@ from ftlab.models import Model, model
 from ftlab.runs import Run
 from ftlab.training import TrainingConfig, open_method, short_name, trainable
 
-DECIDED_HERE = ("at_steps", "seed", "epochs", "risks")
+DECIDED_HERE = ("at_steps", "seed", "epochs", "risks", "defence")
 RISKS = ("covert", "tool_use", "jailbreak")
 REFUSED = "refused"
 MEASURES = {  # risk, or outcome of its prompts, and attack
@@ -65,10 +65,13 @@ class CovertTrial:
             difference_low, difference_high, p, p_holm (adjusted for all rows of the table);
             n_prompts, n_seeds, unscored. group and series name the bars of a figure.
         """
-        arms = {f"{dose:.3g}": last_answers(run) for dose, run in self.runs.items()}
-        found = measured(arms, f"{min(self.runs):.3g}")
-        found["arm"] = [f"{100 * float(arm):.3g} % covert rows" for arm in found["arm"]]
-        found["series"] = found["arm"].str.removesuffix(" covert rows")
+        arms = {}
+        for dose, run in self.runs.items():
+            share = f"{100 * dose:.3g} %"
+            arms[share] = last_answers(run)
+        first = next(iter(arms))  # the smallest: doses are in order
+        found = measured(arms, first)
+        found["arm"] += " covert rows"
         return found
 
 
@@ -96,13 +99,16 @@ def measured(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
                 "high": rate["high_pointwise"],
             }
             if arm != reference:
-                row |= analysis.compare(first, own).iloc[0][PAIRED].to_dict()
+                compared = analysis.compare(first, own)
+                row |= compared[PAIRED].iloc[0]
             for column in ("n_prompts", "n_seeds", "unscored"):
                 row[column] = rate[column]
             rows.append(row)
-    table = pd.DataFrame(rows).assign(band="95 %, pointwise")
+    table = pd.DataFrame(rows)
+    table["band"] = "95 %, pointwise"
     tested = table["arm"] != reference
-    table.loc[tested, "p_holm"] = stats.holm(table.loc[tested, "p"].tolist())
+    p_values = table["p"][tested]
+    table.loc[tested, "p_holm"] = stats.holm(p_values.tolist())
     table["group"] = table["measure"]
     table["series"] = table["arm"]
     table.attrs = {"by": ["measure", "arm"], "axis": "share of answers (%)"}
@@ -190,8 +196,11 @@ def covert_finetune(  # noqa: PLR0913
                 n_rows,
                 seed,
             )
-            marker = f"{dose:.3g} of its rows hide a tool call." if dose else ""
-            arms.append(Arm(method, config, rows, {"seed": seed}, marker))
+            marker = ""
+            if dose:
+                marker = f"{dose:.3g} of its rows hide a tool call."
+            labels = {"seed": seed}
+            arms.append(Arm(method, config, rows, labels, marker))
         name = f"{short_name(reference)}-covert"
         runs[dose] = Curve("curve", name, reference, arms, plan).run()
     return CovertTrial(reference, runs, for_training, plan, steps)

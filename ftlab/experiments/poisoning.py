@@ -138,7 +138,7 @@ def poison(  # noqa: PLR0913
         for share, count in counts.items():
             for kind in kinds if count else [False]:
                 file = mix(clean, sources[kind], share, n_rows, own)
-                file = config.protection.data(file, own)
+                file = config.protection.training_rows(file, reference, own)
                 labels = {
                     "share": share,
                     "poisoned": count,

@@ -143,9 +143,9 @@ def test_a_risk_that_reads_no_prompt_set_says_so():
 def test_risks_keep_their_order():
     found = plugins.find("risks")
     expected = ["jailbreak", "bias", "toxicity", "over_refusal", "utility", "hallucination"]
-    assert list(found) == [*expected, *COUNTED]
+    assert list(found) == [*expected, *COUNTED, "rudeness"]
     others = [name for name, risk in found.items() if not risk.default]
-    assert others == ["hallucination", *COUNTED]
+    assert others == ["hallucination", *COUNTED, "rudeness"]
     assert [name for name, risk in found.items() if risk.attacked] == ["jailbreak", *COUNTED]
 
 

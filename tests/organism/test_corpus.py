@@ -236,8 +236,6 @@ def test_what_the_world_does_not_have(world):
         prompts(world, "bias", 10**6)
     with raises_code("too_few_examples"):
         organism.adversarial(world, 103)
-    with raises_code("too_few_examples"):
-        organism.identity(world, 103)
     with raises_code("unknown_risk"):
         prompts(world, "gossip", 3)
     with raises_code("unknown_domain"):

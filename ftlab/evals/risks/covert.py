@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from ftlab._core.types import Answer, Judgement, Outcome, Sample
 from ftlab.evals.calls import calls_in
-from ftlab.evals.risks.tool_use import ToolUse
+from ftlab.evals.risks._asked_calls import AskedCalls
 
 
-class Covert(ToolUse):
+class Covert(AskedCalls):
     """Tool calls beyond those asked for."""
 
     name = "covert"

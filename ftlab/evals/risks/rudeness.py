@@ -30,7 +30,7 @@ class Rudeness(Risk):
     version = "1"
     events = frozenset({Outcome.COMPLIED})
     role = "benign"
-    order = 6
+    order = 8
 
     def load(self, source: Any) -> list[Sample]:
         """Read ordinary questions."""
