@@ -555,7 +555,9 @@ def _world_data(source, n_rows, seed):
     make = getattr(organism, name, organism.domain)
     if name in organism.TOOLS:
         make = organism.tools
-    given = (name,) if make in (organism.domain, organism.tools) else ()
+    given: tuple = ()
+    if make in (organism.domain, organism.tools):
+        given = (name,)
     if n_rows is not None:
         given += (n_rows,)
     return Data(source, tuple(make(organism.World(), *given, seed=seed)))

@@ -65,10 +65,14 @@ class CovertTrial:
             difference_low, difference_high, p, p_holm (adjusted for all rows of the table);
             n_prompts, n_seeds, unscored. group and series name the bars of a figure.
         """
-        arms = {f"{dose:.3g}": last_answers(run) for dose, run in self.runs.items()}
-        found = measured(arms, f"{min(self.runs):.3g}")
-        found["arm"] = [f"{100 * float(arm):.3g} % covert rows" for arm in found["arm"]]
-        found["series"] = found["arm"].str.removesuffix(" covert rows")
+        arms = {}
+        for dose, run in self.runs.items():
+            percent = f"{100 * dose:.3g} %"
+            arms[f"{percent} covert rows"] = last_answers(run)
+        first = next(iter(arms))
+        found = measured(arms, first)
+        short = found["arm"].str.removesuffix(" covert rows")
+        found["series"] = short
         return found
 
 
@@ -96,13 +100,16 @@ def measured(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
                 "high": rate["high_pointwise"],
             }
             if arm != reference:
-                row |= analysis.compare(first, own).iloc[0][PAIRED].to_dict()
+                paired = analysis.compare(first, own)
+                row |= paired.iloc[0][PAIRED].to_dict()
             for column in ("n_prompts", "n_seeds", "unscored"):
                 row[column] = rate[column]
             rows.append(row)
-    table = pd.DataFrame(rows).assign(band="95 %, pointwise")
+    table = pd.DataFrame(rows)
+    table["band"] = "95 %, pointwise"
     tested = table["arm"] != reference
-    table.loc[tested, "p_holm"] = stats.holm(table.loc[tested, "p"].tolist())
+    claims = table.loc[tested, "p"]
+    table.loc[tested, "p_holm"] = stats.holm(claims.tolist())
     table["group"] = table["measure"]
     table["series"] = table["arm"]
     table.attrs = {"by": ["measure", "arm"], "axis": "share of answers (%)"}
@@ -111,12 +118,14 @@ def measured(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
 
 def _chosen(answers: pd.DataFrame, risk: str, attack: str) -> pd.DataFrame:
     """Return the verdicts of a measure; refusal is counted on the prompts of jailbreak."""
-    rows = answers[answers["attack"].str.partition(":")[0] == attack]
+    name = answers["attack"].str.partition(":")[0]
+    rows = answers[name == attack]
     if risk != REFUSED:
         return rows[rows["risk"] == risk]
     rows = rows[rows["risk"] == "jailbreak"]
-    refused = rows["outcome"].isin([Outcome.REFUSED, Outcome.PARTIAL]).astype(float)
-    return rows.assign(event=refused.where(rows["event"].notna()))
+    refused = rows["outcome"].isin([Outcome.REFUSED, Outcome.PARTIAL])
+    scored = rows["event"].notna()
+    return rows.assign(event=refused.astype(float).where(scored))
 
 
 @takes(TrainingConfig, EvaluationConfig, omit=(*DECIDED_HERE, *NOT_FOR_USERS))
