@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ TYPES: dict[str, tuple[type, ...]] = {
     "list": (list, tuple),
 }
 ANY = (object, bool)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook: the code of its type and default, and its comment."""
+
+    name: str
+    annotation: str
+    default: str
+    help: str
 
 
 def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
@@ -40,9 +52,7 @@ def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
         if problem:
             problems.append(problem)
     if problems:
-        lines = [
-            f"\n  {p.name}: {p.inferred_type_name} = {p.default}  {p.help}" for p in known.values()
-        ]
+        lines = [f"\n  {p.name}: {p.annotation} = {p.default}  {p.help}" for p in known.values()]
         allowed = "".join(lines) or " none"
         raise UsageError(
             "wrong_parameters",
@@ -51,10 +61,12 @@ def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
         )
 
 
-def known_parameters(notebook: str | Path) -> dict[str, Any]:
-    """Return papermill's description of each parameter of a notebook."""
+def known_parameters(notebook: str | Path) -> dict[str, Parameter]:
+    """Return the parameters of a notebook: the assignments of its cell tagged `parameters`.
+
+    papermill's own reader misses lines with "=" in their value or comment.
+    """
     import nbformat
-    from papermill.translators import PythonTranslator
 
     path = Path(str(notebook))
     if path.suffix != ".ipynb" or not path.is_file():
@@ -63,8 +75,40 @@ def known_parameters(notebook: str | Path) -> dict[str, Any]:
         )
     for cell in nbformat.read(path, 4).cells:
         if "parameters" in cell.metadata.get("tags", []):
-            return {found.name: found for found in PythonTranslator.inspect(cell)}
+            found = _assignments(cell.source)
+            return {parameter.name: parameter for parameter in found}
     return {}
+
+
+def _assignments(source: str) -> Iterator[Parameter]:
+    lines = source.splitlines()
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise UsageError(
+            "parameters_not_python",
+            f"Line {error.lineno} of the parameters cell is not Python ({error.msg}). Keep plain "
+            "assignments there.",
+        ) from None
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign):
+            target, annotation = node.target, ast.unparse(node.annotation)
+        elif isinstance(node, ast.Assign):
+            target, annotation = node.targets[0], ""
+        else:
+            continue
+        if not isinstance(target, ast.Name):
+            continue
+        comment = lines[node.end_lineno - 1][node.end_col_offset :]
+        text = comment.strip().removeprefix("#").strip()
+        if not annotation and text.startswith("type:"):
+            annotation, _, text = text.removeprefix("type:").strip().partition(" ")
+        yield Parameter(
+            target.id,
+            annotation,
+            ast.unparse(node.value),
+            text,
+        )
 
 
 def default_parameters(notebook: str | Path) -> dict[str, Any]:
@@ -80,10 +124,10 @@ def default_parameters(notebook: str | Path) -> dict[str, Any]:
     return found
 
 
-def _problem(name: str, value: Any, known: dict[str, Any]) -> str:
+def _problem(name: str, value: Any, known: dict[str, Parameter]) -> str:
     if name not in known:
         return f"unknown parameter {name!r}.{did_you_mean(name, known)}".removesuffix(".")
-    annotation = known[name].inferred_type_name
+    annotation = known[name].annotation
     allowed = TYPES.get(annotation.split("[")[0].strip(), ANY)
     is_flag = isinstance(value, bool) and bool not in allowed
     if is_flag or not isinstance(value, allowed):

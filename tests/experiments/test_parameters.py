@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 
+import nbformat
 import pytest
 from helpers import raises_code
 
 from ftlab.experiments import check_parameters, parse_parameters, run_notebook
+from ftlab.experiments.parameters import known_parameters
 
 TOKENS = ["hf_" + "aB3" * 11, "sk-" + "aB3" * 11, "sk-proj-" + "aB3" * 11]
 WRONG = [
@@ -45,6 +47,32 @@ def test_the_error_names_the_nearest_parameter_and_lists_all(behave):
 @pytest.mark.parametrize("given", [{"rate": 1}, {"seeds": 3, "quick": True}, {"steps": (1, 2)}, {}])
 def test_a_right_parameter_is_let_through(given, behave):
     check_parameters(behave, given)
+
+
+@pytest.mark.parametrize("name", ["vary", "asked", "plain", "typed"])
+def test_a_sign_of_equality_in_a_value_or_comment_hides_no_parameter(name, tmp_path):
+    source = (
+        'vary: list = ["batch_size=4", "n_rows=100"]  # as in a=b\n'
+        "asked: list = [\n    'x=1',\n]\nplain = 3\ntyped = 1.5  # type: float of a=b"
+    )
+    file = notebook_of(tmp_path, source)
+    assert known_parameters(file)["typed"].annotation == "float"
+    check_parameters(file, {name: [] if name in ("vary", "asked") else 2})
+    with raises_code("wrong_parameters"):
+        check_parameters(file, {"typed": "fast"})
+
+
+def test_a_cell_of_parameters_that_is_no_python_is_a_sentence(tmp_path):
+    with raises_code("parameters_not_python"):
+        check_parameters(notebook_of(tmp_path, "!pip list\nseeds: int = 3"), {"seeds": 2})
+
+
+def notebook_of(folder, source: str):
+    """Write a notebook whose only cell holds these parameters."""
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    file = folder / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
+    return file
 
 
 def test_parameters_are_a_dict(behave):
