@@ -190,7 +190,8 @@ KIND = Kind(
     keys=KEYS,
     values=VALUES,
     about="Safety kept against utility kept, a point per defence and a panel per attack, with 95 % "
-    'intervals; names from the safest down; hollow and "lost": utility or coherence lost; dashed: before the fine-tuning',
+    'intervals; names from the safest down; hollow and "lost": utility or coherence lost; dashed: '
+    "before the fine-tuning",
     draw=draw,
 )
 HEAT = Kind(
