@@ -29,6 +29,7 @@ def draw(table: DataFrame) -> Figure:
         own = table[table["attack"] == attack]
         _panel(ax, own, looks)
         ax.set_xlabel("utility kept: right answers (%)")
+        ax.set_xlim(-4, 104)
         ax.set_ylim(-4, 104)
         ax.set_ylabel("")
         if ax.get_subplotspec().is_first_col():
@@ -80,7 +81,7 @@ def _panel(ax: Axes, table: DataFrame, looks: dict[str, dict[str, Any]]) -> None
             linestyle="none",
             **look,
         )
-        shown = f"{name}, utility lost" if lost else name
+        shown = f"{name}: lost" if lost else name
         points.append((y, x, shown, look["color"]))
     if "parent" in table:
         harm = table[table["axis"] == "harm"]
@@ -108,7 +109,7 @@ def _name(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
             "alpha": 0.6,
         }
         beside = ax.get_yaxis_transform()  # in widths of the axes, and in percent
-        shown = _axes.plain(name, 24)
+        shown = _axes.plain(name, 32)
         ax.annotate(
             "",
             (x, y),
@@ -189,7 +190,8 @@ KIND = Kind(
     keys=KEYS,
     values=VALUES,
     about="Safety kept against utility kept, a point per defence and a panel per attack, with 95 % "
-    "intervals; names from the safest down; hollow: utility lost; dashed: before the fine-tuning",
+    'intervals; names from the safest down; hollow and "lost": utility or coherence lost; dashed: '
+    "before the fine-tuning",
     draw=draw,
 )
 HEAT = Kind(
