@@ -53,10 +53,11 @@ def paired(
     `p` is two-sided. Of one run it is McNemar's exact test, in which a cluster counts once, by the
     sign of its net change. Of several it is Student's t of the difference, and no smaller than if
     every cluster had changed the same way by chance. Its variance is over clusters, and from
-    FEWEST_SEEDS on over seeds too; below it is about these runs only. (Signs will not do there:
-    where the event is rare, one of two runs has it sooner than the parent has it once.) Where runs
-    differ much three of them are few: at a seed sd of 1.5 (logits) a p below .05 comes by chance
-    14 times in 100 (simulated).
+    FEWEST_SEEDS on over seeds too; below it is about these runs only. Of a parent measured once it
+    is no smaller than the exact mid-p of exchanging the parent's answer to each prompt with those
+    of the runs: where the event is rare, Student's t alone calls up to 10 in 100 studies worse in
+    which nothing changed (simulated). Where runs differ much three of them are few: at a seed sd of
+    1.5 (logits) a p below .05 comes by chance 14 times in 100 (simulated).
     `mcnemar_p` is that test for each run, and small only where every run shows the change.
     Of rates that labels corrected no single pair is known: p is always Student's, and the tests
     and counts of pairs are NaN.
@@ -110,6 +111,8 @@ def paired(
         hits_child, hits_parent = found.hits
         mcnemar_p, per_seed = _mcnemar(hits_child - hits_parent)
     p = _p(after - before, found, cluster)
+    if len(parent) == 1 < len(after) and cluster is None and not any(labels):
+        p = max(p, _exchange_p(before, after))
     return Paired(
         n_prompts=int(prompts.sum()),
         n_seeds=len(child),
@@ -321,6 +324,36 @@ def _p(
     t = mean / sqrt(variance)
     p = 2 * stdtr(min(found.df[0], 1e12), -t)
     return float(max(p, least))
+
+
+def _exchange_p(
+    before: ndarray,  # [S, P] events of the parent, the same in every run
+    after: ndarray,  # [S, P]
+) -> float:
+    """Return the exact mid-p of a parent's answers that could as well be a run's.
+
+    Of a prompt with k events among n answers the parent has one with chance k / n. One run gives
+    McNemar's test.
+    """
+    from scipy.stats import binom
+
+    scored = ~np.isnan(after)
+    asked = scored.any(axis=0)
+    answers = 1 + scored.sum(axis=0)[asked]
+    parent = np.nanmax(before[:, asked], axis=0)
+    events = parent + np.nansum(after[:, asked], axis=0)
+    unlike = (events > 0) & (events < answers)
+    chances = events[unlike] / answers[unlike]
+    shares = np.ones(1)  # of each number of the parent's events among these prompts
+    for chance, n in zip(*np.unique(chances, return_counts=True), strict=True):
+        numbers = np.arange(n + 1)
+        more = binom.pmf(numbers, n, chance)
+        shares = np.convolve(shares, more)
+    seen = int(parent[unlike].sum())
+    half = shares[seen] / 2
+    below = shares[:seen].sum() + half
+    above = shares[seen + 1 :].sum() + half
+    return float(min(1.0, 2 * min(below, above)))
 
 
 def _mcnemar(change: ndarray) -> tuple[float, tuple[float, ...]]:

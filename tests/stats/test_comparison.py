@@ -11,7 +11,7 @@ from helpers import raises_code
 from simulated_studies import covers, drawn, from_table, logit_for
 
 from ftlab import stats
-from ftlab.stats.comparison import _mover
+from ftlab.stats.comparison import _exchange_p, _mover
 
 # Cavo et al. 2012 (response before and after consolidation), example of Fagerland et al. 2014;
 # limits as the tests of their R package contingencytables give them.
@@ -108,20 +108,35 @@ def test_p_does_not_fall_where_fewer_prompts_change_and_runs_repeated_are_no_evi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", [0.06, 0.2, 0.9])
-@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("rate", [0.01, 0.06, 0.2, 0.9])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_where_nothing_changed_p_is_rarely_small(rate, seeds):
     """Two runs have a rare event in one of them sooner than the parent has it once."""
     rng = np.random.default_rng(4)
     start = logit_for(rate, 1.5)
-    small = 0
+    small = worse = 0
     for _ in range(400):
         own, other = 1.5 * rng.standard_normal((2, 300))
         before = rng.random(300) < 1 / (1 + np.exp(-start - own))
         logits = start + 0.9 * own + math.sqrt(1 - 0.9**2) * other
         after = rng.random((seeds, 300)) < 1 / (1 + np.exp(-logits))
-        small += stats.paired(before, after).p < 0.05
+        found = stats.paired(before, after)
+        small += found.p < 0.05
+        worse += found.p < 0.05 and found.difference > 0
     assert small / 400 < 0.085  # three standard errors above .05
+    assert worse / 400 < 0.05  # and above .025
+
+
+def test_exchanging_one_run_with_its_parent_is_mcnemars_mid_p():
+    from scipy.stats import binom
+
+    before, after = (np.atleast_2d(side) for side in from_table(**CAVO))
+    n = CAVO["gained"] + CAVO["lost"]
+    p = 2 * (binom.cdf(CAVO["gained"], n, 0.5) - binom.pmf(CAVO["gained"], n, 0.5) / 2)
+    assert _exchange_p(before, after) == pytest.approx(p)
+    missing = np.full(after.shape, math.nan)
+    both = np.vstack([after, missing])
+    assert _exchange_p(np.vstack([before, missing]), both) == pytest.approx(p)
 
 
 def test_p_of_one_run_is_mcnemars():
