@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from ftlab._core.errors import UsageError
 from ftlab.stats.events import Events, event_table
+from ftlab.stats.exact import exchange_p, mcnemar
 from ftlab.stats.rates import Rate, equal_weights, quantile, rates_of, tail, wilson
 from ftlab.stats.variance import Estimate, estimate, of_labels
 
@@ -109,10 +110,10 @@ def paired(
     mcnemar_p, per_seed = nan, ()
     if not any(labels):
         hits_child, hits_parent = found.hits
-        mcnemar_p, per_seed = _mcnemar(hits_child - hits_parent)
+        mcnemar_p, per_seed = mcnemar(hits_child - hits_parent)
     p = _p(after - before, found, cluster)
     if len(parent) == 1 < len(after) and cluster is None and not any(labels):
-        p = max(p, _exchange_p(before, after))
+        p = max(p, exchange_p(before, after))
     return Paired(
         n_prompts=int(prompts.sum()),
         n_seeds=len(child),
@@ -312,7 +313,7 @@ def _p(
     labels = rates.labels.any()
     if len(change) == 1 and not labels:
         hits_child, hits_parent = rates.hits
-        return _mcnemar(hits_child - hits_parent)[0]
+        return mcnemar(hits_child - hits_parent)[0]
     found = estimate(change[None], cluster, rates.noise.sum(), rates.labels.sum())
     mean = abs(found.rate[0])
     variance = found.variance[0]
@@ -324,51 +325,3 @@ def _p(
     t = mean / sqrt(variance)
     p = 2 * stdtr(min(found.df[0], 1e12), -t)
     return float(max(p, least))
-
-
-def _exchange_p(
-    before: ndarray,  # [S, P] events of the parent, the same in every run
-    after: ndarray,  # [S, P]
-) -> float:
-    """Return the exact mid-p of a parent's answers that could as well be a run's.
-
-    Of a prompt with k events among n answers the parent has one with chance k / n. One run gives
-    McNemar's test.
-    """
-    from scipy.stats import binom
-
-    scored = ~np.isnan(after)
-    asked = scored.any(axis=0)
-    answers = 1 + scored.sum(axis=0)[asked]
-    parent = np.nanmax(before[:, asked], axis=0)
-    events = parent + np.nansum(after[:, asked], axis=0)
-    unlike = (events > 0) & (events < answers)
-    chances = events[unlike] / answers[unlike]
-    shares = np.ones(1)  # of each number of the parent's events among these prompts
-    for chance, n in zip(*np.unique(chances, return_counts=True), strict=True):
-        numbers = np.arange(n + 1)
-        more = binom.pmf(numbers, n, chance)
-        shares = np.convolve(shares, more)
-    seen = int(parent[unlike].sum())
-    half = shares[seen] / 2
-    below = shares[:seen].sum() + half
-    above = shares[seen + 1 :].sum() + half
-    return float(min(1.0, 2 * min(below, above)))
-
-
-def _mcnemar(change: ndarray) -> tuple[float, tuple[float, ...]]:
-    """Return p over all seeds and for each, from the net change of each cluster [S, C]."""
-    from scipy.special import bdtr
-
-    up = (change > 0).sum(axis=1)
-    down = (change < 0).sum(axis=1)
-    fewer = np.minimum(up, down)
-    changed = up + down
-    p_values = 2 * bdtr(fewer, changed, 0.5)
-    p_values = p_values.clip(max=1)
-    per_seed = p_values.tolist()
-    largest = max(per_seed)
-    directions = np.sign(up - down)
-    if np.ptp(directions) == 2:
-        largest = 1.0
-    return largest, tuple(per_seed)

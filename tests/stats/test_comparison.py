@@ -11,7 +11,8 @@ from helpers import raises_code
 from simulated_studies import covers, drawn, from_table, logit_for
 
 from ftlab import stats
-from ftlab.stats.comparison import _exchange_p, _mover
+from ftlab.stats.comparison import _mover
+from ftlab.stats.exact import exchange_p
 
 # Cavo et al. 2012 (response before and after consolidation), example of Fagerland et al. 2014;
 # limits as the tests of their R package contingencytables give them.
@@ -133,10 +134,10 @@ def test_exchanging_one_run_with_its_parent_is_mcnemars_mid_p():
     before, after = (np.atleast_2d(side) for side in from_table(**CAVO))
     n = CAVO["gained"] + CAVO["lost"]
     p = 2 * (binom.cdf(CAVO["gained"], n, 0.5) - binom.pmf(CAVO["gained"], n, 0.5) / 2)
-    assert _exchange_p(before, after) == pytest.approx(p)
+    assert exchange_p(before, after) == pytest.approx(p)
     missing = np.full(after.shape, math.nan)
     both = np.vstack([after, missing])
-    assert _exchange_p(np.vstack([before, missing]), both) == pytest.approx(p)
+    assert exchange_p(np.vstack([before, missing]), both) == pytest.approx(p)
 
 
 def test_p_of_one_run_is_mcnemars():
