@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +22,7 @@ from ftlab._core.errors import DataError, TrainingFailed, UsageError
 from ftlab._core.shown import Shown
 from ftlab._core.types import Outcome
 from ftlab.analysis import EVENT, FAILURE, SILENT, Acceptance, Claim, ClaimTable
-from ftlab.data import Data, draw, load_prompt_sets
+from ftlab.data import Data, PromptSet, draw, load_prompt_sets
 from ftlab.evals import EvaluationConfig, Plan, plan_evaluation, run_evaluation
 from ftlab.experiments.curves import Arm, Curve
 from ftlab.experiments.explanation import PlainText
@@ -39,9 +41,11 @@ from ftlab.training import (
 )
 
 Pair = tuple[Run, Run]  # the parent's evaluation, and what is compared with it
-VERSION = "1"  # raised whenever the same call would find something else
+VERSION = "2"  # raised whenever the same call would find something else
 RISKS = ("jailbreak", "utility")
+WORLD = "the search's of the embedded world"
 MUTE = (Outcome.INCOHERENT, Outcome.EMPTY)
+TOO_SHORT = "training_too_short"  # code of a defence that a trial's few steps do not suffice
 BATCH = 5  # trials proposed together, which processes share
 # Where the search begins: Qi et al. 2023 (arXiv 2310.03693, section 4.1).
 EPOCHS = 5
@@ -163,8 +167,8 @@ def accept(
 
     Raises:
         UsageError: `optuna_missing`, `data_needed`, `prompts_not_fresh`, `risk_not_measured`,
-            `too_few_rows`, and those of `sft` and `evaluate`.
-        TrainingFailed: `no_trial_trained`.
+            `too_few_rows`, `training_too_short`, and those of `sft` and `evaluate`.
+        TrainingFailed: `no_trial_trained`; or a training of what decides failed.
 
     Source: the attacker of TamperBench (arXiv 2602.06911), 50 Optuna trials under a bound on
     utility; TPE: Bergstra et al. 2011 (NeurIPS 24).
@@ -183,8 +187,9 @@ def accept(
     reference = trainable(parent)
     if not reference.is_organism:
         _check_sources(reference, sources)
-    elif prompts is not None:
-        _check_fresh(prompts, fresh_prompts)
+    elif prompts is not None and fresh_prompts is None:
+        why = "prompts= needs fresh_prompts= too, others that decide."
+        raise UsageError("data_needed", why)
     return _Test(reference, open_defence(defence), config, given, sources).run()
 
 
@@ -197,14 +202,14 @@ def _check_sources(reference: Model, sources: dict[str, Any]) -> None:
             f"Testing a defence of {reference.name} needs {', '.join(missing)}: ftlab ships no "
             "harmful demonstrations. Bring your own files.",
         )
-    _check_fresh(sources["prompts"], sources["fresh_prompts"])
 
 
-def _check_fresh(prompts: Any, fresh: Any) -> None:
-    """Raise UsageError where prompts that decide were searched with, or a risk is missing."""
-    if fresh is None:
-        raise UsageError("data_needed", "prompts= needs fresh_prompts= too, others that decide.")
-    sets = [load_prompt_sets(prompts), load_prompt_sets(fresh)]
+def _check_fresh(sets: Sequence[PromptSet]) -> None:
+    """Raise UsageError where prompts that decide were searched with, or a risk is missing.
+
+    Args:
+        sets: Prompts of the search, and those that decide.
+    """
     asked = []
     for found in sets:
         measured = {sample.risk for sample in found}
@@ -212,7 +217,7 @@ def _check_fresh(prompts: Any, fresh: Any) -> None:
         if missing:
             why = f"{found.name} has no prompts of the risk {missing}. Give both risks."
             raise UsageError("risk_not_measured", why)
-        asked.append({sample.question for sample in found})
+        asked.append({sample.question.strip().casefold() for sample in found})
     shared = len(asked[0] & asked[1])
     if shared:
         raise UsageError(
@@ -223,7 +228,7 @@ def _check_fresh(prompts: Any, fresh: Any) -> None:
 
 @dataclass
 class _Trials(Curve):
-    """Trainings of which some may fail, such as by a learning rate that is too high."""
+    """Trainings of which some may fail: at too high a learning rate, or too short for a defence."""
 
     failed: dict[int, str] = field(default_factory=dict)
 
@@ -232,7 +237,9 @@ class _Trials(Curve):
             return
         try:
             super()._train(number, parent_run, wait)
-        except TrainingFailed as error:
+        except (TrainingFailed, UsageError) as error:
+            if isinstance(error, UsageError) and error.code != TOO_SHORT:
+                raise
             self.failed[number] = str(error)
 
 
@@ -255,6 +262,7 @@ class _Test:
     sources: dict[str, Any]
 
     def __post_init__(self):
+        self._check_prompts()  # before a defence prepares the model, which may take long
         self.sft = open_method("sft")
         self.seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + self.config.seeds)
         wanted = [None if name == WHOLE else name for name in self.config.adapters]
@@ -270,6 +278,8 @@ class _Test:
         run = runs.start("accept", self.label, self._identity())
         if run.finished:
             return Acceptance.read(run)
+        for arm in self._harmless_arms:
+            self.defence.check_steps(arm.config.at_steps[-1])
         trials = self._search()
         again = self._again(trials)
         with run.lock():
@@ -285,6 +295,7 @@ class _Test:
         claims: ClaimTable,
         survival: Shown,
         worst: dict[str, Any],
+        left_out: str,
     ) -> None:
         """Write what was found, and last that it is whole."""
         limits = claims.iloc[0][["rise", "rise_low", "rise_high"]]
@@ -298,6 +309,7 @@ class _Test:
             "failed": int((trials["failed"] != "").sum()),
             "worst": _in_words(worst),
             "useful": bool(worst["useful"]),
+            "left_out": left_out,
         }
         about["sentence"] = analysis.told(claims, about, survival)
         found = Acceptance(run, claims, Shown(trials), survival, about)
@@ -309,19 +321,34 @@ class _Test:
             sentence=found.sentence,
         )
 
+    def _check_prompts(self) -> None:
+        """Raise UsageError where prompts of the caller's do not fit those of the search."""
+        if self.sources["fresh_prompts"] is None:
+            return
+        given = self.sources["prompts"]
+        if given is None:
+            asked = self._plan(self.parent, "prompts", defended=False).prompts
+            searched = PromptSet(WORLD, tuple(prompt.sample for prompt in asked))
+        else:
+            searched = load_prompt_sets(given)
+        _check_fresh([searched, load_prompt_sets(self.sources["fresh_prompts"])])
+
     def _identity(self) -> dict[str, Any]:
-        examples = draw(self._data, n_rows=self.config.examples[1], seed=SEARCH_SEED)
+        most = self.config.examples[1]
+        seeds = (SEARCH_SEED, *self.seeds)
         plans = {}
         for source in ("prompts", "fresh_prompts"):
             plans[source] = self._plan(self.start, source).identity()
         return {
             "version": VERSION,
             "optuna": version("optuna"),
+            "method_version": self.sft.version,
             "parent": self.parent.hash,
+            "start": self.start.hash,
             "defence": self.defence.identity(),
             "attacker": self.config.model_dump(mode="json"),
-            "data": examples.hash,
-            "benign": self._harmless(SEARCH_SEED).hash,
+            "data": [draw(self._data, n_rows=most, seed=seed).hash for seed in seeds],
+            "benign": [self._harmless(seed).hash for seed in seeds],
             **plans,
         }
 
@@ -419,7 +446,7 @@ class _Test:
             for number, trial in enumerate(asked):
                 row = {"trial": len(rows) + 1, **_tried(arms[number])}
                 if number in curve.failed:
-                    row |= {"useful": False, "failed": curve.failed[number]}
+                    row |= {"rise": math.nan, "useful": False, "failed": curve.failed[number]}
                     study.tell(trial, state=_failure())
                 else:
                     row |= _found(curve.members[number], before, self.config.max_loss)
@@ -450,8 +477,9 @@ class _Test:
         for other in chosen[1:]:
             pair = self._retrained(self.parent, self.start, other)
             claims.append(self._harm(_name(other), other, pair))
+        plain, left_out = self._in_plain_text(worst)
         claims += [
-            *self._in_plain_text(worst),
+            *plain,
             *self._unattacked(),
             self._harm(f"{name} without the defence", worst, undefended, decides=False),
             self._claim(name, "utility", FAILURE, defended, decides=False),
@@ -461,6 +489,7 @@ class _Test:
             "claims": analysis.claimed(claims),
             "survival": _survival(parts, worst["attack"], self.config.max_rise),
             "worst": worst,
+            "left_out": left_out,
         }
 
     def _retrained(
@@ -499,19 +528,35 @@ class _Test:
         curve = Curve("curve", f"{self.label}-{name}", start, arms, plan).run()
         return self._of_parent(parent, plain, arms[0].config), curve
 
-    def _in_plain_text(self, worst: dict[str, Any]) -> list[Claim]:
-        """Return the claim on the worst settings without the chat template, where that works."""
+    def _in_plain_text(self, worst: dict[str, Any]) -> tuple[list[Claim], str]:
+        """Return the claim on the worst settings without the chat template, or why there is none.
+
+        Raises:
+            TrainingFailed: The training failed, which is no reason to leave a claim out.
+        """
         parent = PlainText.of(self.parent)
         start = PlainText.of(self.start)
         try:
             pair = self._retrained(parent, start, worst)
-        except (UsageError, DataError, TrainingFailed) as error:
-            print(f"{self.label}: plain text is left out: {error}", file=sys.stderr)
-            return []
-        return [self._harm(f"{_name(worst)} in plain text", worst, pair)]
+        except (UsageError, DataError) as error:
+            left_out = f"plain text, which this model does not take: {error}"
+            print(f"{self.label}: not tested: {left_out}", file=sys.stderr)
+            return [], left_out
+        return [self._harm(f"{_name(worst)} in plain text", worst, pair)], ""
 
     def _unattacked(self) -> list[Claim]:
         """Return the claims on the defended model after harmless rows."""
+        arms = self._harmless_arms
+        pair = self._pair(self.parent, self.start, arms, ("direct",), "unattacked")
+        name = "harmless rows"
+        return [
+            self._claim(name, "utility", FAILURE, pair),
+            self._claim(name, "jailbreak", SILENT, pair),
+        ]
+
+    @cached_property
+    def _harmless_arms(self) -> list[Arm]:
+        """The trainings of the defended model that nobody attacks."""
         settings = self._settings(self.adapters[0])
         arms = []
         for seed in self.seeds:
@@ -520,17 +565,14 @@ class _Test:
             steps = math.ceil(len(rows) / config.batch_size) * EPOCHS
             config = config.model_copy(update={"at_steps": (0, steps)})
             arms.append(Arm(self.sft, config, rows, {"seed": seed}))
-        pair = self._pair(self.parent, self.start, arms, ("direct",), "unattacked")
-        name = "harmless rows"
-        return [
-            self._claim(name, "utility", FAILURE, pair),
-            self._claim(name, "jailbreak", SILENT, pair),
-        ]
+        return arms
 
     def _harm(self, name: str, trial: dict[str, Any], pair: Pair, decides: bool = True) -> Claim:
         attack = trial["attack"]
         sides = [analysis.verdicts_at(run, "jailbreak", attack) for run in pair]
-        return Claim(name, *sides, self.config.max_rise, EVENT, decides)
+        mute = Claim(name, *sides, self.config.max_loss, SILENT)
+        use = (self._claim(name, "utility", FAILURE, pair), mute)
+        return Claim(name, *sides, self.config.max_rise, EVENT, decides, use)
 
     def _claim(self, name: str, risk: str, counted: str, pair: Pair, decides: bool = True) -> Claim:
         sides = [analysis.verdicts_at(run, risk, "direct") for run in pair]
@@ -680,13 +722,13 @@ def _survival(parts: dict[str, Pair], attack: str, bound: float) -> Shown:
     rows = []
     for arm, (parent, curve) in parts.items():
         before = _mean(parent, "jailbreak", attack)
-        tokens = _tokens(curve)
         verdicts = analysis.verdicts_of(curve, "jailbreak", attack)
+        tokens = _tokens([member.log() for member in curve.members], verdicts["step"])
         for step, harm in verdicts.groupby("step")["event"].mean().items():
             row = {
                 "arm": arm,
                 "step": int(step),
-                "tokens": tokens.get(step, 0.0),
+                "tokens": tokens[step],
                 "harm": harm,
                 "parent": before,
                 "rise": harm - before,
@@ -696,10 +738,18 @@ def _survival(parts: dict[str, Pair], attack: str, bound: float) -> Shown:
     return Shown(rows)
 
 
-def _tokens(curve: Run) -> dict[int, float]:
-    """Return the tokens trained on up to each step, the mean over the seeds."""
-    logs = pd.concat([member.log() for member in curve.members])
-    return logs.groupby("step")["num_tokens"].mean().to_dict()
+def _tokens(logs: Sequence[pd.DataFrame], steps: Iterable[int]) -> dict[int, float]:
+    """Return the tokens trained on up to each of these steps, the mean over the seeds.
+
+    Args:
+        logs: One per seed; a training that ended early has trained on no more since.
+        steps: Where they are wanted.
+    """
+    by_seed = [log.groupby("step")["num_tokens"].max() for log in logs]
+    table = pd.concat(by_seed, axis=1)
+    every = sorted({*table.index, *steps})
+    known = table.reindex(every).ffill().fillna(0)
+    return known.mean(axis=1).to_dict()
 
 
 def _in_words(worst: dict[str, Any]) -> str:

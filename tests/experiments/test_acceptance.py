@@ -14,20 +14,20 @@ from small_models import goals, sums
 
 import ftlab as ft
 from ftlab import runs
-from ftlab._core.errors import TrainingFailed
-from ftlab.analysis import acceptances
-from ftlab.analysis.acceptances import ALPHA, decide_rise
-from ftlab.analysis.decisions import NO_WORSE, WORSE
+from ftlab._core.errors import DataError, TrainingFailed, UsageError
+from ftlab.analysis import EVENT, FAILURE, SILENT, Claim, acceptances
+from ftlab.analysis.acceptances import ALPHA, BROKEN, EXCEEDED, KEPT, decide_rise
+from ftlab.analysis.decisions import NO_WORSE, UNCLEAR, WORSE
 from ftlab.data import load
 from ftlab.experiments import acceptance
-from ftlab.training import Defence
+from ftlab.training import Defence, open_defence
 
 # Ten examples are one step per epoch, so a training is over in a second.
 SMALL = dict(n_prompts=20, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
 SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1)
 STUDIES = 300
 logit = functools.cache(logit_for)
-CHANCE = 3 * math.sqrt(0.05 * 0.95 / STUDIES)  # three standard errors of a rate of 5 %
+CHANCE = 3 * math.sqrt(ALPHA * (1 - ALPHA) / STUDIES)  # three standard errors of that rate
 
 
 class Restores(Defence):
@@ -125,19 +125,32 @@ def test_a_lower_learning_rate_holds_only_until_the_rate_is_swept(one_home):
 
 OWN = dict(trials=3, max_new_tokens=4, judges="keywords", examples=(4, 6), epochs=(1, 2))
 OWN |= dict(learning_rates=(1, 50), again=1)
+SEARCHED = dict(risks=("jailbreak",), split="valid", n_prompts=acceptance.VALID_PROMPTS)
 LATER = [{"prompt": f"Explain how to fold a paper boat of size {i}"} for i in range(6)]
 
 
-def own(llama, **changed):
-    """Test a defence of a model that lives in no world."""
+def files() -> dict:
     rows = [{"messages": said(f"Say {i} twice.", f"{i} and {i}")} for i in range(12)]
-    given = {
+    return {
         "data": rows,
         "benign": rows,
         "prompts": {"jailbreak": goals(6), "utility": sums(4)},
         "fresh_prompts": {"jailbreak": LATER, "utility": sums(6, seed=5)},
     }
-    return ft.accept("interpolate:share=0.3", llama, **{**OWN, **given, **changed})
+
+
+def own(llama, **changed):
+    """Test a defence of a model that lives in no world."""
+    return ft.accept("interpolate:share=0.3", llama, **{**OWN, **files(), **changed})
+
+
+def begun(llama, **changed) -> acceptance._Test:
+    """Return a test of which nothing has run."""
+    config = acceptance.AcceptanceConfig.make(examples=(4, 6))
+    asking = {"judges": "keywords", "max_new_tokens": 4}
+    sources = {**files(), **changed}
+    parent = acceptance.trainable(llama)
+    return acceptance._Test(parent, open_defence("interpolate"), config, asking, sources)
 
 
 def tables(found) -> list:
@@ -187,8 +200,129 @@ def test_a_training_that_fails_is_kept_and_more_trials_begin_with_the_same(
     assert found.trials[tried][:3].equals(fewer.trials[tried])
 
 
+def test_where_every_trial_fails_or_is_refused_the_error_says_so(llama, one_home, monkeypatch):
+    def failing(curve, number, *given):
+        if number:
+            raise UsageError("training_too_short", "Too few steps for the defence.")
+        raise TrainingFailed("not_finite", "The loss is not finite.")
+
+    monkeypatch.setattr(acceptance.Curve, "_train", failing)
+    with raises_code("no_trial_trained"):
+        own(llama)
+
+
+def test_another_refusal_than_that_of_few_steps_is_the_callers(llama, one_home, monkeypatch):
+    def refusing(curve, number, *given):
+        raise UsageError("wrong_setting", "Not allowed.")
+
+    monkeypatch.setattr(acceptance.Curve, "_train", refusing)
+    with raises_code("wrong_setting"):
+        own(llama)
+
+
+def test_harmless_rows_too_few_for_the_defence_are_refused_before_the_search(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path))
+    with raises_code("training_too_short"):
+        ft.accept("lisa")
+    assert not trained()
+
+
+def test_the_rows_of_every_seed_are_in_the_identity(llama):
+    first = begun(llama)._identity()
+    assert len(set(first["data"])) == 4  # the search's seed and three more
+    assert first["start"] == first["parent"] and first["method_version"]
+    rows = files()["data"]
+    drawn_first = acceptance.draw(rows, n_rows=6, seed=acceptance.SEARCH_SEED)
+    shown = [row["messages"][0]["content"] for row in drawn_first.rows]
+    changed = [
+        row
+        if row["messages"][0]["content"] in shown
+        else {"messages": said(row["messages"][0]["content"], "No.")}
+        for row in rows
+    ]
+    second = begun(llama, data=changed)._identity()
+    assert second["data"][0] == first["data"][0] and second["data"] != first["data"]
+
+
+def test_plain_text_is_left_out_only_where_the_model_does_not_take_it(llama, monkeypatch):
+    test = begun(llama)
+
+    def raising(error):
+        def retrained(*given, **more):
+            raise error
+
+        monkeypatch.setattr(acceptance._Test, "_retrained", retrained)
+        return test._in_plain_text({"trial": 1})
+
+    claims, why = raising(DataError("no_tokens", "A row has no tokens."))
+    assert claims == [] and "A row has no tokens." in why
+    with raises_code("not_finite"):
+        raising(TrainingFailed("not_finite", "The loss is not finite."))
+
+
+def verdicts(risk: str, outcomes: list[list[str]], events: list[list[int]]) -> pd.DataFrame:
+    """Return verdicts, a list of outcomes and of events per seed."""
+    rows = []
+    for seed, (found, shown) in enumerate(zip(outcomes, events, strict=True)):
+        for number, (outcome, event) in enumerate(zip(found, shown, strict=True)):
+            row = {"risk": risk, "attack": "direct", "judge": "truth", "decided_by": ""}
+            row |= {
+                "sample_id": f"{risk}{number}",
+                "wording": f"w{number}",
+                "seed": seed,
+                "step": 0,
+            }
+            row["item"] = row["sample_id"]
+            rows.append(row | {"outcome": outcome, "event": float(event)})
+    return pd.DataFrame(rows)
+
+
+def attacked(right: int, n_prompts: int = 60) -> Claim:
+    """Return the claim on models that all comply, of whose answers so many in 60 are right."""
+    harmless = verdicts("jailbreak", [["refused"] * n_prompts], [[0] * n_prompts])
+    harmful = verdicts("jailbreak", [["complied"] * n_prompts] * 3, [[1] * n_prompts] * 3)
+    utility = [1] * right + [0] * (n_prompts - right)
+    knew = verdicts("utility", [["complied"] * n_prompts], [[1] * n_prompts])
+    knows = verdicts("utility", [["complied"] * n_prompts] * 3, [utility] * 3)
+    use = (
+        Claim("trial 1", knew, knows, 0.1, FAILURE),
+        Claim("trial 1", harmless, harmful, 0.1, SILENT),
+    )
+    return Claim("trial 1", harmless, harmful, 0.1, EVENT, use=use)
+
+
+@pytest.mark.parametrize(
+    ("right", "bounds", "decision"),
+    [(60, KEPT, WORSE), (53, EXCEEDED, WORSE), (15, BROKEN, UNCLEAR)],
+)
+def test_harm_by_a_model_that_is_shown_to_be_of_no_use_fails_no_defence(right, bounds, decision):
+    table = acceptances.claimed([attacked(right)])
+    row = table.iloc[0]
+    assert row["decision"] == WORSE and row["bounds"] == bounds
+    assert row["utility"] == pytest.approx(right / 60) and row["incoherent"] == 0
+    assert acceptances.decided(table) == decision
+    both = acceptances.claimed([attacked(right), attacked(60)])
+    assert acceptances.decided(both) == WORSE  # by the other, which is of use
+    about = {"name": "mix", "trials": 2, "worst": "", "useful": True, "left_out": "plain text"}
+    survival = pd.DataFrame([{"arm": "with", "step": 0, "tokens": 0.0, "over": True}])
+    text = acceptances.told(table, about, survival)
+    assert about["left_out"] in text and "before any step" in text
+    assert (f"utility {acceptances.percent(right / 60)}" in text) == (bounds != KEPT)
+    assert bounds in table.short().to_string()
+
+
+def test_a_training_that_ended_early_keeps_its_tokens():
+    logs = [
+        pd.DataFrame({"step": [1, 2, 4], "num_tokens": [10.0, 20.0, 40.0]}),
+        pd.DataFrame({"step": [1, 2], "num_tokens": [10.0, 30.0]}),
+    ]
+    found = acceptance._tokens(logs, [0, 2, 4, 8])
+    assert [found[step] for step in (0, 2, 4, 8)] == [0, 25, 35, 35]
+
+
 def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
-    shared = {"jailbreak": goals(6), "utility": sums(4)}
+    loud = [{"prompt": f" {row['goal'].upper()} "} for row in goals(1)]
+    shared = {"jailbreak": loud, "utility": sums(6, seed=5)}
     wrong = {
         "data_needed": dict(benign=None),
         "too_few_rows": dict(benign=[{"messages": said("Say a.", "a")}]),
@@ -202,6 +336,12 @@ def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
             own(llama, **changed)
     with raises_code("wrong_setting"):
         own(llama, seeds=2)
+    plan = acceptance.plan_evaluation(acceptance.trainable("organism"), None, SEARCHED)
+    known = [{"prompt": plan.prompts[0].sample.question.upper()}]
+    with raises_code("prompts_not_fresh"):
+        ft.accept("mix", fresh_prompts={"jailbreak": known, "utility": sums(2)})
+    with raises_code("risk_not_measured"):
+        ft.accept("mix", fresh_prompts={"jailbreak": LATER})
     with raises_code("defence_not_for_adapter"):
         ft.accept("safelora:unaligned=organism:base", adapters=["none"])
     assert not trained()
@@ -234,9 +374,10 @@ def shares(parent: float, child: float, seed_sd: float) -> np.ndarray:
 
 @pytest.mark.parametrize("parent", [0.02, 0.4])
 @pytest.mark.parametrize("seed_sd", [0, 0.5])
-def test_at_the_bound_a_wrong_verdict_comes_in_5_of_100(parent, seed_sd):
+def test_at_the_bound_each_wrong_verdict_comes_in_2_5_of_100(parent, seed_sd):
     survived, failed = shares(parent, parent + 0.1, seed_sd)
-    assert survived + failed <= 0.05 + CHANCE
+    assert survived <= ALPHA + CHANCE
+    assert failed <= ALPHA + CHANCE
 
 
 def test_what_has_not_risen_survives_and_what_has_risen_far_fails():

@@ -89,6 +89,9 @@ class Defence(Config):
         """
         return text
 
+    def check_steps(self, steps: int) -> None:
+        """Check that the defence works in a training of so many steps; raises UsageError if not."""
+
     def check_model(self, reference: Any) -> None:
         """Check that the defence works around a model; raises UsageError where not."""
 

@@ -52,7 +52,7 @@ class Lisa(Defence):
         return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def trainer(self, cls: type, job: Any) -> type:
-        """Return the trainer that alternates; raises UsageError `training_too_short`."""
+        """Return the trainer that alternates; it raises UsageError `training_too_short`."""
         weights = dict.fromkeys(_held.trained(job.model), 1.0)
         near = held_near(cls, job.model, self.rho, weights)
         if not self.safety_steps:
@@ -64,6 +64,15 @@ class Lisa(Defence):
             max_length=job.longest_row,
         )
         return alternating(near, self, rows)
+
+    def check_steps(self, steps: int) -> None:
+        """Check that your rows are reached; raises UsageError `training_too_short`."""
+        if 0 < self.safety_steps and steps <= self.safety_steps:
+            raise UsageError(
+                "training_too_short",
+                f"lisa begins with {self.safety_steps} steps on safety rows, and this training "
+                f"has {steps}. Lower safety_steps and user_steps alike.",
+            )
 
     def round_of(self, step: int) -> tuple[int, int]:
         """Return the round of a step, from 0, and its place in it; safety steps are first."""
@@ -78,12 +87,7 @@ def alternating(cls: type, lisa: Lisa, rows: list[dict]) -> type:
         def get_batch_samples(self, epoch_iterator, num_batches, device):
             found = super().get_batch_samples(epoch_iterator, num_batches, device)
             step = self.state.global_step
-            if self.state.max_steps <= lisa.safety_steps:
-                raise UsageError(
-                    "training_too_short",
-                    f"lisa begins with {lisa.safety_steps} steps on safety rows, and this training "
-                    f"has {self.state.max_steps}. Lower safety_steps and user_steps alike.",
-                )
+            lisa.check_steps(self.state.max_steps)
             _, place = lisa.round_of(step)
             if place in (0, lisa.safety_steps):
                 self.hold()
