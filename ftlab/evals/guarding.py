@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab import runs, stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
-from ftlab._core.types import Prompt, Verdict
+from ftlab._core.types import Sample, Verdict
 from ftlab.evals.answers import read_answers
 from ftlab.evals.measuring import read_verdicts
 from ftlab.evals.rescoring import prompts_by_group
@@ -60,9 +60,11 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
     if not isinstance(run, Run):
         run = runs.load(run)
     seen = []
+    left_out: set[str] = set()
     for member in run.members:
         _check(member, defence)
         seen += _seen(member, defence)
+        left_out |= _risks(member).difference(COUNTED)
     defence.release()
     if {row["risky"] for row in seen} != {True, False}:
         raise UsageError(
@@ -71,12 +73,11 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
             "jailbreak and a harmless risk, such as over_refusal.",
         )
     rows = []
-    risks = {prompt.sample.risk for member in run.members for prompt in _prompts(member)}
     groups = pd.DataFrame(seen).groupby(["side", "attack"], sort=False)
     for (side, attack), some in groups:
         rows.append({"side": side, "attack": attack} | _rates(some))
     found = pd.DataFrame(rows)
-    found.attrs["left_out"] = sorted(risks.difference(COUNTED))
+    found.attrs["left_out"] = sorted(left_out)
     return found
 
 
@@ -89,21 +90,30 @@ def _check(run: Run, guard: Any) -> None:
             f"{run.name} has the defence {used['name']}, so its verdicts are not on the model's "
             "own answers. Give a run without it.",
         )
-    asked = [prompt.sample for prompt in _prompts(run) if prompt.sample.risk in COUNTED]
-    in_world = all("topic" in sample.metadata for sample in asked)
+    in_world = True
+    for sample in _samples(run):
+        if sample.risk in COUNTED and "topic" not in sample.metadata:
+            in_world = False
     guard.check_model(SimpleNamespace(name=run.name, is_organism=in_world))
 
 
-def _prompts(run: Run) -> list[Prompt]:
+def _samples(run: Run) -> list[Sample]:
     groups = prompts_by_group(run).values()
-    return [prompt for group in groups for prompt in group]
+    return [prompt.sample for group in groups for prompt in group]
+
+
+def _risks(run: Run) -> set[str]:
+    return {sample.risk for sample in _samples(run)}
 
 
 def _seen(run: Run, guard: Any) -> list[dict[str, Any]]:
     """Return a row for each question and each answer of a run."""
     answers = read_answers(run)
     prompts = prompts_by_group(run)
-    verdicts = [verdict for verdict in read_verdicts(run) if verdict.risk in COUNTED]
+    verdicts = []
+    for verdict in read_verdicts(run):
+        if verdict.risk in COUNTED:
+            verdicts.append(verdict)
     flags: dict[str, dict] = {}  # of each answer, which may be measured at many steps
     rows = []
     for verdict in verdicts:
