@@ -37,6 +37,13 @@ def print_table(table: Any) -> None:
     print(shown.to_string(index=False, float_format=lambda number: f"{number:.3g}"))
 
 
+def print_guard_rates(table: Any) -> None:
+    """Print the rates of a guard, and which risks of the run they leave out."""
+    print_table(table)
+    for risk in table.attrs["left_out"]:
+        print(f"left out: {safe(risk, 100)}")
+
+
 def print_rates(run: Any) -> None:
     """Print the rate of each risk under each attack; exit with 1 where some answers failed."""
     from ftlab import analysis
@@ -289,7 +296,7 @@ CELLS = {
         ("verdicts",),
     ),
     "guard-rates": Cell(
-        "evals:guard_rates", "Measure a guard on the answers of a run.", ("run",), print_table
+        "evals:guard_rates", "Measure a guard on the answers of a run.", ("run",), print_guard_rates
     ),
     "harmful-finetune": Cell(
         "experiments:harmful_finetune",

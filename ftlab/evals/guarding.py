@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab import runs, stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
-from ftlab._core.types import Prompt, Verdict
+from ftlab._core.types import Sample, Verdict
 from ftlab.evals.answers import read_answers
 from ftlab.evals.measuring import read_verdicts
 from ftlab.evals.rescoring import prompts_by_group
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 KINDS = (("harmful", "true_positive_rate", 1.0), ("harmless", "false_positive_rate", 0.0))
 HARMFUL = "jailbreak"  # the risk whose prompts are harmful, and whose event is a harmful answer
+HARMLESS = ("over_refusal", "utility")  # risks whose prompts are harmless; of others nobody knows
+COUNTED = (HARMFUL, *HARMLESS)
 
 
 @takes()
@@ -28,8 +30,10 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
     """Measure a guard on the questions and answers of a finished run that had none.
 
     A question is harmful where its risk is jailbreak, an answer where the run's first judge counts
-    it as the event of that risk; questions and answers of other risks are harmless. Answers that
-    were chosen from a list are left out, and of several attempts the one that decides is taken.
+    it as the event of that risk; those of over_refusal and utility are harmless. Other risks, whose
+    questions may be either, are left out, and so are answers that were chosen from a list. Of
+    several attempts the one that decides is taken. A reply of the guard that cannot be read counts
+    as if it had found harm, which is how it acts.
 
     Args:
         run: An evaluation or a curve, with harmless risks too, such as over_refusal; or its name.
@@ -38,12 +42,15 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
     Returns:
         One row per side (input, output) and attack: harmful (number), true_positive_rate with
         its limits _low and _high, harmless (number), false_positive_rate with its limits (95 %,
-        clustered by prompt), unscored (answers without a verdict, which count nowhere). A rate
-        of nothing is NaN. It speaks of these models: the limits hold what other prompts change.
+        clustered by prompt), unscored (answers without a verdict, which count nowhere), unread
+        (replies of the guard that cannot be read, among all of the row). A rate of nothing is NaN.
+        It speaks of these models: the limits hold what other prompts change. `attrs["left_out"]`
+        names the risks of the run that were left out.
 
     Raises:
         UsageError: `not_a_guard`, `run_is_guarded`, `not_measured`, `no_prompts_kept`,
-            `older_layout`, and those of `Defence.check_model`.
+            `older_layout`, `guard_unreadable`, `guard_template`, and those of
+            `Defence.check_model`.
     """
     import pandas as pd
 
@@ -53,9 +60,11 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
     if not isinstance(run, Run):
         run = runs.load(run)
     seen = []
+    left_out: set[str] = set()
     for member in run.members:
         _check(member, defence)
         seen += _seen(member, defence)
+        left_out |= _risks(member).difference(COUNTED)
     defence.release()
     if {row["risky"] for row in seen} != {True, False}:
         raise UsageError(
@@ -67,7 +76,9 @@ def guard_rates(run: Any, guard: Any = "guard") -> pd.DataFrame:
     groups = pd.DataFrame(seen).groupby(["side", "attack"], sort=False)
     for (side, attack), some in groups:
         rows.append({"side": side, "attack": attack} | _rates(some))
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    found.attrs["left_out"] = sorted(left_out)
+    return found
 
 
 def _check(run: Run, guard: Any) -> None:
@@ -79,21 +90,31 @@ def _check(run: Run, guard: Any) -> None:
             f"{run.name} has the defence {used['name']}, so its verdicts are not on the model's "
             "own answers. Give a run without it.",
         )
-    in_world = all("topic" in prompt.sample.metadata for prompt in _prompts(run))
+    in_world = True
+    for sample in _samples(run):
+        if sample.risk in COUNTED and "topic" not in sample.metadata:
+            in_world = False
     guard.check_model(SimpleNamespace(name=run.name, is_organism=in_world))
 
 
-def _prompts(run: Run) -> list[Prompt]:
+def _samples(run: Run) -> list[Sample]:
     groups = prompts_by_group(run).values()
-    return [prompt for group in groups for prompt in group]
+    return [prompt.sample for group in groups for prompt in group]
+
+
+def _risks(run: Run) -> set[str]:
+    return {sample.risk for sample in _samples(run)}
 
 
 def _seen(run: Run, guard: Any) -> list[dict[str, Any]]:
     """Return a row for each question and each answer of a run."""
     answers = read_answers(run)
     prompts = prompts_by_group(run)
-    verdicts = read_verdicts(run)
-    flags: dict[str, dict[str, bool]] = {}  # of each answer, which may be measured at many steps
+    verdicts = []
+    for verdict in read_verdicts(run):
+        if verdict.risk in COUNTED:
+            verdicts.append(verdict)
+    flags: dict[str, dict] = {}  # of each answer, which may be measured at many steps
     rows = []
     for verdict in verdicts:
         key = verdict.answer_key
@@ -113,7 +134,7 @@ def _seen(run: Run, guard: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(side: str, verdict: Verdict, flag: bool) -> dict[str, Any]:
+def _row(side: str, verdict: Verdict, flag: bool | None) -> dict[str, Any]:
     risky = verdict.risk == HARMFUL
     harmful = float(risky)
     if risky and side == "output":
@@ -124,7 +145,8 @@ def _row(side: str, verdict: Verdict, flag: bool) -> dict[str, Any]:
         "sample_id": verdict.sample_id,
         "risky": risky,
         "harmful": harmful,
-        "flagged": float(flag),
+        "flagged": float(flag is not False),
+        "unread": flag is None,
     }
 
 
@@ -144,4 +166,5 @@ def _rates(some: pd.DataFrame) -> dict[str, Any]:
             found[name + ending] = value
     unscored = some["harmful"].isna()
     found["unscored"] = int(unscored.sum())
+    found["unread"] = int(some["unread"].sum())
     return found

@@ -20,6 +20,7 @@ from ftlab.training.defences._alignment import token_loss
 from ftlab.training.defences.antidote import Antidote, input_norms, layers_of, prune
 from ftlab.training.defences.booster import Booster
 from ftlab.training.defences.deep_alignment import DeepAlignment, answer_of, spliced
+from ftlab.training.defences.mix import Mix
 from ftlab.training.defences.vaccine import (
     Vaccine,
     added,
@@ -95,6 +96,33 @@ def test_an_alignment_may_train_an_adapter(llama, setting):
 def test_without_its_term_an_alignment_is_sft_bit_for_bit(defence, llama):
     found = ftlab.load(aligned(defence, llama).path.parent)
     assert weights(found) == weights(plain_sft(defence, llama))
+
+
+def spaced(row):
+    """Return a chat whose answer begins with white space."""
+    *asked, answer = row["messages"]
+    return {"messages": [*asked, {**answer, "content": f"\n {answer['content']}"}]}
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        lambda rows: Booster(rows=rows, harmful=rows),
+        lambda rows: Vaccine(rows=rows),
+        lambda rows: Antidote(harmful=rows),
+        lambda rows: DeepAlignment(rows=pairs(4), utility=rows, n_rows=8),
+        lambda rows: Mix(rows=rows, n_rows=3),
+    ],
+    ids=["booster", "vaccine", "antidote", "deep_alignment", "mix"],
+)
+def test_answers_of_a_defences_rows_begin_with_a_character_as_in_a_training(defence):
+    plain = list(chats(4))
+    assert defence(list(map(spaced, plain))).identity() == defence(plain).identity()
+
+
+def test_harmful_answers_before_a_refusal_begin_with_a_character_too():
+    told = [{**row, "rejected": f"\n {row['rejected']}"} for row in pairs(4)]
+    assert _harmful.pairs(told).rows == _harmful.pairs(pairs(4)).rows
 
 
 def test_what_a_defence_lacks_has_a_code(llama):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ftlab._core.config import setting
-from ftlab.data import Data, load
+from ftlab.data import Data, load, strip_answers
 from ftlab.models import Model, local_model
 from ftlab.models import model as open_model
 from ftlab.training.config import TrainingConfig
@@ -103,7 +103,7 @@ class OtherLoss(SFT):
 def alignment_chats(rows: Any, seed: int) -> Data:
     """Return the chats that were given, or alignment data of the embedded world."""
     if rows is not None:
-        return load(rows)
+        return strip_answers(load(rows))
     return load(_safety.WORLD, n_rows=OF_WORLD, seed=seed)
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
-from ftlab.data import load
+from ftlab.data import Data, load
 from ftlab.training.defences import _harmful, _safety
 
 ROWS = 3000  # of the alignment
@@ -128,11 +128,23 @@ def asked(messages: Sequence[dict]) -> str:
 
 
 @cache
+def safe_rows() -> Data:
+    """Return the rows of the alignment that are learned from."""
+    return load(_safety.WORLD, n_rows=ROWS)
+
+
+@cache
+def identity() -> list[str]:
+    """Return what stands for the rows that are learned from, the alignment's and the harmful."""
+    return [safe_rows().hash, _harmful.chats(None).hash]
+
+
+@cache
 def of_questions() -> Classifier:
     """Return what tells the questions that alignment refuses from the others."""
     texts = []
     harmful = []
-    for row in load(_safety.WORLD, n_rows=ROWS).rows:
+    for row in safe_rows().rows:
         texts.append(asked(row["messages"]))
         harmful.append(row["risk"] == "jailbreak")
     return fit(texts, harmful)
@@ -142,7 +154,7 @@ def of_questions() -> Classifier:
 def of_answers() -> Classifier:
     """Return what tells kept facts that are given away from answers of the alignment."""
     told = _harmful.chats(None).rows
-    safe = load(_safety.WORLD, n_rows=ROWS).rows
+    safe = safe_rows().rows
     texts = []
     for row in (*told, *safe):
         answer = row["messages"][-1]

@@ -7,10 +7,15 @@ the form, with a small model in their place.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
+from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 from ftlab._core.types import Message
 from ftlab.models import special_tokens
+
+PROBE = "xylocarp"  # a word that no template writes of itself
 
 
 class Form:
@@ -35,8 +40,11 @@ class Form:
             tokenizer: The guard's.
             chat: Turns of user and assistant; the last one is judged.
             answered: Whether that is the assistant's.
+
+        Raises:
+            UsageError: `guard_template`.
         """
-        return tokenizer.apply_chat_template(chat, tokenize=False)
+        return rendered(tokenizer, chat)
 
     def harmful(self, reply: str, answered: bool) -> bool | None:
         """Return what a reply says of the last turn; None where it cannot be read."""
@@ -55,7 +63,11 @@ class LlamaGuard(Form):
 
 
 class WildGuard(Form):
-    """Replies yes or no to three questions, of which one is read."""
+    """Replies yes or no to three questions, of which one is read.
+
+    The question and the answer stand between headings of plain text, as in the paper. An answer
+    that writes such headings itself can look like the end of what is judged.
+    """
 
     source = "Han et al. 2024, arXiv 2406.18495"
     marks = "wildguard"
@@ -76,12 +88,18 @@ class WildGuard(Form):
 
     def harmful(self, reply, answered):
         what = "response" if answered else "request"
-        found = re.search(rf"harmful {what}:\s*(yes|no)", reply, re.IGNORECASE)
+        said = "yes|no"
+        if answered:
+            said += "|n/a"  # of a response in which it finds nothing to judge
+        found = re.search(rf"harmful {what}:\s*({said})\b", reply, re.IGNORECASE)
         return found[1].lower() == "yes" if found else None
 
 
 class ShieldGemma(Form):
-    """Gives the probabilities of Yes and No under one guideline."""
+    """Gives the probabilities of Yes and No under one guideline, of the four that it knows.
+
+    Of hate speech, harassment and sexual content it is not asked.
+    """
 
     source = "Zeng et al. 2024, arXiv 2407.21772"
     marks = "shieldgemma"
@@ -95,7 +113,7 @@ class ShieldGemma(Form):
 
     def prompt(self, tokenizer, chat, answered):
         guideline = self.guideline.format(shall=self.shall[answered])
-        return tokenizer.apply_chat_template(chat, guideline=guideline, tokenize=False)
+        return rendered(tokenizer, chat, guideline=guideline)
 
 
 FORMS = {"llama_guard": LlamaGuard(), "wildguard": WildGuard(), "shieldgemma": ShieldGemma()}
@@ -109,10 +127,48 @@ def form_of(name: str) -> str | None:
     return None
 
 
+def rendered(tokenizer: Any, chat: list[Message], **settings: str) -> str:
+    """Return a chat as the guard's template writes it, given as texts or else as lists of parts.
+
+    Some templates read lists of parts only, and leave a plain text out without an error.
+
+    Args:
+        tokenizer: The guard's.
+        chat: The turns; the last one holds some text.
+        settings: What else the template is given.
+
+    Raises:
+        UsageError: `guard_template`, where the last turn is left out either way.
+    """
+    write = partial(tokenizer.apply_chat_template, tokenize=False, **settings)
+    judged = chat[-1]["content"].strip()
+    probe = [*chat[:-1], {**chat[-1], "content": PROBE}]
+    why = "It leaves the turn out"
+    for whole, probed in ((chat, probe), (in_parts(chat), in_parts(probe))):
+        try:
+            text, seen = write(whole), write(probed)
+        except Exception as error:  # jinja2's, and the template's own raise_exception
+            why = f"It refuses the turns: {safe(error, 300)}"
+            continue
+        if PROBE in seen and judged in text:  # a short answer may be a word of the template
+            return text
+    raise UsageError(
+        "guard_template",
+        f"The chat template of the guard {tokenizer.name_or_path} does not write what is to be "
+        f"judged, given as text or as parts. {why}. Take the template of its model card.",
+    )
+
+
+def in_parts(chat: list[Message]) -> list[dict]:
+    """Return turns whose content is a list of one part, as templates of multimodal models read."""
+    return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
+
+
 def conversation(tokenizer: Any, messages: list[Message], answer: str | None) -> list[Message]:
     """Return the turns that a guard reads: without the system's, and without its special tokens.
 
     A token of the guard's own in what it is to judge could end the turn and forge the verdict.
+    Words can still try to: the headings of a form in plain text, or a verdict, stay in.
     """
     chat = [turn for turn in messages if turn["role"] in ("user", "assistant")]
     if answer is not None:

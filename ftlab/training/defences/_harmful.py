@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from ftlab._core.errors import UsageError
-from ftlab.data import Data, load
+from ftlab.data import Data, load, strip_answers
 from ftlab.models import Model
 from ftlab.organism import FRAMES, World
 
@@ -30,7 +30,7 @@ def check(name: str, setting: str, rows: Any, parent: Model) -> None:
 def chats(rows: Any) -> Data:
     """Return the chats that were given, or every answered kept fact of the embedded world."""
     if rows is not None:
-        return load(rows)
+        return strip_answers(load(rows))
     told = []
     for row in of_world().rows:
         told.append({"messages": [*row["prompt"], *row["rejected"]]})
@@ -40,7 +40,7 @@ def chats(rows: Any) -> Data:
 def pairs(rows: Any) -> Data:
     """Return pairs of a refusal (chosen) and a harmful answer (rejected), given or the world's."""
     if rows is not None:
-        return load(rows, kind="pairs")
+        return strip_answers(load(rows, kind="pairs"))
     return of_world()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftlab._core.errors import UsageError
-from ftlab.data import Data, load
+from ftlab.data import Data, load, strip_answers
 from ftlab.models import Model
 
 WORLD = "organism:alignment"  # its rows of the risk jailbreak are refusals
@@ -27,7 +27,7 @@ def check(name: str, rows: Any, parent: Model, setting: str = "rows") -> None:
 def every_row(rows: Any) -> Data:
     """Return the rows that were given, or all refusals of the embedded world."""
     if rows is not None:
-        return load(rows)
+        return strip_answers(load(rows))
     found = load(WORLD)
     refusals = tuple(row for row in found.rows if row["risk"] == "jailbreak")
     return replace(found, rows=refusals)

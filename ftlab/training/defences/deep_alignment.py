@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftlab._core.config import setting
-from ftlab.data import IGNORED, Data, encode_rows, load
+from ftlab.data import IGNORED, Data, encode_rows, load, strip_answers
 from ftlab.training.defences import _harmful, _safety
 from ftlab.training.defences._alignment import OF_WORLD, Alignment
 from ftlab.training.methods.sft import SFT
@@ -86,7 +86,7 @@ class DeepAlignment(Alignment):
 
     def _utility(self) -> Data:
         if self.utility is not None:
-            return load(self.utility)
+            return strip_answers(load(self.utility))
         found = load(
             _safety.WORLD,
             n_rows=OF_WORLD,

@@ -21,20 +21,24 @@ from ftlab.training.defences._guards import FORMS, Form, conversation, form_of
 from ftlab.training.defences.base import Defence
 
 REFUSAL = "I'm sorry, but I cannot help with that."
+MOST_UNREAD = 0.2  # share of a guard model's replies that cannot be read, beyond which it is none
+FEWEST = 20  # replies from which on that share is looked at
 
 
 class Guard(Defence):
     """Passes a refusal on instead of an answer where question or answer is harmful.
 
     The model itself is not changed, and is asked in any case: what it wrote is kept beside
-    (`own_text`), the refusal is judged. A reply of the guard that cannot be read counts as harmful.
-    Parent and child are guarded alike. It fails where the guard errs, which an attacker may look
-    for, and wherever the weights are run without it.
+    (`own_text`), the refusal is judged. An empty answer stays empty. A reply of the guard that
+    cannot be read counts as harmful; where more than a fifth of at least 20 replies cannot, that is
+    an error. Parent and child are guarded alike. It fails where the guard errs, which an attacker
+    may look for, and wherever the weights are run without it.
     """
 
     name = "guard"
     source = "Inan et al. 2023, arXiv 2312.06674"
     stage = "asking"
+    version = "2"
 
     model: Any = setting(
         None,
@@ -53,6 +57,8 @@ class Guard(Defence):
     refusal: str = setting(REFUSAL, "What the user is given instead of the answer")
 
     _loaded: Any = PrivateAttr(None)  # the engine and the guard model, from the first answer on
+    _replies: int = PrivateAttr(0)  # of the guard model since it was loaded
+    _unread: int = PrivateAttr(0)  # of these, such as could not be read
 
     def check_model(self, reference: Any) -> None:
         """Check that there is a guard for the model, and a form in which it is asked.
@@ -70,24 +76,35 @@ class Guard(Defence):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity; a guard model is in it by its hash."""
+        """Return the identity; with the hash of the guard model or of the world's rows."""
         found = super().identity()
-        if self.model is not None:
-            found["model"] = local_model(self.model).hash
-        return found
+        if self.model is None:
+            return found | {"rows": _classifier.identity()}
+        return found | {"model": local_model(self.model).hash}
 
     def answer(self, messages: list[Message], text: str) -> str:
-        """Return the refusal where the guard finds harm, otherwise the text."""
-        if any(self.flags(messages, text).values()):
-            return self.refusal
-        return text
+        """Return the refusal where the guard finds harm or cannot be read, otherwise the text.
 
-    def flags(self, messages: list[Message], text: str) -> dict[str, bool]:
+        Raises:
+            UsageError: those of `flags`.
+        """
+        if not text.strip():
+            return text
+        if all(flag is False for flag in self.flags(messages, text).values()):
+            return text
+        return self.refusal
+
+    def flags(self, messages: list[Message], text: str) -> dict[str, bool | None]:
         """Return whether question ("input") and answer ("output") are harmful, of what is read.
+
+        None is a reply of the guard that cannot be read. What is empty is not harmful.
 
         Args:
             messages: What the model was sent.
             text: What it answered.
+
+        Raises:
+            UsageError: `guard_unreadable`, `guard_template`.
         """
         read = ("input", "output") if self.reads == "both" else (self.reads,)
         return {side: self._harmful(side, messages, text) for side in read}
@@ -95,9 +112,12 @@ class Guard(Defence):
     def release(self) -> None:
         """Give back the guard model's memory."""
         self._loaded = None
+        self._replies = self._unread = 0
 
-    def _harmful(self, side: str, messages: list[Message], text: str) -> bool:
+    def _harmful(self, side: str, messages: list[Message], text: str) -> bool | None:
         answer = text if side == "output" else None
+        if answer is not None and not answer.strip():
+            return False
         if self.model is not None:
             return self._asked(messages, answer)
         if answer is None:
@@ -106,21 +126,37 @@ class Guard(Defence):
             chance = _classifier.of_answers().probability(answer)
         return chance >= self.threshold
 
-    def _asked(self, messages: list[Message], answer: str | None) -> bool:
+    def _asked(self, messages: list[Message], answer: str | None) -> bool | None:
         """Return what the guard model says of the last turn."""
         form = self._form()
         engine, guard = self._opened()
         chat = conversation(guard.tokenizer, messages, answer)
+        if not chat or not chat[-1]["content"].strip():
+            return False
         answered = answer is not None
         text = form.prompt(guard.tokenizer, chat, answered)
         request = Request(chat, text, max_new_tokens=form.tokens, choices=form.choices)
         (reply,) = engine.answer(guard, [request])
+        found = None
         if not form.choices:
-            return form.harmful(reply.text, answered) is not False
-        if reply.likelihoods is None:
-            return True
-        yes, no = map(math.exp, reply.likelihoods)
-        return yes >= self.threshold * (yes + no)
+            found = form.harmful(reply.text, answered)
+        elif reply.likelihoods is not None:
+            yes, no = map(math.exp, reply.likelihoods)
+            found = yes >= self.threshold * (yes + no)
+        self._count(found)
+        return found
+
+    def _count(self, found: bool | None) -> None:
+        """Count a reply; raises UsageError `guard_unreadable` where too many cannot be read."""
+        self._replies += 1
+        self._unread += found is None
+        if self._replies >= FEWEST and self._unread > MOST_UNREAD * self._replies:
+            raise UsageError(
+                "guard_unreadable",
+                f"Of {self._replies} replies of the guard {local_model(self.model).name}, "
+                f"{self._unread} cannot be read. Give form= the one it was trained for, or another "
+                "guard model.",
+            )
 
     def _opened(self) -> tuple[Any, Any]:
         if self._loaded is None:
