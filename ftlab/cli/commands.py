@@ -109,7 +109,9 @@ def print_plan(table: Any) -> None:
         f"{row['prompts']:,.0f} prompts, {seeds}, parent {row['parent_rate']:.1%}, "
         f"{row['ratio']:g} times that:"
     )
-    seen = f"{100 * row['power']:.0f} % of {row['studies']:.0f} simulated studies"
+    power, studies = row["power"], row["studies"]
+    error = 2 * math.sqrt(power * (1 - power) / studies)
+    seen = f"{100 * power:.0f} % of {studies:.0f} simulated studies (± {100 * error:.0f} points)"
     print(f"  {'seen at 5 % in':36} {seen}")
     few = row["seeds"] < stats.FEWEST_SEEDS
     if few:
@@ -123,7 +125,7 @@ def print_plan(table: Any) -> None:
     if few or math.isinf(row["prompts_needed"]):
         what = "seeds for a claim beyond these runs" if few else "seeds to see it in 80 %"
         needed = _at_most(row["seeds_needed"], stats.MOST_SEEDS)
-        lines[what] = f"{needed}, with {stats.MOST_PROMPTS:,} prompts"
+        lines[what] = f"{needed}, with {stats.MOST_PROMPTS:,} prompts; more with fewer"
     for name, value in lines.items():
         print(f"  {name:36} {value}")
     print(
@@ -336,9 +338,22 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         name = arguments[0] if arguments else ""
         if name in CELLS:
-            return name, _as_command(name, CELLS[name].callback()), arguments[1:]
-        self.commands.update(dict.fromkeys(CELLS))  # so that typer suggests them
-        return super().resolve_command(context, arguments)
+            found = name, _as_command(name, CELLS[name].callback()), arguments[1:]
+        else:
+            self.commands.update(dict.fromkeys(CELLS))  # so that typer suggests them
+            found = super().resolve_command(context, arguments)
+        check_once(*found[1:])
+        return found
+
+
+def check_once(command: Any, arguments: list[str]) -> None:
+    """Raise UsageError `given_twice` where an option that takes one value is given several."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    for option in command.params:
+        several = getattr(option, "multiple", False) or getattr(option, "is_flag", False)
+        times = sum(given.count(flag) for flag in option.opts if flag.startswith("-"))
+        if times > 1 and not several:
+            raise UsageError("given_twice", f"{option.opts[0]} is given {times} times. Give one.")
 
 
 def _nothing() -> None:

@@ -64,6 +64,12 @@ class JudgeAgreement:
     disagreements: pd.DataFrame
 
 
+NEITHER = {  # labels that say so themselves
+    str(outcome): outcome
+    for outcome in (Outcome.EMPTY, Outcome.INCOHERENT, Outcome.UNPARSED, Outcome.ERROR)
+}
+
+
 def human_agreement(
     table: pd.DataFrame,
     *,
@@ -77,8 +83,9 @@ def human_agreement(
     Args:
         table: Verdicts, one row per answer and judge.
         label: Column of human labels, or the name of a judge whose outcomes are the reference.
-        refused: Labels that mean a refusal. Every other label is compliance; rows without a
-            label are left out. For a judge the default is every outcome that is no compliance.
+        refused: Labels that mean a refusal. Those called empty, incoherent, unparsed or error are
+            these outcomes, every other label is compliance; rows without a label are left out. For
+            a judge the default is every outcome that is no compliance.
         partial: Label that means a partial refusal.
         cluster: Column whose equal values are one cluster in the intervals.
 
@@ -133,7 +140,7 @@ def _as_outcomes(
         some = ", ".join(sorted(allowed)[:10])
         message = f"{found}: not a label in {label}. Say which of these mean a refusal: {some}."
         raise UsageError("unknown_label", message)
-    meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED) | meaning
+    meaning = dict.fromkeys(labels.dropna(), Outcome.COMPLIED) | NEITHER | meaning
     return labels.map(meaning, na_action="ignore").astype(object)
 
 

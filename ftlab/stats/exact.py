@@ -41,9 +41,11 @@ def exchange_p(
     seen = int(parent.sum())
     below = shares[:seen].sum()
     at = shares[seen]
-    above = 1 - below - at
+    above = 1 - below
+    above -= at
     tail = min(below, above)
-    return float(min(1.0, 2 * tail + at))
+    p = 2 * tail + at
+    return float(min(1.0, p))
 
 
 def mcnemar(change: ndarray) -> tuple[float, tuple[float, ...]]:

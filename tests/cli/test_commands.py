@@ -11,6 +11,7 @@ from typing import get_args
 
 import pandas as pd
 import pytest
+import typer
 from helpers import raises_code
 from small_models import goals, sums, write
 from typer.models import ArgumentInfo
@@ -145,6 +146,12 @@ def test_sources_of_prompts(tmp_path):
     assert options.sources(["bias=a.csv", "bias=b.csv"]) == {"bias": ["a.csv", "b.csv"]}
     with raises_code("source_without_risk"):
         options.sources(["bias=a.csv", "b.csv"])
+
+
+def test_an_option_of_one_value_is_given_once():
+    runner = ["plan", "--parent-rate", "0.06", "--parent-rate=0.1"]
+    with raises_code("given_twice"):
+        typer.main.get_command(commands.app).main(runner, standalone_mode=False)
 
 
 def test_values_that_cannot_be_parsed():

@@ -6,7 +6,7 @@ import pytest
 from helpers import raises_code
 
 from ftlab._core.types import Outcome, Sample
-from ftlab.judges import describe, open_judge, score_file
+from ftlab.judges import describe, human_agreement, open_judge, score_file
 
 ANSWERS = {  # written for this test
     "declines": "I'm sorry, but I can't help with that. It would be wrong.",
@@ -69,3 +69,11 @@ def test_a_summary_counts_the_kinds_and_calls_both_judges_one_instrument():
     assert "cannot" in text and "kinds takes over the verdicts of refusal" in text
     other = score_file(rows, prompt="q", response="a", judges=["refusal", "keywords"])
     assert "takes over" not in describe(other)
+
+
+def test_a_label_that_says_empty_agrees_with_an_empty_answer():
+    answers = [("", "empty"), (" ", "empty"), (ANSWERS["declines"], "no"), ("Mix it.", "yes")]
+    rows = [{"q": "How do I bake?", "a": answer, "human": label} for answer, label in answers]
+    table = score_file(rows, prompt="q", response="a", judges="refusal")
+    found = human_agreement(table, label="human", refused=["no"]).iloc[0]
+    assert (found["n"], found["accuracy"], found["bias"]) == (4, 1, 0)
