@@ -12,8 +12,7 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.progress import Whole
 from ftlab.analysis import VERSIONS
-from ftlab.data import Data, draw, leave_out, load, split
-from ftlab.data.dataset import is_world, plain, question
+from ftlab.data import Data, draw, is_world, leave_out, load, plain, question, split
 from ftlab.evals import (
     NOT_FOR_USERS,
     EvaluationConfig,

@@ -9,7 +9,7 @@ from helpers import raises_code
 from small_models import goals, sums
 
 import ftlab as ft
-from ftlab.data.dataset import plain, question
+from ftlab.data import plain, question
 from ftlab.experiments.chains import new_rows
 from ftlab.runs import Run
 
