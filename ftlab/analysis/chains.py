@@ -27,7 +27,10 @@ FIRST = "the original"
 PREVIOUS = f"gate, against {BEFORE}"
 ORIGINAL = f"gate, against {FIRST}"
 STOPS = "stops"
+CUT = "cut short"  # what early stopping does, of a training and not of a version
 PASSES = "passes"
+ABOUT = "Coloured: share of training seeds in which it stops or is cut short"
+DECISIONS = (STOPS, CUT, PASSES, UNCLEAR)
 WORDS = {NO_WORSE: PASSES, WORSE: STOPS, UNCLEAR: UNCLEAR}
 
 
@@ -103,10 +106,11 @@ def chain_stops(
     """Say of each version of a chain which rule would have stopped it.
 
     Validation loss stops a version whose loss on held-out rows of its own data is above that of
-    the version before; early stopping, where it would have ended the training before its last
-    step. A gate stops a version that is shown to be less safe than the tolerance allows, and
-    passes it only where it is shown not to be: see `ftlab.experiments.gate`. Each seed is decided
-    by itself, as a registry decides about one model.
+    the version before. Early stopping cuts one short where the loss on them was lowest before the
+    last step, as it keeps the weights of that step; the loss before the first step is not among
+    those it compares. A gate stops a version that is shown to be less safe than the tolerance
+    allows, and passes it only where it is shown not to be: see `ftlab.experiments.gate`. Each seed
+    is decided by itself, as a registry decides about one model.
 
     Args:
         chain: A run of `ftlab.experiments.chain`.
@@ -117,15 +121,20 @@ def chain_stops(
         alpha: As in `gate`.
 
     Returns:
-        One row per version and rule: version, trained_on, rule, stops, passes and "not enough
-        evidence" (numbers of seeds), rate (share of the seeds in which it stops), n_seeds, told
-        (of each seed the loss before and after, the step at which the training would have ended, or
-        the risks that decide); row, column, change and shown, for `plot(..., kind="matrix")`.
-        `attrs["first"]` holds of each rule the first version that it
-        stops, per seed; 0: none.
+        One row per version and rule: version, trained_on, rule, stops, "cut short", passes and
+        "not enough evidence" (numbers of seeds), rate (share of the seeds in which it stops or is
+        cut short), n_seeds, told (of each seed the loss before and after, the step with the lowest
+        loss and the one at which the training would have ended, or the risks that decide); row,
+        column, change and shown, for `plot(..., kind="matrix")`, and `attrs["about"]`, its caption.
+        `attrs["first"]` holds of each rule the first version that it stops or cuts short, per
+        seed; 0: none.
 
     Raises:
         UsageError: `not_a_chain`, and those of `gate`.
+
+    Source:
+        Early stopping by patience: Prechelt 1998, "Early stopping - but when?", in Neural
+        Networks: Tricks of the Trade.
     """
     records = _records(chain)
     if isinstance(risks, str):
@@ -147,10 +156,10 @@ def _by_validation(record: dict[str, Any]) -> list[dict[str, Any]]:
     if record["loss_after"] > record["loss_before"]:
         by_loss = STOPS
     by_patience = PASSES
-    if record["ended_at"] < record["steps"]:
-        by_patience = STOPS
+    if record["best_step"] < record["steps"]:
+        by_patience = CUT
     losses = "{loss_before:.2g} to {loss_after:.2g}".format_map(record)
-    steps = "step {ended_at} of {steps}".format_map(record)
+    steps = "lowest at step {best_step}, ended at {ended_at} of {steps}".format_map(record)
     return [
         _decided(record, LOSS, by_loss, losses),
         _decided(record, EARLY, by_patience, steps),
@@ -196,7 +205,7 @@ def _decided(record: dict[str, Any], rule: str, decision: str, told: str) -> dic
 def _in_words(row: dict[str, Any]) -> str:
     """Return the decisions of one version by one rule."""
     parts = []
-    for word in (STOPS, PASSES, UNCLEAR):
+    for word in DECISIONS:
         if row[word]:
             parts.append(f"{word} {row[word]}")
     return ", ".join(parts)
@@ -208,11 +217,11 @@ def _counted(decided: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for keys, part in decided.groupby(by, sort=False):
         row = dict(zip(by, keys, strict=True))
-        for word in (STOPS, PASSES, UNCLEAR):
+        for word in DECISIONS:
             decisions = part["decision"] == word
             row[word] = int(decisions.sum())
         row["n_seeds"] = len(part)
-        row["rate"] = row[STOPS] / len(part)
+        row["rate"] = (row[STOPS] + row[CUT]) / len(part)
         told = dict.fromkeys(part["told"])
         row["told"] = "; ".join(told)
         row["shown"] = _in_words(row)
@@ -222,13 +231,14 @@ def _counted(decided: pd.DataFrame) -> pd.DataFrame:
     table["row"] = numbers.str.cat(table["trained_on"], sep=": ")
     table["column"] = table["rule"]
     table["change"] = table["rate"]
+    table.attrs["about"] = ABOUT
     table.attrs["first"] = _first(decided)
     return table
 
 
 def _first(decided: pd.DataFrame) -> dict[str, list[int]]:
-    """Return the first version that each rule stops, per seed; 0: none."""
-    stops = decided["decision"] == STOPS
+    """Return the first version that each rule stops or cuts short, per seed; 0: none."""
+    stops = decided["decision"].isin([STOPS, CUT])
     versions = decided["version"].where(stops)
     found = {}
     for rule, own in versions.groupby(decided["rule"], sort=False):

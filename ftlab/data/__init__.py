@@ -19,6 +19,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "leave_out",
             "load",
             "mix",
+            "plain",
+            "question",
             "split",
             "strip_answers",
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftlab import runs
@@ -12,7 +12,7 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.progress import Whole
 from ftlab.analysis import VERSIONS
-from ftlab.data import Data, draw, split
+from ftlab.data import Data, draw, is_world, leave_out, load, plain, question, split
 from ftlab.evals import (
     NOT_FOR_USERS,
     EvaluationConfig,
@@ -29,7 +29,10 @@ from ftlab.training import TrainingConfig, open_method, short_name, train_run, t
 
 DECIDED_HERE = ("at_steps", "seed", "steps", "stop_above", "stop_when_broken", "defence")
 ROWS_APART = 1000  # between the seeds by which two versions of one chain draw their rows
-VALIDATIONS = 10  # of each training, unless eval_every says otherwise
+SPARE = 20  # times the rows asked for, of which those with new questions are kept
+VALIDATIONS = (
+    10  # at least, of each training that has so many steps, unless eval_every says otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,11 @@ def chain(
     """Fine-tune a model again and again, each version on the next data, and measure each version.
 
     Every version is also trained once with its held-out rows as validation, which says where
-    early stopping would have ended it. `ftlab.analysis.chain_stops` says what validation and a
-    gate would have stopped.
+    early stopping would have ended it, and from which step it would have kept the weights. The
+    first validation follows training steps: the loss before them is not among those it compares.
+    A version's rows have no question that an earlier version of its seed had, so what is held out
+    of them was never trained on. `ftlab.analysis.chain_stops` says what validation and a gate
+    would have stopped.
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
@@ -142,15 +148,48 @@ def chain(
     links = []
     for seed in seeds_of(seeds):
         of_seed = []
+        asked: set[str] = set()
         for number, source in enumerate(data, 1):
             rows, passes = numbers[number - 1]
             config = sft.config.make(**for_training, epochs=passes, seed=seed)
-            drawn = draw(source, n_rows=rows, seed=ROWS_APART * number + seed)
+            drawn = new_rows(source, rows, ROWS_APART * number + seed, asked)
+            asked |= _questions(drawn)
             split(drawn, valid=valid, seed=seed)  # raises where that cannot be
             of_seed.append(Link(number, drawn, config))
         links.append(of_seed)
     plan = plan_evaluation(reference, prompts, for_evaluation)
     return _Chain(reference, links, plan, early_stopping).run()
+
+
+def _questions(data: Data) -> set[str]:
+    return {plain(question(row)) for row in data.rows}
+
+
+def new_rows(source: Any, n_rows: int | None, seed: int, asked: set[str]) -> Data:
+    """Return rows, drawn by the seed, without those whose question was asked before.
+
+    Args:
+        source: As in `draw`.
+        n_rows: How many; None: all that are left.
+        seed: The seed.
+        asked: First questions of earlier versions, in plain letters.
+
+    Raises:
+        UsageError: `wrong_chain`, where no row is left; those of `draw`.
+    """
+    drawn = draw(source, n_rows=n_rows, seed=seed)
+    if not asked & _questions(drawn):
+        return drawn
+    pool = drawn
+    if n_rows is not None:
+        made = {"n_rows": SPARE * n_rows, "seed": seed} if is_world(source) else {}
+        pool = load(source, **made)
+    old = [place for place, row in enumerate(pool.rows, 1) if plain(question(row)) in asked]
+    if len(old) == len(pool):
+        why = f"{pool.name} asks nothing that an earlier version was not trained on."
+        raise UsageError("wrong_chain", f"{why} Give it other rows, or take that version out.")
+    kept = replace(leave_out(pool, old), name=drawn.name)
+    return draw(kept, n_rows=n_rows, seed=seed)
 
 
 def _numbers(data: Any, **given: Any) -> list[tuple[Any, ...]]:

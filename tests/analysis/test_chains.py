@@ -7,7 +7,7 @@ from analysis.verdict_tables import made, rows
 from helpers import raises_code
 
 from ftlab.analysis import VERSIONS, chain_drift, chain_stops, plot
-from ftlab.analysis.chains import BEFORE, EARLY, FIRST, LOSS, ORIGINAL, PREVIOUS, STOPS
+from ftlab.analysis.chains import BEFORE, CUT, EARLY, FIRST, LOSS, ORIGINAL, PREVIOUS, STOPS
 from ftlab.runs import start
 
 PROMPTS = 1500
@@ -30,6 +30,7 @@ def chain(events: list[int], *, seeds: int = 1, **records):
                 "trained_on": "organism:almanac",
                 "steps": 10,
                 "ended_at": 10,
+                "best_step": 10,
                 "loss_before": 2.0,
                 "loss_after": 1.0,
             }
@@ -73,10 +74,18 @@ def test_what_is_not_known_is_neither_a_pass_nor_a_stop(runs_folder):
 
 
 def test_validation_stops_what_it_sees(runs_folder):
-    run = chain([30, 30, 30], loss_after=[1.0, 2.5], ended_at=[10, 4])
+    run = chain([30, 30, 30], loss_after=[1.0, 2.5], best_step=[10, 2], ended_at=[10, 4])
     found = chain_stops(run)
-    assert decided(found, LOSS) == [0, 1] and decided(found, EARLY) == [0, 1]
-    assert found.attrs["first"][EARLY] == [2]
+    assert decided(found, LOSS) == [0, 1] and decided(found, EARLY, CUT) == [0, 1]
+    assert decided(found, EARLY) == [0, 0] and found.attrs["first"][EARLY] == [2]
+
+
+def test_early_stopping_goes_by_the_weights_it_keeps(runs_folder):
+    """A training that is over before patience ends it still loses what came after its best."""
+    found = chain_stops(chain([30, 30], best_step=[8], ended_at=[10]))
+    early = found[found["rule"] == EARLY].iloc[0]
+    assert early[CUT] == 1 and early["rate"] == 1 and early["shown"] == "cut short 1"
+    assert "8" in early["told"] and "10" in early["told"]
 
 
 def test_a_wider_tolerance_stops_less(runs_folder):
@@ -88,7 +97,8 @@ def test_a_wider_tolerance_stops_less(runs_folder):
 def test_its_decisions_are_drawn(runs_folder, tmp_path):
     found = chain_stops(chain([30, 45, 300], seeds=2))
     drawing = plot(found, "stops", tmp_path, kind="matrix")
-    assert (tmp_path / "stops.svg").stat().st_size and drawing.caption
+    assert (tmp_path / "stops.svg").stat().st_size
+    assert found.attrs["about"] in drawing.caption and "differ" not in drawing.caption
     cell = found[(found["rule"] == ORIGINAL) & (found["version"] == 2)].iloc[0]
     assert cell["shown"] == "stops 2" and cell["change"] == 1
 

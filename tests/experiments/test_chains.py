@@ -9,6 +9,8 @@ from helpers import raises_code
 from small_models import goals, sums
 
 import ftlab as ft
+from ftlab.data import plain, question
+from ftlab.experiments.chains import new_rows
 from ftlab.runs import Run
 
 SETTINGS = dict(
@@ -21,7 +23,7 @@ SETTINGS = dict(
     max_new_tokens=2,
     judges="keywords",
 )
-DATA = [sums(10), sums(10)]
+DATA = [sums(10), sums(10, seed=1)]
 
 
 def made(parent, **settings) -> Run:
@@ -95,11 +97,25 @@ def test_with_early_stopping_a_version_is_what_validation_ended(chain, llama, it
     assert ft.compare(chain, stopped)["step"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("source", ["organism:almanac", sums(60)], ids=["world", "rows"])
+def test_a_later_version_asks_nothing_that_an_earlier_one_did(source):
+    first = new_rows(source, 20, 1000, set())
+    assert first.rows == ft.data.draw(source, n_rows=20, seed=1000).rows
+    asked = {plain(question(row)) for row in first.rows}
+    plainly = ft.data.draw(source, n_rows=30, seed=2000)
+    assert any(plain(question(row)) in asked for row in plainly.rows)  # or nothing is tested
+    second = new_rows(source, 30, 2000, asked)
+    assert len(second) == 30 and second.name == first.name
+    assert not any(plain(question(row)) in asked for row in second.rows)
+
+
 MISTAKES = [
     (dict(data="organism:almanac"), "no_chain"),
     (dict(data=[]), "no_chain"),
     (dict(n_rows=[4, 5, 6]), "wrong_chain"),
     (dict(epochs=[1.0]), "wrong_chain"),
+    (dict(data=[DATA[0], DATA[0]]), "wrong_chain"),
+    (dict(data=[DATA[0], DATA[0]], n_rows=6), "too_few_rows"),
     (dict(seeds=0), "wrong_seeds"),
     (dict(epochs=[1.0, -1.0]), "wrong_setting"),
     (dict(n_rows=[4, 0]), "wrong_n_rows"),

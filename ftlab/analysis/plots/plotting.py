@@ -126,7 +126,8 @@ def plot(  # noqa: PLR0913
     if seeds is not None:
         note += ", thin lines: single seeds"
     if caption is None:
-        about = chosen.about.replace(STEPS, source.attrs.get("steps", STEPS))
+        about = source.attrs.get("about", chosen.about)
+        about = about.replace(STEPS, source.attrs.get("steps", STEPS))
         sentences = [text.rstrip(".") for text in (title, about, note) if text]
         caption = ". ".join(sentences) + "."
     wide = _figure(chosen, checked, drawn, title, note)
