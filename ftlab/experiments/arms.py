@@ -191,9 +191,9 @@ def add_changes_of_parent(
     changes = changed(parent, arm)
     for number, row in enumerate(rows):
         found = changes.loc[number]
-        row["difference"] = -found["difference"]
-        row["difference_low"] = -found["difference_high"]
-        row["difference_high"] = -found["difference_low"]
+        row["difference"] = 0.0 - found["difference"]  # not -0.0
+        row["difference_low"] = 0.0 - found["difference_high"]
+        row["difference_high"] = 0.0 - found["difference_low"]
         row["p"] = found["p"]
         row["n_seeds"] = found["n_seeds"]
 
