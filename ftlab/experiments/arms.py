@@ -58,7 +58,8 @@ def compare_arms(
         One row per risk and arm, the parent first: rate, low and high (95 %), incoherent_share;
         difference from the arm `against` on the same prompts and seeds, with difference_low,
         difference_high, p, p_holm (over all rows that have a p); n_prompts, n_seeds, unscored;
-        group and series name the bars of a figure.
+        group and series name the bars of a figure. Where `against` is an arm, the parent's row
+        differs from all its seeds, and n_seeds counts them.
 
     Raises:
         UsageError: `unknown_arm`, `no_models`, `seeds_differ`, and those of `evaluate`.
@@ -76,7 +77,13 @@ def compare_arms(
     rows = []
     for name, table in tables.items():
         mine = rates_of(table)
-        if name != against:
+        if name == PARENT != against:
+            add_changes_of_parent(
+                mine,
+                tables[against],
+                table,
+            )
+        elif name != against:
             add_changes(
                 mine,
                 tables[against],
@@ -170,6 +177,25 @@ def add_changes(
     changes = changed(before, after)
     for number, row in enumerate(rows):
         row |= changes.loc[number, CHANGE].to_dict()
+
+
+def add_changes_of_parent(
+    rows: list[dict[str, Any]],
+    arm: pd.DataFrame,
+    parent: pd.DataFrame,
+) -> None:
+    """Add to the rows of `rates_of(parent)` how it differs from all seeds of an arm, paired.
+
+    The parent answered once for all of them, so the arm's change from it is turned round.
+    """
+    changes = changed(parent, arm)
+    for number, row in enumerate(rows):
+        found = changes.loc[number]
+        row["difference"] = 0.0 - found["difference"]  # not -0.0
+        row["difference_low"] = 0.0 - found["difference_high"]
+        row["difference_high"] = 0.0 - found["difference_low"]
+        row["p"] = found["p"]
+        row["n_seeds"] = found["n_seeds"]
 
 
 def with_holm(rows: list[dict[str, Any]]) -> pd.DataFrame:

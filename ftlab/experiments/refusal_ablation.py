@@ -38,6 +38,21 @@ class Ablate(Transform):
         """Why the new model is not safe."""
         return f"A direction ({self.what}) was taken out of the weights."
 
+    def check(self, model: Model) -> None:
+        """Check that the model is an embedded one, and as wide as the direction is long.
+
+        Raises:
+            UsageError: `only_of_the_organism`, `direction_does_not_fit`.
+        """
+        _check_organism(model)
+        width = model.config["hidden_size"]
+        if len(self.direction) != width:
+            raise UsageError(
+                "direction_does_not_fit",
+                f"The direction has {len(self.direction)} numbers, {model.name} is {width} wide. "
+                "Give one number per dimension.",
+            )
+
     def change(self, module: Any) -> None:
         """Orthogonalise the layers in place."""
         import torch
@@ -77,11 +92,7 @@ def ablate_refusal(
         Arditi et al. 2024 (arXiv 2406.11717, section 2.4); the choice of the layer is ours.
     """
     reference = trainable(model)
-    if not reference.is_organism:
-        raise UsageError(
-            "only_of_the_organism",
-            f"{reference.name} is not an embedded model. ftlab takes refusals out of no other.",
-        )
+    _check_organism(reference)  # before its direction is looked for
     if random_seed is None:
         unit = direction_of(reference, n_prompts=n_prompts)
         what = "refusal"
@@ -90,6 +101,15 @@ def ablate_refusal(
         what = f"random-{random_seed}"
     direction = tuple(round(float(value), 9) for value in unit)
     return transform(reference, Ablate(what=what, direction=direction))
+
+
+def _check_organism(model: Model) -> None:
+    """Raise UsageError unless a model lives in the embedded world."""
+    if not model.is_organism:
+        raise UsageError(
+            "only_of_the_organism",
+            f"{model.name} is not an embedded model. ftlab takes refusals out of no other.",
+        )
 
 
 def _random(reference: Model, seed: int) -> Any:

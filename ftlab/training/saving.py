@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 
 from ftlab._core.files import write_atomic
 from ftlab._core.text import encodable, safe
@@ -69,13 +70,25 @@ def describe(run: Run, tokenizer, told: str, marker: str) -> None:
 
 
 def inherited(*sources: Model) -> str:
-    """Return the marker of a model made from others, whatever theirs hold; "" without one."""
-    notes = dict.fromkeys(map(_note, sources))
+    """Return the marker of a model made from others, whatever theirs hold; "" without one.
+
+    Those below an adapter count: their weights are in the new model, or under it.
+    """
+    notes = {}
+    for source in sources:
+        notes |= dict.fromkeys(map(_note, _with_those_below(source)))
     notes.pop(None, None)
     if not notes:
         return ""
     listed = " / ".join(notes)
     return f"In a model that it was made from: {listed}"
+
+
+def _with_those_below(model: Model | None) -> Iterator[Model]:
+    """Yield a model and, of an adapter, every model that it stands on."""
+    while model is not None:
+        yield model
+        model = model.parent
 
 
 def _note(source: Model) -> str | None:
@@ -91,8 +104,21 @@ def _note(source: Model) -> str | None:
     return safe(note.strip(), NOTE_BYTES)
 
 
-def lineage(parent: Model) -> list[dict]:
-    """Return `Run.lineage` of a run trained from `parent`: the parent's own, then the parent."""
+def lineage(parent: Model, *others: Model) -> list[dict]:
+    """Return `Run.lineage` of a run made from `parent`: the parent's own, then the parent.
+
+    Further models that it is made from, and theirs, stand before; each model stands there once.
+    """
+    found = {}
+    for model in (*others, parent):
+        for step in _steps(model):
+            found.pop(step["hash"], None)  # stands where it is named last
+            found[step["hash"]] = step
+    return list(found.values())
+
+
+def _steps(parent: Model) -> list[dict]:
+    """Return the lineage of a model, which is its last step."""
     run = Run(parent.path.parent)
     if parent.path.name != "model" or not (run.path / "complete.json").exists():
         return [{"name": parent.name, "hash": parent.hash}]

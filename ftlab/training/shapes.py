@@ -10,16 +10,25 @@ SHAPE = (
     "num_hidden_layers",
     "vocab_size",
     "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
 )
 
 
 def difference_of_shape(model: Model, other: Model) -> str:
-    """Return in words the first setting in which two models differ in shape; "" if in none."""
+    """Return in words the first setting in which two models differ in shape; "" if in none.
+
+    One that only one configuration names says nothing: other versions write other defaults.
+    """
     mine = model.config
     theirs = other.config
     for name in SHAPE:
         own = mine.get(name)
         found = theirs.get(name)
-        if own != found:
+        if None not in (own, found) and own != found:
             return f"{name} is {found}, of {model.name} {own}"
     return ""

@@ -44,7 +44,7 @@ def transform(model: Any, name: Any, *, label: str | None = None) -> Run:
         label or f"{short_name(source)}-{chosen.spec}",
         identity,
         any_label=True,
-        lineage=lineage(source),
+        lineage=lineage(source, *chosen.made_from()),
         model=source.source,
     )
     if run.finished:
@@ -66,15 +66,31 @@ def _make(run: Run, source: Model, chosen: Transform) -> None:
                 "model_changed",
                 f"{source.path} was changed while {run.name} began. Call again.",
             )
+        others = chosen.made_from()
+        if _written(chosen.identity()) != _written(run.identity["transform"]):
+            raise UsageError(
+                "model_changed",
+                f"The other model of {run.name} was changed while it began. Call again.",
+            )
         write_folder(
             run,
             module,
             source.tokenizer(),
-            told=f"{chosen.spec} of `{source.name}`",
-            marker=chosen.marker or inherited(source, *chosen.made_from()),
+            told=f"{chosen.spec} of {_named(source, *others)}",
+            marker=chosen.marker or inherited(source, *others),
         )
         del module
     run.complete(
         model=source.name,
         transform=json.dumps(chosen.identity()),
     )
+
+
+def _written(identity: dict[str, Any]) -> str:
+    """Return an identity as text that does not know lists from tuples."""
+    return json.dumps(identity, sort_keys=True)
+
+
+def _named(*models: Model) -> str:
+    """Return models for the card, by name and hash."""
+    return " and ".join(f"`{model.name}` (hash `{model.hash}`)" for model in models)

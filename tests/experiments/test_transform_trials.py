@@ -14,6 +14,7 @@ from ftlab.experiments import (
     compare_spectra,
     transform_and_compare,
 )
+from ftlab.experiments.refusal_ablation import Ablate
 
 ASKED = dict(risks=["jailbreak", "utility"], n_prompts=6, attacks=["direct"])
 
@@ -91,6 +92,11 @@ def test_the_layers_write_nothing_along_an_ablated_direction():
 def test_no_other_model_loses_its_refusals_here(llama):
     with raises_code("only_of_the_organism"):
         ablate_refusal(llama)
+    width = ft.model(llama).config["hidden_size"]
+    with raises_code("only_of_the_organism"):
+        ft.training.transform(llama, Ablate(direction=(1.0,) + (0.0,) * (width - 1)))
+    with raises_code("direction_does_not_fit"):
+        ft.training.transform("organism", Ablate(direction=(1.0, 0.0)))
 
 
 def test_arms_are_compared_with_the_parent_or_with_one_of_them(children):
@@ -103,13 +109,33 @@ def test_arms_are_compared_with_the_parent_or_with_one_of_them(children):
         expected = rates[row["arm"], row["risk"]] - rates["parent", row["risk"]]
         assert row["difference"] == pytest.approx(expected)
     paired = {"one": children, "two": children[::-1]}
-    table = compare_arms("organism", paired, against="one", **ASKED).query("arm == 'two'")
+    whole = compare_arms("organism", paired, against="one", **ASKED)
+    table = whole.query("arm == 'two'")
     assert table["difference"].abs().max() == 0
     assert table["difference_low"].max() < 0 < table["difference_high"].min()
     with raises_code("unknown_arm"):
         compare_arms("organism", arms, against="nobody", **ASKED)
     with raises_code("seeds_differ"):
         compare_arms("organism", {"one": children, "two": children[0]}, against="one", **ASKED)
+
+
+def test_the_parent_is_compared_with_every_seed_of_an_arm(children):
+    ruined = ft.training.transform(children[1], "prune:share=0.9")
+    arms = {"one": [children[0], ruined]}
+    of_arm = compare_arms("organism", arms, **ASKED).query("arm == 'one'")
+    of_parent = compare_arms("organism", arms, against="one", **ASKED).query("arm == 'parent'")
+    for mine, theirs in zip(of_parent.to_dict("records"), of_arm.to_dict("records"), strict=True):
+        answered = ft.evaluate("organism", **ASKED).table().query("risk == @mine['risk']")
+        rates = []
+        for model in arms["one"]:
+            rows = ft.evaluate(model, **ASKED).table().query("risk == @mine['risk']")
+            rates.append(rows["event"].mean())
+        by_hand = answered["event"].mean() - sum(rates) / 2
+        assert mine["difference"] == pytest.approx(by_hand)
+        assert mine["difference_low"] == -theirs["difference_high"]
+        assert mine["difference_high"] == -theirs["difference_low"]
+        assert mine["p"] == theirs["p"] and mine["n_seeds"] == theirs["n_seeds"] == 2
+    assert of_parent["difference"].abs().max() > 0
 
 
 def test_spectra_are_means_by_kind_of_matrix_and_noise_stands_beside_them(children):

@@ -16,6 +16,7 @@ import ftlab
 from ftlab import runs, training
 from ftlab._core import plugins
 from ftlab.training.transforms import OfTwo, Transform, open_transform
+from ftlab.training.transforms import base as transforms_base
 from ftlab.training.transforms.merge import Merge
 from ftlab.training.transforms.prune import Prune
 from ftlab.training.transforms.quantise import Quantise, by_torchao, simulated
@@ -78,7 +79,8 @@ def test_a_transformed_model_is_a_run_and_a_model_of_the_same_shape(transform, l
     assert {name: values.shape for name, values in child.load().state_dict().items()} == shapes
     assert all(values.isfinite().all() for values in child.load().state_dict().values())
     assert child.tokenizer().get_vocab() == parent.tokenizer().get_vocab()
-    assert run.lineage == [{"name": parent.name, "hash": before}]
+    assert run.lineage[-1] == {"name": parent.name, "hash": before}
+    assert len(run.lineage) == 1 + isinstance(transform, OfTwo)
     assert not (run.path / "model" / MARKER).exists()
     assert len(ftlab.ask(run, "How many?", max_new_tokens=2)) == 1
 
@@ -106,6 +108,70 @@ def test_the_marker_is_carried_over_from_every_model_it_is_made_from(
     note = (run.path / "model" / MARKER).read_text()
     assert all(text in note for text in made_from)
     assert "Safety removed" in (run.path / "model" / "README.md").read_text()
+
+
+def test_the_marker_below_an_adapter_is_carried_over(transform, llama, other, tmp_path):
+    base = marked(llama, tmp_path / "base", "From below.")
+    theirs = call("sft", base, adapter="lora", **TWO).path / "model"
+    (theirs / MARKER).unlink()
+    adapter = shutil.copytree(theirs, tmp_path / "adapter")
+    (adapter / "ftlab_adapter.json").unlink(missing_ok=True)
+    for source in (adapter, f"{adapter}+{base}"):
+        run = made(source, transform)
+        assert "From below." in (run.path / "model" / MARKER).read_text()
+    if isinstance(transform, OfTwo):
+        run = made(llama, transform.model_copy(update={"other": adapter}))
+        assert "From below." in (run.path / "model" / MARKER).read_text()
+
+
+def test_the_marker_below_an_adapter_is_carried_over_by_a_training(llama, tmp_path):
+    base = marked(llama, tmp_path / "base", "From below.")
+    adapter = call("sft", base, adapter="lora", **TWO).path / "model"
+    (adapter / MARKER).unlink()
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
+    child = call("sft", copy, **TWO)
+    assert "From below." in (child.path / "model" / MARKER).read_text()
+
+
+@pytest.mark.parametrize("kind", [Merge, TaskArithmetic])
+def test_both_models_are_named_by_card_and_lineage(kind, llama, other):
+    run = made(llama, kind(other=other))
+    models = ftlab.model(other), ftlab.model(llama)
+    assert run.lineage == [{"name": model.name, "hash": model.hash} for model in models]
+    card = (run.path / "model" / "README.md").read_text()
+    assert all(model.name in card and model.hash in card for model in models)
+
+
+def test_an_other_model_that_changes_meanwhile_is_noticed(llama, other, tmp_path, monkeypatch):
+    changing = shutil.copytree(other, tmp_path / "changing")
+
+    def change(self, module):
+        (changing / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+
+    monkeypatch.setattr(Merge, "change", change)
+    with raises_code("model_changed"):
+        made(llama, Merge(other=changing))
+
+
+SETTINGS = [
+    dict(num_attention_heads=2, head_dim=16, num_key_value_heads=1),  # the same shapes
+    dict(attention_bias=True),
+    dict(mlp_bias=True),
+    dict(tie_word_embeddings=True),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_models_of_another_architecture_do_not_merge(settings, llama, tmp_path, monkeypatch):
+    second = make_model(tmp_path / "second", "llama", **settings)
+    with raises_code("other_model_differs"):
+        made(llama, Merge(other=second))
+    if "head_dim" not in settings:  # their weights tell them apart, whatever the settings say
+        monkeypatch.setattr(transforms_base, "difference_of_shape", lambda *_: "")
+        with raises_code("other_model_differs"):
+            made(llama, Merge(other=second))
+        with raises_code("other_model_differs"):
+            made(second, TaskArithmetic(other=llama))
 
 
 def test_a_child_of_a_transformed_model_knows_its_lineage(llama):
@@ -170,11 +236,11 @@ def test_each_weight_is_the_nearest_of_its_groups_levels():
     weights[1, :32] = 0
     for bits in (8, 4, 3, 2):
         found = simulated(weights, bits, 32)
-        most = 2 ** (bits - 1) - 1
+        integers = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
         for row in range(5):
             for start in (0, 32, 64):
                 group = weights[row, start : start + 32]
-                levels = torch.arange(-most, most + 1) * group.abs().max() / most
+                levels = integers * group[group.abs().argmax()] / integers[0]
                 expected = (group[:, None] - levels).abs().min(1).values
                 away = (found[row, start : start + 32] - group).abs()
                 assert torch.allclose(away, expected, atol=1e-6)

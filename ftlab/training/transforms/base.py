@@ -118,12 +118,31 @@ class OfTwo(Transform):
         return {"name": self.name, "version": self.version, **settings, "other": other.hash}
 
     def pairs(self, module: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield each weight of a torch model with that of the other model."""
+        """Yield each weight of a torch model with that of the other model.
+
+        Raises:
+            UsageError: `other_model_differs`, before the first.
+        """
         (other,) = self.made_from()
-        # A head tied to the embeddings has a name of its own, as where it is not tied.
-        theirs = dict(other.load(training=True).named_parameters(remove_duplicate=False))
-        for name, weights in module.named_parameters():
+        mine = dict(module.named_parameters())
+        theirs = dict(other.load(training=True).named_parameters())
+        names = sorted({*mine, *theirs})
+        differing = [name for name in names if _shape(mine, name) != _shape(theirs, name)]
+        if differing:
+            name = differing[0]
+            raise UsageError(
+                "other_model_differs",
+                f"Of the other model {name} is {_shape(theirs, name)}, of the model "
+                f"{_shape(mine, name)}. Give a model of the same shape.",
+            )
+        for name, weights in mine.items():
             yield weights, theirs[name].detach().to(weights.device)
+
+
+def _shape(weights: dict[str, Any], name: str) -> str:
+    """Return the shape of a weight in words."""
+    found = weights.get(name)
+    return "absent" if found is None else f"of shape {tuple(found.shape)}"
 
 
 def open_transform(transform: str | Transform) -> Transform:

@@ -1,6 +1,7 @@
 """Quantisation: weights rounded to fewer bits.
 
-Source: Dettmers et al. 2022, arXiv 2208.07339, section 2.1 (absmax), rounded to nearest in groups.
+Source: Dettmers et al. 2022, arXiv 2208.07339, section 2.1 (absmax), rounded to nearest in groups;
+the scale's sign by llama.cpp's Q4_0, which uses every integer.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ class Quantise(Transform):
     """Rounds the weights of every linear layer but the output head.
 
     With 16 bits every weight becomes bf16. With fewer, `simulated` rounds the weights of each group
-    to integers of that many bits times the group's largest weight and keeps the rounded values as
-    floats: it answers as such weights do, in no less memory, and activations are not rounded.
-    `torchao` rounds in the same way to the whole range of integers, and `gguf` in the blocks of 32
-    of llama.cpp (Q8_0, Q4_0); both are kept as floats too. `bitsandbytes` saves its own weights
-    (LLM.int8, which rounds activations too, or nf4), which only it opens.
+    to all integers of that many bits times a scale that keeps the group's largest weight, as
+    llama.cpp's Q4_0 does, and keeps the rounded values as floats: it answers as such weights do, in
+    no less memory, and activations are not rounded. `torchao` rounds by a scale of its own, and
+    `gguf` in the blocks of 32 of llama.cpp (Q8_0, Q4_0); both are kept as floats too.
+    `bitsandbytes` saves its own weights (LLM.int8, which rounds activations too, or nf4), which
+    only it opens.
     """
 
     name = "quantise"
     source = "Dettmers et al. 2022, arXiv 2208.07339, section 2.1"
     amount = "bits"
+    version = "2"  # 1 left the lowest integer out: three levels at 2 bits
 
     bits: Literal[16, 8, 4, 3, 2] = setting(4, "Bits of a weight")
     by: Literal["auto", "simulated", "torchao", "gguf", "bitsandbytes"] = setting(
@@ -151,18 +154,21 @@ def by_torchao(weights: Any, bits: int, group: int) -> Any:
 
 
 def simulated(weights: Any, bits: int, group: int) -> Any:
-    """Return weights [out, in] rounded to `bits`, symmetric around 0, a scale per group of a row.
+    """Return weights [out, in] rounded to the 2^bits levels of each group of a row.
 
-    A last group that is shorter has a scale of its own.
+    A level is an integer times the group's scale, by which the weight that is furthest from 0 is
+    the lowest integer. A last group that is shorter has a scale of its own.
     """
     import torch
 
-    most = 2 ** (bits - 1) - 1
+    lowest = -(2 ** (bits - 1))
     parts = []
     for part in weights.float().split(group, dim=1):
-        scale = part.abs().amax(dim=1, keepdim=True) / most
-        safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-        parts.append((part / safe).round() * safe)
+        low, high = part.aminmax(dim=1, keepdim=True)
+        largest = torch.where(high > -low, high, low)
+        scale = largest / lowest  # below 0 where the largest is above: it is always exact
+        safe = torch.where(scale != 0, scale, torch.ones_like(scale))
+        parts.append((part / safe).round().clamp(lowest, -lowest - 1) * safe)
     return torch.cat(parts, dim=1)
 
 
