@@ -200,7 +200,7 @@ def test_a_training_that_fails_is_kept_and_more_trials_begin_with_the_same(
     assert found.trials[tried][:3].equals(fewer.trials[tried])
 
 
-def test_where_every_trial_fails_or_is_refused_the_error_says_so(llama, one_home, monkeypatch):
+def test_where_every_trial_fails_or_is_refused_the_error_says_so(llama, monkeypatch):
     def failing(curve, number, *given):
         if number:
             raise UsageError("training_too_short", "Too few steps for the defence.")
@@ -211,7 +211,7 @@ def test_where_every_trial_fails_or_is_refused_the_error_says_so(llama, one_home
         own(llama)
 
 
-def test_another_refusal_than_that_of_few_steps_is_the_callers(llama, one_home, monkeypatch):
+def test_another_refusal_than_that_of_few_steps_is_the_callers(llama, monkeypatch):
     def refusing(curve, number, *given):
         raise UsageError("wrong_setting", "Not allowed.")
 

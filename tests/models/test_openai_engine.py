@@ -24,7 +24,7 @@ def bad(status: int, said: str, **headers):
 
 
 def slow():
-    time.sleep(2)
+    time.sleep(4)
     return good("too late")
 
 
@@ -78,7 +78,7 @@ def local(served, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     where, server = served
     server.seen.clear()
-    return replace(where, retries=1, timeout=1.0)
+    return replace(where, retries=1, timeout=2.0)
 
 
 def ask(where: Endpoint, *questions: str, **how) -> list[Answer]:
