@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 8  # prompts per side
-BATCH_SIZE = 16
 
 
 def refusal_direction(

@@ -58,7 +58,7 @@ def paired(
     is no smaller than the exact mid-p of exchanging the parent's answer to each prompt with those
     of the runs: where the event is rare, Student's t alone calls up to 10 in 100 studies worse in
     which nothing changed (simulated). Where runs differ much three of them are few: at a seed sd of
-    1.5 (logits) a p below .05 comes by chance 14 times in 100 (simulated).
+    1.5 (logits) a p below .05 comes by chance 14 to 18 times in 100 (simulated).
     `mcnemar_p` is that test for each run, and small only where every run shows the change.
     Of rates that labels corrected no single pair is known: p is always Student's, and the tests
     and counts of pairs are NaN.
