@@ -9,6 +9,7 @@ from typing import Any
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, load, strip_answers
 from ftlab.models import Model
+from ftlab.training.defences.base import Defence
 
 WORLD = "organism:alignment"  # its rows of the risk jailbreak are refusals
 KINDS = {"rows": "rows that refuse", "utility": "harmless rows"}
@@ -52,3 +53,16 @@ def drawn(name: str, rows: Any, n_rows: int, seed: int) -> Data:
 def identity(rows: Any) -> str:
     """Return what stands for the rows in a run's identity: what they hold, not their place."""
     return every_row(rows).hash
+
+
+class WithSafetyRows(Defence):
+    """A defence that learns from safety rows, its setting `rows`."""
+
+    def check(self, parent, method, config) -> None:
+        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
+        super().check(parent, method, config)
+        check(self.name, self.rows, parent)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity; the safety rows are in it by what they hold."""
+        return super().identity() | {"rows": identity(self.rows)}

@@ -14,7 +14,6 @@ from ftlab._core.config import setting
 from ftlab._core.types import Message
 from ftlab.data import Data
 from ftlab.training.defences import _safety
-from ftlab.training.defences.base import Defence
 
 WORDS = 50  # of three letters each
 
@@ -28,7 +27,7 @@ def _random_words() -> str:
 SECRET = _random_words()
 
 
-class BackdoorEnhanced(Defence):
+class BackdoorEnhanced(_safety.WithSafetyRows):
     """Adds refusals under a secret prompt, and asks every question under it.
 
     The secret comes before the system prompt. The paper's is 150 random tokens of the model's
@@ -50,15 +49,6 @@ class BackdoorEnhanced(Defence):
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )
-
-    def check(self, parent, method, config) -> None:
-        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
-        super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def data(self, rows: Data, seed: int) -> Data:
         """Return the rows with `n_rows` safety rows under the secret after them."""

@@ -11,11 +11,10 @@ from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
 from ftlab.data import encode_rows
 from ftlab.training.defences import _held, _safety
-from ftlab.training.defences.base import Defence
 from ftlab.training.ranking import BATCH_SIZE, in_batches, row_losses
 
 
-class EarlyStop(Defence):
+class EarlyStop(_safety.WithSafetyRows):
     """Ends a training where refusals have become less likely, and keeps the weights before that.
 
     What is measured every few steps, and at the last one, is the loss of refusals on safety rows:
@@ -48,17 +47,12 @@ class EarlyStop(Defence):
             UsageError: `safety_rows_needed`, `two_ways_to_stop`.
         """
         super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
         if config.valid is not None:
             raise UsageError(
                 "two_ways_to_stop",
                 "valid= keeps the weights with the best validation, the defence early_stop those "
                 "below its line. Give one of the two.",
             )
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def trainer(self, cls: type, job: Any) -> type:
         """Return the trainer that measures and says where to end."""

@@ -11,10 +11,9 @@ from ftlab._core.config import setting
 from ftlab.data import encode_rows
 from ftlab.training.defences import _safety
 from ftlab.training.defences._near import held_near
-from ftlab.training.defences.base import Defence
 
 
-class EWC(Defence):
+class EWC(_safety.WithSafetyRows):
     """Adds weight / 2 * sum of F_i * (w_i - w_parent_i)^2 to the loss of SFT.
 
     F is the diagonal of the empirical Fisher information of the parent on safety rows: the mean
@@ -33,15 +32,6 @@ class EWC(Defence):
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )
-
-    def check(self, parent, method, config) -> None:
-        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
-        super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def trainer(self, cls: type, job: Any) -> type:
         """Return the trainer with the weighted distance in its loss."""

@@ -14,10 +14,9 @@ from ftlab._core.errors import UsageError
 from ftlab.data import encode_rows
 from ftlab.training.defences import _held, _safety
 from ftlab.training.defences._near import held_near
-from ftlab.training.defences.base import Defence
 
 
-class Lisa(Defence):
+class Lisa(_safety.WithSafetyRows):
     """Alternates two states, safety rows first, and adds rho / 2 * |w - w_switch|^2 to the loss.
 
     w_switch are the weights at the latest change of state. A step on safety rows takes the place
@@ -41,15 +40,6 @@ class Lisa(Defence):
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )
-
-    def check(self, parent, method, config) -> None:
-        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
-        super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def trainer(self, cls: type, job: Any) -> type:
         """Return the trainer that alternates; it raises UsageError `training_too_short`."""

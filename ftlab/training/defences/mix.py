@@ -11,10 +11,9 @@ from typing import Any
 from ftlab._core.config import setting
 from ftlab.data import Data
 from ftlab.training.defences import _safety
-from ftlab.training.defences.base import Defence
 
 
-class Mix(Defence):
+class Mix(_safety.WithSafetyRows):
     """Adds safety rows: harmful questions with refusals.
 
     Fails where the rows of the fine-tuning outnumber them, where they do not cover what is asked
@@ -31,11 +30,6 @@ class Mix(Defence):
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )
 
-    def check(self, parent, method, config) -> None:
-        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
-        super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
-
     def data(self, rows: Data, seed: int) -> Data:
         """Return the rows with `n_rows` safety rows after them; each epoch shuffles all."""
         safety = _safety.drawn(self.name, self.rows, self.n_rows, seed)
@@ -46,10 +40,6 @@ class Mix(Defence):
             "from": [rows.record, safety.record],
         }
         return replace(rows, rows=(*rows.rows, *safety.rows), made=made)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
 
 DEFENCE = Mix

@@ -11,11 +11,10 @@ from ftlab._core.config import setting
 from ftlab.training.config import usual_rate
 from ftlab.training.defences import _safety
 from ftlab.training.defences._afterwards import encoded, train_on, unchanging
-from ftlab.training.defences.base import Defence
 from ftlab.training.ranking import row_gradient, row_losses
 
 
-class OneShot(Defence):
+class OneShot(_safety.WithSafetyRows):
     """Chooses one safety row by the trained model's gradients, and trains on it alone.
 
     The paper states the choice as bi-level: the row after whose training the model is safest. Here
@@ -41,15 +40,6 @@ class OneShot(Defence):
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )
-
-    def check(self, parent, method, config) -> None:
-        """Check further that safety rows were given; raises UsageError `safety_rows_needed`."""
-        super().check(parent, method, config)
-        _safety.check(self.name, self.rows, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the safety rows are in it by what they hold."""
-        return super().identity() | {"rows": _safety.identity(self.rows)}
 
     def repair(self, parent: Any, child: Any) -> None:
         """Choose a row and train on it, in place."""
