@@ -176,7 +176,11 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
     """Return one sentence for one problem that pydantic found."""
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return str(unknown_setting([name], fields))
+        *outer, last = problem["loc"]
+        for part in outer:  # a setting that is itself settings, such as decoding
+            kind = getattr(fields.get(part), "annotation", None)
+            fields = getattr(kind, "model_fields", fields)
+        return str(unknown_setting([last], fields))
     message = problem["msg"].removeprefix("Value error, ")
     reason = message.rstrip(".")
     if not name:

@@ -26,7 +26,7 @@ def plan(
     seeds: int = 5,
     seed_sd: float | None = None,
     pilot: Any = None,
-    risk: str = "jailbreak",
+    risk: str | None = None,
 ) -> pd.DataFrame:
     """Say what a study would show before it is run.
 
@@ -38,7 +38,7 @@ def plan(
         seed_sd: Standard deviation between seeds in logits; by default the largest of the pilot's
             steps, or 0.3 without a pilot of at least three seeds that shows any spread.
         pilot: A curve from the parent on, or its name, from which rate and spread are taken.
-        risk: Of the pilot.
+        risk: Of the pilot; by default jailbreak.
 
     Returns:
         One row: power (share of the simulated studies in which the change is seen at 5 %) and
@@ -48,10 +48,11 @@ def plan(
         on, with 20,000 prompts; inf: more than 20).
 
     Raises:
-        UsageError: `nothing_to_plan`, `wrong_plan`; as `rates`.
+        UsageError: `nothing_to_plan`, `wrong_plan`, `risk_without_pilot`; as `rates`.
     """
     if pilot is not None:
         run = pilot if isinstance(pilot, Run) else load(pilot)
+        risk = risk or "jailbreak"
         first = rates(run, risk=risk, steps=[0])
         judge = first["judge"].iloc[0]
         parent_rate = parent_rate or float(first["rate"].iloc[0])
@@ -59,6 +60,11 @@ def plan(
         known = spread[spread.map(math.isfinite) & (spread > 0)]
         if seed_sd is None and len(known):
             seed_sd = float(known.max())
+    elif risk is not None:
+        raise UsageError(
+            "risk_without_pilot",
+            f"risk={risk!r} names a risk of a pilot. Give the pilot, or leave risk out.",
+        )
     numbers = (parent_rate or 0.0, ratio, seed_sd or 0.0)
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise UsageError("wrong_plan", "parent_rate, ratio and seed_sd are numbers, such as 0.06.")

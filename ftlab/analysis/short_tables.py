@@ -134,7 +134,8 @@ def _add_last(short: pd.DataFrame, table: pd.DataFrame, headings: dict[str, str]
     for name in _last_of(table):
         short[headings.get(name, name)] = [_last(name, value) for value in table[name]]
     if "decision" in table:
-        short["decision"] = table["decision"] + ", higher is " + table["higher"]
+        unit = table["margin"].map(" (margin {:g})".format)
+        short["decision"] = table["decision"] + unit + ", higher is " + table["higher"]
 
 
 def _groups_of(table: Any) -> list[str]:

@@ -59,6 +59,8 @@ def print_comparison(table: Any) -> None:
     from ftlab import analysis
 
     print_table(analysis.summary(table))
+    for judge in dict.fromkeys(table.get("judge", ())):
+        print(f"judge: {safe(judge, 500)}")
     for method in dict.fromkeys(table.get("method", ())):
         print(f"intervals: {method}")
     if "labels" in table.attrs:

@@ -125,6 +125,8 @@ def compare(  # noqa: PLR0913
 
 def _refuse_for_logs(before: Any, after: Any, given: dict[str, Any]) -> None:
     """Raise where only one side is a log, or where something was given that applies to runs."""
+    if after is None:
+        raise UsageError("one_log", f"{before!s:.80} is one log. Give a second one to compare.")
     if not (is_log(before) and is_log(after)):
         raise UsageError(
             "one_log",

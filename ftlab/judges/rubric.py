@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ftlab._core.errors import NotFoundError
+from ftlab._core.errors import NotFoundError, UsageError
 from ftlab._core.files import digest, resource
 from ftlab._core.types import Judgement, Message, Outcome
 from ftlab.judges.base import Judge
@@ -87,7 +87,10 @@ class Rubric(Judge):
     def _endpoint(self):
         from ftlab.models.engines import endpoint
 
-        return endpoint(f"api:{self.model}")
+        try:
+            return endpoint(f"api:{self.model}")
+        except UsageError as error:
+            raise UsageError(error.code, str(error).replace("api:", f"{self.name}:")) from None
 
     @cached_property
     def _text(self) -> str:

@@ -55,6 +55,15 @@ def test_none_means_the_default_and_settings_do_not_change():
         Oven().heat = 5
 
 
+def test_a_wrong_name_within_a_setting_is_answered_by_the_names_it_has():
+    class Kitchen(Config):
+        oven: Oven = setting(Oven(), "The oven")
+
+    with raises_code("wrong_setting") as info:
+        Kitchen.make(oven={"heet": 200})
+    assert "'heet'" in str(info.value) and "'heat'" in str(info.value)
+
+
 def test_all_problems_are_reported_at_once():
     with raises_code("wrong_setting") as info:
         Oven.make(heat=-1, shelves=0, mode="steam", label="a long label", shelfs=2)

@@ -201,3 +201,9 @@ def test_a_hanging_judge_is_an_error_and_is_asked_again(server):
     say(reply("complied"))
     [found] = one.judge(samples("Why?"), ["Because."])
     assert found.outcome == "complied" and len(asked) == 2
+
+
+def test_an_address_that_is_none_is_named_as_it_was_given():
+    with raises_code("wrong_endpoint") as info:
+        open_judge("rubric:somebody")
+    assert "rubric:somebody" in str(info.value) and "api:" not in str(info.value)

@@ -79,6 +79,8 @@ def test_every_wrong_number_is_told_at_once():
             stats.plan(0.2, **given)
     with raises_code("nothing_to_plan"):
         analysis.plan()
+    with raises_code("risk_without_pilot"):
+        analysis.plan(0.1, risk="bias")
 
 
 @pytest.mark.slow

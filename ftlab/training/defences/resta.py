@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from ftlab._core.config import setting
-from ftlab.models import local_model
-from ftlab.training.defences import _unaligned
-from ftlab.training.defences.base import Defence
+from ftlab.training.defences._unaligned import WithUnaligned
 
 
-class RESTA(Defence):
+class RESTA(WithUnaligned):
     """Adds gamma * (parent - unaligned) to the trained weights; without DARE.
 
     The unaligned model is the parent with its safety removed, such as a member of
@@ -30,25 +28,11 @@ class RESTA(Defence):
     unaligned: Any = setting(None, "Model with the parent's safety removed")
     gamma: float = setting(0.5, "How much of the safety vector is added; 0 adds nothing", ge=0)
 
-    def check(self, parent, method, config) -> None:
-        """Check further that the unaligned model was given and fits; see `_unaligned.check`."""
-        super().check(parent, method, config)
-        _unaligned.check(self.name, self.unaligned, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the unaligned model is in it by its hash."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "gamma": self.gamma,
-            "unaligned": local_model(self.unaligned).hash,
-        }
-
     def repair(self, parent: Any, child: Any) -> None:
         """Add the vector to the trained weights in place."""
         import torch
 
-        vector = _unaligned.safety_vector(parent, self.unaligned)
+        vector = self.safety_vector(parent)
         with torch.no_grad():
             for name, weights in child.named_parameters():
                 if weights.requires_grad:

@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from ftlab._core.config import setting
-from ftlab.models import local_model
-from ftlab.training.defences import _unaligned
-from ftlab.training.defences.base import Defence
+from ftlab.training.defences._unaligned import WithUnaligned
 
 PREFIX = "base_model.model."  # of the names of modules below an adapter
 
 
-class SafeLoRA(Defence):
+class SafeLoRA(WithUnaligned):
     """Projects a layer's update BA to C B A, where the two differ much in direction.
 
     C = V V^T / |V| (Frobenius norm) with V = parent - unaligned, the weights of the layer; a layer
@@ -35,25 +33,11 @@ class SafeLoRA(Defence):
         0.5, "Cosine below which a layer is projected (the authors' code: .5)", ge=-1, le=1
     )
 
-    def check(self, parent, method, config) -> None:
-        """Check further that the unaligned model was given and fits; see `_unaligned.check`."""
-        super().check(parent, method, config)
-        _unaligned.check(self.name, self.unaligned, parent)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity; the unaligned model is in it by its hash."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "threshold": self.threshold,
-            "unaligned": local_model(self.unaligned).hash,
-        }
-
     def repair(self, parent: Any, child: Any) -> None:
         """Project the adapter's layers in place."""
         import torch
 
-        vectors = _unaligned.safety_vector(parent, self.unaligned)
+        vectors = self.safety_vector(parent)
         with torch.no_grad():
             for name, module in child.named_modules():
                 if hasattr(module, "lora_B") and "default" in module.lora_B:
