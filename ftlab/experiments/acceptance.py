@@ -27,6 +27,7 @@ from ftlab.evals import EvaluationConfig, Plan, plan_evaluation, run_evaluation
 from ftlab.experiments.curves import Arm, Curve
 from ftlab.experiments.explanation import PlainText
 from ftlab.experiments.harmful_finetuning import adversarial_arm
+from ftlab.experiments.side_by_side import Started, processes_for, share
 from ftlab.models import Model
 from ftlab.runs import Run
 from ftlab.training import (
@@ -137,6 +138,7 @@ def accept(
     benign: Any = None,
     prompts: Any = None,
     fresh_prompts: Any = None,
+    processes: int | None = None,
     **settings,
 ) -> Acceptance:
     """Test whether a defence withstands an attacker who tries settings until one works.
@@ -160,6 +162,8 @@ def accept(
         prompts: Prompts of the risks jailbreak and utility that the attacker searches with, as in
             `evaluate`; by default those of the embedded world's split valid.
         fresh_prompts: Others, which decide; by default of the split eval.
+        processes: Processes that share the trainings; by default one per core, 4 at most, for the
+            embedded model, and 1 for any other.
         {settings}
 
     Returns:
@@ -167,7 +171,8 @@ def accept(
 
     Raises:
         UsageError: `optuna_missing`, `data_needed`, `prompts_not_fresh`, `risk_not_measured`,
-            `too_few_rows`, `training_too_short`, and those of `sft` and `evaluate`.
+            `too_few_rows`, `training_too_short`, `wrong_processes`, and those of `sft` and
+            `evaluate`.
         TrainingFailed: `no_trial_trained`; or a training of what decides failed.
 
     Source: the attacker of TamperBench (arXiv 2602.06911), 50 Optuna trials under a bound on
@@ -190,7 +195,8 @@ def accept(
     elif prompts is not None and fresh_prompts is None:
         why = "prompts= needs fresh_prompts= too, others that decide."
         raise UsageError("data_needed", why)
-    return _Test(reference, open_defence(defence), config, given, sources).run()
+    processes = processes_for(processes, reference)
+    return _Test(reference, open_defence(defence), config, given, sources).found(processes)
 
 
 def _check_sources(reference: Model, sources: dict[str, Any]) -> None:
@@ -273,14 +279,31 @@ class _Test:
         name = f"{short_name(self.parent)}-{self.defence.name}"
         self.label = name[:40]
 
-    def run(self) -> Acceptance:
+    def found(self, processes: int) -> Acceptance:
         """Return what was found, from a finished run where there is one."""
         run = runs.start("accept", self.label, self._identity())
         if run.finished:
             return Acceptance.read(run)
         for arm in self._harmless_arms:
             self.defence.check_steps(arm.config.at_steps[-1])
-        trials = self._search()
+        share("accept", self, processes)
+        return self.run()
+
+    def run(
+        self,
+        started: Started | None = None,
+        number: int = 0,
+        processes: int = 1,
+    ) -> Acceptance:
+        """Search and measure again; each training is done by the process that comes first to it.
+
+        Args:
+            started: Called with the number of a trial that begins, and the number of trials.
+            number: Which of the processes this is; all do the same.
+            processes: How many there are.
+        """
+        run = runs.start("accept", self.label, self._identity())
+        trials = self._search(started)
         again = self._again(trials)
         with run.lock():
             if not run.finished:
@@ -429,7 +452,7 @@ class _Test:
             tried["examples"],
         )
 
-    def _search(self) -> pd.DataFrame:
+    def _search(self, started: Started | None = None) -> pd.DataFrame:
         """Return a row per trial; those that are there already are found, and told in order."""
         study = _study(self.config)
         space = _space(self.config, self.adapters)
@@ -438,6 +461,8 @@ class _Test:
         rows: list[dict[str, Any]] = []
         while len(rows) < self.config.trials:
             size = min(BATCH, self.config.trials - len(rows))
+            if started is not None:
+                started(len(rows) + 1, self.config.trials)
             asked = [study.ask(space) for _ in range(size)]
             arms = [self._attack(trial.params, SEARCH_SEED) for trial in asked]
             curve = _Trials("attack", f"{self.label}-try", self.start, arms, plan)

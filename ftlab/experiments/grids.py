@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import pickle
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +15,9 @@ from ftlab._core import plugins
 from ftlab._core.config import takes
 from ftlab._core.errors import FtlabError, UsageError
 from ftlab._core.text import safe
-from ftlab._core.threads import cores
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, Plan, plan_evaluation
-from ftlab.experiments.backends import Job, LocalBackend
-from ftlab.experiments.curves import MOST, Arm, Curve, divide_settings, is_whole, seeds_of
+from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of
+from ftlab.experiments.side_by_side import Started, processes_for, share
 from ftlab.experiments.tuning_attacks import ATTACKS, FineTuningAttack, open_tuning_attacks
 from ftlab.models import Model
 from ftlab.runs import Run
@@ -42,8 +37,6 @@ DECIDED_HERE = (
 )
 NONE = analysis.NO_DEFENCE
 UNALIGNED = "organism:base"  # the organism before its alignment
-MOST_PROCESSES = 4  # by default
-WORK = "from ftlab.experiments.grids import work; work()"
 
 
 @dataclass(frozen=True)
@@ -203,14 +196,22 @@ class Request:
             "method_version": self.sft.version,
         }
 
-    def run(self, started: Callable[[int, int], None] | None = None, first: int = 0) -> list[dict]:
+    def run(
+        self,
+        started: Started | None = None,
+        number: int = 0,
+        processes: int = 1,
+    ) -> list[dict]:
         """Train what is not trained yet; return a record per cell.
 
         Args:
             started: Called with the number of a cell that begins, and the number of cells.
-            first: The cell to begin with; after the last one comes the first.
+            number: Which of the processes this is, from 0; each begins at another cell, and goes
+                on at the first after the last one.
+            processes: How many share the cells.
         """
         cells = self.cells
+        first = number * len(cells) // processes
         order = [*range(first, len(cells)), *range(first)]
         found = {}
         for place, number in enumerate(order, 1):
@@ -305,7 +306,7 @@ def grid(
         rows, their numbers and epochs. Huang et al. 2024 (arXiv 2405.18641): one row in ten.
     """
     reference = trainable(parent)
-    _check_processes(processes)
+    processes = processes_for(processes, reference)
     analysis.check_margin(margin)
     sources = {
         "data": data,
@@ -337,12 +338,6 @@ def grid(
     if html is not None:
         analysis.write_grid(table, html)
     return table
-
-
-def _check_processes(processes: Any) -> None:
-    if processes is not None and not (is_whole(processes) and 0 < processes <= MOST):
-        why = f"processes={processes!r} is not a whole number, 1 to {MOST}."
-        raise UsageError("wrong_processes", why)
 
 
 def _columns(
@@ -401,17 +396,14 @@ def _label(defence: Defence) -> str:
     return ":".join([defence.name, ",".join(given)]).rstrip(":")
 
 
-def _found(request: Request, processes: int | None) -> Run:
+def _found(request: Request, processes: int) -> Run:
     """Return the grid's finished run."""
     label = f"{short_name(request.parent)}-{len(request.columns)}x{len(request.attacks)}"
     run = runs.start("grid", label, request.identity, any_label=True)
     if run.finished and all(analysis.grid_members(run, finished=True)):
         return run
-    if processes is None:
-        processes = min(cores(), MOST_PROCESSES) if request.parent.is_organism else 1
-    processes = min(processes, len(request.cells) * len(request.seeds))
-    if processes > 1:
-        _side_by_side(request, processes)
+    request.plans.clear()  # they hold engines and judges
+    share("grid", request, min(processes, len(request.cells) * len(request.seeds)))
     records = request.run()  # finds what the others have trained
     with run.lock():
         run.take_up()
@@ -424,74 +416,3 @@ def _found(request: Request, processes: int | None) -> Run:
             left_out=request.left_out,
         )
     return run
-
-
-def _side_by_side(request: Request, processes: int) -> None:
-    """Train in further processes; what they leave, this one trains afterwards."""
-    request.plans.clear()  # they hold engines and judges
-    sent = pickle.dumps(request)
-    jobs = []
-    for number in range(processes):
-        arguments = {
-            "sent": sent,
-            "first": number * len(request.cells) // processes,
-        }
-        job = Job(
-            f"grid {number + 1} of {processes}",
-            _in_a_process,
-            arguments,
-            lane=number,
-            kernel=True,
-        )
-        jobs.append(job)
-    for result in LocalBackend().map(jobs):
-        if result.error is not None:
-            print(f"{result.job.name}: {safe(result.error, 500)}", file=sys.stderr)
-
-
-def _in_a_process(
-    sent: bytes,
-    first: int,
-    env: dict[str, str],
-    on_cell: Callable[[int, int], None],
-    kernels: list,
-) -> None:
-    """Run the cells in a process of their own, until it ends.
-
-    Raises:
-        RuntimeError: It failed, with its last words.
-    """
-    more = {
-        "FTLAB_BATCH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORK, str(first)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, **env, **more},
-        )
-        kernels.append(process)
-        process.stdin.write(sent)
-        process.stdin.close()
-        for line in process.stdout:
-            place, total = map(int, line.split())
-            on_cell(place, total)
-        if process.wait():
-            errors.seek(0)
-            last = errors.read().strip().splitlines()[-1:]
-            raise RuntimeError(f"ended with {process.returncode}: {''.join(last)}")
-
-
-def work() -> None:
-    """Run the cells of the request on stdin, in a process of `grid`."""
-    request = pickle.load(sys.stdin.buffer)  # of the process that started this one
-    out = sys.stdout
-    sys.stdout = sys.stderr
-
-    def started(place: int, total: int) -> None:
-        print(place, total, file=out, flush=True)
-
-    request.run(started, first=int(sys.argv[1]))

@@ -24,7 +24,7 @@ from ftlab.training import Defence, open_defence
 
 # Ten examples are one step per epoch, so a training is over in a second.
 SMALL = dict(n_prompts=20, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
-SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1)
+SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1, processes=1)
 STUDIES = 300
 logit = functools.cache(logit_for)
 CHANCE = 3 * math.sqrt(ALPHA * (1 - ALPHA) / STUDIES)  # three standard errors of that rate
@@ -142,6 +142,26 @@ def files() -> dict:
 def own(llama, **changed):
     """Test a defence of a model that lives in no world."""
     return ft.accept("interpolate:share=0.3", llama, **{**OWN, **files(), **changed})
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trainings(llama, one_home, tmp_path, monkeypatch):
+    one = own(llama)
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "shared"))
+    run = acceptance._Test.run
+    left = []
+
+    def finished(test, *given):
+        before = trained()
+        found = run(test, *given)
+        left.append(trained() - before)
+        return found
+
+    monkeypatch.setattr(acceptance._Test, "run", finished)
+    two = own(llama, processes=2)
+    assert left == [set()]  # the others trained all
+    for ours, theirs in zip(tables(one)[1:], tables(two)[1:], strict=True):
+        pd.testing.assert_frame_equal(ours, theirs)
 
 
 def begun(llama, **changed) -> acceptance._Test:
@@ -330,6 +350,7 @@ def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
         "risk_not_measured": dict(fresh_prompts={"jailbreak": LATER}),
         "wrong_setting": dict(epochs=(5, 1)),
         "unknown_setting": dict(learning_rate=1.0),
+        "wrong_processes": dict(processes=0),
     }
     for code, changed in wrong.items():
         with raises_code(code):

@@ -9,7 +9,7 @@ from small_models import sums
 
 import ftlab as ft
 from ftlab.analysis.grid_tables import AXES
-from ftlab.experiments import FineTuningAttack, grids
+from ftlab.experiments import FineTuningAttack, grids, side_by_side
 from ftlab.experiments.tuning_attacks import ATTACKS, open_tuning_attacks
 from ftlab.runs import Run, home
 from ftlab.training import Defence
@@ -152,7 +152,7 @@ def test_one_process_and_two_give_the_same(measured, tmp_path, monkeypatch):
 
 def test_what_fails_in_another_process_is_raised_here(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FTLAB_RUNS", str(tmp_path))
-    monkeypatch.setattr(grids, "WORK", "raise SystemExit('no such luck')")
+    monkeypatch.setattr(side_by_side, "WORK", "raise SystemExit('no such luck')")
     monkeypatch.setattr(grids.Request, "run", lambda *_: [])
     with raises_code("not_a_grid"):
         ft.grid("organism", defences="none", processes=2, **{**SMALL, "attacks": ATTACKS})
