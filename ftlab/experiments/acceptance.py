@@ -171,8 +171,8 @@ def accept(
 
     Raises:
         UsageError: `optuna_missing`, `data_needed`, `prompts_not_fresh`, `risk_not_measured`,
-            `too_few_rows`, `training_too_short`, `wrong_processes`, and those of `sft` and
-            `evaluate`.
+            `too_few_rows`, `training_too_short`, `identical_seeds`, `wrong_processes`, and those
+            of the defences, of `sft` and of `evaluate`.
         TrainingFailed: `no_trial_trained`; or a training of what decides failed.
 
     Source: the attacker of TamperBench (arXiv 2602.06911), 50 Optuna trials under a bound on
@@ -284,8 +284,7 @@ class _Test:
         run = runs.start("accept", self.label, self._identity())
         if run.finished:
             return Acceptance.read(run)
-        for arm in self._harmless_arms:
-            self.defence.check_steps(arm.config.at_steps[-1])
+        self._check_trainings()
         share("accept", self, processes)
         return self.run()
 
@@ -343,6 +342,26 @@ class _Test:
             decision=found.decision,
             sentence=found.sentence,
         )
+
+    def _check_trainings(self) -> None:
+        """Raise UsageError before the search where what follows it cannot be trained.
+
+        The fewest examples may leave a defence no rows, and as many as fit one batch may give all
+        seeds the same training.
+        """
+        for arm in self._harmless_arms:
+            self.defence.check_steps(arm.config.at_steps[-1])
+        fewest, most = self.config.examples
+        plan = self._plan(self.start, "fresh_prompts")
+        for examples in {fewest, min(most, max(fewest, BATCH_SIZE))}:
+            tried = {
+                "multiple": 1.0,
+                "epochs": self.config.epochs[0],
+                "examples": examples,
+                "adapter": self.adapters[0],
+            }
+            arms = [self._attack(tried, seed) for seed in self.seeds]
+            Curve("curve", self.label, self.start, arms, plan)
 
     def _check_prompts(self) -> None:
         """Raise UsageError where prompts of the caller's do not fit those of the search."""

@@ -247,6 +247,17 @@ def test_harmless_rows_too_few_for_the_defence_are_refused_before_the_search(tmp
     assert not trained()
 
 
+def test_what_the_fewest_examples_do_not_allow_is_refused_before_the_search(llama, one_home):
+    before = trained()
+    rows = files()["data"][:10]
+    with raises_code("identical_seeds"):
+        own(llama, data=rows, examples=(4, 10), adapters=("none",))
+    with raises_code("nothing_left"):
+        filtered = "filter:by=loss,n_rows=4"
+        ft.accept(filtered, llama, **{**OWN, **files()})
+    assert trained() == before
+
+
 def test_the_rows_of_every_seed_are_in_the_identity(llama):
     first = begun(llama)._identity()
     assert len(set(first["data"])) == 4  # the search's seed and three more
