@@ -224,8 +224,8 @@ def _attempt(job: Job, fit: Fit) -> None:
     settings = inner.config.get_text_config(decoder=True)
     routers = getattr(settings, "output_router_logits", None)
     origin = inner.config._name_or_path
-    before = fingerprint(job.model)
     trainer = job.method.trainer(job)
+    before = fingerprint(job.model)  # of what is trained, which a defence may have narrowed
     own_names(trainer)
     progress = Progress(job.run.name, 1)
     _restore_token_count(trainer, job.run)

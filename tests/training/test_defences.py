@@ -816,14 +816,31 @@ def test_a_third_party_overrides_one_hook(llama, monkeypatch):
     assert run.stats["rows"] == 5 and run.identity["defence"]["n"] == 5
 
 
-def test_the_defence_that_the_page_shows_asks_with_its_reminder():
+def shown_on_the_page() -> dict:
+    """Return the names that the examples of docs/defences.md define."""
     page = Path(__file__).parents[2] / "docs" / "defences.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-    (code,) = [block for block in blocks if "(Defence)" in block]
-    names = {"__name__": "reminder"}
-    exec(compile(code, "reminder.py", "exec"), names)
-    asked = names["DEFENCE"](text="Now.").chat([{"role": "user", "content": "Hello."}])
+    names = {"__name__": "own"}
+    for code in blocks:
+        if "(Defence)" in code:
+            exec(compile(code, "own.py", "exec"), names)
+    return names
+
+
+def test_the_defence_that_the_page_shows_asks_with_its_reminder():
+    reminder = shown_on_the_page()["DEFENCE"](text="Now.")
+    asked = reminder.chat([{"role": "user", "content": "Hello."}])
     assert asked == [{"role": "user", "content": "Hello. Now."}]
+
+
+def test_the_defence_that_the_page_shows_trains_on_a_divided_loss(llama):
+    cautious = shown_on_the_page()["Cautious"]
+    plain = call("sft", llama, **TWO)
+    idle = call("sft", llama, defence=cautious(by=1.0), **TWO)
+    assert weights(idle) == weights(plain)
+    divided = call("sft", llama, defence=cautious(), **TWO)
+    losses = [run.log()["loss"].iloc[0] for run in (plain, divided)]
+    assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-3)
 
 
 def test_a_defence_may_train_from_another_parent(llama, folders):

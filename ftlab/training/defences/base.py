@@ -65,9 +65,11 @@ class Defence(Config):
         return self.data(self.choose(rows, parent), seed)
 
     def trainer(self, cls: type, job: Job) -> type:
-        """Return TRL's trainer class with another `compute_loss`.
+        """Return TRL's trainer class, such as one with another `compute_loss`.
 
-        Its method `ends(step)`, if it has one, is called after every optimiser step. It returns
+        `job.model` is loaded by then, with the parent's weights and the adapter if there is one,
+        and nothing has been trained; parameters may be frozen here. It is called again where a
+        training is resumed or has run out of memory, each time with a model loaded anew. Its method `ends(step)`, if it has one, is called after every optimiser step. It returns
         why the training ends there, or "", and leaves the weights that the run is to keep.
         """
         return cls

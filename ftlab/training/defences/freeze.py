@@ -98,8 +98,10 @@ class Freeze(Defence):
         return sorted(found)
 
     def trainer(self, cls: type, job: Any) -> type:
-        """Return the trainer that changes only the other weights."""
-        return freezing(cls, frozen(job.model, self))
+        """Return the trainer; the frozen weights of the loaded model need no gradient."""
+        for weights in frozen(job.model, self):
+            weights.requires_grad_(False)
+        return cls
 
 
 def frozen(model: Any, defence: Freeze) -> list[Any]:
@@ -139,29 +141,6 @@ def layers_of(model: Any) -> Any:
         f"{type(whole).__name__} has no list of {count} layers for freeze to find. "
         "Use another defence, such as l2.",
     )
-
-
-def freezing(cls: type, weights: list[Any]) -> type:
-    """Return a trainer that freezes the weights while it trains, and only then.
-
-    Before and after they count as trained, so that the check that some weight moved compares the
-    same weights.
-    """
-
-    class Freezing(cls):
-        def train(self, *given, **named):
-            _need_gradients(weights, False)
-            try:
-                return super().train(*given, **named)
-            finally:
-                _need_gradients(weights, True)
-
-    return Freezing
-
-
-def _need_gradients(weights: list[Any], wanted: bool) -> None:
-    for one in weights:
-        one.requires_grad_(wanted)
 
 
 DEFENCE = Freeze
