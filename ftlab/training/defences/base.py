@@ -69,8 +69,10 @@ class Defence(Config):
 
         `job.model` is loaded by then, with the parent's weights and the adapter if there is one,
         and nothing has been trained; parameters may be frozen here. It is called again where a
-        training is resumed or has run out of memory, each time with a model loaded anew. Its method `ends(step)`, if it has one, is called after every optimiser step. It returns
-        why the training ends there, or "", and leaves the weights that the run is to keep.
+        training is resumed or has run out of memory, each time with a model loaded anew.
+
+        The trainer's method `ends(step)`, if it has one, is called after every optimiser step. It
+        returns why the training ends there, or "", and leaves the weights that the run is to keep.
         """
         return cls
 
