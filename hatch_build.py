@@ -30,6 +30,7 @@ MODEL_FILES = (
 )
 SHIPPED = (
     "ftlab/**/*.py",
+    "ftlab/ui/panels/pad.js",
     "ftlab/analysis/templates/*.j2",
     "ftlab/analysis/templates/texts.yaml",
     "data/hashes.json",
