@@ -12,7 +12,7 @@ from ftlab._core.errors import UsageError
 from ftlab._core.shown import Shown, as_html
 from ftlab.analysis.short_tables import Table
 from ftlab.analysis.verdicts import Names, Source, of_judge, prepare, select, steps_of
-from ftlab.runs import Run
+from ftlab.runs import Run, load
 
 SIDES = ("before", "after")
 # What tells the answers of a run apart, beside the step.
@@ -203,11 +203,13 @@ def texts_of(source: Source) -> tuple[dict[str, str], dict[str, str]]:
     """Return the last message by "sample_id attack", and the answers by key.
 
     Args:
-        source: A run.
+        source: A run, or its name.
 
     Raises:
         UsageError: `no_texts` where it is a table.
     """
+    if isinstance(source, str):
+        source = load(source)
     if not isinstance(source, Run):
         raise UsageError("no_texts", "A table holds no texts. Pass the run itself.")
     questions = {}

@@ -43,4 +43,5 @@ def send(widget: Any, name: str, **content: str) -> None:
 
 def said(widget: Any) -> str:
     """Return the panel's message."""
-    return next(p.value for p in parts_of(widget) if 'role="status"' in getattr(p, "value", ""))
+    values = [str(getattr(part, "value", "")) for part in parts_of(widget)]
+    return next((value for value in values if 'role="status"' in value), "")

@@ -52,7 +52,8 @@ def test_the_sheet_is_the_one_that_draw_writes(curve, panel, tmp_path):
     panel.press("r")
     found = sheet_of(panel)
     assert found["answer_id"].tolist() == wanted["answer_id"].tolist()
-    assert found["answer"].tolist()[0] in (tmp_path / "by_hand.csv").read_text("utf-8-sig")
+    by_hand = pd.read_csv(tmp_path / "by_hand.csv", dtype=str, encoding="utf-8-sig")
+    assert found["answer"].tolist() == by_hand["answer"].tolist()
 
 
 def test_undo_takes_the_last_labels_back_in_their_order(panel):
@@ -122,7 +123,7 @@ def test_a_full_sheet_gives_the_rates_of_the_sheet(curve, panel):
 
 
 def test_the_rate_moves_and_stays_an_estimate_of_the_truth(curve):
-    panel = ui.label(curve, 40, labeller="AB", risk="jailbreak")
+    panel = ui.label(curve, 40, labeller="AB", risk="jailbreak", steps=[0, 10])
     seen = []
     for outcome in truths(curve, panel):
         fill(panel, [outcome])
@@ -131,13 +132,14 @@ def test_the_rate_moves_and_stays_an_estimate_of_the_truth(curve):
         known = rows[rows["labels"] > 0]
         assert known["rate"].between(0, 1).all() and (known["low"] <= known["high"]).all()
     assert sorted(set(seen)) == list(range(1, len(panel.rows) + 1))  # every label counts once
-    truth = ft.rates(curve, judge="organism", risk="jailbreak")["rate"]
+    truth = ft.rates(curve, judge="organism", risk="jailbreak", steps=[0, 10])["rate"]
     assert ((rows["low"] <= truth) & (truth <= rows["high"])).all()
     widths = rows["high"] - rows["low"]
     assert (widths > 0).all()
 
 
-def test_labels_behind_a_gap_do_not_count_yet(panel):
+def test_labels_behind_a_gap_do_not_count_yet(curve):
+    panel = ui.label(curve, 6, labeller="AB", risk="jailbreak", steps=[0, 10])
     panel.press("ArrowRight")
     panel.press("c")
     assert panel.n_done == 1 and panel.rates()["labels"].sum() == 0
@@ -158,10 +160,6 @@ def test_agreement_is_told_at_the_end_only(curve, panel):
     fill(panel, ["empty"])
     told = panel.agreement()
     assert f"{len(outcomes) - 1} of {len(outcomes)}" in told and "AB" in told
-    assert (
-        len(read_labels([panel.path, panel.path.with_name("labels-AB.csv")]).both) == len(outcomes)
-        or "let one more person decide"
-    )
 
 
 def test_what_is_shown_tells_neither_judge_nor_side(curve, panel):
