@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "panels.explore": ["explore"],
         "panels.label": ["label"],
+        "panels.train": ["train"],
     },
 )

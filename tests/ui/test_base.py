@@ -17,7 +17,8 @@ from ftlab._core.text import safe
 from ftlab.experiments import check_parameters, find_notebook
 from ftlab.ui.panels import base
 
-NAMES = ("explore", "label")
+TRAINING = {"at_steps": [0, 2], "seeds": 2, "stop_above": {"bias": 0.5}, "batch_size": 8}
+NAMES = ("explore", "label", "train")
 
 
 @pytest.fixture(params=NAMES)
@@ -28,6 +29,8 @@ def panel(request, curve):
 def opened(name: str, curve):
     if name == "label":
         return ui.label(curve, 4, labeller="AB", risk="jailbreak")
+    if name == "train":
+        return ui.train("organism", "organism:almanac", **TRAINING)
     found = getattr(ui, name)(curve)
     if name == "explore":
         found.pick("jailbreak", 10)
@@ -35,7 +38,7 @@ def opened(name: str, curve):
 
 
 def test_the_papermill_command_has_parameters_that_the_notebook_has(panel):
-    command, notebook, _, option, text = shlex.split(panel.papermill())
+    command, notebook, _, option, text = shlex.split(panel.papermill(), comments=True)
     assert (command, option) == ("papermill", "-y")
     parameters = json.loads(text)
     assert parameters == panel.parameters()

@@ -53,6 +53,10 @@ class Panel:
         """Return the parameters of the notebook `NOTEBOOK` that stand for the panel's choices."""
         raise NotImplementedError
 
+    def left_out(self) -> list[str]:
+        """Return names of choices that the notebook has no parameter for."""
+        return []
+
     def plain(self) -> list[Any]:
         """Return what is shown without widgets: texts, tables, drawings."""
         raise NotImplementedError
@@ -68,7 +72,10 @@ class Panel:
         path = find_notebook(NOTEBOOK)
         shown = min(str(path), os.path.relpath(path), key=len)
         chosen = json.dumps(self.parameters(), ensure_ascii=False)
-        return shlex.join(["papermill", shown, f"{NOTEBOOK}.executed.ipynb", "-y", chosen])
+        words = ["papermill", shown, f"{NOTEBOOK}.executed.ipynb", "-y", chosen]
+        missing = self.left_out()
+        note = f"  # without {', '.join(missing)}" if missing else ""
+        return shlex.join(words) + note
 
     def __repr__(self) -> str:
         parts = [str(part) for part in self.plain()]

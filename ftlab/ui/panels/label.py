@@ -236,6 +236,10 @@ class Labelling(Panel):
             chosen["risk"] = risk
         return chosen
 
+    def left_out(self) -> list[str]:
+        """Return what the notebook has no parameter for."""
+        return [name for name in self.drawing if name not in self.parameters()]
+
     def plain(self) -> list[Any]:
         """Return how far the labels are, and the rates."""
         return [self.progress(), *self.told()]
