@@ -31,7 +31,8 @@ def make_curve(n=30, seeds=3, steps=(0, 10, 30), attacks=("direct", "templates")
         sample = {"id": f"{risk}-{k:03}", "messages": messages}
         prompts.append({"sample": sample, "attack": attack, "messages": messages})
     for step in steps:
-        for seed in range(seeds if step < max(steps) else seeds - 1):
+        is_last = 0 < step == max(steps)
+        for seed in range(seeds - is_last):
             for risk, attack, k in places:
                 key = f"{step}-{seed if step else 0}-{risk}-{attack}-{k}"
                 if key not in answers:

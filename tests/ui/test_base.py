@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers import jsonl
 from hostile import assert_page
 from ui.screens import html_of, parts_of
+from ui_runs import MARKUP, TEXTS
 
 from ftlab import ui
 from ftlab._core.text import safe
@@ -18,7 +20,7 @@ from ftlab.experiments import check_parameters, find_notebook
 from ftlab.ui.panels import base
 
 TRAINING = {"at_steps": [0, 2], "seeds": 2, "stop_above": {"bias": 0.5}, "batch_size": 8}
-NAMES = ("explore", "label", "train")
+NAMES = ("compare", "data", "explore", "guard", "label", "runs", "train")
 
 
 @pytest.fixture(params=NAMES)
@@ -31,10 +33,22 @@ def opened(name: str, curve):
         return ui.label(curve, 4, labeller="AB", risk="jailbreak")
     if name == "train":
         return ui.train("organism", "organism:almanac", **TRAINING)
+    if name == "data":
+        return ui.data(write_rows(curve), prompts="organism")
+    if name == "guard":
+        return ui.guard("organism", ["guard", "ptst"])
+    if name == "runs":
+        return ui.runs()
     found = getattr(ui, name)(curve)
     if name == "explore":
         found.pick("jailbreak", 10)
     return found
+
+
+def write_rows(curve) -> str:
+    """Write rows with hostile text and with problems beside the runs; return their file."""
+    rows = [{"prompt": text, "completion": MARKUP} for text in TEXTS]
+    return jsonl(curve.path.parent / "rows.jsonl", *rows, '{"prompt": 1}', "<b>no json</b>")
 
 
 def test_the_papermill_command_has_parameters_that_the_notebook_has(panel):
@@ -111,6 +125,7 @@ def test_every_control_has_a_name_and_every_text_is_escaped(panel):
             assert part.description, kind
     page = html_of(widget)
     assert_page(page)
+    assert MARKUP not in page
     assert "Copy the Python call" in page and "Copy the papermill command" in page
 
 
