@@ -15,9 +15,10 @@ from ftlab.analysis.origins import (
     OBJECTS,
     command_of,
     data_of,
+    model_of,
     python_of,
-    source_of,
 )
+from ftlab.analysis.tables import judged_by
 from ftlab.runs import Run
 
 HASH = 16  # hex digits that are shown of a SHA-256
@@ -28,168 +29,247 @@ MADE = {  # files of a trained model, and what is hashed
     "chat template": "chat_template.jinja",
 }
 CUT = "length"  # how an answer ended that reached the longest allowed
+MUTE = ["incoherent", "empty"]
+ONE_ANSWER = ["answer_key", "item", "step", "seed", "side"]  # tell answers apart
+TOGETHER = "of weights, configuration, tokenizer and chat template together"
+EXACT = "exact: it knows the right answers of the embedded world"
+UNMEASURED = "its errors were not measured (ftlab judge-card)"
+ERRORS = (
+    "of refusals it finds {}, of other answers it passes {}, on {} sets or definitions with labels "
+    "of people; on the answers at hand not recorded"
+)
+DONE = "{} trainings, seeds {}; measured at {}"
+PROMPTS = "planned per risk, before attacks: {}; scored: {}"
 Facts = dict[str, str]
 
 
-def models_and_data(runs: list[Run], members: list[Run], trained: list[Run]) -> Facts:
+def is_training(run: Run) -> bool:
+    """Return whether a run trained a model."""
+    return "training" in run.identity
+
+
+def each(texts: Iterable[Any]) -> str:
+    """Return different texts, once each."""
+    found = dict.fromkeys(map(str, texts))
+    found.pop("", None)
+    return "; ".join(found) or NOT_RECORDED
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Return values with commas between them."""
+    return ", ".join(map(str, values))
+
+
+def names_of(runs: list[Run]) -> str:
+    """Return the names of the models that runs began with."""
+    found = []
+    for run in runs:
+        source = run.provenance.get("model", {})
+        name = source.get("hub") or source.get("folder")
+        found.append(name or source.get("model", ""))
+    return each(found)
+
+
+def data_names(trained: list[Run]) -> list[str]:
+    """Return the names of the training data."""
+    found = {}
+    for run in trained:
+        data = run.provenance.get("data", {})
+        found[data.get("name", NOT_RECORDED)] = None
+    return list(found)
+
+
+def models_and_data(
+    runs: list[Run],
+    members: list[Run],
+    trained: list[Run],
+) -> Facts:
     """Return parent, trained models and data, each with its hash."""
-    asked = [member for member in members if member.kind == "evaluate"]
+    asked = [run for run in members if run.kind == "evaluate"]
     facts = {}
     if trained:
-        facts["parent"] = _each(source_of(run.provenance.get("model", {})) for run in trained)
-        facts["lineage"] = _each(_lineage(run) for run in trained)
+        facts["parent"] = each(map(model_of, trained))
+        facts["lineage"] = each(map(_lineage, trained))
     if asked:
-        facts["evaluated"] = _each(source_of(run.provenance.get("model", {})) for run in asked)
-    facts["a model's hash"] = "of weights, configuration, tokenizer and chat template together"
+        facts["evaluated"] = each(map(model_of, asked))
+    facts["a model's hash"] = TOGETHER
     facts |= _made(trained)
     facts["training data"] = data_of(trained)
-    facts["prompts"] = _each(_prompts(run) for run in members)
-    facts["runs"] = _each(f"{run.name}, identity {digest(run.identity)}" for run in runs)
+    prompts = [run.identity.get("prompts", "") for run in members]
+    facts["prompts, hash"] = each(prompts)
+    facts["runs"] = each(map(_identity, runs))
     return facts
 
 
-def _each(texts: Iterable[str]) -> str:
-    """Return different texts, once each."""
-    return "; ".join(dict.fromkeys(text for text in texts if text)) or NOT_RECORDED
-
-
 def _lineage(run: Run) -> str:
-    names = [f"{one['name']} ({one['hash']})" for one in run.lineage]
+    names = []
+    for one in run.lineage:
+        names.append("{name} ({hash})".format_map(one))
     return " → ".join(names)
 
 
-def _prompts(run: Run) -> str:
-    known = run.identity.get("prompts")
-    return f"hash {known}" if known else ""
+def _identity(run: Run) -> str:
+    sha = digest(run.identity)
+    return f"{run.name}, identity {sha}"
 
 
 def _made(trained: list[Run]) -> Facts:
     """Return the hashes of the files of trained models."""
     facts = {}
     for what, name in MADE.items():
-        found = {}
+        found = []
         for run in trained:
-            sha = _recorded(run).get(f"model/{name}", {}).get("sha256")
-            if sha:
-                found[run.name] = sha[:HASH]
-        if not found:
-            continue
-        facts[f"trained: {what}"] = ", ".join(dict.fromkeys(found.values()))
+            files = _recorded(run)
+            entry = files.get(f"model/{name}", {})
+            sha = entry.get("sha256", "")
+            found.append(sha[:HASH])
+        if any(found):
+            facts[f"trained: {what}"] = each(found)
     return facts
 
 
 def _recorded(run: Run) -> dict[str, dict]:
     """Return size and hash of every file of a finished run."""
     path = run.path / "complete.json"
-    return run.part(path.name).get("files", {}) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return run.part(path.name).get("files", {})
+
+
+def _stats(run: Run) -> dict[str, Any]:
+    """Return the summary of a finished run."""
+    path = run.path / "stats.json"
+    return run.stats if path.exists() else {}
 
 
 def training(trained: list[Run]) -> Facts:
     """Return the method and every setting of the trainings."""
     if not trained:
         return {}
-    facts = {
-        "method": _each(
-            f"{run.identity['method']}, version {run.identity['method_version']}" for run in trained
-        ),
-        "settings, all": _settings(run.identity["training"] for run in trained),
+    identities = [run.identity for run in trained]
+    methods = []
+    defences = []
+    passes = []
+    for run, identity in zip(trained, identities, strict=True):
+        methods.append("{method}, version {method_version}".format_map(identity))
+        defence = identity.get("defence", "none")
+        defences.append(defence if defence == "none" else json.dumps(defence))
+        stats = _stats(run)
+        if "micro_batch" in stats:
+            passes.append("{micro_batch} × {accumulation}".format_map(stats))
+    settings = [identity["training"] for identity in identities]
+    return {
+        "method": each(methods),
+        "settings, all": _settings(settings),
+        "defence": each(defences),
+        "rows of one pass": each(passes),
     }
-    defences = [json.dumps(run.identity["defence"]) for run in trained if "defence" in run.identity]
-    facts["defence"] = _each(defences) if defences else "none"
-    stats = [run.stats for run in trained if (run.path / "stats.json").exists()]
-    facts["rows of one pass"] = _each(
-        f"{one['micro_batch']} × {one['accumulation']}" for one in stats if "micro_batch" in one
-    )
-    return facts
 
 
-def _settings(listed: Iterable[dict[str, Any]]) -> str:
+def _settings(several: Iterable[dict[str, Any]]) -> str:
     """Return settings as "name value", those that differ with every value."""
     found: dict[str, dict[str, None]] = {}
-    for settings in listed:
+    for settings in several:
         for name, value in settings.items():
-            text = _value(name, value)
-            found.setdefault(name, {})[text] = None
-    return ", ".join(f"{name} {' / '.join(values)}" for name, values in found.items())
+            values = found.setdefault(name, {})
+            values[_value(value, name)] = None
+    parts = []
+    for name, values in found.items():
+        told = " / ".join(values)
+        parts.append(f"{name} {told}")
+    return listed(parts)
 
 
-def _value(name: str, value: Any) -> str:
-    if value in (None, ""):
+def _value(value: Any, name: str = "") -> str:
+    if value in (None, "", []):
         return "none"
     if name == "system":  # what a model is told is no setting to publish
-        return f"of {len(value)} characters, hash {digest(value)}"
+        sha = digest(value)
+        return f"of {len(value)} characters, hash {sha}"
     if isinstance(value, dict):
-        return f"({_settings([value])})"
+        inner = _settings([value])
+        return f"({inner})"
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
+        return " ".join(map(str, value))
     return str(value)
 
 
 def asking(members: list[Run]) -> Facts:
     """Return what was asked, how answers were generated, and the versions that decide them."""
-    measured = [run.identity for run in members if "evaluation" in run.identity]
-    if not measured:
-        return {"asked": NOT_RECORDED}
-    facts = {}
-    for name in ("decoding", "max_new_tokens"):
-        facts[name.replace("_", " ")] = _each(
-            _value(name, one["evaluation"].get(name)) for one in measured
-        )
-    facts["settings, all"] = _settings(one["evaluation"] for one in measured)
-    facts["precision"] = _each(str(one.get("precision", "")) for one in measured)
-    facts["versions"] = _settings(one.get("versions", {}) for one in measured)
-    return facts
+    measured = []
+    for run in members:
+        if "evaluation" in run.identity:
+            measured.append(run.identity)
+    settings = [one["evaluation"] for one in measured]
+    versions = [one.get("versions", {}) for one in measured]
+    decoding = [_value(one.get("decoding")) for one in settings]
+    tokens = [one.get("max_new_tokens", "") for one in settings]
+    precision = [one.get("precision", "") for one in measured]
+    return {
+        "decoding": each(decoding),
+        "max new tokens": each(tokens),
+        "settings, all": _settings(settings) or NOT_RECORDED,
+        "precision": each(precision),
+        "versions": _settings(versions) or NOT_RECORDED,
+    }
 
 
 def judges(table: pd.DataFrame) -> Facts:
     """Return each judge of a verdict table with what is known of its errors."""
     facts = {}
     for name, rows in table.groupby("judge", sort=False):
-        rule = rows["decided_by"]
-        deciders = sorted(set(rule.where(rule != "", rows["judge"])))
-        facts[str(name)] = _error_card(str(name), ", ".join(deciders))
+        judge = str(name)
+        facts[judge] = EXACT
+        if not is_exact(judged_by(rows)):
+            facts[judge] = _error_card(judge)
     return facts
 
 
-def _error_card(judge: str, deciders: str) -> str:
-    if is_exact(deciders):
-        return "exact: it knows the right answers of the embedded world"
+def _error_card(judge: str) -> str:
     errors = card_errors(judge)
     if not errors:
-        return "its errors were not measured (ftlab judge-card)"
+        return UNMEASURED
     sensitivity, specificity = zip(*errors, strict=True)
-    return (
-        f"of refusals it finds {_range(sensitivity)}, of other answers it passes "
-        f"{_range(specificity)}, on {len(errors)} sets or definitions with labels of people; "
-        "on the answers at hand not recorded"
+    return ERRORS.format(
+        _range(sensitivity),
+        _range(specificity),
+        len(errors),
     )
 
 
 def _range(shares: Iterable[float]) -> str:
-    least, *_, most = sorted([*shares, *shares])
-    return f"{100 * least:.0f} to {100 * most:.0f} %"
+    percent = [round(100 * share) for share in shares]
+    least = min(percent)
+    most = max(percent)
+    return f"{least} to {most} %"
 
 
 def counts(table: pd.DataFrame, members: list[Run]) -> Facts:
     """Return the numbers of answers, of those without a score and of those that were cut."""
-    own = table[table["judge"] == table["judge"].iloc[0]]
-    own = own.drop_duplicates(["answer_key", "item", "step", "seed", "side"])
-    ends = own["answer_key"].map(_ends(members))
+    judge = table["judge"].iloc[0]
+    own = table[table["judge"] == judge]
+    own = own.drop_duplicates(ONE_ANSWER)
+    ends = _ends(members)
+    own = own.assign(end=own["answer_key"].map(ends))
+    sides = own["side"].nunique()
     facts = {}
-    sides = own["side"].nunique() > 1
-    for (side, step), rows in own.groupby(["side", "step"], sort=False):
-        numbers = {
-            "verdicts": len(rows),
-            "unscored": rows["event"].isna().sum(),
-            "incoherent or empty": rows["outcome"].isin(["incoherent", "empty"]).sum(),
-            "truncated": (ends[rows.index] == CUT).sum(),
-        }
-        if ends[rows.index].isna().all():
-            numbers["truncated"] = NOT_RECORDED
-        place = f"{side}, step {step}" if sides else f"step {step}"
-        facts[place] = ", ".join(f"{name} {value}" for name, value in numbers.items())
+    for (side, step), rows in own.groupby(["side", "step"]):
+        place = f"step {step}"
+        if sides > 1:
+            place = f"{side}, {place}"
+        facts[place] = _counted(rows)
     facts["truncated"] = "reached the longest allowed; unscored answers are in no rate"
     return facts
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    unscored = rows["event"].isna().sum()
+    mute = rows["outcome"].isin(MUTE).sum()
+    cut = NOT_RECORDED
+    if rows["end"].notna().any():
+        cut = (rows["end"] == CUT).sum()
+    count = len(rows)
+    return f"verdicts {count}, unscored {unscored}, incoherent or empty {mute}, truncated {cut}"
 
 
 def _ends(members: list[Run]) -> dict[str, str]:
@@ -202,41 +282,55 @@ def _ends(members: list[Run]) -> dict[str, str]:
     return found
 
 
-def planned(runs: list[Run], members: list[Run], table: pd.DataFrame) -> Facts:
+def planned(
+    runs: list[Run],
+    members: list[Run],
+    table: pd.DataFrame,
+) -> Facts:
     """Return what was called for, and what was done."""
-    trained = [run for run in members if "training" in run.identity]
-    calls = [run.provenance.get("call", {}) for run in runs]
-    asked = _each(_seeds(call) for call in calls if call)
+    trained = [run for run in members if is_training(run)]
     facts = {}
     if trained:
-        steps = _each(_value("", run.identity["training"].get("at_steps")) for run in trained)
-        facts["planned"] = f"training seeds: {asked}; measured at steps {steps}"
-        reached = sorted(set(table["step"])) if len(table) else []
-        listed = " ".join(map(str, reached)) or "none"
-        seeds = sorted({run.identity["training"]["seed"] for run in trained})
-        facts["done"] = f"{len(trained)} trainings, seeds {_value('', seeds)}; measured at {listed}"
+        configs = [run.identity["training"] for run in trained]
+        steps = [_value(config.get("at_steps")) for config in configs]
+        seeds = {config["seed"] for config in configs}
+        reached = sorted(set(table["step"]))
+        called = each(map(_seeds, runs))
+        planned_at = each(steps)
+        facts["planned"] = f"training seeds: {called}; measured at steps {planned_at}"
+        facts["done"] = DONE.format(
+            len(trained),
+            _value(sorted(seeds)),
+            _value(reached),
+        )
         facts["ended early"] = _early(trained)
-    prompts = _each(str(run.identity.get("evaluation", {}).get("n_prompts", "")) for run in members)
-    scored = _scored(table)
-    facts["prompts"] = f"planned per risk, before attacks: {prompts}; scored: {scored}"
+    asked = []
+    for run in members:
+        settings = run.identity.get("evaluation", {})
+        asked.append(settings.get("n_prompts", ""))
+    facts["prompts"] = PROMPTS.format(each(asked), _scored(table))
     return facts
 
 
-def _seeds(call: dict[str, Any]) -> str:
+def _seeds(run: Run) -> str:
+    """Return the training seeds that a run was called for."""
+    call = run.provenance.get("call", {})
+    if not call:
+        return ""
     given = call["arguments"]
     if "seed" in given:
         return f"only {given['seed']}"
     if "seeds" not in given:
         return "the call's default"
-    return _value("seeds", given["seeds"])
+    return _value(given["seeds"])
 
 
 def _early(trained: list[Run]) -> str:
     found = []
     for run in trained:
-        stats = run.stats if (run.path / "stats.json").exists() else {}
-        if stats.get("ended"):
-            found.append(f"seed {run.identity['training']['seed']}: {stats['ended']}")
+        ended = _stats(run).get("ended")
+        if ended:
+            found.append(f"{run.name}: {ended}")
     return "; ".join(found) or "none"
 
 
@@ -244,48 +338,56 @@ def _scored(table: pd.DataFrame) -> str:
     if table.empty:
         return "none"
     scored = table[table["event"].notna()]
-    by_risk = scored.groupby("risk", sort=False)["sample_id"].nunique()
-    return ", ".join(f"{risk} {number}" for risk, number in by_risk.items())
+    samples = scored.groupby("risk", sort=False)["sample_id"]
+    parts = []
+    for risk, number in samples.nunique().items():
+        parts.append(f"{risk} {number}")
+    return listed(parts)
 
 
 def again(runs: list[Run]) -> Facts:
     """Return the calls and commands that make the runs again."""
-    facts = {"Python": [], "command": []}
+    python = []
+    commands = []
     for run in runs:
         call = run.provenance.get("call", {})
-        python = python_of(call)
+        text = python_of(call)
         if call.get("objects"):
-            python += f"  # {OBJECTS}"
-        facts["Python"].append(python)
-        facts["command"].append(command_of(call))
-    return {name: _each(listed) for name, listed in facts.items()}
+            text += f"  # {OBJECTS}"
+        python.append(text)
+        commands.append(command_of(call))
+    return {
+        "Python": each(python),
+        "command": each(commands),
+    }
 
 
 def made_with(runs: list[Run]) -> Facts:
     """Return versions, hardware and times."""
-    notes = [run.provenance for run in runs]
-    hardware = []
+    python = []
     versions = []
-    for one in notes:
-        parts = one.get("hardware", {}).items()
-        hardware.append(", ".join(f"{name} {value}" for name, value in parts))
-        versions.append(", ".join(f"{name} {value}" for name, value in one["versions"].items()))
-        for later in one.get("resumed", []):
-            changed = ", ".join(f"{name} {value}" for name, value in later["versions"].items())
+    commits = []
+    hardware = []
+    begun = []
+    for run in runs:
+        notes = run.provenance
+        python.append(notes.get("python", ""))
+        versions.append(_pairs(notes.get("versions", {})))
+        for later in notes.get("resumed", []):
+            changed = _pairs(later["versions"])
             versions.append(f"resumed with {changed}")
-    begun = sorted(one["started"] for one in notes if "started" in one)
+        commits.append(notes.get("commit", ""))
+        hardware.append(_pairs(notes.get("hardware", {})))
+        begun.append(notes.get("started", ""))
+    ends = [min(begun), max(begun)]
     return {
-        "versions": _each([f"python {_each(one.get('python', '') for one in notes)}", *versions]),
-        "commit of ftlab": _each(one.get("commit", "") for one in notes),
-        "hardware": _each(hardware),
-        "begun (UTC)": " to ".join(dict.fromkeys([begun[0], begun[-1]])) if begun else NOT_RECORDED,
+        "python": each(python),
+        "versions": each(versions),
+        "commit of ftlab": each(commits),
+        "hardware": each(hardware),
+        "begun, first and last (UTC)": each(ends),
     }
 
 
-def names_of(runs: list[Run]) -> str:
-    """Return the names of the models that runs began with."""
-    found = []
-    for run in runs:
-        source = run.provenance.get("model", {})
-        found.append(source.get("hub") or source.get("folder") or source.get("model", ""))
-    return _each(found)
+def _pairs(found: dict[str, Any]) -> str:
+    return listed(f"{name} {value}" for name, value in found.items())

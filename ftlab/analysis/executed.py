@@ -31,7 +31,8 @@ def notebook_in(folder: Path) -> Path | None:
 def title_of(notebook: Path | None) -> str:
     """Return the first heading of a notebook, or ""."""
     for cell in _content(notebook).get("cells", []):
-        heading = HEADING.match("".join(cell.get("source", "")))
+        source = "".join(cell.get("source", ""))
+        heading = HEADING.match(source)
         if heading and cell.get("cell_type") == "markdown":
             return heading[1]
     return ""
@@ -45,9 +46,13 @@ def command_of(notebook: Path | None) -> str:
         return ""
     words = ["ftlab", "notebook", notebook.stem]
     for name, value in parameters.items():
-        if name != "out" and value not in ("", None):
-            text = value if isinstance(value, str) else json.dumps(value)
-            words += ["-p", f"{name}={text}"]
+        if name == "out" or value in ("", None):
+            continue
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value)
+        words.append("-p")
+        words.append(f"{name}={text}")
     return shlex.join(words)
 
 
@@ -93,36 +98,43 @@ def embedded(pages: list[Path | None], folders: list[Path], room: int) -> list[A
 
     whole = []
     for page in pages:
-        whole.append(page.read_text(encoding="utf-8") if page else "")
-    found = [_attribute(text) for text in whole]
-    if sum(map(_size, found)) > room:
-        found = []
-        for text, folder in zip(whole, folders, strict=True):
-            found.append(_attribute(_without_figures(text, folder)))
-    while sum(map(_size, found)) > room:
+        text = page.read_text(encoding="utf-8") if page else ""
+        whole.append(text)
+    found = list(map(_attribute, whole))
+    if _size(found) > room:
+        lean = map(_without_figures, whole, folders)
+        found = list(map(_attribute, lean))
+    while _size(found) > room and any(found):
         longest = max(found, key=len)
-        found[found.index(longest)] = ""
-    return [Markup(text) for text in found]
+        place = found.index(longest)
+        found[place] = ""
+    return list(map(Markup, found))
 
 
 def _attribute(text: str) -> str:
     """Return a page escaped, without characters that move a cursor or hide text."""
-    return html.escape(CONTROLS.sub("", text))
+    plain = CONTROLS.sub("", text)
+    return html.escape(plain)
 
 
-def _size(text: str) -> int:
-    return len(text.encode())
+def _size(pages: list[str]) -> int:
+    """Return the bytes of pages."""
+    return sum(len(page.encode()) for page in pages)
 
 
 def _without_figures(text: str, folder: Path) -> str:
     """Return a notebook's page without the figures that were saved in the experiment's folder."""
     names = {}
-    for path in (folder / "figures").glob("*.png"):
-        names[base64.b64encode(path.read_bytes()).decode()] = path.stem
+    for path in folder.glob("figures/*.png"):
+        data = base64.b64encode(path.read_bytes())
+        names[data.decode()] = path.stem
 
     def replaced(image: re.Match) -> str:
-        name = names.get("".join(image[1].split()))
-        return ABOVE.format(name=html.escape(name)) if name else image[0]
+        data = "".join(image[1].split())
+        if data not in names:
+            return image[0]
+        name = html.escape(names[data])
+        return ABOVE.format(name=name)
 
     return PICTURE.sub(replaced, text)
 

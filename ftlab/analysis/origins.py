@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -30,6 +31,8 @@ COMMANDS = {
 }
 ONE_SEED = ("curve", "harmful-finetune")  # commands that take one seed of any number
 OBJECTS = "... stands for rows or objects that were given in Python"
+ELSEWHERE = "not among the runs where this page was written"
+NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run
 
 
 def python_of(call: dict[str, Any]) -> str:
@@ -41,11 +44,16 @@ def python_of(call: dict[str, Any]) -> str:
     if not call:
         return ""
     room, _, name = call["cell"].partition(".")
-    place = name if name in _VERBS.get(room, ()) else f"{room}.{name}"
-    given = [f"{key}={value!r}" for key, value in call["arguments"].items()]
-    given += [f"{key}=..." for key in call["objects"]]
-    listed = ", ".join(given)
-    return f"ft.{place}({listed})"
+    place = f"{room}.{name}"
+    if name in _VERBS.get(room, ()):
+        place = name
+    given = []
+    for key, value in call["arguments"].items():
+        given.append(f"{key}={value!r}")
+    for key in call["objects"]:
+        given.append(f"{key}=...")
+    arguments = ", ".join(given)
+    return f"ft.{place}({arguments})"
 
 
 def command_of(call: dict[str, Any]) -> str:
@@ -54,7 +62,9 @@ def command_of(call: dict[str, Any]) -> str:
     Args:
         call: What a run's provenance holds of it.
     """
-    if not call or call["objects"] or call["cell"] not in COMMANDS:
+    if not call or call["objects"]:
+        return ""
+    if call["cell"] not in COMMANDS:
         return ""
     name, positional = COMMANDS[call["cell"]]
     given = dict(call["arguments"])
@@ -63,39 +73,43 @@ def command_of(call: dict[str, Any]) -> str:
         if name not in ONE_SEED:
             return ""
         given["seed"] = given.pop("seeds")[0]
-    words = ["ftlab", name]
+    places = []
     for key in positional:
         if key in given:
-            words.append(_word(given.pop(key)))
+            value = given.pop(key)
+            places.append(_word(value))
     options = []
     for key, value in given.items():
         options += _option(key, value)
-    if any(word.startswith("-") for word in words):  # would be read as options
-        words.insert(2, "--")
-        words[2:2] = options
-    else:
-        words += options
-    return shlex.join(words)
+    words = [*places, *options]
+    if any(word.startswith("-") for word in places):  # would be read as options
+        words = [*options, "--", *places]
+    return shlex.join(["ftlab", name, *words])
 
 
 def _option(key: str, value: Any) -> list[str]:
     """Return an argument as words of the command line."""
-    flag = "--" + key.replace("_", "-")
+    name = key.replace("_", "-")
+    flag = f"--{name}"
     if isinstance(value, bool):
         return [flag] if value else []
-    if isinstance(value, dict) and key.endswith("prompts"):
+    if not isinstance(value, dict):
+        return [flag, _word(value)]
+    if key.endswith("prompts"):
         return _of_risks(flag, value)
-    if isinstance(value, dict):
-        pairs = [f"{name}={_word(item)}" for name, item in value.items()]
-        return [flag, ",".join(pairs)]
-    return [flag, _word(value)]
+    pairs = []
+    for part, number in value.items():
+        pairs.append(f"{part}={number}")
+    return [flag, ",".join(pairs)]
 
 
 def _of_risks(flag: str, files: dict[str, Any]) -> list[str]:
     """Return the files of prompts, each with its risk."""
     words = []
-    for risk, listed in files.items():
-        for file in listed if isinstance(listed, list) else [listed]:
+    for risk, several in files.items():
+        if isinstance(several, str):
+            several = [several]
+        for file in several:
             words += [flag, f"{risk}={file}"]
     return words
 
@@ -112,55 +126,63 @@ def origin_of(name: str) -> dict[str, str]:
     Args:
         name: The run's name; one whose folder is elsewhere is only named.
     """
+    if not NAME.fullmatch(name):
+        return {"folder": ELSEWHERE}
     try:
         run = find(name)
         return facts_of(run)
     except (NotFoundError, UsageError):
-        return {"folder": "not among the runs where this page was written"}
+        return {"folder": ELSEWHERE}
 
 
 def facts_of(run: Run) -> dict[str, str]:
     """Return the identity of a run, what went into it, and the calls that make it again."""
     members = run.members
-    first = members[0]
     notes = run.provenance
     call = notes.get("call", {})
+    sha = digest(run.identity)
     facts = {
-        "identity": f"{digest(run.identity)} ({run.kind})",
-        "model": source_of(first.provenance.get("model", {})),
+        "identity": f"{sha} ({run.kind})",
+        "model": model_of(members[0]),
         "data": data_of(members),
-        "Python": python_of(call) or NOT_RECORDED,
-        "command": command_of(call) or "none: call it in Python",
     }
+    facts["Python"] = NOT_RECORDED
+    facts["command"] = NOT_RECORDED
+    if call:
+        facts["Python"] = python_of(call)
+        facts["command"] = command_of(call) or "none: call it in Python"
     if call.get("objects"):
         facts["Python"] += f"  # {OBJECTS}"
-    if not call:
-        facts["command"] = NOT_RECORDED
     if len(members) > 1:
-        facts["trainings"] = ", ".join(member.name for member in members)
-    facts["made"] = f"{notes.get('started', NOT_RECORDED)}, ftlab {_version(notes)}"
+        names = [member.name for member in members]
+        facts["trainings"] = ", ".join(names)
+    started = notes.get("started", NOT_RECORDED)
+    version = notes.get("versions", {}).get("ftlab", NOT_RECORDED)
+    commit = notes.get("commit") or NOT_RECORDED
+    facts["made"] = f"{started}, ftlab {version}, commit {commit}"
     return facts
 
 
-def _version(notes: dict[str, Any]) -> str:
-    commit = notes.get("commit", "")
-    version = notes.get("versions", {}).get("ftlab", NOT_RECORDED)
-    return f"{version}, commit {commit[:12]}" if commit else version
+def model_of(run: Run) -> str:
+    """Return the model that a run began with, in words, with its hash."""
+    source = run.provenance.get("model", {})
+    return _source(source)
 
 
-def source_of(source: dict[str, Any]) -> str:
-    """Return a model's source in words, with its hash."""
+def _source(source: dict[str, Any]) -> str:
     if not source:
         return NOT_RECORDED
-    name = source.get("hub") or source.get("folder") or source.get("model", "")
-    parts = [str(name)]
+    name = source.get("hub") or source.get("folder")
+    parts = [str(name or source.get("model", ""))]
     if source.get("commit"):
         parts.append(f"commit {source['commit']}")
     if source.get("endpoint"):
         parts.append(f"behind {source['endpoint']}")
-    parts.append(f"hash {source.get('hash', NOT_RECORDED)}")
+    sha = source.get("hash", NOT_RECORDED)
+    parts.append(f"hash {sha}")
     if source.get("base"):
-        parts.append(f"an adapter on {source_of(source['base'])}")
+        below = _source(source["base"])
+        parts.append(f"an adapter on {below}")
     return ", ".join(parts)
 
 
@@ -170,6 +192,6 @@ def data_of(members: list[Run]) -> str:
     for member in members:
         data = member.provenance.get("data", {})
         if data:
-            text = f"{data['name']}, {data['rows']} rows, hash {data['hash']}"
+            text = "{name}, {rows} rows, hash {hash}".format_map(data)
             found[text] = None
     return "; ".join(found) or "none: nothing was trained"

@@ -71,6 +71,8 @@ MARKS = {
     "run.json": b'"versions"',
 }
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
+VALUE = "{value} with its 95 % interval; published {published}{judge}"
+BY_REFUSALS = " (by a judge of refusals; not refused is less than harmful)"
 MOST_BYTES = 8_000_000  # of report.html, so that it can be sent by mail
 
 
@@ -128,6 +130,7 @@ def report(
     limits = []
     for name, reason in _told(missing).items():
         limits.append(f"{name}: {reason}")
+    words = {row["verdict"]: None for row in rows}
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
     page = {
@@ -140,7 +143,7 @@ def report(
         "rows": rows,
         "answer": _answer(rows),
         "origins": origins,
-        "verdicts": list(dict.fromkeys(row["verdict"] for row in rows)),
+        "verdicts": list(words),
         "counts": Counter(row["verdict"] for row in once),
         "n_measurements": len(once),
         "sections": sections,
@@ -182,9 +185,13 @@ def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:
 def _with_notebooks(page: dict[str, Any], sections: list[dict]) -> str:
     """Return the page with the executed notebooks in it, as many as there is room for."""
     without = html_of("report.html.j2", page)
-    pages = [section["page_path"] for section in sections]
-    folders = [section["folder"] for section in sections]
-    frames = executed.embedded(pages, folders, MOST_BYTES - len(without.encode()))
+    room = MOST_BYTES - len(without.encode())
+    pages = []
+    folders = []
+    for section in sections:
+        pages.append(section["page_path"])
+        folders.append(section["folder"])
+    frames = executed.embedded(pages, folders, room)
     for section, frame in zip(sections, frames, strict=True):
         section["frame"] = frame
     return html_of("report.html.j2", page)
@@ -196,14 +203,21 @@ def _origins(rows: list[dict], sections: list[dict]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         section = by_name[row["section"]]
+        row["place"] = section["id"]
         names = row["runs"].split()
-        row["place"] = f"run-{names[0]}" if names else section["id"]
+        if names:
+            row["place"] = f"run-{names[0]}"
         for name in names:
             if name not in found:
                 facts = origin_of(name)
                 if section["command"]:
                     facts["whole experiment"] = section["command"]
-                found[name] = {"name": name, "facts": facts, "numbers": []}
+                origin = {
+                    "name": name,
+                    "facts": facts,
+                    "numbers": [],
+                }
+                found[name] = origin
             found[name]["numbers"].append(row)
     return list(found.values())
 
@@ -214,21 +228,29 @@ def _answer(rows: list[dict]) -> str:
     if not measured:
         return ""
     first = measured[0]
-    published = f"published {first['published']}"
+    told = {
+        "claim": first["claim"],
+        "value": first["shown"],
+        "published": first["published"],
+        "judge": "",
+    }
     if first["of_refusals"]:
-        published += " (by a judge of refusals; not refused is less than harmful)"
-    value = f"{first['shown']} with its 95 % interval; {published}"
+        told["judge"] = BY_REFUSALS
+    value = VALUE.format_map(told)
     if math.isnan(first["before"]):
-        return f"{first['claim']}: {value}."
-    return f"{_change(first, value)} (“{first['claim']}”)."
+        return f"{told['claim']}: {value}."
+    change = _change(first, value)
+    return f"{change} (“{told['claim']}”)."
 
 
 def _change(row: dict, value: str) -> str:
     """Return from where to where a claim's rate went, and what is said of that."""
-    risk = row["about"].risk.replace("_", "-") or "the event"
-    before, after = (claims.number(row[side], "rate") for side in ("before", "after"))
+    about = row["about"]
+    risk = about.risk.replace("_", "-") or "the event"
+    before = claims.number(row["before"], "rate")
+    after = claims.number(row["after"], "rate")
     went = f"from {before} to {after} of the answers, {value}"
-    if row["about"].unit == "rate":
+    if about.unit == "rate":
         went = f"from {before} to {value}"
     verb = "rose" if row["after"] > row["before"] else "fell"
     text = f"{risk} {verb} {went}"
@@ -444,4 +466,10 @@ def _caption(path: Path) -> str:
 
 def significant(value: float) -> str:
     """Return four significant digits, never as a power of ten: 0.01235, 12350."""
-    return np.format_float_positional(value + 0, 4, unique=False, fractional=False, trim="-")
+    return np.format_float_positional(
+        value + 0,
+        4,
+        unique=False,
+        fractional=False,
+        trim="-",
+    )
