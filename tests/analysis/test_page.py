@@ -14,7 +14,7 @@ import pytest
 from analysis.test_claims import CANARY, INF, NAN, claimed
 from helpers import raises_code
 
-from ftlab.analysis import claims, report
+from ftlab.analysis import claims, rendering, report
 from ftlab.analysis import page as pages
 from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED, SEEN
 
@@ -129,7 +129,7 @@ def test_claims_that_share_a_measurement_count_once(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["p_holm"] for row in rows] == ["0.04", "0.04", "0.04"]  # two tests, not three
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "of 2 comparisons with published figures" in text
+    assert "Of 2 comparisons with published figures" in text
 
 
 @pytest.mark.parametrize(
@@ -169,17 +169,18 @@ def test_the_same_runs_give_the_same_bytes_and_no_stale_figure(experiments, tmp_
 def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
     text = written(tmp_path, experiments).read_text()
     page = Page(text)
-    assert "script" not in page.tags and page.tags.count("img") == 2
+    assert page.tags.count("script") == 1 and page.tags.count("img") == 2
+    assert f"<script>{rendering.script()['text']}</script>" in text
     assert "onerror" not in page.attributes
     assert text.count("&lt;img src=x onerror") >= 4  # claim, note, caption and difference
     for address in page.addresses:
-        elsewhere = address.startswith(("data:image/", "https://arxiv.org/abs/"))
+        elsewhere = address.startswith(("data:image/", "https://arxiv.org/abs/", "#"))
         assert elsewhere or (tmp_path / "out" / address.replace("%20", " ")).is_file()
     assert "../two/02%20it.ipynb" in page.addresses
     pictures = [address for address in page.addresses if address.startswith("data:")]
     assert {base64.b64decode(p.split(",")[1]) for p in pictures} == {SVG.encode(), PNG}
     words = " ".join(" ".join(page.words).split())
-    texts = pages._texts()
+    texts = rendering.texts()
     for part in (
         texts["organism"],
         texts["few_seeds"],
@@ -210,7 +211,7 @@ def test_markdown_keeps_a_claim_in_its_cell(experiments, tmp_path):
     assert lines[start - 1] == ""  # a table needs an empty line before it
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
     assert not any("<img" in line or re.search(r"(?<!\\)\]\(javascript", line) for line in lines)
     links = [link for line in lines for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", line)]
     assert links
@@ -225,13 +226,13 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
     )
     page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts."})
     text = page.read_text()
-    assert 'class="quick"' in text and pages._texts()["quick"] in text
+    assert 'class="quick"' in text and rendering.texts()["quick"] in text
     for part in ("41.5", "cores 2", "trl 1", "04x: no prompts."):
         assert part in text
     assert "41.5" not in (out / "results.csv").read_text()
     claimed(tmp_path / "other", model="Mistral")
     text = written(tmp_path, {"02": tmp_path / "other"}, model="Mistral").read_text()
-    assert 'class="quick"' not in text and pages._texts()["organism"] not in text
+    assert 'class="quick"' not in text and rendering.texts()["organism"] not in text
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
         ("experiment,claim\n02,x\n", "not_a_table_of_claims"),
         (
             f"{','.join(claims.RECORD)}\n"
-            "02,x,no_such_figure,1,1,1,1,1,1,.1,10,5,0,organism,,,reproduced,,m\n",
+            "02,x,no_such_figure,1,1,1,1,1,1,.1,10,5,0,organism,,,reproduced,,m,.1,.2,\n",
             "unknown_claim",
         ),
     ],
@@ -299,7 +300,7 @@ def test_a_narrow_screen_gets_the_narrow_drawing(experiments, tmp_path):
 def test_arxiv_numbers_are_links_and_nothing_else_is(experiments, tmp_path):
     text = written(tmp_path, experiments).read_text()
     assert '<a href="https://arxiv.org/abs/2310.03693">arXiv:2310.03693</a>' in text
-    assert str(pages._linked("<b>arXiv 2404.04392v2</b>")) == (
+    assert str(rendering.linked("<b>arXiv 2404.04392v2</b>")) == (
         '&lt;b&gt;<a href="https://arxiv.org/abs/2404.04392">arXiv 2404.04392</a>v2&lt;/b&gt;'
     )
 
