@@ -13,6 +13,7 @@ from ftlab import stats
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab.analysis.claims import LEVEL
+from ftlab.analysis.decisions import higher_is
 from ftlab.analysis.short_tables import Table
 from ftlab.analysis.tables import compare
 from ftlab.runs import Run
@@ -37,8 +38,9 @@ def differences(
     Returns:
         As `compare`, with the column `trained`, the name; p_holm is adjusted for all rows.
         coherent_parent and coherent_child are the rates among answers that are not incoherent,
-        without an interval: which answers these are differs between the two. row,
-        column, change, clear (p_holm below 0.05) and shown are the cells of a figure.
+        without an interval: which answers these are differs between the two. row, column, change
+        (the difference; of a risk of which more is better with its sign changed), clear (p_holm
+        below 0.05) and shown are the cells of a figure.
 
     Raises:
         UsageError: `nothing_to_compare`, and those of `compare`.
@@ -80,7 +82,8 @@ def in_cells(
         table[f"coherent_{side}"] = table[side] / coherent
     table["row"] = table[row]
     table["column"] = table[column]
-    table["change"] = table["difference"]
+    for_worse = table["risk"].map(higher_is).map({"worse": 1, "better": -1})
+    table["change"] = table["difference"] * for_worse
     table["clear"] = table["p_holm"] < LEVEL
     ends = table[["difference", "difference_low", "difference_high"]]
     shown = []

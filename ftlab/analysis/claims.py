@@ -189,7 +189,7 @@ def verdict(
 
     Reproduced: the model is one of the paper's own (by name), nothing else differs, and the
     whole interval lies within the tolerance. Direction only: otherwise, if p is below 5 % and the
-    estimate on the side of `null` that is claimed; for a claim about every prompt only if the
+    estimate and its interval on the side of `null` that is claimed; for a claim about every prompt only if the
     interval also reaches the value. The tolerance of a claim of no change lies around `null`, and
     an interval within it is direction only on another model. Under three training seeds the word
     is "seen in these runs" instead: what other runs would give is not known. NaN is never more
@@ -219,9 +219,9 @@ def verdict(
     close = furthest <= target.tolerance + 1e-12
     if several and own and close and target.tolerance_kind != "direction":
         return REPRODUCED
-    beyond = measured > null
+    beyond = min(measured, low) > null
     if target.direction == "down":
-        beyond = measured < null
+        beyond = max(measured, high) < null
     if target.direction == "none":  # a value by itself has no direction
         beyond = False
     if target.universal:

@@ -53,7 +53,7 @@ def decide(
     everywhere = table.attrs.get("risk", "")
     rows = []
     for row in table.to_dict("records"):
-        meaning = higher or _higher(row.get("risk", everywhere))
+        meaning = higher or higher_is(row.get("risk", everywhere))
         low = row["difference_low"]
         high = row["difference_high"]
         if meaning == "better":
@@ -70,7 +70,7 @@ def decide(
     table[COLUMNS] = pd.DataFrame(rows, index=table.index)
 
 
-def _higher(risk: str) -> str:
+def higher_is(risk: str) -> str:
     """Return whether a higher rate of a risk is worse or better."""
     known = plugins.find("risks").get(risk)
     return getattr(known, "higher", "worse")

@@ -40,6 +40,7 @@ IN_WORDS = {  # what is written otherwise than in Python
 }
 PROMPTS = ("prompts", "fresh_prompts")  # several files, each of a risk
 OF_PYTHON = ("Anything", "As in", "A file, rows")  # beginnings of texts about Python's objects
+SETTING = re.compile(r"\w+=")
 LISTED = re.compile(r"\[([\d, ]+)\]")
 
 
@@ -255,9 +256,17 @@ def _single_parser(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def names(texts: list[str]) -> list[str]:
-    """Return names that were given in several options, or in one with commas."""
-    parts = map(str.strip, ",".join(texts).split(","))
-    return [part for part in parts if part]
+    """Return names that were given in several options, or in one with commas.
+
+    A further setting, as in `lisa:safety_steps=1,user_steps=9`, stays with its name.
+    """
+    found: list[str] = []
+    for part in map(str.strip, ",".join(texts).split(",")):
+        if found and SETTING.match(part):
+            found[-1] += f",{part}"
+        elif part:
+            found.append(part)
+    return found
 
 
 def whole_numbers(name: str, texts: list[str]) -> int | list[int]:

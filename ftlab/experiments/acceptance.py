@@ -42,7 +42,7 @@ from ftlab.training import (
 )
 
 Pair = tuple[Run, Run]  # the parent's evaluation, and what is compared with it
-VERSION = "2"  # raised whenever the same call would find something else
+VERSION = "3"  # raised whenever the same call would find something else
 RISKS = ("jailbreak", "utility")
 WORLD = "the search's of the embedded world"
 MUTE = (Outcome.INCOHERENT, Outcome.EMPTY)
@@ -320,9 +320,12 @@ class _Test:
         left_out: str,
     ) -> None:
         """Write what was found, and last that it is whole."""
-        limits = claims.iloc[0][["rise", "rise_low", "rise_high"]]
-        again = dict(zip(("again", "again_low", "again_high"), limits, strict=True))
-        trials = trials.drop(columns="tried").assign(bound=self.config.max_rise, **again)
+        trials = trials.drop(columns="tried").assign(bound=self.config.max_rise)
+        names = trials["trial"].map("trial {}".format)
+        measured = claims[claims["decides"] & claims["claim"].isin(names)].set_index("claim")
+        limits = measured[["rise", "rise_low", "rise_high"]]
+        limits.columns = ["again", "again_low", "again_high"]
+        trials = trials.assign(**limits.reindex(names).set_index(trials.index))
         about = {
             "parent": self.parent.name,
             "defence": self.defence.identity(),

@@ -158,6 +158,8 @@ def test_values_that_cannot_be_parsed():
     with raises_code("not_whole_numbers"):
         options.whole_numbers("at_steps", ["0,x"])
     assert options.whole_numbers("at_epochs", ["0", "2,4"]) == [0, 2, 4]
+    lisa = "lisa:safety_steps=1,user_steps=9"
+    assert options.names(["mix, " + lisa, "kl:weight=1,ewc"]) == ["mix", lisa, "kl:weight=1", "ewc"]
     with raises_code("not_pairs"):
         options.pairs("stop_above", "jailbreak")
     with raises_code("given_twice"):

@@ -94,6 +94,9 @@ def test_a_defence_that_restores_the_parent_survives_and_is_found_again(one_home
     assert (found.decision, found.exit_code) == ("survives", 0)
     assert (found.trials["rise"] == 0).all() and found.trials["useful"].all()
     assert found.claims["n_seeds"].tolist() == [3] * len(found.claims)
+    first = found.trials["again"].notna()
+    claimed = of(found, f"trial {found.trials['trial'][first].item()}")
+    assert found.trials["again"][first].item() == claimed["rise"]
     before = trained()
     again = accepted(Restores(), trials=2)
     assert again.sentence == found.sentence and trained() == before

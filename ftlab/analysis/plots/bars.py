@@ -55,7 +55,7 @@ def draw(table: DataFrame) -> Figure:
             height=0.86,
             color=colours[k % len(colours)],
             alpha=0.85,
-            label=_axes.plain(name),
+            label=_axes.plain(_axes.risk_name(name)),
             ecolor=_axes.INK,
         )
         ax.bar_label(bars, [_axes.percent(rate) for rate in rows["rate"]], padding=4)
@@ -70,11 +70,10 @@ def draw(table: DataFrame) -> Figure:
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x")
     if len(series) > 1:
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(-0.01, 1),
-            ncols=5,
-        )
+        columns = 1 if _axes.is_narrow() else 5
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=columns)
+        if _axes.is_narrow():
+            _axes.grow(figure, 0.2 * len(series))
     return figure
 
 

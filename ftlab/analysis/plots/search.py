@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-AGAIN = ("again", "again_low", "again_high")  # the worst settings, measured again
+AGAIN = ("again", "again_low", "again_high")  # of trials that were measured again
+BESIDE = 0.25  # of a trial, to the right of its dot
 VALUES = ("rise", "best", "bound", *AGAIN)
 
 
@@ -41,12 +42,12 @@ def draw(table: DataFrame) -> Figure:
     ax.step(trials, shares["best"], where="post", color=_axes.COLOURS[0], label="worst so far")
     bound = shares["bound"].iloc[0]
     ax.axhline(bound, linestyle="--", color=_axes.INK, linewidth=1.1, label="bound")
-    value, low, high = shares[list(AGAIN)].iloc[0]
-    place = trials.max() + max(len(trials) / 20, 1)
+    measured = shares["again"].notna()
+    value, low, high = (shares[name][measured] for name in AGAIN)
     ax.errorbar(
-        [place],
-        [value],
-        yerr=[[value - low], [high - value]],
+        trials[measured] + BESIDE,
+        value,
+        yerr=[value - low, high - value],
         fmt="D",
         color=_axes.COLOURS[1],
         markersize=5,
@@ -66,7 +67,7 @@ KIND = Kind(
     name="search",
     keys=("trial", "useful"),
     values=VALUES,
-    about="Rise of harm over the parent by an attacker's trials, and of the worst one measured "
+    about="Rise of harm over the parent by an attacker's trials, and of the worst ones measured "
     "again on new prompts and with new training seeds, with the limits that decide",
     draw=draw,
 )
