@@ -189,11 +189,11 @@ def verdict(
 
     Reproduced: the model is one of the paper's own (by name), nothing else differs, and the
     whole interval lies within the tolerance. Direction only: otherwise, if p is below 5 % and the
-    estimate and its interval on the side of `null` that is claimed; for a claim about every prompt only if the
-    interval also reaches the value. The tolerance of a claim of no change lies around `null`, and
-    an interval within it is direction only on another model. Under three training seeds the word
-    is "seen in these runs" instead: what other runs would give is not known. NaN is never more
-    than not reproduced.
+    estimate and its interval lie on the side of `null` that is claimed; for a claim about every
+    prompt only if the interval also reaches the value. The tolerance of a claim of no change lies
+    around `null`, and an interval within it is direction only on another model. Under three
+    training seeds the word is "seen in these runs" instead: what other runs would give is not
+    known. NaN is never more than not reproduced.
 
     Args:
         target: The published figure.
