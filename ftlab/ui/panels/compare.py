@@ -130,10 +130,11 @@ class Comparing(Panel):
     def call(self) -> str:
         """Return the calls of the cells."""
         sides = [self.before] if self.after is None else [self.before, self.after]
+        by = None if self.split == "risk" else SPLITS[self.split]  # None: the cell's default
         first = call_of(
             "ft.compare",
             *sides,
-            by=SPLITS[self.split],
+            by=by,
             judge=self.judge,
         )
         chosen = {
