@@ -72,10 +72,22 @@ def explore(
     """
     if not isinstance(curve, Run):
         curve = runs.load(curve)
-    found = Exploration(curve, judge)
-    found.choose("risks", risks or found.every["risks"])
-    found.choose("attacks", attacks or found.every["attacks"])
-    found.choose("seeds", seeds or found.every["seeds"])
+    found = Exploration(
+        curve,
+        judge,
+    )
+    found.choose(
+        "risks",
+        risks or found.every["risks"],
+    )
+    found.choose(
+        "attacks",
+        attacks or found.every["attacks"],
+    )
+    found.choose(
+        "seeds",
+        seeds or found.every["seeds"],
+    )
     if steps:
         listed = list(steps)
         found.limit(min(listed), max(listed))
@@ -193,10 +205,25 @@ class Exploration(Panel):
         changed = old.outcomes[:, 0] != new.outcomes[:, 0]
         rows = []
         for seed, item in [*np.argwhere(answered & changed), *np.argwhere(answered & ~changed)]:
-            row = {"sample_id": str(new.samples[item]), "attack": str(new.attacks[item])}
-            row |= _side("before", self.measured, old, seed, item)
+            row = {
+                "sample_id": str(new.samples[item]),
+                "attack": str(new.attacks[item]),
+            }
+            row |= _side(
+                "before",
+                self.measured,
+                old,
+                seed,
+                item,
+            )
             if step != first:
-                row |= _side("after", self.measured, new, seed, item)
+                row |= _side(
+                    "after",
+                    self.measured,
+                    new,
+                    seed,
+                    item,
+                )
                 row["seed"] = self.chosen["seeds"][seed]
                 row["changed"] = bool(changed[seed, item])
             rows.append(row)
@@ -211,15 +238,31 @@ class Exploration(Panel):
         if seeds != self.every["seeds"]:
             lines.append(f"table = {call_of('ft.load', self.run)}.table()")
             lines.append(f"table = table[table['seed'].isin({seeds})]")
-        first = call_of("ft.rates", source, judge=self.judge, **settings)
+        first = call_of(
+            "ft.rates",
+            source,
+            judge=self.judge,
+            **settings,
+        )
         if lines:
             first = first.replace(repr(self.run.name), "table", 1)
         lines.append(first)
         if self.picked:
             risk, step = self.picked
-            more = {"step": step, "risk": risk, "attack": settings["attack"]}
+            more = {
+                "step": step,
+                "risk": risk,
+                "attack": settings["attack"],
+            }
             more["text"] = self.texts or None
-            lines.append(call_of("ft.answers", self.run, judge=self.judge, **more))
+            lines.append(
+                call_of(
+                    "ft.answers",
+                    self.run,
+                    judge=self.judge,
+                    **more,
+                )
+            )
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
@@ -249,7 +292,12 @@ class Exploration(Panel):
             seeds = _by_risk(self._rates(self.measured.seed_rates))
         charts = ""
         for risk in self.chosen["risks"]:
-            charts += _chart(risk, rates.get(risk, []), seeds.get(risk, []), self.picked)
+            charts += _chart(
+                risk,
+                rates.get(risk, []),
+                seeds.get(risk, []),
+                self.picked,
+            )
         return f'<div style="display: flex; flex-wrap: wrap; gap: 0.5em">{charts}</div>'
 
     def behind(self) -> str:
@@ -302,19 +350,39 @@ class Exploration(Panel):
     def _rates(self, rates: Any) -> Rows:
         rows = []
         for risk in self.chosen["risks"]:
-            options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
-            rows += rates(risk, steps=self._steps(), **options)
+            options = {
+                "attacks": self.chosen["attacks"],
+                "seeds": self.chosen["seeds"],
+            }
+            rows += rates(
+                risk,
+                steps=self._steps(),
+                **options,
+            )
         return rows
 
     def _table(self, rows: Rows) -> pd.DataFrame:
-        table = pd.DataFrame(rows, columns=["risk", "step", "rate", "low", "high", "seed"])
+        table = pd.DataFrame(
+            rows,
+            columns=["risk", "step", "rate", "low", "high", "seed"],
+        )
         table["judge"] = self.judge
-        return table.dropna(axis="columns", how="all")
+        return table.dropna(
+            axis="columns",
+            how="all",
+        )
 
     def _at(self, risk: str, step: int) -> Any:
         """Return the verdicts on a risk at a step, under what is chosen."""
-        options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
-        return self.measured.chosen(risk, steps=[step], **options)
+        options = {
+            "attacks": self.chosen["attacks"],
+            "seeds": self.chosen["seeds"],
+        }
+        return self.measured.chosen(
+            risk,
+            steps=[step],
+            **options,
+        )
 
     def _steps(self) -> list[int]:
         first, last = self.limits
@@ -322,7 +390,10 @@ class Exploration(Panel):
 
     def _settings(self) -> dict[str, Any]:
         """Return what is chosen, as `ftlab.rates` takes it; None where it is everything."""
-        settings: dict[str, Any] = {"risk": "risks", "attack": "attacks"}
+        settings: dict[str, Any] = {
+            "risk": "risks",
+            "attack": "attacks",
+        }
         for argument, what in settings.items():
             everything = self.chosen[what] == self.every[what]
             settings[argument] = None if everything else self.chosen[what]
@@ -334,7 +405,10 @@ class Exploration(Panel):
 def _side(side: str, measured: Any, cube: Any, seed: int, item: int) -> dict[str, str]:
     """Return the outcome of one answer, and its key."""
     outcome = analysis.OUTCOMES[cube.outcomes[seed, 0, item]]
-    return {side: str(outcome), f"key_{side}": measured.keys[cube.answers[seed, 0, item]]}
+    return {
+        side: str(outcome),
+        f"key_{side}": measured.keys[cube.answers[seed, 0, item]],
+    }
 
 
 def _by_risk(rows: Rows) -> dict[str, Rows]:
@@ -349,7 +423,10 @@ def _template() -> Any:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True).get_template(TEMPLATE)
+    return jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+    ).get_template(TEMPLATE)
 
 
 def _chart(
@@ -369,19 +446,35 @@ def _chart(
     points = []
     for row in rows:
         step = row["step"]
-        steps.append({"x": place(step), "label": f"{step:,}"})
+        steps.append(
+            {
+                "x": place(step),
+                "label": f"{step:,}",
+            }
+        )
         if not math.isnan(row["rate"]):
             point = _point(row)
             point["x"] = place(step)
             point["is_picked"] = picked == (risk, step)
             points.append(point)
     return _template().render(
-        name=safe(plots.risk_name(risk, with_title=True)),
+        name=safe(
+            plots.risk_name(
+                risk,
+                with_title=True,
+            )
+        ),
         width=WIDTH,
         height=HEIGHT,
         left=LEFT,
         right=WIDTH - RIGHT,
-        ticks=[{"y": _height(tick / 100), "label": tick} for tick in TICKS],
+        ticks=[
+            {
+                "y": _height(tick / 100),
+                "label": tick,
+            }
+            for tick in TICKS
+        ],
         steps=steps,
         seeds=lines,
         line_of_all=_path(rows, place),
@@ -477,7 +570,13 @@ class _Widgets:
         self.behind = HTML()
         self.draw()
         paging = HBox([texts, earlier, later])
-        self.box = self.frame.show(VBox(parts), single, self.chart, paging, self.behind)
+        self.box = self.frame.show(
+            VBox(parts),
+            single,
+            self.chart,
+            paging,
+            self.behind,
+        )
 
     def draw(self) -> None:
         self.chart.html = self.state.chart()
@@ -493,7 +592,11 @@ class _Widgets:
         self.draw()
 
     def _set(self, name: str, change: Any) -> None:
-        setattr(self.state, name, change["new"])
+        setattr(
+            self.state,
+            name,
+            change["new"],
+        )
         self.draw()
 
     def _turn(self, pages: int) -> None:
