@@ -47,7 +47,7 @@ def question(study: Study) -> str:
     if len(study.table) and not study.compared:
         names = card_facts.names_of(study.members)
         return RATES.format(names)
-    parents = {run.identity["parent"] for run in study.trained}
+    parents = {run.identity.get("parent") for run in study.trained}
     if len(study.runs) == 2:
         evaluated = {run.identity.get("model") for run in study.members}
         if not parents & evaluated:

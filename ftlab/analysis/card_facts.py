@@ -151,11 +151,13 @@ def training(trained: list[Run]) -> Facts:
     defences = []
     passes = []
     for run, identity in zip(trained, identities, strict=True):
-        methods.append("{method}, version {method_version}".format_map(identity))
+        method = identity.get("method", NOT_RECORDED)
+        version = identity.get("method_version", NOT_RECORDED)
+        methods.append(f"{method}, version {version}")
         defence = identity.get("defence", "none")
         defences.append(defence if defence == "none" else json.dumps(defence))
         stats = _stats(run)
-        if "micro_batch" in stats:
+        if "micro_batch" in stats and "accumulation" in stats:
             passes.append("{micro_batch} × {accumulation}".format_map(stats))
     settings = [identity["training"] for identity in identities]
     return {
@@ -293,14 +295,14 @@ def planned(
     if trained:
         configs = [run.identity["training"] for run in trained]
         steps = [_value(config.get("at_steps")) for config in configs]
-        seeds = {config["seed"] for config in configs}
+        seeds = {config.get("seed", NOT_RECORDED) for config in configs}
         reached = sorted(set(table["step"]))
         called = each(map(_seeds, runs))
         planned_at = each(steps)
         facts["planned"] = f"training seeds: {called}; measured at steps {planned_at}"
         facts["done"] = DONE.format(
             len(trained),
-            _value(sorted(seeds)),
+            _value(sorted(seeds, key=str)),
             _value(reached),
         )
         facts["ended early"] = _early(trained)

@@ -137,7 +137,7 @@ def origin_of(name: str) -> dict[str, str]:
 
 def facts_of(run: Run) -> dict[str, str]:
     """Return the identity of a run, what went into it, and the calls that make it again."""
-    members = run.members
+    members = run.members or [run]
     notes = run.provenance
     call = notes.get("call", {})
     sha = digest(run.identity)

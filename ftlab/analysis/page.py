@@ -74,6 +74,7 @@ PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 VALUE = "{value} with its 95 % interval; published {published}{judge}"
 BY_REFUSALS = " (by a judge of refusals; not refused is less than harmful)"
 MOST_BYTES = 8_000_000  # of report.html, so that it can be sent by mail
+FRAME_BYTES = 1000  # around a notebook that is on the page
 
 
 def report(
@@ -185,7 +186,7 @@ def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:
 def _with_notebooks(page: dict[str, Any], sections: list[dict]) -> str:
     """Return the page with the executed notebooks in it, as many as there is room for."""
     without = html_of("report.html.j2", page)
-    room = MOST_BYTES - len(without.encode())
+    room = MOST_BYTES - len(without.encode()) - FRAME_BYTES * len(sections)
     pages = []
     folders = []
     for section in sections:
