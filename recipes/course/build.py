@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import re
 import shutil
 import subprocess
@@ -116,12 +115,14 @@ def execute(path: Path, out: Path, *, small: bool = False) -> Any:
 
     book = nbformat.read(path, 4)
     values = dict(book.metadata["ftlab"]["small"]) if small else {}
+    values["out"] = str(out.absolute() / "teacher" / path.stem)
     print(f"{path.stem}: running", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # of runs too: what is found takes no time
         done = Path(folder) / path.name
-        figures = {"out": str(out / "figures" / path.stem)}
-        run_notebook(path, done, {**values, **figures}, env={"PYTHONPATH": str(ROOT)})
-        executed = nbformat.read(done, 4)
+        env = {"PYTHONPATH": str(ROOT), "FTLAB_RUNS": f"{folder}/runs"}
+        run_notebook(path, done, values, env=env)
+        text = done.read_text(encoding="utf-8").replace(f"{folder}/", "")
+    executed = nbformat.reads(text, 4)
     injected = "injected-parameters"
     executed.cells = [cell for cell in executed.cells if injected not in tags_of(cell)]
     return executed
@@ -303,8 +304,7 @@ def save(book: Any, target: Path) -> None:
     """Write a notebook."""
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.validate(book)
-    text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True)
-    write_atomic(target, f"{text}\n")
+    write_atomic(target, f"{nbformat.writes(book)}\n")
 
 
 def build_wheel(folder: Path) -> Path:
