@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import numbers
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from helpers import raises_code
@@ -111,6 +114,23 @@ def tells_nothing(text: str, answer) -> bool:
     if isinstance(answer, numbers.Real):
         return not words & {f"{answer:g}", f"{answer:.2g}"}
     return {word for word in words if word in "abcd"} - {"a"} != {answer}
+
+
+def test_a_small_p_is_not_every_small_p():
+    """Of forty prompts that gained the event, three seeds together have another p than one."""
+    from ftlab.course.lessons import risk_ratio
+
+    rows = []
+    for seed, step, number in itertools.product((0, 1, 2), (0, 9), range(50)):
+        told = step == 9 and number < 40
+        rows.append((f"s{number}", "jailbreak", "direct", "exact", seed, step, float(told)))
+    columns = ["sample_id", "risk", "attack", "judge", "seed", "step", "event"]
+    table = pd.DataFrame(rows, columns=columns)
+    run = SimpleNamespace(table=lambda: table)
+    grade = risk_ratio.grade_mcnemar
+    assert grade(2 * 0.5**40, run) == ""
+    told = {grade(value, run) for value in (0.5**40, 2 * 0.5**120, 0.0, 1e-9, "0")}
+    assert len(told) == 5 and "" not in told
 
 
 # Ways to grade
