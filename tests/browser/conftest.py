@@ -1,0 +1,116 @@
+"""A real Chromium and a real JupyterLab. Not run by default: `make test-browser`."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# The other tests do without Playwright.
+collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
+
+# Without these, Chromium looks up hosts of its maker at every start.
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HERE = Path(__file__).parent
+
+
+class Watch:
+    """What a page did that no page of ftlab may do.
+
+    Args:
+        page: A page that has not been opened yet.
+    """
+
+    def __init__(self, page):
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []
+        self.requests: list[str] = []  # to anything but this machine
+        page.on("dialog", self._dialog)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._console)
+        page.context.route(lambda address: True, self._route)
+
+    def _dialog(self, dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _route(self, route) -> None:
+        address = route.request.url
+        if address.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.requests.append(address)
+            route.abort()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Return a Chromium, which `make test-browser` has found or installed."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("FTLAB_CHROMIUM", "/usr/bin/chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Return a JupyterLab server that all tests share."""
+    from lab import Lab
+
+    server = Lab(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def page(browser):
+    """Return a new page, wide as a laptop's; `page.watch` holds what it did."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.grant_permissions([])
+    page = context.new_page()
+    page.watch = Watch(page)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def notebook(page, lab):
+    """Return a function that opens a notebook of the server's folder in the page."""
+    from lab import Notebook
+
+    return lambda name: Notebook(page, lab, name)
+
+
+@pytest.fixture
+def screenshot(page, request):
+    """Return a function that takes a picture of the page where FTLAB_SCREENSHOTS names a folder."""
+
+    def take(name: str, **options) -> None:
+        folder = os.environ.get("FTLAB_SCREENSHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=Path(folder) / f"{name}.png", **options)
+
+    return take
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark every test of this folder, so that it runs only where it is asked for."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.browser)
