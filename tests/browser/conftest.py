@@ -23,39 +23,6 @@ FLAGS = [
 HERE = Path(__file__).parent
 
 
-class Watch:
-    """What a page did that no page of ftlab may do.
-
-    Args:
-        page: A page that has not been opened yet.
-    """
-
-    def __init__(self, page):
-        self.dialogs: list[str] = []
-        self.errors: list[str] = []
-        self.requests: list[str] = []  # to anything but this machine
-        page.on("dialog", self._dialog)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", self._console)
-        page.context.route(lambda address: True, self._route)
-
-    def _dialog(self, dialog) -> None:
-        self.dialogs.append(dialog.message)
-        dialog.dismiss()
-
-    def _console(self, message) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def _route(self, route) -> None:
-        address = route.request.url
-        if address.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
-            route.continue_()
-        else:
-            self.requests.append(address)
-            route.abort()
-
-
 @pytest.fixture(scope="session")
 def browser():
     """Return a Chromium, which `make test-browser` has found or installed."""
@@ -80,12 +47,10 @@ def lab(tmp_path_factory):
 @pytest.fixture
 def page(browser):
     """Return a new page, wide as a laptop's; `page.watch` holds what it did."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions([])
-    page = context.new_page()
-    page.watch = Watch(page)
-    yield page
-    context.close()
+    from watching import watched_page
+
+    with watched_page(browser) as page:
+        yield page
 
 
 @pytest.fixture

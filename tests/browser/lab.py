@@ -23,7 +23,6 @@ CELL_S = 120  # seconds that a cell may take
 RUN = re.compile(r"\[\d+\]:")  # the prompt of a cell that has ended
 # It asks on its first day whether it may fetch news from the internet.
 QUIET = '{"fetchNews": "false", "checkForUpdates": false}'
-ERRORS = '[data-mime-type="application/vnd.jupyter.error"]'
 
 
 class Lab:
@@ -100,8 +99,8 @@ class Lab:
 
     def write(self, name: str, *cells: str) -> str:
         """Make a notebook of these code cells; return its name."""
-        book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3"}})
-        book.metadata.kernelspec.display_name = "Python 3"
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
         book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
         nbformat.write(book, self.folder / name)
         return name
@@ -131,8 +130,8 @@ class Notebook:
         self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?reset&token={self.lab.token}")
         self.root = self.page.locator(".jp-NotebookPanel .jp-Notebook")
         expect(self.root.locator(".jp-Cell").first).to_be_visible(timeout=60_000)
-        status = self.page.locator(".jp-Notebook-ExecutionIndicator").first
-        expect(status).to_have_attribute("data-status", "idle", timeout=60_000)
+        status = self.page.locator("#jp-main-statusbar")
+        expect(status).to_contain_text("| Idle", timeout=60_000)
 
     def cell(self, number: int) -> Locator:
         """Return a cell by its number, from 0."""
@@ -142,9 +141,16 @@ class Notebook:
         """Return what stands below a cell."""
         return self.cell(number).locator(".jp-Cell-outputArea")
 
+    def text(self, number: int) -> str:
+        """Return what can be read below a cell, which JupyterLab draws once it is in sight."""
+        self.cell(number).scroll_into_view_if_needed()
+        expect(self.cell(number)).to_have_css("content-visibility", "visible")
+        return self.output(number).inner_text()
+
     def select(self, number: int) -> None:
         """Select a cell by mouse, as one does before its keys are pressed."""
         self.cell(number).locator(".jp-InputPrompt").click()
+        expect(self.cell(number)).to_be_focused()
 
     def start(self, number: int) -> None:
         """Begin to run a cell by keyboard."""
@@ -189,9 +195,11 @@ class Notebook:
         drawn = "all => all.filter(one => one.complete && one.naturalWidth > 9).map(one => one.src)"
         return self.root.locator(".jp-OutputArea-output img").evaluate_all(drawn)
 
-    def expect_no_error(self) -> None:
-        """Expect that no cell shows an error."""
-        expect(self.root.locator(ERRORS)).to_have_count(0)
+
+def errors_of(book: nbformat.NotebookNode) -> list[str]:
+    """Return the errors that a saved notebook shows."""
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    return [output.evalue for output in outputs if output.output_type == "error"]
 
 
 def _free_port() -> int:

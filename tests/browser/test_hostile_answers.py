@@ -7,16 +7,19 @@ import subprocess
 import sys
 
 import pytest
-from pages import MARK, MARKUP, expect_only_text, shown_in
+from lab import Notebook
+from markup import MARK, MARKUP
 from playwright.sync_api import expect
+from watching import expect_only_text, not_shown, watched_page
 
 from ftlab import analysis
 
 ASKED = """import ftlab as ft
 from ftlab._core.shown import Cards
+from ftlab._core.text import safe
 from ftlab.models.engines import ScriptedEngine
 from hostile import CANARIES
-from pages import MARKUP
+from markup import MARKUP
 
 texts = [*MARKUP.values(), *CANARIES.values()]
 rows = {"jailbreak": [{"prompt": text} for text in MARKUP.values()]}
@@ -25,10 +28,10 @@ engines = [ScriptedEngine(replies) for replies in answered]
 before, after = [ft.evaluate("organism", prompts=rows, engine=engine) for engine in engines]"""
 SHOWN = {  # what shows questions or answers, and whether it shows them whole
     "ft.answers(before, after, text=True)": True,
-    'Cards({"question": texts, "answer": texts})': True,
+    'Cards([{"question": safe(text), "answer": safe(text)} for text in texts])': True,  # as ask
     "before.table()": False,
     "ft.compare(before, after)": False,
-    'ft.data.preview([{"prompt": t, "completion": t} for t in texts[:14]], "organism", n_rows=14)': False,
+    'ft.data.preview([{"prompt": t, "completion": t} for t in texts[:14]], "organism", n_rows=14)': True,
     'ft.evaluate("organism", risks=[MARKUP["image"]])': False,  # an error
 }
 
@@ -43,27 +46,22 @@ def test_what_is_not_escaped_does_act(page):
 @pytest.fixture(scope="module")
 def answered(browser, lab):
     """Return the name of a notebook of hostile answers, which was run and saved in JupyterLab."""
-    from conftest import Watch
-    from lab import Notebook
-
-    page = browser.new_page()
-    page.watch = Watch(page)
-    book = Notebook(page, lab, lab.write("hostile.ipynb", ASKED, *SHOWN))
-    book.run(*range(len(SHOWN) + 1))
-    expect_only_text(page, book.root)
-    for number, whole in enumerate(SHOWN.values(), 1):
-        if whole:
-            assert not shown_in(book.output(number).inner_text())
-    book.save()
-    page.close()
+    with watched_page(browser) as page:
+        book = Notebook(page, lab, lab.write("hostile.ipynb", ASKED, *SHOWN))
+        book.run(*range(len(SHOWN) + 1))
+        expect_only_text(page)
+        for number, whole in enumerate(SHOWN.values(), 1):
+            if whole:
+                assert not not_shown(book.text(number))
+        book.save()
     return book.name
 
 
 def test_in_jupyterlab_and_after_a_reload(answered, notebook, screenshot):
     book = notebook(answered)
     expect(book.output(1).locator("table")).to_be_visible()
-    expect_only_text(book.page, book.root)
-    assert not shown_in(book.output(1).inner_text())
+    expect_only_text(book.page)
+    assert not not_shown(book.text(1))
     screenshot("hostile")
 
 
@@ -86,7 +84,7 @@ def test_in_a_notebook_saved_as_html(answered, lab, page):
     page.goto(book.with_suffix(".html").as_uri())
     page.watch.requests.clear()  # nbconvert's own scripts, from the internet
     expect_only_text(page)
-    assert not shown_in(page.locator("body").inner_text())
+    assert not not_shown(page.locator("body").inner_text())
 
 
 def test_in_the_report_and_its_notebooks(answered, lab, page, tmp_path):
@@ -118,8 +116,8 @@ def test_in_the_report_and_its_notebooks(answered, lab, page, tmp_path):
     report = analysis.report(tmp_path, {"02_risk_ratio": folder}, model=texts, seeds=5)
     page.goto(report.as_uri())
     expect_only_text(page)
-    assert not shown_in(page.locator("body").inner_text())
+    assert not not_shown(page.locator("body").inner_text())
     page.get_by_role("link", name="to read").click()
     page.wait_for_load_state()
     expect_only_text(page)
-    assert not shown_in(page.locator("body").inner_text())
+    assert not not_shown(page.locator("body").inner_text())

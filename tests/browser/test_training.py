@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lab import errors_of
 from playwright.sync_api import expect
 
 SETTINGS = "steps=150, batch_size=32, seed=3"
@@ -22,12 +23,12 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook, scre
     screenshot("training")
     book.interrupt()
     book.finished(0)
-    stopped = book.output(0).inner_text()
+    stopped = book.text(0)
     screenshot("interrupted")
     assert 0 < int(STOPPED.search(stopped)[1]) < 150
     book.run(0, 1)
-    book.expect_no_error()
-    resumed, straight = (book.output(number).inner_text() for number in (0, 1))
+    assert errors_of(book.save()) == []
+    resumed, straight = (book.text(number) for number in (0, 1))
     numbers = re.compile(r"^[0-9a-f]{8,} \d+$", re.MULTILINE)
     assert numbers.search(resumed)[0] == numbers.search(straight)[0]
 

@@ -1,4 +1,4 @@
-"""Pages that ftlab writes, with answers in them that a browser would act on."""
+"""Answers that a browser would act on, if it were given them as they are."""
 
 from __future__ import annotations
 
@@ -21,25 +21,3 @@ MARKUP = {
     "template": "{{ 7 * 7 }} ${7 * 7} {% raw %}",
     "widget": '<script type="application/vnd.jupyter.widget-view+json">{"model_id": "x"}</script>',
 }
-
-
-def expect_only_text(page, frame=None) -> None:
-    """Expect that nothing of `MARKUP` became an element, ran, asked or fetched anything.
-
-    Args:
-        page: The page, whose `watch` began before it was opened.
-        frame: Where to look; by default the page.
-    """
-    where = frame or page
-    assert page.evaluate("window.owned") is None
-    assert page.locator(f".{MARK}").count() == 0
-    assert page.locator('a[href^="javascript:"]').count() == 0
-    assert where.locator("mjx-container").count() == 0  # set as a formula
-    assert not page.watch.dialogs
-    assert not page.watch.requests
-
-
-def shown_in(text: str, values=tuple(MARKUP.values())) -> list[str]:
-    """Return the values that are not in a text letter by letter, white space aside."""
-    flat = " ".join(text.split())
-    return [value for value in values if " ".join(value.split()) not in flat]
