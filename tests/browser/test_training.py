@@ -7,7 +7,8 @@ import re
 from lab import errors_of
 from playwright.sync_api import expect
 
-SETTINGS = "steps=150, batch_size=32, seed=3"
+STEPS = 150
+SETTINGS = f"steps={STEPS}, batch_size=4, seed=3"
 TRAIN = f"""import ftlab as ft
 run = ft.sft("organism:base", "organism:alignment", n_rows=500, {SETTINGS})
 print(ft.model(run).hash, len(run.log()))"""
@@ -25,7 +26,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook, scre
     book.finished(0)
     stopped = book.text(0)
     screenshot("interrupted")
-    assert 0 < int(STOPPED.search(stopped)[1]) < 150
+    assert 0 < int(STOPPED.search(stopped)[1]) < STEPS
     book.run(0, 1)
     assert errors_of(book.save()) == []
     resumed, straight = (book.text(number) for number in (0, 1))
@@ -34,7 +35,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook, scre
 
 
 def test_the_live_figure_is_folded_at_the_end_and_survives_a_reload(lab, notebook, screenshot):
-    book = notebook(lab.write("live.ipynb", TRAIN.replace("150", "60")))
+    book = notebook(lab.write("live.ipynb", TRAIN.replace(str(STEPS), "30")))
     book.run(0)
     saved = book.save()
     assert sum("display_id" in str(output) for output in saved.cells[0].outputs) <= 1
