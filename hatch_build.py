@@ -30,6 +30,7 @@ MODEL_FILES = (
 )
 SHIPPED = (
     "ftlab/**/*.py",
+    "ftlab/ui/panels/pad.js",
     "ftlab/analysis/templates/*.j2",
     "ftlab/analysis/templates/texts.yaml",
     "data/hashes.json",
@@ -74,6 +75,7 @@ SHIPPED = (
     "notebooks/experiments/20_acceptance.ipynb",
     "notebooks/tour/00_quickstart.ipynb",
     "notebooks/tour/05_your_model.ipynb",
+    "notebooks/tour/21_panels.ipynb",
     "figures/style.mplstyle",
     "CHANGELOG.md",
 )

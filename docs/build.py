@@ -58,6 +58,7 @@ PUBLIC = {
     "verify_runs",
     "organism": "World",
     "training.transforms": "OfTwo open_transform Transform",
+    "ui": "compare data explore guard label runs train",
 }
 SECTION = re.compile(r"^(Args|Returns|Raises|Source):$", re.MULTILINE)
 ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)

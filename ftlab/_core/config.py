@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from pydantic.fields import FieldInfo
 from ftlab._core.errors import Interrupted, UsageError
 from ftlab._core.text import did_you_mean
 
+ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
+ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
 FEW = 10  # names that are listed beside the most similar one
 
 
@@ -183,3 +186,20 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
         return f"{reason}."
     found = problem["input"]
     return f"{name} = {found!r}: {reason}."
+
+
+def argument_lines(doc: str) -> dict[str, str]:
+    """Return {argument: text} of the section Args of a docstring."""
+    section = ARGS.search(inspect.cleandoc(doc))
+    if section is None:
+        return {}
+    found: dict[str, str] = {}
+    name = ""
+    for line in section[1].splitlines():
+        entry = ARGUMENT.match(line)
+        if entry:
+            name = entry[1]
+            found[name] = entry[2]
+        elif name:
+            found[name] += " " + line.strip()
+    return found

@@ -13,7 +13,7 @@ from ftlab._core.shown import Shown, as_html
 from ftlab._core.text import encodable
 from ftlab.analysis.short_tables import Table
 from ftlab.analysis.verdicts import Names, Source, of_judge, prepare, select, steps_of
-from ftlab.runs import Run
+from ftlab.runs import Run, load
 
 SIDES = ("before", "after")
 # What tells the answers of a run apart, beside the step.
@@ -192,7 +192,7 @@ def _side(
     columns.append(side)
     found = rows[columns].copy()
     if text:
-        questions, texts = _texts(source)
+        questions, texts = texts_of(source)
         asked = rows["sample_id"] + " " + rows["attack"]
         answered = rows["answer_key"]
         found["question"] = asked.map(questions).fillna("")
@@ -200,8 +200,17 @@ def _side(
     return found
 
 
-def _texts(source: Source) -> list[dict[str, str]]:
-    """Return the last message by prompt, and the answers by key."""
+def texts_of(source: Source) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the last message by "sample_id attack", and the answers by key.
+
+    Args:
+        source: A run, or its name.
+
+    Raises:
+        UsageError: `no_texts` where it is a table.
+    """
+    if isinstance(source, str):
+        source = load(source)
     if not isinstance(source, Run):
         raise UsageError("no_texts", "A table holds no texts. Pass the run itself.")
     questions = {}
@@ -214,4 +223,4 @@ def _texts(source: Source) -> list[dict[str, str]]:
             attack = row["attack"]
             last = row["messages"][-1]
             questions[f"{sample} {attack}"] = encodable(last["content"])
-    return [questions, texts]
+    return questions, texts

@@ -92,8 +92,10 @@ def shows(
 
 
 def read(labels: Any) -> Labels | None:
-    """Return the labels of sheets; None where none are given."""
-    return None if labels is None else read_labels(labels)
+    """Return the labels of sheets, or those that were read already; None where none are given."""
+    if labels is None or isinstance(labels, Labels):
+        return labels
+    return read_labels(labels)
 
 
 def labelled(
@@ -299,9 +301,14 @@ def events_of(
     parts = []
     for number in range(len(steps)):
         cubes = np.stack([cube[:, number] for cube in (judged, truth, inclusion)])
-        first = np.broadcast_to(cubes[:, :1], cubes.shape)
-        if np.array_equal(cubes, first, equal_nan=True):  # such as of a parent measured once
-            cubes = cubes[:, :1]
-        arrays = rectify(*cubes).arrays
-        parts.append(np.broadcast_to(arrays, (3, *judged[:, number].shape)))
+        parts.append(corrected_at(cubes))
     return Rectified(*np.stack(parts, axis=2)), clusters
+
+
+def corrected_at(cubes: np.ndarray) -> np.ndarray:
+    """Return the arrays of `Rectified` at one step, from [verdicts, labels, inclusion]."""
+    shape = cubes.shape
+    first = np.broadcast_to(cubes[:, :1], shape)
+    if np.array_equal(cubes, first, equal_nan=True):  # such as of a parent measured once
+        cubes = cubes[:, :1]
+    return np.broadcast_to(rectify(*cubes).arrays, shape)

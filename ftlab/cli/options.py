@@ -18,13 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ftlab._core.config import Config
+from ftlab._core.config import Config, argument_lines
 from ftlab._core.errors import UsageError
 
 PLAIN = (int, float, str, Path, bool)
 SERIES = (list, tuple, Sequence)
-ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
-ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
 OLD_NAMES = {  # further names of an option, unless the cell has an argument of that name
     "judges": "judge",
     "n_rows": "rows",
@@ -217,23 +215,6 @@ def make_folder(out: Path | None) -> None:
         raise UsageError(
             "folder_not_writable", f"--out {out} cannot be written ({error.strerror})."
         ) from None
-
-
-def argument_lines(doc: str) -> dict[str, str]:
-    """Return {argument: text} of the section Args of a docstring."""
-    section = ARGS.search(inspect.cleandoc(doc))
-    if section is None:
-        return {}
-    found: dict[str, str] = {}
-    name = ""
-    for line in section[1].splitlines():
-        entry = ARGUMENT.match(line)
-        if entry:
-            name = entry[1]
-            found[name] = entry[2]
-        elif name:
-            found[name] += " " + line.strip()
-    return found
 
 
 def _parser(name: str, annotation: Any) -> tuple[Any, Callable[[Any], Any]]:

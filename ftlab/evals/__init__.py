@@ -19,11 +19,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "divergences": ["divergence"],
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],
         "guarding": ["guard_rates"],
-        "labelling": ["draw"],
+        "labelling": ["draw", "write_sheet"],
         "lm_harness": ["lm_eval", "lm_eval_results"],
         "measuring": ["Measurement"],
         "monitoring": ["Monitor", "monitor"],
-        "plan": ["Plan", "plan_evaluation"],
+        "plan": ["default_engine", "Plan", "plan_evaluation"],
         "rescoring": ["rescore", "retry_errors"],
     },
 )

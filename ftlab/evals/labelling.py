@@ -291,15 +291,31 @@ def _fill_in(
 
 
 def _save(sheet: Sheet, target: Path) -> None:
-    if target.suffix != ".csv":
-        raise UsageError("wrong_ending", f"A sheet is written as .csv, and out is {target.name}.")
-    content = MARK + csv(sheet)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.read_bytes() != content.encode():
+    if target.exists() and target.read_bytes() != _content(sheet).encode():
         raise UsageError(
             "file_exists", f"{target} is there and may hold labels. Give another out=."
         )
-    write_atomic(target, content)
+    write_sheet(sheet, target)
+
+
+def write_sheet(sheet: pd.DataFrame, target: Path) -> None:
+    """Write a sheet over what is there, atomically.
+
+    Args:
+        sheet: Rows as `draw` returns them.
+        target: A .csv file; its folder is made.
+
+    Raises:
+        UsageError: `wrong_ending`.
+    """
+    if target.suffix != ".csv":
+        raise UsageError("wrong_ending", f"A sheet is written as .csv, and out is {target.name}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, _content(sheet))
+
+
+def _content(sheet: pd.DataFrame) -> str:
+    return MARK + csv(sheet)
 
 
 def _complete(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 
 import numpy as np
@@ -267,14 +267,24 @@ def _resampled(
     seed: int,
 ) -> ndarray:
     """Draw the rates again, [resamples, K]: clusters and seeds redrawn with their influence."""
-    rng = np.random.default_rng(seed)
+    influences = (found.by_cluster, found.by_seed)
+    sizes = tuple(influence.shape[1] for influence in influences)
     drawn = np.tile(found.rate, (resamples, 1))
-    for influence in (found.by_cluster, found.by_seed):
-        size = influence.shape[1]
-        equal = np.full(size, 1 / size)
-        times = rng.multinomial(size, equal, resamples)
+    for times, influence in zip(_times(sizes, resamples, seed), influences, strict=True):
         drawn += times @ influence.T
     return drawn
+
+
+@lru_cache(8)
+def _times(sizes: tuple[int, ...], resamples: int, seed: int) -> tuple[ndarray, ...]:
+    """Return how often each unit is drawn in each resample, [resamples, size] for each size."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for size in sizes:
+        equal = np.full(size, 1 / size)
+        times = rng.multinomial(size, equal, resamples)
+        found.append(times.astype(float))  # as the product takes them
+    return tuple(found)
 
 
 def _percentiles(values: ndarray, confidence: float) -> list[float]:

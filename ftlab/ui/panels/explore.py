@@ -1,0 +1,496 @@
+"""Look into a risk curve: steps, seeds, risks, attacks, and what lies behind a point."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ftlab import analysis, runs
+from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
+from ftlab._core.shown import verdict_html
+from ftlab._core.types import Outcome
+from ftlab.analysis import plots
+from ftlab.runs import Run
+from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, escaped, html_table, pad
+
+CHOICES = ("risks", "attacks", "seeds")
+PAGE = 20  # answers that are shown at a time
+WIDTH, HEIGHT = 300, 190  # of the chart of one risk, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 38, 14, 10, 30  # its margins
+TICKS = (0, 25, 50, 75, 100)
+MARKS = {
+    "o": '<circle r="5"/>',
+    "s": '<rect x="-4.5" y="-4.5" width="9" height="9"/>',
+    "^": '<path d="M0-6 6 5H-6Z"/>',
+    "D": '<path d="M0-6 6 0 0 6-6 0Z"/>',
+    "v": '<path d="M0 6 6-5H-6Z"/>',
+    "P": '<path d="M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z"/>',
+    "X": '<path d="M-6-3-3-6 0-3 3-6 6-3 3 0 6 3 3 6 0 3-3 6-6 3-3 0Z"/>',
+}
+
+
+@takes()
+def explore(
+    curve: Any,
+    *,
+    risks: Iterable[str] = (),
+    attacks: Iterable[str] = (),
+    steps: Iterable[int] = (),
+    seeds: Iterable[int] = (),
+    judge: str | None = None,
+) -> Exploration:
+    """Look into a risk curve, or an evaluation.
+
+    A slider chooses the steps, boxes the risks, attacks and training seeds. A point that is
+    clicked, or chosen by Tab and Enter, shows how many answers had which outcome. The answers
+    themselves are shown only on a tick: escaped, the parent's beside the child's, changes first.
+
+    Args:
+        curve: A finished run, or its name.
+        risks: Shown at first; by default all.
+        attacks: Shown at first; by default all.
+        steps: The first and the last step shown at first; by default all.
+        seeds: Training seeds that count at first; by default all.
+        judge: Whose verdicts count; by default the first judge's.
+
+    Returns:
+        The panel.
+
+    Raises:
+        UsageError: `nothing_selected`, `judge_not_in_table`, and those of `ftlab.load`.
+    """
+    if not isinstance(curve, Run):
+        curve = runs.load(curve)
+    found = Exploration(curve, judge)
+    found.choose("risks", risks or found.every["risks"])
+    found.choose("attacks", attacks or found.every["attacks"])
+    found.choose("seeds", seeds or found.every["seeds"])
+    if steps:
+        listed = list(steps)
+        found.limit(min(listed), max(listed))
+    return found
+
+
+class Exploration(Panel):
+    """What is shown of a curve, and the point that was chosen.
+
+    Args:
+        run: A finished run.
+        judge: Whose verdicts count; None for the first judge's.
+
+    Attributes:
+        every: What there is, by `CHOICES`.
+        chosen: What of it is shown.
+        steps: All measured steps.
+        limits: The first and the last step that are shown.
+        per_seed: Whether single seeds are drawn.
+        picked: Risk and step of the chosen point, or None.
+        texts: Whether the answers behind it are shown.
+        page: Which `PAGE` of them, from 0.
+    """
+
+    name = "explore"
+    title = "Risk curve"
+
+    def __init__(self, run: Run, judge: str | None = None):
+        self.run = run
+        self.measured = analysis.Selections(run, judge)
+        self.judge = self.measured.judge
+        self.steps = self.measured.steps
+        self.every: dict[str, list] = {
+            "risks": self.measured.risks,
+            "attacks": self.measured.attacks,
+            "seeds": self.measured.seeds,
+        }
+        self.chosen = {name: list(every) for name, every in self.every.items()}
+        self.limits = (self.steps[0], self.steps[-1])
+        self.per_seed = len(self.every["seeds"]) > 1
+        self.picked: tuple[str, int] | None = None
+        self.texts = False
+        self.page = 0
+        self._read: tuple[dict[str, str], dict[str, str]] | None = None
+
+    def choose(self, what: str, values: Iterable[Any]) -> None:
+        """Show these risks, attacks or seeds only.
+
+        Raises:
+            UsageError: `nothing_selected` for none, or one that was not measured.
+        """
+        wanted = list(values)
+        unknown = [value for value in wanted if value not in self.every[what]]
+        if unknown or not wanted:
+            found = ", ".join(map(str, unknown)) or "none"
+            there = ", ".join(map(str, self.every[what]))
+            message = f"{what}: {found} cannot be shown. Choose from {there}."
+            raise UsageError("nothing_selected", message)
+        self.chosen[what] = [value for value in self.every[what] if value in wanted]
+        self.page = 0
+
+    def limit(self, first: int, last: int) -> None:
+        """Show the steps from the first to the last one only.
+
+        Raises:
+            UsageError: `nothing_selected`.
+        """
+        self.limits = (first, last)
+        if not self._steps():
+            self.limits = (self.steps[0], self.steps[-1])
+            message = f"No step from {first} to {last} was measured. There are: {self.steps}."
+            raise UsageError("nothing_selected", message)
+
+    def pick(self, risk: str, step: int) -> None:
+        """Choose a point of the curve.
+
+        Raises:
+            UsageError: `nothing_selected`.
+        """
+        if risk not in self.every["risks"] or step not in self.steps:
+            raise UsageError("nothing_selected", f"There is no point of {risk} at step {step}.")
+        self.picked = (risk, step)
+        self.page = 0
+
+    def rates(self) -> pd.DataFrame:
+        """Return the rate of each shown risk at each shown step, with its interval."""
+        return self._table(self._rates(self.measured.rates))
+
+    def seed_rates(self) -> pd.DataFrame:
+        """Return the rate of each shown risk at each shown step by each shown seed."""
+        return self._table(self._rates(self.measured.seed_rates))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many answers at the chosen point had each outcome; the parent's once."""
+        risk, step = self.picked
+        codes = self._at(risk, step).outcomes[:, 0]
+        if step == 0:
+            codes = codes[:1]
+        found = Counter(codes.ravel().tolist())
+        outcomes = enumerate(analysis.OUTCOMES)
+        return {str(outcome): found[code] for code, outcome in outcomes if code in found}
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Return what `ftlab.answers` lists of the chosen point: a pair each, changes first.
+
+        Each has changed, sample_id, attack, seed, before and after (outcomes) and the keys of both
+        answers. At step 0 it is the parent alone, without changed, after and seed.
+        """
+        risk, step = self.picked
+        first = self.steps[0]
+        old, new = self._at(risk, first), self._at(risk, step)
+        answered = (old.outcomes[:, 0] >= 0) & (new.outcomes[:, 0] >= 0)
+        if step == first:
+            answered[1:] = False
+        changed = old.outcomes[:, 0] != new.outcomes[:, 0]
+        rows = []
+        for seed, item in [*np.argwhere(answered & changed), *np.argwhere(answered & ~changed)]:
+            row = {"sample_id": str(new.samples[item]), "attack": str(new.attacks[item])}
+            row |= _side("before", self.measured, old, seed, item)
+            if step != first:
+                row |= _side("after", self.measured, new, seed, item)
+                row["seed"] = self.chosen["seeds"][seed]
+                row["changed"] = bool(changed[seed, item])
+            rows.append(row)
+        return rows
+
+    def call(self) -> str:
+        """Return the calls that give the same numbers and answers."""
+        settings = self._settings()
+        lines = []
+        source: Any = self.run
+        seeds = self.chosen["seeds"]
+        if seeds != self.every["seeds"]:
+            lines.append(f"table = {call_of('ft.load', self.run)}.table()")
+            lines.append(f"table = table[table['seed'].isin({seeds})]")
+        first = call_of("ft.rates", source, judge=self.judge, **settings)
+        if lines:
+            first = first.replace(repr(self.run.name), "table", 1)
+        lines.append(first)
+        if self.picked:
+            risk, step = self.picked
+            more = {"step": step, "risk": risk, "attack": settings["attack"]}
+            more["text"] = self.texts or None
+            lines.append(call_of("ft.answers", self.run, judge=self.judge, **more))
+        return "\n".join(lines)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the notebook's parameters."""
+        return {
+            "run": self.run.name,
+            "risks": self.chosen["risks"],
+            "attacks": self.chosen["attacks"],
+            "steps": [int(step) for step in self.limits],
+            "shown_seeds": [int(seed) for seed in self.chosen["seeds"]],
+        }
+
+    def plain(self) -> list[Any]:
+        """Return the rates and, of a chosen point, its outcomes."""
+        parts: list[Any] = [analysis.summary(self.rates())]
+        if self.picked:
+            risk, step = self.picked
+            counted = ", ".join(f"{name} {count}" for name, count in self.counts().items())
+            parts.append(f"{risk} at step {step}: {counted}")
+        return parts
+
+    def chart(self) -> str:
+        """Return the curve as HTML: a small chart per risk, whose points can be chosen."""
+        rates = _by_risk(self._rates(self.measured.rates))
+        seeds = {}
+        if self.per_seed:
+            seeds = _by_risk(self._rates(self.measured.seed_rates))
+        charts = ""
+        for risk in self.chosen["risks"]:
+            charts += _chart(risk, rates.get(risk, []), seeds.get(risk, []), self.picked)
+        return f'<div style="display: flex; flex-wrap: wrap; gap: 0.5em">{charts}</div>'
+
+    def behind(self) -> str:
+        """Return what lies behind the chosen point as HTML; "" where none is chosen."""
+        if not self.picked:
+            return "<p>Choose a point for what lies behind it.</p>"
+        risk, step = self.picked
+        counts = self.counts()
+        total = sum(counts.values())
+        rows = ""
+        for name, count in counts.items():
+            share = f"{100 * count / total:.1f} %"
+            rows += f"<tr><td>{verdict_html(name)}</td><td>{count:,}</td><td>{share}</td></tr>"
+        heading = escaped(f"{plots.risk_name(risk)} at step {step}: {total:,} answers")
+        shown = f"<table><caption>{heading}</caption><tbody>{rows}</tbody></table>"
+        if self.texts:
+            shown += self._texts()
+        return shown
+
+    def widget(self) -> Any:
+        """Return the widgets."""
+        return _Widgets(self).box
+
+    def _texts(self) -> str:
+        found = self.answers()
+        start = self.page * PAGE
+        shown = [self._side_by_side(row) for row in found[start : start + PAGE]]
+        last = start + len(shown)
+        caption = f"Answers {start + 1} to {last} of {len(found):,}, changed ones first"
+        return html_table(shown, caption)
+
+    def _side_by_side(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return what is shown of a pair of answers, as plain text."""
+        if self._read is None:
+            self._read = analysis.texts_of(self.run)
+        questions, texts = self._read
+        shown: dict[str, Any] = {}
+        if "changed" in row:
+            shown["changed"] = "changed" if row["changed"] else "same"
+            shown["seed"] = row["seed"]
+        shown["attack"] = row["attack"]
+        shown["question"] = questions.get(f"{row['sample_id']} {row['attack']}", "")
+        for side, heading in (("before", "parent"), ("after", "child")):
+            if side in row:
+                verdict = Outcome(row[side]).label
+                text = texts.get(row[f"key_{side}"], "")
+                shown[heading] = f"[{verdict}]\n{text}"
+        return shown
+
+    def _rates(self, rates: Any) -> list[dict[str, Any]]:
+        rows = []
+        for risk in self.chosen["risks"]:
+            options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
+            rows += rates(risk, steps=self._steps(), **options)
+        return rows
+
+    def _table(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
+        table = pd.DataFrame(rows, columns=["risk", "step", "rate", "low", "high", "seed"])
+        table["judge"] = self.judge
+        return table.dropna(axis="columns", how="all")
+
+    def _at(self, risk: str, step: int) -> Any:
+        """Return the verdicts on a risk at a step, under what is chosen."""
+        options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
+        return self.measured.chosen(risk, steps=[step], **options)
+
+    def _steps(self) -> list[int]:
+        first, last = self.limits
+        return [int(step) for step in self.steps if first <= step <= last]
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what is chosen, as `ftlab.rates` takes it; None where it is everything."""
+        settings: dict[str, Any] = {"risk": "risks", "attack": "attacks"}
+        for argument, what in settings.items():
+            everything = self.chosen[what] == self.every[what]
+            settings[argument] = None if everything else self.chosen[what]
+        steps = self._steps()
+        settings["steps"] = None if len(steps) == len(self.steps) else steps
+        return settings
+
+
+def _side(side: str, measured: Any, cube: Any, seed: int, item: int) -> dict[str, str]:
+    """Return the outcome of one answer, and its key."""
+    outcome = analysis.OUTCOMES[cube.outcomes[seed, 0, item]]
+    return {side: str(outcome), f"key_{side}": measured.keys[cube.answers[seed, 0, item]]}
+
+
+def _by_risk(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["risk"], []).append(row)
+    return found
+
+
+def _chart(
+    risk: str,
+    rows: list[dict[str, Any]],
+    seeds: list[dict[str, Any]],
+    picked: tuple[str, int] | None,
+) -> str:
+    """Return the chart of one risk as SVG; colours hold on light and dark pages."""
+    look = plots.look_of(risk, [risk])
+    colour = look["color"]
+    steps = [row["step"] for row in rows]
+    place = _scale(steps)
+    body = ""
+    for tick in TICKS:
+        y = _height(tick / 100)
+        body += f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="currentColor" opacity=".18"/>'
+        body += _text(LEFT - 5, y + 4, f"{tick}", "end")
+    for step in steps:
+        body += _text(place(step), HEIGHT - BOTTOM + 15, f"{step:,}", "middle")
+    body += _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "step", "middle")
+    for seed in sorted({row["seed"] for row in seeds}):
+        line = _path([row for row in seeds if row["seed"] == seed], place)
+        body += f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1" opacity=".5"/>'
+    body += f'<path d="{_path(rows, place)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+    for row in rows:
+        if not math.isnan(row["rate"]):
+            is_picked = picked == (risk, row["step"])
+            body += _point(risk, row, place(row["step"]), look, is_picked)
+    name = escaped(plots.risk_name(risk, with_title=True))
+    return (
+        f'<figure style="margin: 0"><figcaption>{name} (%)</figcaption>'
+        f'<svg role="group" aria-label="{name}, % by step" width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11">{body}</svg></figure>'
+    )
+
+
+def _point(risk: str, row: dict[str, Any], x: float, look: dict[str, str], is_picked: bool) -> str:
+    """Return a point with its interval: a button for mouse, keyboard and screen reader."""
+    colour = look["color"]
+    share, low, high = (100 * row[name] for name in ("rate", "low", "high"))
+    told = f"{plots.risk_name(risk)} at step {row['step']:,}: {plots.percent(share)}"
+    told += f", {low:.0f} to {high:.0f} %"
+    ring = '<circle r="10" fill="none" stroke="currentColor"/>' if is_picked else ""
+    bar = f"M{x:.1f} {_height(row['low']):.1f}V{_height(row['high']):.1f}"
+    return (
+        f'<path d="{bar}" stroke="{colour}" stroke-width="1.5" opacity=".75"/>'
+        f'<g data-pick="{escaped(risk)} {row["step"]}" role="button" tabindex="0" '
+        f'aria-pressed="{str(is_picked).lower()}" aria-label="{escaped(told)}" fill="{colour}" '
+        f'style="cursor: pointer" transform="translate({x:.1f} {_height(row["rate"]):.1f})">'
+        f'<title>{escaped(told)}</title><circle r="12" opacity="0"/>{ring}'
+        f"{MARKS[look['marker']]}</g>"
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="currentColor">{escaped(text)}</text>'
+
+
+def _path(rows: list[dict[str, Any]], place: Any) -> str:
+    points = []
+    for row in rows:
+        if not math.isnan(row["rate"]):
+            points.append(f"{place(row['step']):.1f} {_height(row['rate']):.1f}")
+    return "M" + "L".join(points)
+
+
+def _height(share: float) -> float:
+    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
+
+
+def _scale(steps: Iterable[float]) -> Any:
+    """Return the function from a step to its place; like a logarithm, from the first step on."""
+    measured = sorted(set(steps)) or [0]
+    unit = min((step for step in measured if step > 0), default=1)
+    start = math.asinh(measured[0] / unit)
+    span = math.asinh(measured[-1] / unit) - start or 1.0
+    room = WIDTH - LEFT - RIGHT - 24
+
+    def place(step: float) -> float:
+        return LEFT + 12 + room * (math.asinh(step / unit) - start) / span
+
+    return place
+
+
+class _Widgets:
+    """The panel on the screen."""
+
+    def __init__(self, state: Exploration):
+        from ipywidgets import HTML, Button, HBox, SelectionRangeSlider, VBox
+
+        self.state = state
+        self.frame = Frame(state)
+        react = self.frame.reacting
+        parts: list[Any] = []
+        if len(state.steps) > 1:
+            steps = SelectionRangeSlider(
+                options=[int(step) for step in state.steps],
+                value=tuple(int(step) for step in state.limits),
+                description="Steps",
+            )
+            steps.observe(react(self._limit), "value")
+            parts.append(steps)
+        self.boxes: dict[str, dict[Any, Any]] = {}
+        for what in CHOICES:
+            self.boxes[what] = {}
+            for value in state.every[what]:
+                box = check_box(str(value), value in state.chosen[what])
+                box.observe(react(lambda _, what=what: self._choose(what)), "value")
+                self.boxes[what][value] = box
+            row = HBox([HTML(f"<b>{what.capitalize()}</b>"), *self.boxes[what].values()])
+            row.layout.flex_flow = "row wrap"
+            parts.append(row)
+        single = check_box("Draw single seeds", state.per_seed)
+        single.observe(react(lambda change: self._set("per_seed", change)), "value")
+        self.chart = pad("Risk curve; Tab to a point and Enter to choose it")
+        self.chart.on_msg(react(self._on_message))
+        texts = check_box("Show the answers (the models' own words)", state.texts)
+        texts.observe(react(lambda change: self._set("texts", change)), "value")
+        earlier = Button(description="Earlier answers")
+        later = Button(description="Further answers")
+        earlier.on_click(react(lambda _: self._turn(-1)))
+        later.on_click(react(lambda _: self._turn(1)))
+        self.behind = HTML()
+        self.draw()
+        paging = HBox([texts, earlier, later])
+        self.box = self.frame.show(VBox(parts), single, self.chart, paging, self.behind)
+
+    def draw(self) -> None:
+        self.chart.html = self.state.chart()
+        self.behind.value = self.state.behind()
+
+    def _limit(self, change: Any) -> None:
+        self.state.limit(*change["new"])
+        self.draw()
+
+    def _choose(self, what: str) -> None:
+        values = [value for value, box in self.boxes[what].items() if box.value]
+        self.state.choose(what, values)
+        self.draw()
+
+    def _set(self, name: str, change: Any) -> None:
+        setattr(self.state, name, change["new"])
+        self.draw()
+
+    def _turn(self, pages: int) -> None:
+        if self.state.picked and self.state.texts:
+            last = (len(self.state.answers()) - 1) // PAGE
+            self.state.page = min(max(self.state.page + pages, 0), last)
+            self.draw()
+
+    def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
+        risk, _, step = str(content.get("pick", "")).rpartition(" ")
+        if step.isdecimal():
+            self.state.pick(risk, int(step))
+            self.draw()

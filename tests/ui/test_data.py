@@ -1,0 +1,64 @@
+"""Training rows: every problem with its line, the loss mask, and ranked rows without words."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import jsonl, raises_code
+from hostile import assert_page
+from ui.screens import html_of, named, said
+from ui_runs import MARKUP
+
+from ftlab import ui
+from ftlab.data import check
+
+
+def rows(n: int) -> list[dict]:
+    return [{"prompt": f"Name tree {k}.", "completion": f"It is {MARKUP} {k}."} for k in range(n)]
+
+
+def test_problems_are_those_of_check_with_their_lines(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", *rows(3), '{"prompt": 5}', "no json")
+    panel = ui.data(file)
+    found = panel.problems()
+    report = check(file)
+    assert [row["problem"] for row in found] == report.problems and len(found) == 2
+    assert [row["code"] for row in found] == report.codes
+    assert all(f"a.jsonl:{line}" in row["problem"] for line, row in zip((4, 5), found, strict=True))
+    assert panel.mask() is None
+
+
+def test_the_loss_mask_shows_so_many_rows(tmp_path):
+    panel = ui.data(jsonl(tmp_path / "a.jsonl", *rows(5)), "organism", n_rows=2)
+    assert len(panel.mask().rows) == 2
+    for wrong in (0, 21):
+        with raises_code("wrong_n_rows"):
+            panel.show_rows(wrong)
+
+
+def test_a_ranking_shows_no_words_before_the_tick(tmp_path):
+    panel = ui.data(jsonl(tmp_path / "a.jsonl", *rows(5)), "organism", audit_by="refusal")
+    assert [row["rank"] for row in panel.suspicious()] == [1, 2, 3, 4, 5]
+    assert "answer" not in panel.suspicious()[0] and "onerror" not in str(panel.plain()[2])
+    panel.texts = True
+    assert "onerror" in panel.suspicious()[0]["answer"]
+    assert "audit" in panel.call() and panel.parameters()["audit_by"] == "refusal"
+
+
+def test_an_audit_needs_a_model(tmp_path):
+    with raises_code("model_needed"):
+        ui.data(jsonl(tmp_path / "a.jsonl", *rows(2)), audit_by="refusal")
+
+
+def test_the_screen_ranks_and_escapes(tmp_path):
+    pytest.importorskip("anywidget")
+    panel = ui.data(jsonl(tmp_path / "a.jsonl", *rows(5)), "organism")
+    screen = panel.widget()
+    named(screen, "Rows").value = 4
+    assert panel.n_rows == 4
+    named(screen, "Rank by").value = "refusal"
+    named(screen, "Rank the rows").click()
+    assert panel.by == "refusal" and "Ranking" not in said(screen)
+    named(screen, "Show the ranked rows in words").value = True
+    page = html_of(screen)
+    assert "onerror" in page and MARKUP not in page
+    assert_page(page)
