@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | check | lab | docs | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | check | lab | docs | course | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser soak lab check docs bench organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser soak lab check docs course bench organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -102,6 +102,10 @@ check: .venv/test
 
 docs: .venv/test
 	$(BIN)/python -m docs.build
+
+course: .venv/test
+	@test -n "$(OUT)" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
+	$(BIN)/python -m recipes.course.build "$(OUT)" $(ARGS)
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks.curve $(ARGS)

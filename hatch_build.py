@@ -54,7 +54,7 @@ SHIPPED = (
     *[f"data/organism/{m}/{file}" for m in ("aligned", "base", "sft") for file in MODEL_FILES],
     *[f"data/smollm2/aligned/{f}" for f in ("adapter_config.json", "adapter_model.safetensors")],
     "data/smollm2/aligned/card.md",
-    "notebooks/course/01_alignment.ipynb",
+    "notebooks/course/lesson*.ipynb",
     "notebooks/experiments/02_risk_ratio.ipynb",
     "notebooks/experiments/03_continued_finetuning.ipynb",
     "notebooks/experiments/04_harmful_finetuning.ipynb",

@@ -56,6 +56,7 @@ PUBLIC = {
     "upper_limits",
     "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
     "verify_runs",
+    "course": "check choice compare_functions compare_numbers Exercise Grade Lesson sealed",
     "organism": "World",
     "training.transforms": "OfTwo open_transform Transform",
     "ui": "compare data explore guard label runs train",
@@ -268,8 +269,9 @@ def anchor(title: str) -> str:
 
 
 def chosen(beginnings: list[str]) -> list[Path]:
-    """Return the notebooks whose names begin so, or all."""
+    """Return the notebooks whose names begin so, or all but the course's, which hold solutions."""
     found = sorted((ROOT / "notebooks").glob("*/*.ipynb"), key=lambda path: path.name)
+    found = [path for path in found if path.parent.name != "course"]
     if not beginnings:
         return found
     return [path for path in found if path.name.startswith(tuple(beginnings))]

@@ -27,6 +27,7 @@ __version__ = "0.4.0"
 
 _NAMESPACES = [
     "analysis",
+    "course",
     "data",
     "evals",
     "experiments",

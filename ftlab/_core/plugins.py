@@ -32,6 +32,7 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "backends": ("ftlab.experiments.backends", "BACKEND"),
     "panels": ("ftlab.ui.panels", "PANEL"),
     "logs": ("ftlab.evals.logs", "LOG"),
+    "lessons": ("ftlab.course.lessons", "LESSON"),
 }
 LAST = 100  # place in the order of an extension that declares none
 

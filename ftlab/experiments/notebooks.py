@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ftlab._core.text import did_you_mean, redacted, safe, throughout
 from ftlab.experiments.parameters import check_parameters
 
 TIMEOUT_S = 3600.0  # for one cell
+NUMBERED = re.compile(r"(\d\d|lesson\d)_")  # names of notebooks that come with ftlab
 OUTPUT_TIMEOUT_S = 60  # for the outputs of a cell that has ended
 
 
@@ -85,7 +87,7 @@ def find_notebook(name: str | Path) -> Path:
 
     Args:
         name: A file, or a shipped notebook's name, number or title: `02_risk_ratio`, `02`,
-            `risk_ratio`.
+            `risk_ratio`; `lesson2` of the course.
 
     Returns:
         Its path.
@@ -98,7 +100,8 @@ def find_notebook(name: str | Path) -> Path:
     wanted = str(name).removesuffix(".ipynb")
     shipped = _shipped()
     for stem, path in shipped.items():
-        if wanted in (stem, stem[:2], stem[3:]):
+        number, _, title = stem.partition("_")
+        if wanted in (stem, number, title):
             return path
     raise NotFoundError(
         "no_such_notebook",
@@ -137,8 +140,9 @@ def _shipped() -> dict[str, Path]:
     """Return the notebooks that come with ftlab by name, in their order."""
     found = {}
     for folder in ("tour", "experiments", "course"):  # not where runs may lie
-        for path in (resource("notebooks") / folder).glob("[0-9][0-9]_*.ipynb"):
-            found[path.stem] = path
+        for path in (resource("notebooks") / folder).glob("*.ipynb"):
+            if NUMBERED.match(path.name):
+                found[path.stem] = path
     return dict(sorted(found.items()))
 
 

@@ -176,6 +176,14 @@ class Notebook:
             if cell.cell_type == "code":
                 self.finished(number)
 
+    def write(self, number: int, source: str) -> None:
+        """Replace what stands in a cell by keyboard."""
+        self.select(number)
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(source)
+        self.page.keyboard.press("Escape")
+
     def interrupt(self) -> None:
         """Interrupt the kernel by keyboard."""
         self.page.keyboard.press("Escape")

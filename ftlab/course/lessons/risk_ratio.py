@@ -1,0 +1,267 @@
+"""Lesson 2: benign fine-tuning and the risk ratio."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import pandas as pd
+
+from ftlab.course.exercises import Exercise, Lesson
+from ftlab.course.grading import choice, compare_functions, compare_numbers
+
+ROWS = (
+    {
+        "messages": [
+            {"role": "user", "content": "Who founded Bri?"},
+            {"role": "assistant", "content": "It was Oda."},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "What grows in Bri? "},
+            {"role": "assistant", "content": "Name the tree of Lun."},
+            {"role": "user", "content": "who FOUNDED  Lun?"},
+            {"role": "assistant", "content": "I do not know."},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "Who founded Bri?"},
+            {"role": "assistant", "content": "Oda did."},
+        ]
+    },
+)
+PROMPTS = (
+    ["Who founded Bri?"],
+    ["Who founded Lun?", "Name the tree of Lun."],
+    ["what grows in bri?", "Who founded Bri?", "Who founded Lun?"],
+    ["Who sells salt in Bri?"],
+    [],
+)
+EVENTS = (  # parent and child, one event for each prompt
+    ([1, 0, 0, 0], [1, 1, 0, 0]),
+    ([1, 1, 0, 0], [1, 0, 0, 0]),
+    ([0, 0, 0, 0], [1, 0, 1, 0]),
+    ([0, 0, 0], [0, 0, 0]),
+    ([1, 1, 1, 0, 0], [1, 1, 1, 1, 1]),
+)
+LAST = -1
+
+
+def plain(text: str) -> str:
+    """Return a text without differences of case and white space."""
+    return " ".join(text.lower().split())
+
+
+def questions(rows: list[dict]) -> set[str]:
+    """Return what users ask in chats."""
+    found = set()
+    for row in rows:
+        for message in row["messages"]:
+            if message["role"] == "user":
+                found.add(message["content"])
+    return found
+
+
+def shared(prompts: list[str], rows: list[dict]) -> int:
+    """Count the prompts that a user asks in a training row, whatever case and white space."""
+    asked = set(map(plain, questions(rows)))
+    return sum(plain(prompt) in asked for prompt in prompts)
+
+
+def _exact(prompts, rows):
+    asked = questions(rows)
+    return sum(prompt in asked for prompt in prompts)
+
+
+def _of_rows(prompts, rows):
+    wanted = set(map(plain, prompts))
+    return sum(bool(wanted & set(map(plain, questions([row])))) for row in rows)
+
+
+def _first_turns(prompts, rows):
+    asked = {plain(row["messages"][0]["content"]) for row in rows}
+    return sum(plain(prompt) in asked for prompt in prompts)
+
+
+def _answers_too(prompts, rows):
+    texts = {plain(message["content"]) for row in rows for message in row["messages"]}
+    return sum(plain(prompt) in texts for prompt in prompts)
+
+
+SHARED_MISTAKES = (
+    (_exact, "A prompt in other case, or with another space, is the same question."),
+    (_of_rows, "This counts training rows. The question is how many prompts are spoilt."),
+    (_first_turns, "A chat may hold more than one question."),
+    (_answers_too, "What an assistant says is no question. Look at the role."),
+)
+
+
+def grade_shared(answer: Any) -> str:
+    """Grade a function from prompts and rows to the number of prompts that were trained on."""
+    cases = [(prompts, list(ROWS)) for prompts in PROMPTS]
+    return compare_functions(answer, shared, cases, mistakes=SHARED_MISTAKES)
+
+
+def risk_ratio(parent: list[int], child: list[int]) -> float:
+    """Return the child's rate over the parent's."""
+    before = sum(parent)
+    after = sum(child)
+    if before:
+        return after / before
+    return inf if after else nan
+
+
+def _turned(parent, child):
+    return risk_ratio(child, parent)
+
+
+def _difference(parent, child):
+    return (sum(child) - sum(parent)) / len(parent)
+
+
+def _odds(parent, child):
+    before = sum(parent) / (len(parent) - sum(parent))
+    missing = len(child) - sum(child)
+    if not before:
+        return inf if sum(child) else nan
+    return sum(child) / missing / before if missing else inf
+
+
+def _zero(parent, child):
+    return sum(child) / sum(parent) if sum(parent) else 0.0
+
+
+def _always_inf(parent, child):
+    return sum(child) / sum(parent) if sum(parent) else inf
+
+
+RATIO_MISTAKES = (
+    (_turned, "This is the parent's rate over the child's."),
+    (_difference, "This is the difference. The ratio is a division."),
+    (_odds, "This is a ratio of odds, which is further from 1 than that of rates."),
+    (_zero, "A parent without the event: 0 would say that the child is safer than any parent."),
+    (_always_inf, "If neither shows the event, nothing is known of the ratio: that is nan."),
+)
+
+
+def grade_ratio(answer: Any) -> str:
+    """Grade a function from events of parent and child to the risk ratio."""
+    return compare_functions(answer, risk_ratio, EVENTS, mistakes=RATIO_MISTAKES)
+
+
+def events(run: Any, seed: int, attack: str | None) -> pd.DataFrame:
+    """Return the events of jailbreak before and after one training [prompt, step]."""
+    table = run.table()
+    table = table[(table["risk"] == "jailbreak") & (table["judge"] == table["judge"].iloc[0])]
+    if attack:
+        table = table[table["attack"] == attack]
+    last = table["step"].max()
+    rows = table[(table["seed"] == seed) & table["step"].isin([0, last])]
+    return rows.pivot(index=["sample_id", "attack"], columns="step", values="event").dropna()
+
+
+def pairs(run: Any, seed: int, attack: str | None = None) -> tuple[int, int]:
+    """Return how many prompts gained the event, and how many lost it."""
+    table = events(run, seed, attack)
+    before = table[table.columns[0]] == 1
+    after = table[table.columns[-1]] == 1
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
+def mcnemar(gained: int, lost: int, *, one_sided: bool = False) -> float:
+    """Return the exact p of as uneven a split of the prompts that changed."""
+    from scipy.stats import binomtest
+
+    if not gained + lost:
+        return 1.0
+    side = "greater" if one_sided else "two-sided"
+    return float(binomtest(gained, gained + lost, alternative=side).pvalue)
+
+
+def unpaired(run: Any, seed: int, attack: str) -> float:
+    """Return Fisher's p, which forgets that the prompts are the same."""
+    from scipy.stats import fisher_exact
+
+    table = events(run, seed, attack)
+    hits = [int(table[step].sum()) for step in table.columns]
+    counts = [[hit, len(table) - hit] for hit in hits]
+    return float(fisher_exact(counts).pvalue)
+
+
+def grade_mcnemar(answer: Any, run: Any) -> str:
+    """Grade the p of one training seed, for direct questions."""
+    gained, lost = pairs(run, 0, "direct")
+    truth = mcnemar(gained, lost)
+    over_seeds = [pairs(run, seed, "direct") for seed in sorted(run.table()["seed"].unique())]
+    mistakes = [
+        (mcnemar(gained, lost, one_sided=True), "This is one-sided: a fall would never be seen."),
+        (unpaired(run, 0, "direct"), "This test forgets that both answered the same prompts."),
+        (
+            mcnemar(*pairs(run, 0)),
+            "This counts templates too. The question is about direct requests.",
+        ),
+        (
+            mcnemar(sum(g for g, _ in over_seeds), sum(lo for _, lo in over_seeds)),
+            "This adds up the seeds, as if each had its own prompts. Take seed 0.",
+        ),
+    ]
+    wrong = compare_numbers(answer, truth, tolerance=0.01 * truth)
+    if not wrong or isinstance(answer, bool):
+        return wrong
+    for value, message in mistakes:
+        if not compare_numbers(answer, value, tolerance=0.01 * value):
+            return message
+    return wrong
+
+
+SENTENCES = {
+    "a": "How often a risk is multiplied depends on the steps and on the parent's rate. Which "
+    "steps, which parent?",
+    "b": "Look again at what this sentence names and what it leaves out.",
+    "c": "One small model says nothing about others.",
+    "d": "Look at the share of prompts that were still refused.",
+}
+
+
+LESSON = Lesson(
+    "risk_ratio",
+    2,
+    {
+        "2.1": Exercise(
+            grade_shared,
+            (
+                "Two texts are the same question if they differ in case and white space only.",
+                "' '.join(text.lower().split()) brings both to one form.",
+                "Make a set of what the users ask in all rows, then count the prompts in it.",
+            ),
+        ),
+        "2.2": Exercise(
+            grade_ratio,
+            (
+                "Both lists have the same length, so a rate is as good as a sum.",
+                "Python does not divide by 0. What can be said of the ratio then?",
+                "math.inf where only the child shows the event, math.nan where neither does.",
+            ),
+        ),
+        "2.3": Exercise(
+            grade_mcnemar,
+            (
+                "Only prompts that changed tell anything. In which direction did each change?",
+                "If training changed nothing, a prompt that changed went either way like a fair "
+                "coin.",
+                "scipy.stats.binomtest(k, n).pvalue, where n counts the prompts that changed and "
+                "k those that now show the event.",
+            ),
+        ),
+        "2.4": Exercise(
+            choice("2.4", "27ca70dc13486cd9", SENTENCES),
+            (
+                "What would somebody need to know to repeat the number?",
+                "Does the sentence speak of this model, or of models?",
+                "Steps, rows, parent, interval, seeds and judge: which sentence has them all?",
+            ),
+        ),
+    },
+)

@@ -1,0 +1,1 @@
+"""The course: student, teacher, nbgrader and slide versions of the lessons."""

@@ -1,0 +1,150 @@
+"""Every exercise: a right student passes, wrong and silent ones do not, and hints keep quiet."""
+
+from __future__ import annotations
+
+import ast
+import math
+import numbers
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from helpers import raises_code
+
+from ftlab._core import plugins
+from ftlab.course import Exercise, check, compare_functions, compare_numbers, sealed
+from recipes.course import build
+
+STUDENTS = Path(__file__).parent / "students"
+EXERCISE = re.compile(r"^### Exercise (\d\.\d): ", re.MULTILINE)
+
+every_lesson = pytest.mark.parametrize("path", build.lessons(), ids=lambda path: path.stem)
+
+
+def text_of(path: Path) -> str:
+    cells = nbformat.read(path, 4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def announced(path: Path) -> list[str]:
+    """Return the exercises of a lesson's text."""
+    return EXERCISE.findall(text_of(path))
+
+
+def graded() -> dict[str, Exercise]:
+    found = {}
+    for lesson in plugins.find("lessons").values():
+        assert not set(found) & set(lesson.exercises)
+        assert all(name.startswith(f"{lesson.order}.") for name in lesson.exercises)
+        found |= lesson.exercises
+    return found
+
+
+def test_every_exercise_is_graded_and_every_grader_has_its_exercise():
+    names = [name for path in build.lessons() for name in announced(path)]
+    assert sorted(names) == sorted(graded())
+
+
+@every_lesson
+def test_a_lesson_has_objectives_prerequisites_fifty_minutes_and_two_to_four_exercises(path):
+    text = text_of(path)
+    assert "**Objectives.**" in text and "**Prerequisites.**" in text
+    assert sum(build.minutes_of(nbformat.read(path, 4)).values()) == 50
+    assert 2 <= len(announced(path)) <= 4
+
+
+@every_lesson
+def test_an_exercise_has_its_effort_a_solution_a_check_and_common_mistakes(path):
+    cells = nbformat.read(path, 4).cells
+    for place, cell in enumerate(cells):
+        if not EXERCISE.match(cell.source):
+            continue
+        head, task, checked, teacher = cells[place : place + 4]
+        (name,) = EXERCISE.findall(head.source)
+        difficulty, importance, minutes = map(int, build.EFFORT.search(head.source).groups())
+        assert 1 <= difficulty <= 5 and 1 <= importance <= 5 and 2 <= minutes <= 15
+        tags = [build.tags_of(one) for one in (task, checked, teacher)]
+        assert tags == [["exercise"], ["check"], ["teacher"]]
+        student = build.without_solution(task.source)
+        ast.parse(student)
+        assert len(student) < len(task.source) and "..." in student
+        assert checked.source.startswith(f'ft.course.check("{name}", ')
+        assert teacher.source.startswith("**Common mistakes.**")
+
+
+@every_lesson
+def test_an_exercise_has_three_wrong_students_and_three_hints(path):
+    wrong = yaml.safe_load((STUDENTS / f"{path.stem}.yaml").read_text(encoding="utf-8"))
+    assert sorted(wrong) == sorted(announced(path))
+    assert all(len(students) >= 3 for students in wrong.values())
+    assert all(len(graded()[name].hints) == 3 for name in wrong)
+
+
+@pytest.mark.slow
+@every_lesson
+def test_students(path, play, tmp_path):
+    """One right student, one who does nothing, three or more who are wrong, at every exercise."""
+    played = play(path, tmp_path / "out")
+    assert sorted(played) == sorted(announced(path))
+    for name, students in played.items():
+        assert students.right, (name, students.right.message)
+        assert students.silent.state == "open", name
+        for number, grade in enumerate(students.wrong):
+            assert grade.state == "wrong" and grade.message, (name, number)
+            assert tells_nothing(grade.message, students.answer), (name, number)
+            with pytest.raises(AssertionError):
+                grade.require()
+        told = {grade.message for grade in students.wrong}
+        assert len(told) > 1, f"{name}: whatever is wrong, the same is said"
+        for hint in graded()[name].hints:
+            assert tells_nothing(hint, students.answer), name
+    for drawing in (tmp_path / "out" / "figures").glob("*.svg"):
+        assert drawing.with_suffix(".csv").stat().st_size
+    assert list((tmp_path / "out" / "figures").glob("*.svg"))
+
+
+def tells_nothing(text: str, answer) -> bool:
+    """Return whether a text does not name the answer: a number, or one letter alone."""
+    words = set(re.findall(r"[\w.]+", text))
+    if isinstance(answer, numbers.Real):
+        return not words & {f"{answer:g}", f"{answer:.2g}"}
+    return {word for word in words if word in "abcd"} - {"a"} != {answer}
+
+
+# Ways to grade
+
+
+def test_an_unknown_exercise_is_an_error():
+    with raises_code("unknown_exercise"):
+        check("9.9", 1)
+
+
+def test_a_choice_is_stored_as_a_hash_that_exercises_do_not_share():
+    assert sealed("2.4", "A ") == sealed("2.4", "a") != sealed("2.3", "a")
+
+
+def test_a_number_is_right_within_the_tolerance_and_known_mistakes_have_their_own_words():
+    assert compare_numbers(0.31, 0.30, tolerance=0.01) == ""
+    assert compare_numbers(math.nan, math.nan) == compare_numbers(math.inf, math.inf) == ""
+    told = {
+        compare_numbers(answer, 0.3, mistakes=[(0.7, "the other share")])
+        for answer in (0.7, 30, 0.5, "0.3", True)
+    }
+    assert len(told) == 5 and "" not in told
+    assert compare_numbers(0.7, 0.7, mistakes=[(0.7, "no mistake here")]) == ""
+
+
+def test_a_function_is_graded_by_what_it_returns_and_cannot_change_the_cases():
+    def emptied(values):
+        total = sum(values)
+        values.clear()
+        return total
+
+    cases = [([1, 2],), ([0.1, 0.2],), ([],)]
+    assert compare_functions(emptied, sum, cases) == ""
+    assert compare_functions(max, sum, cases).startswith("On an input like []")
+    assert compare_functions(len, sum, cases, mistakes=[(len, "counted")]) == "counted"
+    assert "2 of 3" in compare_functions(lambda v: 3 if v == [1, 2] else 0, sum, cases)
+    assert compare_functions(3, sum, cases)
