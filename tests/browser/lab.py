@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +14,12 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Locator, Page, expect
 
 ROOT = Path(__file__).parents[2]
 START_S = 60  # seconds that JupyterLab may take until it answers
-CELL_S = 120  # seconds that a cell may take
+CELL_S = 240  # seconds that a cell may take
 RUN = re.compile(r"\[\d+\]:")  # the prompt of a cell that has ended
 # It asks on its first day whether it may fetch news from the internet.
 QUIET = '{"fetchNews": "false", "checkForUpdates": false}'
@@ -92,18 +92,26 @@ class Lab:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=20)
 
-    def copy(self, notebook: Path) -> str:
-        """Copy a notebook into the server's folder; return its name there."""
-        shutil.copyfile(notebook, self.folder / notebook.name)
-        return notebook.name
+    def put(self, book: nbformat.NotebookNode, name: str, small: bool = False) -> str:
+        """Write a notebook into the server's folder; return its name there.
+
+        Args:
+            book: The notebook, as papermill reads it where it is to be small.
+            name: Its file name.
+            small: Whether it gets the small parameters that its own metadata hold.
+        """
+        if small:
+            values = book.metadata["ftlab"]["small"]
+            book = parameterize_notebook(book, values, kernel_name="python3", language="python")
+        nbformat.write(book, self.folder / name)
+        return name
 
     def write(self, name: str, *cells: str) -> str:
         """Make a notebook of these code cells; return its name."""
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
         book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
-        nbformat.write(book, self.folder / name)
-        return name
+        return self.put(book, name)
 
     def saved(self, name: str) -> nbformat.NotebookNode:
         """Return a notebook as it is on the disk."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import nbformat
 from lab import ROOT, errors_of
-from papermill.parameterize import parameterize_notebook
+from papermill.iorw import load_notebook_node
 
 LESSON = ROOT / "notebooks" / "course" / "lesson2_benign_finetuning.ipynb"
 EXERCISE = "2.4"
@@ -12,26 +11,24 @@ LETTERS = {"a": "Exercise 2.4:", "b": "Right."}  # what is typed, and what is sa
 
 
 def students_lesson():
-    """Return the lesson without solutions, at its small size."""
+    """Return the lesson without solutions."""
     from recipes.course import build
 
-    book = nbformat.read(LESSON, 4)
+    book = load_notebook_node(str(LESSON))
     for cell in book.cells:
         if "exercise" in build.tags_of(cell):
             cell.source = build.without_solution(cell.source)
-    values = book.metadata["ftlab"]["small"]
-    return parameterize_notebook(book, values, kernel_name="python3", language="python")
+    return book
 
 
 def test_lesson_2_runs_by_keyboard_and_grades_what_is_typed(lab, notebook, screenshot):
-    given = students_lesson()
-    nbformat.write(given, lab.folder / LESSON.name)
-    book = notebook(LESSON.name)
+    name = lab.put(students_lesson(), LESSON.name, small=True)
+    book = notebook(name)
     book.run_all()
     saved = book.save()
     assert errors_of(saved) == []
     assert len(book.figures()) >= 2  # the live figure and the curve
-    (check,) = [n for n, cell in enumerate(given.cells) if f'check("{EXERCISE}"' in cell.source]
+    (check,) = [n for n, cell in enumerate(saved.cells) if f'check("{EXERCISE}"' in cell.source]
     assert "Not answered yet" in book.text(check)
     for letter, said in LETTERS.items():
         book.write(check - 1, f'sentence = "{letter}"')

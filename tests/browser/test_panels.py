@@ -21,6 +21,9 @@ PANELS = {
 }
 NUMBER = {name: number for number, name in enumerate(PANELS, 1)}
 
+TRAIN = """import ftlab as ft
+ft.ui.train("organism", "organism:almanac", at_steps=[0, 200], seeds=1, batch_size=4, n_prompts=8)"""
+
 
 @pytest.fixture(scope="module")
 def book(browser, lab):
@@ -82,14 +85,15 @@ def test_a_point_is_explored_by_mouse_and_by_keyboard(book, panel, screenshot):
     points.click()
     expect(explore).to_contain_text("at step 10: 180 answers")
     expect(points).to_have_attribute("aria-pressed", "true")
-    explore.locator('[data-pick="bias 30"]').focus()
+    explore.locator('[data-pick="bias 10"]').focus()
     book.page.keyboard.press("Enter")
-    expect(explore).to_contain_text("at step 30: 120 answers")
+    expect(explore.locator('[data-pick="bias 10"]')).to_have_attribute("aria-pressed", "true")
+    expect(points).to_have_attribute("aria-pressed", "false")
     assert "onerror" not in explore.inner_text()
     explore.get_by_label("Show the answers").check()
     expect(explore).to_contain_text("onerror=")
     explore.get_by_label("templates").uncheck()
-    expect(explore).to_contain_text("at step 30: 60 answers")
+    expect(explore).to_contain_text("at step 10: 90 answers")
     screenshot("explore")
     explore.get_by_label("templates").check()
 
@@ -141,4 +145,24 @@ def test_the_panels_are_there_after_a_reload(book, lab):
         book.text(number)
         expect(book.output(number).locator(f".ftlab-{name}")).to_be_visible(timeout=30_000)
     expect(book.output(NUMBER["label"])).to_contain_text("3 of 18")
+    expect_only_text(book.page)
+
+
+def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook, screenshot):
+    book = notebook(lab.write("training_panel.ipynb", TRAIN))
+    book.run(0)
+    output = book.output(0)
+    start, stop = (output.get_by_role("button", name=name) for name in ("Start or resume", "Stop"))
+    start.click()
+    figure = output.locator("figure img")
+    expect(figure).to_be_visible(timeout=90_000)
+    stop.click()
+    expect(output).to_contain_text("Start resumes it", timeout=60_000)
+    start.click()
+    expect(output).to_contain_text("Finished: ", timeout=120_000)
+    screenshot("training_panel")
+    book.save()
+    book.open()
+    expect(figure).to_be_visible()
+    assert len(book.figures()) == 1
     expect_only_text(book.page)
