@@ -61,19 +61,6 @@ def notebook(page, lab):
     return lambda name: Notebook(page, lab, name)
 
 
-@pytest.fixture
-def screenshot(page, request):
-    """Return a function that takes a picture of the page where FTLAB_SCREENSHOTS names a folder."""
-
-    def take(name: str, **options) -> None:
-        folder = os.environ.get("FTLAB_SCREENSHOTS")
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{name}.png", **options)
-
-    return take
-
-
 def pytest_collection_modifyitems(items) -> None:
     """Mark every test of this folder, so that it runs only where it is asked for."""
     for item in items:

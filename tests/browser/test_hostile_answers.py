@@ -10,7 +10,7 @@ import pytest
 from lab import Notebook
 from markup import MARK, MARKUP
 from playwright.sync_api import expect
-from watching import expect_only_text, not_shown, watched_page
+from watching import expect_only_text, not_shown, screenshot, watched_page
 
 from ftlab import analysis
 
@@ -57,12 +57,12 @@ def answered(browser, lab):
     return book.name
 
 
-def test_in_jupyterlab_and_after_a_reload(answered, notebook, screenshot):
+def test_in_jupyterlab_and_after_a_reload(answered, notebook):
     book = notebook(answered)
     expect(book.output(1).locator("table")).to_be_visible()
     expect_only_text(book.page)
     assert not not_shown(book.text(1))
-    screenshot("hostile")
+    screenshot(book.page, "hostile")
 
 
 def test_the_answers_are_filtered_by_keyboard(answered, notebook):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lab import ROOT, errors_of
 from papermill.iorw import load_notebook_node
+from watching import screenshot
 
 LESSON = ROOT / "notebooks" / "course" / "lesson2_benign_finetuning.ipynb"
 EXERCISE = "2.4"
@@ -21,7 +22,7 @@ def students_lesson():
     return book
 
 
-def test_lesson_2_runs_by_keyboard_and_grades_what_is_typed(lab, notebook, screenshot):
+def test_lesson_2_runs_by_keyboard_and_grades_what_is_typed(lab, notebook):
     name = lab.put(students_lesson(), LESSON.name, small=True)
     book = notebook(name)
     book.run_all()
@@ -35,4 +36,4 @@ def test_lesson_2_runs_by_keyboard_and_grades_what_is_typed(lab, notebook, scree
         book.run(check - 1, check)
         assert said in book.text(check)
     assert "hint" not in book.text(check)
-    screenshot("lesson")
+    screenshot(book.page, "lesson")

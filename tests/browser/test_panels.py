@@ -7,7 +7,7 @@ import csv
 import pytest
 from lab import Notebook, errors_of
 from playwright.sync_api import expect
-from watching import expect_only_text, watched_page
+from watching import expect_only_text, screenshot, watched_page
 
 MADE = """import ftlab as ft
 from ui_runs import make_curve
@@ -53,7 +53,7 @@ def labels(lab) -> list[str]:
         return [row["label"] for row in csv.DictReader(file)]
 
 
-def test_answers_are_labelled_by_keyboard(book, panel, lab, screenshot):
+def test_answers_are_labelled_by_keyboard(book, panel, lab):
     label = panel("label")
     n_cells = len(lab.saved(book.name).cells)
     keys = label.get_by_role("textbox", name="Keys, here")
@@ -67,7 +67,7 @@ def test_answers_are_labelled_by_keyboard(book, panel, lab, screenshot):
     assert labels(lab)[3] == ""
     for key in "ddxb":  # of the notebook these delete, cut and add cells
         book.page.keyboard.press(key)
-    book.page.screenshot()
+    screenshot(book.page, "label")
     assert len(book.save().cells) in (n_cells, n_cells + 1)  # it adds an empty last cell
 
 
@@ -79,7 +79,7 @@ def test_answers_are_labelled_by_mouse(book, panel, lab):
     expect(label).to_contain_text("3 of 18")
 
 
-def test_a_point_is_explored_by_mouse_and_by_keyboard(book, panel, screenshot):
+def test_a_point_is_explored_by_mouse_and_by_keyboard(book, panel):
     explore = panel("explore")
     points = explore.locator('[data-pick="jailbreak 10"]')
     points.click()
@@ -94,7 +94,7 @@ def test_a_point_is_explored_by_mouse_and_by_keyboard(book, panel, screenshot):
     expect(explore).to_contain_text("onerror=")
     explore.get_by_label("templates").uncheck()
     expect(explore).to_contain_text("at step 10: 90 answers")
-    screenshot("explore")
+    screenshot(book.page, "explore")
     explore.get_by_label("templates").check()
 
 
@@ -148,7 +148,7 @@ def test_the_panels_are_there_after_a_reload(book, lab):
     expect_only_text(book.page)
 
 
-def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook, screenshot):
+def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook):
     book = notebook(lab.write("training_panel.ipynb", TRAIN))
     book.run(0)
     output = book.output(0)
@@ -160,7 +160,8 @@ def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook, screens
     expect(output).to_contain_text("Start resumes it", timeout=60_000)
     start.click()
     expect(output).to_contain_text("Finished: ", timeout=120_000)
-    screenshot("training_panel")
+    expect(output.locator("figcaption")).to_contain_text("Finished: ")
+    screenshot(book.page, "training_panel")
     book.save()
     book.open()
     expect(figure).to_be_visible()

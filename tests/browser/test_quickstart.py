@@ -10,12 +10,13 @@ import time
 from lab import ROOT, errors_of
 from papermill.iorw import load_notebook_node
 from playwright.sync_api import expect
+from watching import screenshot
 
 FIRST_FIGURE_S = 180  # generous: the aim is 60 on two idle cores
 FIGURE = ".jp-OutputArea-output img"
 
 
-def test_the_quickstart_runs_by_keyboard_and_keeps_its_figures(lab, notebook, screenshot, capsys):
+def test_the_quickstart_runs_by_keyboard_and_keeps_its_figures(lab, notebook, capsys):
     began = time.monotonic()
     source = ROOT / "notebooks" / "tour" / "00_quickstart.ipynb"
     name = lab.put(load_notebook_node(str(source)), source.name, small=True)
@@ -37,7 +38,7 @@ def test_the_quickstart_runs_by_keyboard_and_keeps_its_figures(lab, notebook, sc
     figures = book.figures()
     assert len(figures) >= 3  # two trainings and the curve
     assert errors_of(book.save()) == []
-    screenshot("quickstart")
+    screenshot(book.page, "quickstart")
     book.open()
     expect(book.root.locator(FIGURE)).to_have_count(len(figures))
     assert book.figures() == figures

@@ -9,6 +9,7 @@ from urllib.request import url2pathname
 import pandas as pd
 import pytest
 from playwright.sync_api import expect
+from watching import screenshot
 
 from ftlab import analysis
 
@@ -71,7 +72,7 @@ def report(tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", WIDTHS)
-def test_opens_whole_and_offline(report, page, device, scheme, screenshot):
+def test_opens_whole_and_offline(report, page, device, scheme):
     page.set_viewport_size({"width": WIDTHS[device], "height": 800})
     page.emulate_media(color_scheme=scheme)
     page.goto(report.as_uri())
@@ -80,7 +81,7 @@ def test_opens_whole_and_offline(report, page, device, scheme, screenshot):
     pictures = page.locator("img")
     assert pictures.count()
     assert pictures.evaluate_all("all => all.every(one => one.naturalWidth > 9)")
-    screenshot(f"report_{device}_{scheme}", full_page=True)
+    screenshot(page, f"report_{device}_{scheme}", full_page=True)
     assert not page.watch.errors and not page.watch.dialogs and not page.watch.requests
 
 

@@ -6,26 +6,27 @@ import re
 
 from lab import errors_of
 from playwright.sync_api import expect
+from watching import screenshot
 
 STEPS = 150
 SETTINGS = f"steps={STEPS}, batch_size=4, seed=3"
 TRAIN = f"""import ftlab as ft
 run = ft.sft("organism:base", "organism:alignment", n_rows=500, {SETTINGS})
 print(ft.model(run).hash, len(run.log()))"""
-ELSEWHERE = '%env FTLAB_RUNS={folder}\n' + TRAIN
+ELSEWHERE = "%env FTLAB_RUNS={folder}\n" + TRAIN
 STOPPED = re.compile(r"stopped at step (\d+)")
 
 
-def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook, screenshot):
+def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook):
     book = notebook(lab.write("interrupted.ipynb", TRAIN, ELSEWHERE.format(folder=lab.runs / "b")))
     book.start(0)
     live = book.output(0).locator("img")
     expect(live).to_be_visible(timeout=60_000)  # the loss so far, while it trains
-    screenshot("training")
+    screenshot(book.page, "training")
     book.interrupt()
     book.finished(0)
     stopped = book.text(0)
-    screenshot("interrupted")
+    screenshot(book.page, "interrupted")
     assert 0 < int(STOPPED.search(stopped)[1]) < STEPS
     book.run(0, 1)
     assert errors_of(book.save()) == []
@@ -34,7 +35,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(lab, notebook, scre
     assert numbers.search(resumed)[0] == numbers.search(straight)[0]
 
 
-def test_the_live_figure_is_folded_at_the_end_and_survives_a_reload(lab, notebook, screenshot):
+def test_the_live_figure_is_folded_at_the_end_and_survives_a_reload(lab, notebook):
     book = notebook(lab.write("live.ipynb", TRAIN.replace(str(STEPS), "30")))
     book.run(0)
     saved = book.save()
@@ -48,5 +49,5 @@ def test_the_live_figure_is_folded_at_the_end_and_survives_a_reload(lab, noteboo
         book.page.keyboard.press("Enter")
         expect(figure).to_be_visible()
         assert len(book.figures()) == 1
-        screenshot("live")
+        screenshot(book.page, "live")
         book.open()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from markup import MARK, MARKUP
 
@@ -53,6 +55,13 @@ def watched_page(browser) -> Iterator:
     page.watch = Watch(page)
     yield page
     context.close()
+
+
+def screenshot(page, name: str, **options) -> None:
+    """Take a picture of a page where FTLAB_SCREENSHOTS names a folder."""
+    folder = os.environ.get("FTLAB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)
 
 
 def expect_only_text(page) -> None:
