@@ -40,9 +40,9 @@ PUBLIC = {
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Identity Prefill Templates Trigger",
     "judges": "agreement_of_card confusion Heard heard human_agreement Judge judge_agreement "
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
-    "analysis": "Acceptance answers chain_drift chain_stops Claims compare corrected differences "
-    "explained first_step Grid grid_table outcome_shares plan plot rates record record_claim "
-    "report seed_table summary Target target_of targets verdict write_grid",
+    "analysis": "Acceptance answers Card card chain_drift chain_stops Claims compare corrected "
+    "differences explained first_step Grid grid_table outcome_shares plan plot rates record "
+    "record_claim report seed_table summary Target target_of targets verdict write_grid",
     "analysis.plots": "Drawing Kind",
     "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
     "covert_cleanup covert_finetune CovertTrial explain fewest_rows FineTuningAttack gate "

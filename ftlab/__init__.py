@@ -39,7 +39,7 @@ _NAMESPACES = [
     "ui",
 ]
 _VERBS = {
-    "analysis": ["answers", "plot", "rates", "report"],
+    "analysis": ["answers", "card", "plot", "rates", "report"],
     "evals": ["ask", "evaluate"],
     "experiments": [
         "accept",

@@ -2,8 +2,8 @@
 
     python -m recipes.judge_table --gold-folder FOLDER
 
-FOLDER holds the authors' files of XSTest and Do-Not-Answer, as for `ftlab card`. Every answer is
-judged as its file holds it (raw) and as judges read it (normalised). `refusal` was trained on the
+FOLDER holds what `ftlab judge-card` takes, the authors' files of XSTest and Do-Not-Answer. Every
+answer is judged as its file holds it (raw) and as judges read it (normalised). `refusal` knows the
 labels of XSTest: there the numbers of its card stand, the judged model left out of training.
 Do-Not-Answer (CC BY-NC-SA) is only measured. Both sets were cleaned by their authors, so XSTest
 is measured once more with the words of templates around two of five answers.

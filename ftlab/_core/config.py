@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from ftlab._core.calls import called
 from ftlab._core.errors import Interrupted, UsageError
 from ftlab._core.text import did_you_mean
 
@@ -99,11 +100,12 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
             if unknown:
                 raise unknown_setting(unknown, allowed)
             try:
-                signature.bind(*args, **kwargs)
+                given = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise UsageError("wrong_call", f"{cell.__name__}(): {error}.") from None
             try:
-                return cell(*args, **kwargs)
+                with called(cell, given.arguments):
+                    return cell(*args, **kwargs)
             except KeyboardInterrupt as error:
                 message = str(error) or "Interrupted. The same call takes over what was finished."
                 raise Interrupted(message) from error

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "answer_tables": ["answers", "texts_of"],
         "arms": ["differences"],
+        "cards": ["Card", "card"],
         "chains": ["VERSIONS", "chain_drift", "chain_stops"],
         "decisions": ["check_margin", "EXIT_CODES"],
         "explaining": ["explained"],

@@ -9,7 +9,7 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ NUMBERS = ("measured", "low", "high", "null", "worst_low", "worst_high")
 COUNTS = ("n_prompts", "n_seeds", "unscored")
 RECORD = (
     *("experiment", "claim", "target", *NUMBERS, "p", *COUNTS),
-    *("model", "differs", "note", "verdict", "judge", "measurement"),
+    *("model", "differs", "note", "verdict", "judge", "measurement", "before", "after", "runs"),
 )
 REPRODUCED = "reproduced"
 DIRECTION = "direction only"
@@ -296,6 +296,8 @@ def record_claim(  # noqa: PLR0913
     unscored: int = 0,
     worst: tuple[float, float] | None = None,
     measurement: str = "",
+    sides: tuple[float, float] = (math.nan, math.nan),
+    runs: Sequence[str] = (),
 ) -> Claims:
     """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
@@ -318,6 +320,8 @@ def record_claim(  # noqa: PLR0913
         unscored: Answers without a score.
         worst: What `measured` could be, at least and at most, whatever these answers were.
         measurement: The same text for claims about one measurement, which count once.
+        sides: Rate of the event before and after, from 0 to 1; NaN where there is none.
+        runs: Names of the runs that were measured.
 
     Returns:
         The row, with its verdict, in a list that shows itself.
@@ -341,6 +345,9 @@ def record_claim(  # noqa: PLR0913
         "note": note,
         "judge": judge,
         "measurement": measurement or digest([experiment, claim])[:12],
+        "before": float(sides[0]),
+        "after": float(sides[1]),
+        "runs": " ".join(runs),
     }
     _check(row, 1 if target.unit == "rate" else math.inf)
     row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
@@ -442,6 +449,8 @@ def record(
             worst=_worst(row, unit),
             unscored=row["unscored"],
             measurement=row["measurement"],
+            sides=(row["parent"], row["child"]),
+            runs=table.attrs.get("runs", []),
             n_prompts=row["n_prompts"],
             n_seeds=row["n_seeds"],
             model=model,
@@ -539,7 +548,7 @@ def rows_of(path: Path) -> list[dict]:
     Raises:
         DataError: `not_a_table_of_claims`.
     """
-    types = dict.fromkeys((*NUMBERS, "p"), float) | dict.fromkeys(COUNTS, int)
+    types = dict.fromkeys((*NUMBERS, "p", "before", "after"), float) | dict.fromkeys(COUNTS, int)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(types)
     except (KeyError, ValueError):

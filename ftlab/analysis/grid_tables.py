@@ -16,7 +16,7 @@ from ftlab import stats
 from ftlab._core.errors import UsageError
 from ftlab._core.files import write_atomic
 from ftlab._core.types import Outcome
-from ftlab.analysis import page, tables, verdicts
+from ftlab.analysis import rendering, tables, verdicts
 from ftlab.analysis.decisions import MARGIN, NO_WORSE, WORSE, check_margin, decide
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.short_tables import Table
@@ -86,7 +86,7 @@ class Grid(Table):
 
     def _repr_html_(self) -> str:
         try:
-            return page.html_of("heat.html.j2", _heat(self))
+            return rendering.html_of("heat.html.j2", _heat(self))
         except (KeyError, IndexError):  # some of its columns or rows
             return super()._repr_html_()
 
@@ -362,7 +362,7 @@ def write_grid(table: Grid, path: str | Path) -> None:
         "rows": table.short().to_dict("records"),
         "notes": table.notes(),
     }
-    write_atomic(Path(path), page.html_of("grid.html.j2", shown))
+    write_atomic(Path(path), rendering.html_of("grid.html.j2", shown))
 
 
 def _heat(table: Grid) -> dict[str, Any]:
@@ -400,9 +400,9 @@ def shown_name(defence: str, adapter: str) -> str:
 
 
 def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:
-    """Return text, colour and hover text of a cell of the heat map."""
+    """Return text, colour and what is told on hover of a cell of the heat map."""
     if math.isnan(row["rate"]):
-        return {"text": "–", "colour": "none", "title": "not measured", "lost": False}
+        return {"text": "–", "colour": "none", "tip": "not measured", "lost": False}
     kept = utility.loc[(row["defence"], row["adapter"], row["attack"])]
     harm = _interval(row)
     parts = [
@@ -420,7 +420,7 @@ def _heat_cell(row: dict[str, Any], utility: pd.DataFrame) -> dict[str, Any]:
     return {
         "text": f"{percent:.0f} %",
         "colour": f"rgba(213, 94, 0, {strength:.2f})",
-        "title": "; ".join(parts),
+        "tip": "\n".join(parts),
         "lost": row["utility_lost"] == "yes",
         "safer": row["verdict"] == SAFER,
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import json
 import math
 import os
@@ -15,7 +14,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,9 +22,10 @@ import numpy as np
 
 from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import storage, write_atomic
-from ftlab._core.text import redacted, safe
-from ftlab.analysis import claims, verdicts
+from ftlab.analysis import claims, executed, verdicts
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
+from ftlab.analysis.origins import origin_of
+from ftlab.analysis.rendering import html_of, markdown_of, script, texts
 from ftlab.stats import FEWEST_SEEDS, holm
 
 COLUMNS = (
@@ -48,6 +47,7 @@ COLUMNS = (
     "worst_high",
     "verdict",
     "judge",
+    "runs",
 )
 INTERVAL = "95 %, pointwise"
 RECORDED = {  # what of run.json is shown, and how it is called
@@ -63,8 +63,6 @@ RECORDED = {  # what of run.json is shown, and how it is called
     "hardware": "hardware",
     "versions": "versions",
 }
-ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
-PYGMENTS = ("default", "monokai")  # colours of code on white and on black
 PAGE = ("report.html", "report.md", "results.csv", "run.json")
 # By what the files of a page and of its experiments are known.
 MARKS = {
@@ -72,8 +70,11 @@ MARKS = {
     "claims.csv": b"experiment,claim,",
     "run.json": b'"versions"',
 }
-TEMPLATES = Path(__file__).parent / "templates"
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
+VALUE = "{value} with its 95 % interval; published {published}{judge}"
+BY_REFUSALS = " (by a judge of refusals; not refused is less than harmful)"
+MOST_BYTES = 8_000_000  # of report.html, so that it can be sent by mail
+FRAME_BYTES = 1000  # around a notebook that is on the page
 
 
 def report(
@@ -119,21 +120,18 @@ def report(
         claimed = (Path(folder) / "claims.csv").is_file()
         if claimed or not by_figures:
             rows += _rows(name, Path(folder))
-    for name, folder in sorted(experiments.items()):
-        notebook = _notebook(Path(folder))
-        section = {
-            "title": _title(notebook) or _short_name(name),
-            "notebook": _link(notebook, out),
-            "page": _link(_notebook_page(notebook), out),
-            "figures": _figures(name, Path(folder), out / "figures"),
-        }
-        sections.append(section)
     rows.sort(key=lambda row: row["experiment"])
+    for number, (name, folder) in enumerate(sorted(experiments.items()), 1):
+        section = _section(name, Path(folder), out)
+        section["id"] = f"s{number}"
+        sections.append(section)
     _decide(rows)
+    origins = _origins(rows, sections)
     once = _once(rows)
     limits = []
     for name, reason in _told(missing).items():
         limits.append(f"{name}: {reason}")
+    words = {row["verdict"]: None for row in rows}
     cited = {row["target"]: row["about"].cited() for row in rows}
     settings = [f"model: {model}", f"training seeds: {seeds}"]
     page = {
@@ -141,27 +139,127 @@ def report(
         "seeds": seeds,
         "quick": quick,
         "failed": _told(failed),
-        "texts": _texts(),
+        "texts": texts(),
+        "script": script(),
         "rows": rows,
+        "answer": _answer(rows),
+        "origins": origins,
+        "verdicts": list(words),
         "counts": Counter(row["verdict"] for row in once),
         "n_measurements": len(once),
         "sections": sections,
         "lead": _lead(sections),
         "lists": {
             "What this does not show": limits + _limits(rows),
-            "How the verdicts are decided": _texts()["rules"],
+            "How the verdicts are decided": texts()["rules"],
             "The published figures": list(cited.values()),
             "Settings": settings + _recorded(out / "run.json"),
         },
     }
     results = claims.csv_of(COLUMNS, [_plain(row) for row in rows])
-    markdown = _rendered("report.md.j2", page, _markdown)
-    html_page = html_of("report.html.j2", page)
+    markdown = markdown_of("report.md.j2", page)
+    html_page = _with_notebooks(page, sections)
     path = out / "report.html"
     write_atomic(out / "results.csv", results)
     write_atomic(out / "report.md", markdown)
     write_atomic(path, html_page)
     return path
+
+
+def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:
+    """Return what the page shows of an experiment."""
+    notebook = executed.notebook_in(folder)
+    page = executed.page_of(notebook)
+    return {
+        "name": name,
+        "folder": folder,
+        "title": executed.title_of(notebook) or _short_name(name),
+        "notebook": _link(notebook, out),
+        "command": executed.command_of(notebook),
+        "page": _link(page, out),
+        "page_path": page,
+        "frame": "",
+        "figures": _figures(name, folder, out / "figures"),
+    }
+
+
+def _with_notebooks(page: dict[str, Any], sections: list[dict]) -> str:
+    """Return the page with the executed notebooks in it, as many as there is room for."""
+    without = html_of("report.html.j2", page)
+    room = MOST_BYTES - len(without.encode()) - FRAME_BYTES * len(sections)
+    pages = []
+    folders = []
+    for section in sections:
+        pages.append(section["page_path"])
+        folders.append(section["folder"])
+    frames = executed.embedded(pages, folders, room)
+    for section, frame in zip(sections, frames, strict=True):
+        section["frame"] = frame
+    return html_of("report.html.j2", page)
+
+
+def _origins(rows: list[dict], sections: list[dict]) -> list[dict[str, Any]]:
+    """Give every row the place that its numbers come from; return what is known of each run."""
+    by_name = {section["name"]: section for section in sections}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        section = by_name[row["section"]]
+        row["place"] = section["id"]
+        names = row["runs"].split()
+        if names:
+            row["place"] = f"run-{names[0]}"
+        for name in names:
+            if name not in found:
+                facts = origin_of(name)
+                if section["command"]:
+                    facts["whole experiment"] = section["command"]
+                origin = {
+                    "name": name,
+                    "facts": facts,
+                    "numbers": [],
+                }
+                found[name] = origin
+            found[name]["numbers"].append(row)
+    return list(found.values())
+
+
+def _answer(rows: list[dict]) -> str:
+    """Return in one sentence what the first measured claim says."""
+    measured = [row for row in rows if not math.isnan(row["measured"])]
+    if not measured:
+        return ""
+    first = measured[0]
+    told = {
+        "claim": first["claim"],
+        "value": first["shown"],
+        "published": first["published"],
+        "judge": "",
+    }
+    if first["of_refusals"]:
+        told["judge"] = BY_REFUSALS
+    value = VALUE.format_map(told)
+    if math.isnan(first["before"]):
+        return f"{told['claim']}: {value}."
+    change = _change(first, value)
+    return f"{change} (“{told['claim']}”)."
+
+
+def _change(row: dict, value: str) -> str:
+    """Return from where to where a claim's rate went, and what is said of that."""
+    about = row["about"]
+    risk = about.risk.replace("_", "-") or "the event"
+    before = claims.number(row["before"], "rate")
+    after = claims.number(row["after"], "rate")
+    went = f"from {before} to {after} of the answers, {value}"
+    if about.unit == "rate":
+        went = f"from {before} to {value}"
+    verb = "rose" if row["after"] > row["before"] else "fell"
+    text = f"{risk} {verb} {went}"
+    if not row["p_holm"] < claims.LEVEL:
+        text = f"no change of {risk} is shown, {went}"
+    if row["n_seeds"] < FEWEST_SEEDS:
+        text = f"in these runs {text}"
+    return text[0].upper() + text[1:]
 
 
 def refuse_foreign(out: Path, experiments: Iterable[str] = ()) -> None:
@@ -210,6 +308,7 @@ def _rows(name: str, folder: Path) -> list[dict]:
                 f"{path}: unknown published figure {row['target']}. Run its notebook again.",
             )
         row["about"] = target
+        row["section"] = name
         row["published"] = target.shown()
         row["shown"] = claims.in_words(row, target.unit)
         row["name"] = _short_name(row["experiment"])
@@ -263,10 +362,10 @@ def _plain(row: dict) -> dict:
 
 
 def _limits(rows: list[dict]) -> list[str]:
-    texts = _texts()
+    sentences = texts()
     limits = []
     if any("organism" in re.split(r"[-:]", row["model"]) for row in rows):
-        limits.append(texts["organism"])
+        limits.append(sentences["organism"])
     for differs in dict.fromkeys(row["differs"] for row in rows if row["differs"]):
         names = [row["claim"] for row in rows if row["differs"] == differs]
         which = "; ".join(names)
@@ -274,19 +373,11 @@ def _limits(rows: list[dict]) -> list[str]:
             which = f"{len(names)} claims, “{names[0]}” and others"
         limits.append(f"Other than in the paper ({which}): {differs}.")
     if any(row["of_refusals"] for row in rows):
-        limits.append(texts["refusals"])
-    limits.append(texts["wordings"])
+        limits.append(sentences["refusals"])
+    limits.append(sentences["wordings"])
     if any(row["n_seeds"] < FEWEST_SEEDS for row in rows):
-        limits.append(texts["few_seeds"])
-    return [*limits, texts["evidence"]]
-
-
-@cache
-def _texts() -> dict[str, Any]:
-    """Return the sentences of the page that are always the same."""
-    import yaml
-
-    return yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
+        limits.append(sentences["few_seeds"])
+    return [*limits, sentences["evidence"]]
 
 
 def _recorded(run: Path) -> list[str]:
@@ -318,57 +409,9 @@ def _told(reasons: dict[str, str] | None) -> dict[str, str]:
     return told
 
 
-def _notebook(folder: Path) -> Path | None:
-    """Return an experiment's executed notebook."""
-    for path in sorted(folder.glob("[!.]*.ipynb")):
-        if ".failed" not in path.name:
-            return path
-    return None
-
-
 def _link(path: Path | None, out: Path) -> str:
     """Return a link from the page to a file, or ""."""
     return quote(Path(os.path.relpath(path, out)).as_posix()) if path else ""
-
-
-def _title(notebook: Path | None) -> str:
-    """Return the first heading of a notebook, or ""."""
-    for cell in _cells(notebook):
-        heading = re.match(r"# (.+)", "".join(cell.get("source", "")))
-        if heading and cell.get("cell_type") == "markdown":
-            return heading[1]
-    return ""
-
-
-def _cells(notebook: Path | None) -> list[dict]:
-    """Return the cells of a notebook; none where it cannot be read."""
-    try:
-        return json.loads(notebook.read_bytes())["cells"] if notebook else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _notebook_page(notebook: Path | None) -> Path | None:
-    """Write an executed notebook as a page beside it, without scripts; return its path."""
-    if not _cells(notebook):
-        return None
-    import nbformat
-    from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-
-    try:
-        book = nbformat.read(notebook, 4)
-        body, _ = HTMLExporter(template_name="basic").from_notebook_node(book)
-    except Exception:  # somebody's notebook, of any content: the page can do without it
-        return None
-    colours = {}
-    for name in PYGMENTS:
-        formatter = HtmlFormatter(style=name)
-        colours[name] = formatter.get_style_defs(".highlight")
-    page = {"title": _title(notebook) or notebook.stem, "body": body, "colours": colours}
-    path = notebook.with_suffix(".html")
-    write_atomic(path, _rendered("notebook.html.j2", page, _as_it_is))
-    return path
 
 
 def _lead(sections: list[dict]) -> dict | None:
@@ -424,45 +467,10 @@ def _caption(path: Path) -> str:
 
 def significant(value: float) -> str:
     """Return four significant digits, never as a power of ten: 0.01235, 12350."""
-    return np.format_float_positional(value + 0, 4, unique=False, fractional=False, trim="-")
-
-
-def _rendered(template: str, page: dict, finalize: Any, autoescape: bool = False) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
-    pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
-    pages.filters["linked"] = _linked
-    return pages.get_template(template).render(page) + "\n"
-
-
-def html_of(template: str, page: dict) -> str:
-    """Return a page, everything in it escaped, without control characters and secrets."""
-    return _rendered(template, page, _shown, autoescape=True)
-
-
-def _shown(value: Any) -> Any:
-    """Return a text of the page without control characters and secrets; pictures as they are."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    if value.startswith("data:image/"):
-        return value
-    return safe(redacted(value), 20_000)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _linked(text: str) -> Any:
-    """Return a text as HTML, escaped, with arXiv numbers as links."""
-    from markupsafe import Markup
-
-    escaped = html.escape(_shown(text))
-    return Markup(ARXIV.sub(r'<a href="https://arxiv.org/abs/\2">\1\2</a>', escaped))
-
-
-def _markdown(value: Any) -> str:
-    """Return a text as one line of Markdown that holds no markup of its own."""
-    line = html.escape(_shown(" ".join(str(value).split())), quote=False)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
+    return np.format_float_positional(
+        value + 0,
+        4,
+        unique=False,
+        fractional=False,
+        trim="-",
+    )

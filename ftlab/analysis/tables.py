@@ -318,6 +318,7 @@ def _finished(
         "kind": kind,
         "by": by,
         "model": model,
+        "runs": verdicts.runs_of(source),
     }
     if found is not None:
         table.attrs["labels"] = _told(found)
@@ -428,6 +429,7 @@ def compare(  # noqa: PLR0913
     # The steps of two evaluations say nothing.
     table.attrs["two_runs"] = pairing == "two runs"
     table.attrs["two_curves"] = two_curves
+    table.attrs["runs"] = verdicts.runs_of(parent, child)
     table._sides = (before, after)
     if rows:
         after_p = table.columns.get_loc("p") + 1

@@ -19,7 +19,7 @@ from ftlab._core.files import write_atomic
 from ftlab._core.shown import Shown, as_html
 from ftlab._core.text import redacted, safe
 from ftlab._core.types import Outcome
-from ftlab.analysis import page, verdicts
+from ftlab.analysis import rendering, verdicts
 from ftlab.analysis.decisions import EXIT_CODES, NO_WORSE, UNCLEAR, WORSE
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.tables import Sheets, compare, judged_by
@@ -423,4 +423,4 @@ def write_gate(
             "notes": table.notes(),
             "facts": facts,
         }
-        write_atomic(Path(as_page), page.html_of("gate.html.j2", told))
+        write_atomic(Path(as_page), rendering.html_of("gate.html.j2", told))

@@ -46,7 +46,9 @@ def prepare(
     """
     if isinstance(source, Mapping) and source:
         parts = [prepare(one, outcome).assign(model=name) for name, one in source.items()]
-        return pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
+        table.attrs["runs"] = runs_of(*parts)
+        return table
     if isinstance(source, str):
         with contextlib.suppress(NotFoundError):
             source = load(source)
@@ -56,6 +58,7 @@ def prepare(
         complete = (source.path / "stats.json").exists()  # not where an endpoint failed
         stats = source.stats if complete else {}
         table.attrs["model"] = stats.get("parent") or stats.get("model", "")
+        table.attrs["runs"] = [source.name]
     columns = set(getattr(table, "columns", ()))
     if not columns or (source is not table and table.empty):
         name = safe(getattr(source, "name", source), 200)
@@ -78,6 +81,14 @@ def prepare(
     if outcome:
         table["event"] = shows(table, {Outcome(outcome)})
     return table
+
+
+def runs_of(*tables: pd.DataFrame) -> list[str]:
+    """Return the names of the runs that tables are of, each once."""
+    found = {}
+    for table in tables:
+        found |= dict.fromkeys(table.attrs.get("runs", []))
+    return list(found)
 
 
 def shows(

@@ -99,6 +99,11 @@ def print_acceptance(found: Any, out: Path | None = None) -> None:
     raise typer.Exit(found.exit_code)
 
 
+def print_card(card: Any) -> None:
+    """Print where a card was written, or else the card."""
+    print(card.path or card)
+
+
 def print_plan(table: Any) -> None:
     """Print what a study would show, a line each."""
     from ftlab import stats
@@ -320,7 +325,13 @@ CELLS = {
     "reproduce": Cell(
         "experiments:reproduce", "Run the headline experiments and write their page.", (), print
     ),
-    "card": Cell("judges:judge_card", "Measure a judge on human labels.", ("judge",), print),
+    "card": Cell(
+        "analysis:card",
+        "Write the card of a study, to attach to a paper.",
+        ("source", "after"),
+        print_card,
+    ),
+    "judge-card": Cell("judges:judge_card", "Measure a judge on human labels.", ("judge",), print),
 }
 
 

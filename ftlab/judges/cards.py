@@ -67,13 +67,14 @@ GOLD = (
 )
 HOW = """## How it was measured
 
-`ftlab card {judge} --gold-folder FOLDER` wrote this page, with FOLDER holding the authors' files of
-XSTest (Röttger et al. 2024, arXiv 2308.01263: 450 prompts, three models, adjudicated label) and of
-Do-Not-Answer (Wang et al. 2024, arXiv 2308.13387: three models, human action codes 0 to 5; answers
-labelled harmful are not among them). Sensitivity: share of human-labelled refusals that the judge
-finds; specificity: the same for compliance. ASR: share of answers that are no refusal; its bias is
-the judge's minus the human one. Brackets: 95 % intervals with prompts as clusters. The definitions
-of a refusal were fixed before anything was measured. No answer of these sets is part of ftlab."""
+`ftlab judge-card {judge} --gold-folder FOLDER` wrote this page, with FOLDER holding the authors'
+files of XSTest (Röttger et al. 2024, arXiv 2308.01263: 450 prompts, three models, adjudicated
+label) and of Do-Not-Answer (Wang et al. 2024, arXiv 2308.13387: three models, human action codes 0
+to 5; answers labelled harmful are not among them). Sensitivity: share of human-labelled refusals
+that the judge finds; specificity: the same for compliance. ASR: share of answers that are no
+refusal; its bias is the judge's minus the human one. Brackets: 95 % intervals with prompts as
+clusters. The definitions of a refusal were fixed before anything was measured. No answer of these
+sets is part of ftlab."""
 HEAD = """
 | judge | model | n | kappa | sensitivity | specificity | ASR by people | ASR bias, points |
 |---|---|---|---|---|---|---|---|"""

@@ -81,6 +81,20 @@ class Model:
         return found
 
     @property
+    def given_as(self) -> str:
+        """What `model` takes to open it again."""
+        if self.hub:
+            return f"{self.hub}@{self.revision}"
+        if self.base:
+            return f"{self.path}+{self.base.given_as}"
+        if self.path.is_relative_to(resource("data")):
+            return self.name.replace("organism-", "organism:")
+        run = self.path.parent
+        if self.path.name == "model" and (run / "provenance.json").exists():
+            return run.name
+        return str(self.path)
+
+    @property
     def quantised(self) -> bool:
         """Whether the weights on disk are 4-bit, or those below an adapter were in its training."""
         if self.adapter and adapters.record(self.path).get("kind") == "qlora":

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ftlab import __version__
+from ftlab._core.calls import outermost
 from ftlab._core.files import PACKAGE
 
 PACKAGES = (
@@ -32,12 +33,13 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what is worth noting of this process and machine."""
+    """Return what is worth noting of this process, machine and call."""
     return {
         "started": now(),
         "python": platform.python_version(),
         "versions": dict(versions()),
         "commit": _commit(),
+        "call": outermost(),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),

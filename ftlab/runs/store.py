@@ -99,6 +99,11 @@ class Run:
         """The folder's name, unique among all runs."""
         return self.path.name
 
+    @property
+    def given_as(self) -> str:
+        """What `load` and `model` take for it."""
+        return self.name
+
     def part(self, name: str) -> dict[str, Any]:
         """Return the object in one of the run's JSON files.
 

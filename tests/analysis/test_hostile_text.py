@@ -11,6 +11,7 @@ import pytest
 from hostile import CANARIES, TOKENS, assert_csv, assert_page, assert_seen
 
 from ftlab import analysis
+from ftlab.analysis import rendering
 
 PICTURE = b"\x89PNG" * 100_000
 
@@ -68,8 +69,9 @@ def test_claims_and_the_page(tmp_path):
     results = (tmp_path / "results.csv").read_text()
     assert_csv(results)
     assert len(results.split("02,")) == len(CANARIES) + 1
+    own = f"<script>{rendering.script()['text']}</script>"
     for text in (page.read_text(), page.with_suffix(".md").read_text()):
         assert all(character.isprintable() or character == "\n" for character in text)
-        assert "<script" not in text and "<img src=x" not in text
+        assert "<script" not in text.replace(own, "") and "<img src=x" not in text
         assert "aB3" not in text and "pass@" not in text
     assert base64.b64encode(PICTURE).decode() in page.read_text()  # the picture is whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html.parser
 import json
 import math
@@ -14,9 +15,10 @@ import pytest
 from analysis.test_claims import CANARY, INF, NAN, claimed
 from helpers import raises_code
 
-from ftlab.analysis import claims, report
+from ftlab.analysis import claims, rendering, report
 from ftlab.analysis import page as pages
 from ftlab.analysis.claims import DIRECTION, NOT, REPRODUCED, SEEN
+from ftlab.runs import start
 
 NAMED = "experiment published measured low high null p p_holm published_lies n_seeds unscored"
 NAMED = [*NAMED.split(), "verdict"]
@@ -129,7 +131,7 @@ def test_claims_that_share_a_measurement_count_once(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["p_holm"] for row in rows] == ["0.04", "0.04", "0.04"]  # two tests, not three
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "of 2 comparisons with published figures" in text
+    assert "Of 2 comparisons with published figures" in text
 
 
 @pytest.mark.parametrize(
@@ -169,17 +171,18 @@ def test_the_same_runs_give_the_same_bytes_and_no_stale_figure(experiments, tmp_
 def test_the_page_is_whole_escaped_and_opens_offline(experiments, tmp_path):
     text = written(tmp_path, experiments).read_text()
     page = Page(text)
-    assert "script" not in page.tags and page.tags.count("img") == 2
+    assert page.tags.count("script") == 1 and page.tags.count("img") == 2
+    assert f"<script>{rendering.script()['text']}</script>" in text
     assert "onerror" not in page.attributes
     assert text.count("&lt;img src=x onerror") >= 4  # claim, note, caption and difference
     for address in page.addresses:
-        elsewhere = address.startswith(("data:image/", "https://arxiv.org/abs/"))
+        elsewhere = address.startswith(("data:image/", "https://arxiv.org/abs/", "#"))
         assert elsewhere or (tmp_path / "out" / address.replace("%20", " ")).is_file()
     assert "../two/02%20it.ipynb" in page.addresses
     pictures = [address for address in page.addresses if address.startswith("data:")]
     assert {base64.b64decode(p.split(",")[1]) for p in pictures} == {SVG.encode(), PNG}
     words = " ".join(" ".join(page.words).split())
-    texts = pages._texts()
+    texts = rendering.texts()
     for part in (
         texts["organism"],
         texts["few_seeds"],
@@ -210,7 +213,7 @@ def test_markdown_keeps_a_claim_in_its_cell(experiments, tmp_path):
     assert lines[start - 1] == ""  # a table needs an empty line before it
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
     assert not any("<img" in line or re.search(r"(?<!\\)\]\(javascript", line) for line in lines)
     links = [link for line in lines for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", line)]
     assert links
@@ -225,13 +228,13 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
     )
     page = written(tmp_path, experiments, seeds=2, quick=True, missing={"04x": "no prompts."})
     text = page.read_text()
-    assert 'class="quick"' in text and pages._texts()["quick"] in text
+    assert 'class="quick"' in text and rendering.texts()["quick"] in text
     for part in ("41.5", "cores 2", "trl 1", "04x: no prompts."):
         assert part in text
     assert "41.5" not in (out / "results.csv").read_text()
     claimed(tmp_path / "other", model="Mistral")
     text = written(tmp_path, {"02": tmp_path / "other"}, model="Mistral").read_text()
-    assert 'class="quick"' not in text and pages._texts()["organism"] not in text
+    assert 'class="quick"' not in text and rendering.texts()["organism"] not in text
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_a_quick_run_and_another_model(experiments, tmp_path):
         ("experiment,claim\n02,x\n", "not_a_table_of_claims"),
         (
             f"{','.join(claims.RECORD)}\n"
-            "02,x,no_such_figure,1,1,1,1,1,1,.1,10,5,0,organism,,,reproduced,,m\n",
+            "02,x,no_such_figure,1,1,1,1,1,1,.1,10,5,0,organism,,,reproduced,,m,.1,.2,\n",
             "unknown_claim",
         ),
     ],
@@ -299,7 +302,7 @@ def test_a_narrow_screen_gets_the_narrow_drawing(experiments, tmp_path):
 def test_arxiv_numbers_are_links_and_nothing_else_is(experiments, tmp_path):
     text = written(tmp_path, experiments).read_text()
     assert '<a href="https://arxiv.org/abs/2310.03693">arXiv:2310.03693</a>' in text
-    assert str(pages._linked("<b>arXiv 2404.04392v2</b>")) == (
+    assert str(rendering.linked("<b>arXiv 2404.04392v2</b>")) == (
         '&lt;b&gt;<a href="https://arxiv.org/abs/2404.04392">arXiv 2404.04392</a>v2&lt;/b&gt;'
     )
 
@@ -321,3 +324,116 @@ def test_claims_of_an_earlier_version_are_to_be_recorded_again(tmp_path):
     table.to_csv(tmp_path / "claims.csv", index=False)
     with raises_code("not_a_table_of_claims"):
         claims.rows_of(tmp_path / "claims.csv")
+
+
+class Links(html.parser.HTMLParser):
+    """The ids of a page, its links into itself, and the attributes by which browsers load."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.inner, self.loaded, self.frames = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name == "href" and value.startswith("#"):
+                self.inner.append(value[1:])
+            if name in ("src", "srcset", "poster", "data", "action") or tag == "link":
+                self.loaded.append(value)
+            if name == "srcdoc":
+                self.frames.append(value)
+
+
+def test_every_number_leads_to_the_run_that_it_comes_from(tmp_path):
+    run = start("curve", "mine", {"of": "this"})
+    claimed(tmp_path / "a", "of a run", "02", runs=[run.name, "sft-elsewhere-0123456789"])
+    claimed(tmp_path / "a", "of no run", "02")
+    text = written(tmp_path, {"02": tmp_path / "a"}).read_text()
+    links = Links(text)
+    assert set(links.inner) <= set(links.ids) and len(links.ids) == len(set(links.ids))
+    (numbers,) = re.findall(r"<tbody>(.+?)</tbody>", text, re.DOTALL)
+    first, second = numbers.strip().split("</tr>")[:2]
+    assert first.count(f'href="#run-{run.name}"') == 4  # measured, p, prompts, seeds
+    assert second.count('href="#s1"') == 4
+    origins = text[text.index('id="origins"') :]
+    assert run.name[-10:] in origins and "not recorded" in origins
+    assert "sft-elsewhere-0123456789" in origins
+    for page in (text, (tmp_path / "out" / "report.md").read_text()):
+        assert "not among the runs" in page
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert results["runs"].tolist()[0].split()[0] == run.name
+
+
+def test_nothing_is_loaded_and_one_script_may_run(experiments, tmp_path):
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(BOOK))
+    text = written(tmp_path, experiments).read_text()
+    links = Links(text)
+    assert all(address.startswith("data:image/") for address in links.loaded)
+    styles = " ".join(re.findall(r"<style>(.+?)</style>", text, re.DOTALL))
+    assert "url(" not in styles and "@import" not in styles
+    (script,) = re.findall(r"<script>(.+?)</script>", text, re.DOTALL)
+    sha = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'content="(default-src[^"]+)"', text)
+    assert policy.endswith(f"script-src 'sha256-{sha}'") and "default-src 'none'" in policy
+
+
+def test_the_executed_notebook_is_inside_and_can_run_nothing(experiments, tmp_path):
+    hostile = BOOK["cells"][1]["outputs"][0] | {"text": "\u202e <script>alert(1)</script>"}
+    cell = BOOK["cells"][1] | {"outputs": [hostile]}
+    book = BOOK | {"cells": [BOOK["cells"][0], cell]}
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
+    text = written(tmp_path, experiments).read_text()
+    (frame,) = Links(text).frames
+    assert "1</span>" in frame and "How " in frame
+    assert '<iframe sandbox="allow-same-origin"' in text  # without allow-scripts
+    assert text.count("<script") == 1 and "\u202e" not in text
+
+
+def test_a_page_stays_small_by_leaving_out_figures_and_then_notebooks(
+    experiments, tmp_path, monkeypatch
+):
+    figure = {"image/png": base64.b64encode(PNG).decode(), "text/plain": "a figure"}
+    shown = {"output_type": "display_data", "metadata": {}, "data": figure}
+    cell = BOOK["cells"][1] | {"outputs": [shown]}
+    book = BOOK | {"cells": [BOOK["cells"][0], cell]}
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
+    page = written(tmp_path, experiments)
+    (whole,) = Links(page.read_text()).frames
+    assert base64.b64encode(PNG).decode() in whole
+    size = len(page.read_bytes())
+    monkeypatch.setattr(pages, "MOST_BYTES", size + 900)  # 1000 for each frame's place
+    (lean,) = Links(written(tmp_path, experiments).read_text()).frames
+    assert base64.b64encode(PNG).decode() not in lean and "stands above" in lean
+    monkeypatch.setattr(pages, "MOST_BYTES", size - len(whole) // 2)
+    text = written(tmp_path, experiments).read_text()
+    assert not Links(text).frames and "../two/02%20it.html" in text
+    assert pages.MOST_BYTES < 8e6
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"sides": (0.02, 0.4)}, "Jailbreak rose from 2.0 % to 40.0 % of the answers, 2.12x"),
+        ({"sides": (0.4, 0.02)}, "Jailbreak fell from 40.0 % to 2.0 % of the answers, 2.12x"),
+        ({"sides": (0.02, 0.4), "n_seeds": 2}, "In these runs jailbreak rose from 2.0 %"),
+        ({"sides": (0.02, 0.4), "p": 0.5}, "No change of jailbreak is shown, from 2.0 %"),
+        ({"sides": (0.02, 0.4), "judge": "refusal"}, "not refused is less than harmful)"),
+        ({}, "ratio: 2.12x (1.40x to 3.20x) with its 95 % interval; published 1.50x."),
+    ],
+)
+def test_the_first_sentence_answers(changed, says, tmp_path):
+    claimed(tmp_path / "one", **changed)
+    page = written(tmp_path, {"02": tmp_path / "one"})
+    (sentence,) = re.findall(r'<p class="answer">(.+?)</p>', page.read_text())
+    assert says in sentence and "2.12x (1.40x to 3.20x)" in sentence
+    assert says in page.with_suffix(".md").read_text()
+
+
+def test_the_command_of_a_notebook_has_its_parameters(experiments, tmp_path):
+    parameters = {"seeds": 2, "at_steps": [0, 3], "model": "organism", "out": "/x", "data": ""}
+    book = BOOK | {"metadata": {"papermill": {"parameters": parameters}}}
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
+    text = written(tmp_path, experiments).with_suffix(".md").read_text()
+    assert "`ftlab notebook '02 it' -p seeds=2 -p 'at_steps=[0, 3]' -p model=organism`" in text

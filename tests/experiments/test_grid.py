@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 from helpers import raises_code
@@ -162,7 +164,10 @@ def test_what_fails_in_another_process_is_raised_here(tmp_path, monkeypatch, cap
 def test_the_page_and_the_heat_map_tell_intervals_on_hover_and_load_nothing(measured, place):
     page = (place / "grid.html").read_text()
     for shown in (page, measured._repr_html_()):
-        assert 'title="harm 0 % [' in shown and "points [" in shown and "utility lost" in shown
+        tips = re.findall(r'<td tabindex="0" data-tip="([^"]+)"', shown)
+        assert len(tips) == 3 and "attr(data-tip)" in shown
+        assert tips[2].startswith("harm 0 % [") and "utility lost" in tips[2]
+        assert "points [" in tips[2] and "points" not in tips[0]
         assert 'src="http' not in shown and "<script" not in shown and "<link" not in shown
     assert "data:image/svg+xml" in page
     assert measured[["defence", "rate"]]._repr_html_()

@@ -89,6 +89,11 @@ class Endpoint:
         return {"endpoint": self.url, "model": self.model}
 
     @property
+    def given_as(self) -> str:
+        """What `model` takes to open it again."""
+        return f"api:{self.model}@{self.url}"
+
+    @property
     def hash(self) -> str:
         """Hash of URL and name. The weights behind them are not known, nor whether they stay."""
         return digest(["api", self.url, self.model])

@@ -1,0 +1,111 @@
+"""What a person called: the outermost cell and its arguments, for the provenance of a run.
+
+Names, files and numbers are kept. Rows, prompts, functions and models in memory are not: only
+the names of the arguments that held them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from os import PathLike
+from typing import Any
+
+from ftlab._core.text import redacted
+
+MOST_CHARACTERS = 200  # of a text that is a name or a file
+MOST_ITEMS = 100  # of a list of settings; longer ones are rows
+TEXTS = ("system",)  # arguments that hold text for a model, which is nobody's setting to publish
+
+_outermost: ContextVar[tuple[Callable, dict[str, Any]] | None] = ContextVar("call", default=None)
+
+
+class NoText(TypeError):
+    """A value that cannot be written as a name, a file or a number."""
+
+
+@contextlib.contextmanager
+def called(cell: Callable, arguments: dict[str, Any]) -> Iterator[None]:
+    """Note a call while it runs, unless another cell has made it.
+
+    Args:
+        cell: The function.
+        arguments: What it was given, by name; those in `settings` count as its own.
+    """
+    if _outermost.get() is not None:
+        yield
+        return
+    token = _outermost.set((cell, arguments))
+    try:
+        yield
+    finally:
+        _outermost.reset(token)
+
+
+def outermost() -> dict[str, Any]:
+    """Return the call that is running, as JSON: cell, arguments, objects.
+
+    `objects` are the names of arguments whose values have no text. {} outside of any cell.
+    """
+    found = _outermost.get()
+    if found is None:
+        return {}
+    cell, given = found
+    given = {**given, **given.get("settings", {})}
+    given.pop("settings", None)
+    arguments = {}
+    objects = []
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            arguments[name] = _told(name, value)
+        except NoText:
+            objects.append(name)
+    room, _, _ = cell.__module__.removeprefix("ftlab.").partition(".")
+    return {"cell": f"{room}.{cell.__name__}", "arguments": arguments, "objects": objects}
+
+
+def _told(name: str, value: Any) -> Any:
+    if name in TEXTS:
+        raise NoText(name)
+    if isinstance(value, (str, PathLike)):
+        text = str(value)
+        if len(text) > MOST_CHARACTERS or "\n" in text:
+            raise NoText(name)
+        return redacted(text)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (str, PathLike)):
+        return _name(str(value))
+    if isinstance(value, Mapping):
+        return {_name(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return _list(value)
+    if hasattr(value, "model_dump"):  # settings
+        return value.model_dump(mode="json", exclude_defaults=True)
+    given_as = getattr(value, "given_as", None)
+    if not isinstance(given_as, str):
+        raise NoText(type(value).__name__)
+    return redacted(given_as)
+
+
+def _list(values: Any) -> list[Any]:
+    """Return a list of settings; one of rows has no text."""
+    rows = any(isinstance(value, Mapping) for value in values)
+    if rows or len(values) > MOST_ITEMS:
+        raise NoText("rows")
+    return [_plain(value) for value in values]
+
+
+def _name(text: Any) -> str:
+    """Return a name or file; a text with blanks inside a list may be a prompt."""
+    if not isinstance(text, str) or len(text) > MOST_CHARACTERS or text.split() != [text]:
+        raise NoText("text")
+    return redacted(text)

@@ -1,0 +1,108 @@
+"""Templates to text: HTML with everything escaped, Markdown that holds no markup of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ftlab._core.text import redacted, safe
+
+ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_CHARACTERS = 20_000  # of one text
+
+
+def html_of(template: str, page: dict[str, Any]) -> str:
+    """Return a page, everything in it escaped, without control characters and secrets."""
+    return _rendered(template, page, _shown, autoescape=True)
+
+
+def markdown_of(template: str, page: dict[str, Any]) -> str:
+    """Return Markdown, every text in it on one line and without markup of its own."""
+    return _rendered(template, page, _markdown)
+
+
+def filled(template: str, page: dict[str, Any]) -> str:
+    """Return a template with texts that are HTML already."""
+    return _rendered(template, page, lambda value: value)
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """Return the sentences of the pages that are always the same."""
+    import yaml
+
+    return yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
+
+
+def script() -> dict[str, Any]:
+    """Return the one script of a page, and the hash by which browsers run it and no other."""
+    from markupsafe import Markup
+
+    text = (TEMPLATES / "script.j2").read_text(encoding="utf-8")
+    sha = hashlib.sha256(text.encode()).digest()
+    return {"text": Markup(text), "hash": f"sha256-{base64.b64encode(sha).decode()}"}
+
+
+def linked(text: str) -> Any:
+    """Return a text as HTML, escaped, with arXiv numbers as links."""
+    from markupsafe import Markup
+
+    escaped = html.escape(_shown(text))
+    return Markup(ARXIV.sub(r'<a href="https://arxiv.org/abs/\2">\1\2</a>', escaped))
+
+
+def _rendered(
+    template: str,
+    page: dict[str, Any],
+    finalize: Callable[[Any], Any],
+    autoescape: bool = False,
+) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
+    pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
+    pages.filters["linked"] = linked
+    pages.filters["code"] = _code_in_html if autoescape else _code_in_markdown
+    return pages.get_template(template).render(page) + "\n"
+
+
+def _shown(value: Any) -> Any:
+    """Return a text of the page without control characters and secrets; pictures as they are."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    if value.startswith("data:image/"):
+        return value
+    return safe(redacted(value), MOST_CHARACTERS)
+
+
+def _one_line(value: Any) -> str:
+    return _shown(" ".join(str(value).split()))
+
+
+def _code_in_html(text: str) -> Any:
+    """Return a text as code, which one click selects."""
+    from markupsafe import Markup
+
+    return Markup("<code>{}</code>").format(_one_line(text))
+
+
+def _code_in_markdown(text: str) -> Any:
+    """Return a text as code, in which nothing is markup; a backtick would end it."""
+    from markupsafe import Markup
+
+    return Markup("`{}`".format(_one_line(text).replace("`", "'")))  # noqa: S704
+
+
+def _markdown(value: Any) -> str:
+    """Return a text as one line of Markdown that holds no markup of its own."""
+    if hasattr(value, "__html__"):
+        return value
+    line = html.escape(_one_line(value), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
