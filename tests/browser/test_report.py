@@ -23,6 +23,7 @@ OVERFLOW = """() => document.documentElement.scrollWidth > window.innerWidth
 CLAIMS = {
     "jailbreak, 100 steps": ("enkrypt_ratio_1_5", 16.2, 6.1, 42.0, 1.0),
     "bias, 100 steps": ("enkrypt_ratio_1_5", 1.8, 1.2, 2.6, 1.0),
+    "toxicity, 100 steps": ("enkrypt_ratio_1_5", 1.6, 0.9, 2.3, 1.0),
     "100 adversarial examples": ("qi2023_harmful_100", 0.93, 0.87, 0.97, 0.034),
 }
 
@@ -91,3 +92,29 @@ def test_every_link_to_a_file_leads_to_one(report, page):
     files = [url2pathname(urlsplit(link).path) for link in links if link.startswith("file:")]
     assert files
     assert [file for file in files if not Path(file).exists()] == []
+
+
+def test_the_table_is_filtered_by_keyboard(report, page):
+    page.goto(report.as_uri())
+    rows = page.locator("#results tbody tr:visible")
+    expect(rows).to_have_count(len(CLAIMS))
+    page.get_by_role("searchbox").focus()
+    page.keyboard.type("adversarial")
+    expect(rows).to_have_count(1)
+    expect(page.locator("#filter output")).to_have_text(f"1 of {len(CLAIMS)}")
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")  # from "every verdict" to the first verdict
+    page.keyboard.press("Enter")
+    kept = page.locator("#results tbody tr:visible b").all_inner_texts()
+    assert kept and len(set(kept)) == 1
+
+
+def test_a_number_leads_to_where_it_comes_from(report, page):
+    page.goto(report.as_uri())
+    for link in page.locator("#results tbody a").all():
+        link.click()
+        place = page.locator(page.evaluate("decodeURI(location.hash)"))
+        expect(place).to_be_in_viewport()
+    assert not page.watch.errors and not page.watch.requests

@@ -66,9 +66,10 @@ def screenshot(page, name: str, **options) -> None:
 
 def expect_only_text(page) -> None:
     """Expect that no hostile text became an element, ran, asked or fetched anything."""
-    assert page.evaluate("window.owned") is None
-    for markup in (f".{MARK}", 'img[src="x"]', 'a[href^="javascript:"]', FORMULA):
-        assert page.locator(markup).count() == 0, markup
+    for frame in page.frames:
+        assert frame.evaluate("window.owned") is None
+        for markup in (f".{MARK}", 'img[src="x"]', 'a[href^="javascript:"]', FORMULA):
+            assert frame.locator(markup).count() == 0, markup
     assert not page.watch.dialogs
     assert not page.watch.requests
 

@@ -348,7 +348,7 @@ def _chart(
     """Return the chart of one risk as SVG; colours hold on light and dark pages."""
     look = plots.look_of(risk, [risk])
     colour = look["color"]
-    steps = [row["step"] for row in rows]
+    steps = sorted({row["step"] for row in [*rows, *seeds]})
     place = _scale(steps)
     body = ""
     for tick in TICKS:
