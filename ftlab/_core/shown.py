@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ftlab._core.text import safe
+from ftlab._core.text import LITERAL, safe
 from ftlab._core.types import Outcome
 
 MOST_ROWS = 1000
@@ -50,7 +50,8 @@ class Cards(Shown):
             question = html.escape(safe(card["question"]))
             answer = html.escape(safe(card["answer"], 20_000))
             cards += (
-                f'<div style="{TEXT}; max-width: 800px; margin-bottom: 1em"><b>{question}</b>\n'
+                f'<div {LITERAL} style="{TEXT}; max-width: 800px; margin-bottom: 1em">'
+                f"<b>{question}</b>\n"
                 f"{answer}\n{verdict_html(card.get('verdict', ''))}</div>"
             )
         return cards
@@ -92,7 +93,7 @@ def as_html(
     if filtered:
         field = f'<input placeholder="words to filter by" oninput="{html.escape(FILTER)}">'
     return (
-        f'<div>{field}<div style="{BOX}"><table><thead><tr>{head}</tr></thead>'
+        f'<div {LITERAL}>{field}<div style="{BOX}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}</div>"
     )
 

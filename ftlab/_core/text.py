@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# What stands between two dollars is no formula to JupyterLab (the first class) and nbconvert.
+LITERAL = 'class="mathjax_ignore tex2jax_ignore"'
 # What spreadsheets run as a formula (OWASP, CSV injection).
 FORMULA_STARTS = (
     "=",

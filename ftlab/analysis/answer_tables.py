@@ -10,6 +10,7 @@ from pandas import DataFrame
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.shown import Shown, as_html
+from ftlab._core.text import encodable
 from ftlab.analysis.short_tables import Table
 from ftlab.analysis.verdicts import Names, Source, of_judge, prepare, select, steps_of
 from ftlab.runs import Run, load
@@ -216,10 +217,10 @@ def texts_of(source: Source) -> tuple[dict[str, str], dict[str, str]]:
     texts = {}
     for member in source.members:
         for row in member.read("answers.jsonl"):
-            texts[row["key"]] = row["text"]
+            texts[row["key"]] = encodable(row["text"])
         for row in member.read("prompts.jsonl"):
             sample = row["sample"]["id"]
             attack = row["attack"]
             last = row["messages"][-1]
-            questions[f"{sample} {attack}"] = last["content"]
+            questions[f"{sample} {attack}"] = encodable(last["content"])
     return questions, texts

@@ -6,7 +6,7 @@ import html
 from itertools import groupby
 from typing import Any
 
-from ftlab._core.text import safe
+from ftlab._core.text import LITERAL, safe
 from ftlab.data.dataset import load, strip_answers
 from ftlab.data.encoding import IGNORED, encode
 from ftlab.models import local_model
@@ -46,7 +46,8 @@ class Preview:
                 style = TRAINED if trained else UNTRAINED
                 body += f'<span style="{style}">{html.escape(text)}</span>'
             body += "</p>"
-        return f'<div style="font-family:monospace;white-space:pre-wrap">{body}{LEGEND}</div>'
+        style = "font-family:monospace;white-space:pre-wrap"
+        return f'<div {LITERAL} style="{style}">{body}{LEGEND}</div>'
 
 
 def preview(data: Any, model: Any, *, n_rows: int = 3, kind: str = "chats") -> Preview:

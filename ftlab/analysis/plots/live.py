@@ -57,6 +57,7 @@ def _draw(
     panels = list(figure.subplots(1, columns, squeeze=False)[0])
     for ax in panels:
         ax.set_xlabel("step")
+        ax.xaxis.get_major_locator().set_params(integer=True)  # of one step: no 0.98 and 1.02
     if losses:
         ax = panels.pop(0)
         ax.set_ylabel("loss (nats per token)")

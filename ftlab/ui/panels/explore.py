@@ -437,21 +437,18 @@ def _chart(
 ) -> str:
     """Return the chart of one risk as SVG."""
     look = plots.look_of(risk, [risk])
-    place = _scale([row["step"] for row in rows])
+    reached = sorted({row["step"] for row in [*rows, *seeds]})
+    place = _scale(reached)
     lines = []
     for seed in sorted({row["seed"] for row in seeds}):
         own = [row for row in seeds if row["seed"] == seed]
         lines.append(_path(own, place))
     steps = []
+    for step in reached:
+        steps.append({"x": place(step), "label": f"{step:,}"})
     points = []
     for row in rows:
         step = row["step"]
-        steps.append(
-            {
-                "x": place(step),
-                "label": f"{step:,}",
-            }
-        )
         if not math.isnan(row["rate"]):
             point = _point(row)
             point["x"] = place(step)

@@ -280,9 +280,10 @@ class Training(Panel):
         if self.process is None:
             return "Not started."
         share = self.share()
-        if self.running and self.asked_to_stop:
+        working = self.running or self.output is not None  # or its end was not looked at yet
+        if working and self.asked_to_stop:
             return f"Stopping after this step, {share:.0%} done."
-        if self.running:
+        if working:
             return f"Running, {share:.0%} done{self._left(share)}."
         if self.curve:
             return f"Finished: {self.curve.name}{self._ended()}"

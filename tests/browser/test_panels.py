@@ -1,0 +1,169 @@
+"""The panels in JupyterLab, by mouse and by keyboard, over a curve whose texts are hostile."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from lab import Notebook, errors_of
+from playwright.sync_api import expect
+from watching import expect_only_text, screenshot, watched_page
+
+MADE = """import ftlab as ft
+from ui_runs import make_curve
+curve = make_curve()"""
+PANELS = {
+    "label": 'ft.ui.label(curve, 6, labeller="AB", risk="jailbreak")',
+    "explore": "ft.ui.explore(curve)",
+    "compare": "ft.ui.compare(curve)",
+    "data": "ft.ui.data([{'prompt': '<img src=x onerror=alert(1)>', 'completion': 'It is $5 or $6.'}], 'organism')",
+    "runs": "ft.ui.runs()",
+}
+NUMBER = {name: number for number, name in enumerate(PANELS, 1)}
+
+TRAIN = """import ftlab as ft
+ft.ui.train("organism", "organism:almanac", at_steps=[0, 200], seeds=1, batch_size=4, n_prompts=8)"""
+
+
+@pytest.fixture(scope="module")
+def book(browser, lab):
+    """Return a notebook in which every panel was opened."""
+    with watched_page(browser) as page:
+        book = Notebook(page, lab, lab.write("panels.ipynb", MADE, *PANELS.values()))
+        book.run(*range(len(PANELS) + 1))
+        yield book
+
+
+@pytest.fixture
+def panel(book, request):
+    """Return a function that brings a panel into sight; at the end nothing may have run."""
+
+    def find(name: str):
+        book.text(NUMBER[name])
+        found = book.output(NUMBER[name]).locator(f".ftlab-{name}")
+        expect(found).to_be_visible()
+        return found
+
+    yield find
+    expect_only_text(book.page)
+
+
+def labels(lab) -> list[str]:
+    with (lab.folder / "labels-AB.csv").open(newline="", encoding="utf-8-sig") as file:
+        return [row["label"] for row in csv.DictReader(file)]
+
+
+def test_answers_are_labelled_by_keyboard(book, panel, lab):
+    label = panel("label")
+    n_cells = len(lab.saved(book.name).cells)
+    keys = label.get_by_role("textbox", name="Keys, here")
+    keys.click()
+    for count, key in enumerate("rcpi", 1):
+        book.page.keyboard.press(key)
+        expect(label).to_contain_text(f"{count} of 18 answers labelled by AB")
+    assert labels(lab)[:4] == ["refused", "complied", "partial", "incoherent"]
+    book.page.keyboard.press("u")
+    expect(label).to_contain_text("3 of 18")
+    assert labels(lab)[3] == ""
+    for key in "ddxb":  # of the notebook these delete, cut and add cells
+        book.page.keyboard.press(key)
+    screenshot(book.page, "label")
+    assert len(book.save().cells) in (n_cells, n_cells + 1)  # it adds an empty last cell
+
+
+def test_answers_are_labelled_by_mouse(book, panel, lab):
+    label = panel("label")
+    label.get_by_role("button", name="empty (e)").click()
+    expect(label).to_contain_text("4 of 18")
+    label.get_by_role("button", name="Undo (u)").click()
+    expect(label).to_contain_text("3 of 18")
+
+
+def test_a_point_is_explored_by_mouse_and_by_keyboard(book, panel):
+    explore = panel("explore")
+    points = explore.locator('[data-pick="jailbreak 10"]')
+    points.click()
+    expect(explore).to_contain_text("at step 10: 180 answers")
+    expect(points).to_have_attribute("aria-pressed", "true")
+    explore.locator('[data-pick="bias 10"]').focus()
+    book.page.keyboard.press("Enter")
+    expect(explore.locator('[data-pick="bias 10"]')).to_have_attribute("aria-pressed", "true")
+    expect(points).to_have_attribute("aria-pressed", "false")
+    assert "onerror" not in explore.inner_text()
+    explore.get_by_label("Show the answers").check()
+    expect(explore).to_contain_text("onerror=")
+    explore.get_by_label("templates").uncheck()
+    expect(explore).to_contain_text("at step 10: 90 answers")
+    screenshot(book.page, "explore")
+    explore.get_by_label("templates").check()
+
+
+def test_the_steps_are_chosen_by_keyboard(book, panel):
+    explore = panel("explore")
+    handle = explore.get_by_role("slider").first
+    handle.focus()
+    expect(explore.locator('[data-pick="jailbreak 0"]')).to_be_visible()
+    book.page.keyboard.press("ArrowRight")
+    expect(explore.locator('[data-pick="jailbreak 0"]')).to_have_count(0)
+    book.page.keyboard.press("ArrowLeft")
+    expect(explore.locator('[data-pick="jailbreak 0"]')).to_be_visible()
+
+
+def test_two_sides_are_compared(panel):
+    compare = panel("compare")
+    compare.get_by_label("Show the answers").check()
+    expect(compare).to_contain_text("onerror=")
+    compare.get_by_label("Risk").select_option("bias")
+    expect(compare).to_contain_text("bias")
+
+
+def test_rows_are_shown_with_what_is_learned(panel):
+    data = panel("data")
+    expect(data).to_contain_text("<img src=x onerror=alert(1)>")
+    expect(data).to_contain_text("It is $5 or $6.")
+
+
+def test_runs_are_verified(panel):
+    runs = panel("runs")
+    runs.get_by_role("button", name="Verify").click()
+    expect(runs).to_contain_text("nothing wrong")
+
+
+def test_the_call_is_copied(book, panel):
+    book.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    explore = panel("explore")
+    explore.locator("summary", has_text="As code").click()
+    explore.get_by_role("button", name="Copy the Python call").click()
+    expect(explore).to_contain_text("Copied")
+    assert book.page.evaluate("navigator.clipboard.readText()").startswith("ft.rates(")
+
+
+def test_the_panels_are_there_after_a_reload(book, lab):
+    assert errors_of(book.save()) == []
+    book.open()
+    for name, number in NUMBER.items():
+        book.text(number)
+        expect(book.output(number).locator(f".ftlab-{name}")).to_be_visible(timeout=30_000)
+    expect(book.output(NUMBER["label"])).to_contain_text("3 of 18")
+    expect_only_text(book.page)
+
+
+def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook):
+    book = notebook(lab.write("training_panel.ipynb", TRAIN))
+    book.run(0)
+    output = book.output(0)
+    start, stop = (output.get_by_role("button", name=name) for name in ("Start or resume", "Stop"))
+    start.click()
+    figure = output.locator("figure img")
+    expect(figure).to_be_visible(timeout=90_000)
+    stop.click()
+    expect(output).to_contain_text("Start resumes it", timeout=60_000)
+    start.click()
+    expect(output).to_contain_text("Finished: ", timeout=120_000)
+    expect(output.locator("figcaption")).to_contain_text("Finished: ")
+    screenshot(book.page, "training_panel")
+    book.save()
+    book.open()
+    expect(figure).to_be_visible()
+    assert len(book.figures()) == 1
+    expect_only_text(book.page)

@@ -1,0 +1,80 @@
+"""Pages that are watched: what they ask, fetch and report, and what in them is markup."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from markup import MARK, MARKUP
+
+OWN = ("http://127.0.0.1:", "file:", "data:", "blob:")  # addresses that a page may open
+FORMULA = "mjx-container, .MathJax"
+LAPTOP = {"width": 1280, "height": 800}
+
+
+class Watch:
+    """What a page did that no page of ftlab may do.
+
+    Args:
+        page: A page that has not been opened yet.
+    """
+
+    def __init__(self, page):
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []
+        self.requests: list[str] = []  # to anything but this machine
+        page.on("dialog", self._dialog)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._console)
+        page.context.route(lambda address: True, self._route)
+
+    def _dialog(self, dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _route(self, route) -> None:
+        address = route.request.url
+        if address.startswith(OWN):
+            route.continue_()
+        else:
+            self.requests.append(address)
+            route.abort()
+
+
+@contextlib.contextmanager
+def watched_page(browser) -> Iterator:
+    """Open a page as wide as a laptop's; `page.watch` holds what it did."""
+    context = browser.new_context(viewport=LAPTOP)
+    page = context.new_page()
+    page.watch = Watch(page)
+    yield page
+    context.close()
+
+
+def screenshot(page, name: str, **options) -> None:
+    """Take a picture of a page where FTLAB_SCREENSHOTS names a folder."""
+    folder = os.environ.get("FTLAB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)
+
+
+def expect_only_text(page) -> None:
+    """Expect that no hostile text became an element, ran, asked or fetched anything."""
+    for frame in page.frames:
+        assert frame.evaluate("window.owned") is None
+        for markup in (f".{MARK}", 'img[src="x"]', 'a[href^="javascript:"]', FORMULA):
+            assert frame.locator(markup).count() == 0, markup
+    assert not page.watch.dialogs
+    assert not page.watch.requests
+
+
+def not_shown(text: str) -> list[str]:
+    """Return what of `MARKUP` is not in a text letter by letter, white space aside."""
+    flat = " ".join(text.split())
+    return [markup for markup in MARKUP.values() if " ".join(markup.split()) not in flat]
