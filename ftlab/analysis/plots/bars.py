@@ -71,7 +71,11 @@ def draw(table: DataFrame) -> Figure:
     ax.grid(axis="x")
     if len(series) > 1:
         columns = 1 if _axes.is_narrow() else 5
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=columns)
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 1),
+            ncols=columns,
+        )
         if _axes.is_narrow():
             _axes.grow(figure, 0.2 * len(series))
     return figure

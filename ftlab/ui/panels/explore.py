@@ -445,7 +445,11 @@ def _chart(
         lines.append(_path(own, place))
     steps = []
     for step in reached:
-        steps.append({"x": place(step), "label": f"{step:,}"})
+        shown = {
+            "x": place(step),
+            "label": f"{step:,}",
+        }
+        steps.append(shown)
     points = []
     for row in rows:
         step = row["step"]
