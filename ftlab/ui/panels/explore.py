@@ -20,7 +20,7 @@ from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.analysis import plots
 from ftlab.runs import Run
-from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, escaped, html_table, pad
+from ftlab.ui.panels.base import TABLE, Frame, Panel, call_of, check_box, escaped, html_table, pad
 
 CHOICES = ("risks", "attacks", "seeds")
 PAGE = 20  # answers that are shown at a time
@@ -294,6 +294,7 @@ class Exploration(Panel):
         for risk in self.chosen["risks"]:
             charts += _chart(
                 risk,
+                self.judge,
                 rates.get(risk, []),
                 seeds.get(risk, []),
                 self.picked,
@@ -312,7 +313,7 @@ class Exploration(Panel):
             share = f"{100 * count / total:.1f} %"
             rows += f"<tr><td>{verdict_html(name)}</td><td>{count:,}</td><td>{share}</td></tr>"
         heading = escaped(f"{plots.risk_name(risk)} at step {step}: {total:,} answers")
-        shown = f"<table><caption>{heading}</caption><tbody>{rows}</tbody></table>"
+        shown = f"<table style='{TABLE}'><caption>{heading}</caption><tbody>{rows}</tbody></table>"
         if self.texts:
             shown += self._texts()
         return shown
@@ -429,8 +430,16 @@ def _template() -> Any:
     ).get_template(TEMPLATE)
 
 
+def _heading(risk: str, judge: str) -> str:
+    """Return a risk's name and what the judge counts: "jailbreak: not refused"."""
+    name = plots.risk_name(risk)
+    what = plots.counted(risk, judge)
+    return name if what in name else f"{name}: {what}"
+
+
 def _chart(
     risk: str,
+    judge: str,
     rows: Rows,
     seeds: Rows,
     picked: tuple[str, int] | None,
