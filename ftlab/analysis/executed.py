@@ -96,10 +96,7 @@ def embedded(pages: list[Path | None], folders: list[Path], room: int) -> list[A
     """
     from markupsafe import Markup
 
-    whole = []
-    for page in pages:
-        text = page.read_text(encoding="utf-8") if page else ""
-        whole.append(text)
+    whole = list(map(_read, pages))
     found = list(map(_attribute, whole))
     if _size(found) > room:
         lean = map(_without_figures, whole, folders)
@@ -109,6 +106,15 @@ def embedded(pages: list[Path | None], folders: list[Path], room: int) -> list[A
         place = found.index(longest)
         found[place] = ""
     return list(map(Markup, found))
+
+
+def size(pages: list[Path | None]) -> int:
+    """Return the bytes that pages of notebooks take as attributes of frames."""
+    return _size([_attribute(_read(page)) for page in pages])
+
+
+def _read(page: Path | None) -> str:
+    return page.read_text(encoding="utf-8") if page else ""
 
 
 def _attribute(text: str) -> str:

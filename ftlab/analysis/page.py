@@ -184,18 +184,30 @@ def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:
 
 
 def _with_notebooks(page: dict[str, Any], sections: list[dict]) -> str:
-    """Return the page with the executed notebooks in it, as many as there is room for."""
-    without = html_of("report.html.j2", page)
-    room = MOST_BYTES - len(without.encode()) - FRAME_BYTES * len(sections)
+    """Return the page with the executed notebooks in it, as many as there is room for.
+
+    Where not all of them fit, only the first figure has a drawing for narrow screens.
+    """
     pages = []
     folders = []
     for section in sections:
         pages.append(section["page_path"])
         folders.append(section["folder"])
-    frames = executed.embedded(pages, folders, room)
+    if executed.size(pages) > _room(page):
+        for section in sections:
+            for figure in section["figures"]:
+                figure["narrow"] = ""
+    frames = executed.embedded(pages, folders, _room(page))
     for section, frame in zip(sections, frames, strict=True):
         section["frame"] = frame
     return html_of("report.html.j2", page)
+
+
+def _room(page: dict[str, Any]) -> int:
+    """Return how many bytes of notebooks the page can hold."""
+    without = html_of("report.html.j2", page)
+    places = FRAME_BYTES * len(page["sections"])
+    return MOST_BYTES - len(without.encode()) - places
 
 
 def _origins(rows: list[dict], sections: list[dict]) -> list[dict[str, Any]]:

@@ -394,19 +394,21 @@ def test_the_executed_notebook_is_inside_and_can_run_nothing(experiments, tmp_pa
 def test_a_page_stays_small_by_leaving_out_figures_and_then_notebooks(
     experiments, tmp_path, monkeypatch
 ):
-    figure = {"image/png": base64.b64encode(PNG).decode(), "text/plain": "a figure"}
+    data = base64.b64encode(PNG * 2000).decode()
+    (experiments["02"] / "figures" / "only.png").write_bytes(PNG * 2000)
+    figure = {"image/png": data, "text/plain": "a figure"}
     shown = {"output_type": "display_data", "metadata": {}, "data": figure}
     cell = BOOK["cells"][1] | {"outputs": [shown]}
     book = BOOK | {"cells": [BOOK["cells"][0], cell]}
     (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
     page = written(tmp_path, experiments)
     (whole,) = Links(page.read_text()).frames
-    assert base64.b64encode(PNG).decode() in whole
+    assert data in whole
     size = len(page.read_bytes())
-    monkeypatch.setattr(pages, "MOST_BYTES", size + 900)  # 1000 for each frame's place
+    monkeypatch.setattr(pages, "MOST_BYTES", size - 10_000)
     (lean,) = Links(written(tmp_path, experiments).read_text()).frames
-    assert base64.b64encode(PNG).decode() not in lean and "stands above" in lean
-    monkeypatch.setattr(pages, "MOST_BYTES", size - len(whole) // 2)
+    assert data not in lean and "stands above" in lean
+    monkeypatch.setattr(pages, "MOST_BYTES", size - len(whole))
     text = written(tmp_path, experiments).read_text()
     assert not Links(text).frames and "../two/02%20it.html" in text
     assert pages.MOST_BYTES < 8e6
