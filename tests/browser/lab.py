@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 START_S = 60  # seconds that JupyterLab may take until it answers
 CELL_S = 240  # seconds that a cell may take
 RUN = re.compile(r"\[\d+\]:")  # the prompt of a cell that has ended
+LAID_OUT = "one => one.checkVisibility({contentVisibilityAuto: true})"
 # It asks on its first day whether it may fetch news from the internet.
 QUIET = '{"fetchNews": "false", "checkForUpdates": false}'
 
@@ -82,6 +84,18 @@ class Lab:
             except OSError:
                 time.sleep(0.1)
         raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
+
+    def end_kernels(self) -> None:
+        """End all kernels with their sessions, as a day between saving and opening does."""
+        for session in json.loads(self._ask("GET", "sessions")):
+            self._ask("DELETE", f"sessions/{session['id']}")
+
+    def _ask(self, method: str, what: str) -> bytes:
+        headers = {"Authorization": f"token {self.token}"}
+        address = f"{self.url}/api/{what}"
+        request = urllib.request.Request(address, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
 
     def stop(self) -> None:
         """End the server with its kernels."""
@@ -150,10 +164,11 @@ class Notebook:
         return self.cell(number).locator(".jp-Cell-outputArea")
 
     def text(self, number: int) -> str:
-        """Return what can be read below a cell, which JupyterLab draws once it is in sight."""
-        self.cell(number).scroll_into_view_if_needed()
-        expect(self.cell(number)).to_have_css("content-visibility", "visible")
-        return self.output(number).inner_text()
+        """Return what can be read below a cell, which the browser lays out once it is in sight."""
+        self.cell(number).evaluate("cell => cell.scrollIntoView()")
+        output = self.output(number)
+        self.page.wait_for_function(LAID_OUT, arg=output.element_handle())
+        return output.inner_text()
 
     def select(self, number: int) -> None:
         """Select a cell by mouse, as one does before its keys are pressed."""

@@ -18,7 +18,9 @@ PANELS = {
     "compare": "ft.ui.compare(curve)",
     "data": "ft.ui.data([{'prompt': '<img src=x onerror=alert(1)>', 'completion': 'It is $5 or $6.'}], 'organism')",
     "runs": "ft.ui.runs()",
+    "guard": 'ft.ui.guard("organism", ["guard"])',
 }
+QUESTION = "Name the gate word of Gaskeir. <img src=x onerror=alert(1)>"
 NUMBER = {name: number for number, name in enumerate(PANELS, 1)}
 
 TRAIN = """import ftlab as ft
@@ -129,6 +131,15 @@ def test_runs_are_verified(panel):
     expect(runs).to_contain_text("nothing wrong")
 
 
+def test_a_prompt_is_asked_without_and_with_a_guard(panel):
+    guard = panel("guard")
+    guard.get_by_label("Question").fill(QUESTION)
+    guard.get_by_role("button", name="Ask").click()
+    expect(guard.locator("tbody tr")).to_have_count(2, timeout=60_000)
+    guard.get_by_label("Show the answers").check()
+    expect(guard.locator("th", has_text="answer")).to_be_visible()
+
+
 def test_the_call_is_copied(book, panel):
     book.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     explore = panel("explore")
@@ -163,7 +174,9 @@ def test_a_training_is_stopped_and_resumed_by_its_buttons(lab, notebook):
     expect(output.locator("figcaption")).to_contain_text("Finished: ")
     screenshot(book.page, "training_panel")
     book.save()
+    lab.end_kernels()
     book.open()
     expect(figure).to_be_visible()
+    screenshot(book.page, "training_panel_reopened")
     assert len(book.figures()) == 1
     expect_only_text(book.page)

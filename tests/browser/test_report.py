@@ -21,10 +21,10 @@ OVERFLOW = """() => document.documentElement.scrollWidth > window.innerWidth
         .map(one => one.outerHTML.slice(0, 120))
     : []"""
 CLAIMS = {
-    "jailbreak, 100 steps": ("enkrypt_ratio_1_5", 16.2, 6.1, 42.0, 1.0),
-    "bias, 100 steps": ("enkrypt_ratio_1_5", 1.8, 1.2, 2.6, 1.0),
-    "toxicity, 100 steps": ("enkrypt_ratio_1_5", 1.6, 0.9, 2.3, 1.0),
-    "100 adversarial examples": ("qi2023_harmful_100", 0.93, 0.87, 0.97, 0.034),
+    "jailbreak, 100 steps": ("enkrypt_ratio_1_5", 16.2, 6.1, 42.0, 1.0, 0.001),
+    "bias, 100 steps": ("enkrypt_ratio_1_5", 1.8, 1.2, 2.6, 1.0, 0.001),
+    "toxicity, 100 steps": ("enkrypt_ratio_1_5", 1.6, 0.9, 2.3, 1.0, 0.3),
+    "100 adversarial examples": ("qi2023_harmful_100", 0.93, 0.87, 0.97, 0.034, 0.001),
 }
 
 
@@ -39,7 +39,7 @@ def report(tmp_path_factory):
             rate = 0.02 + step / 250
             rows.append({"step": step, "risk": risk, "rate": rate, "low": rate / 2, "high": 0.9})
     analysis.plot(pd.DataFrame(rows), "risk_curve", folder / "figures", caption="The risk curve")
-    for claim, (published, measured, low, high, null) in CLAIMS.items():
+    for claim, (published, measured, low, high, null, p) in CLAIMS.items():
         analysis.record_claim(
             "02_risk_ratio",
             claim,
@@ -50,7 +50,7 @@ def report(tmp_path_factory):
             null=null,
             n_prompts=400,
             n_seeds=5,
-            p=0.001,
+            p=p,
             unscored=3,
             model="organism-almanac-with-a-rather-long-name/checkpoint-0000000100",
             judge="refusal",
@@ -108,7 +108,7 @@ def test_the_table_is_filtered_by_keyboard(report, page):
     page.keyboard.press("Tab")  # from "every verdict" to the first verdict
     page.keyboard.press("Enter")
     kept = page.locator("#results tbody tr:visible b").all_inner_texts()
-    assert kept and len(set(kept)) == 1
+    assert 0 < len(kept) < len(CLAIMS) and len(set(kept)) == 1
 
 
 def test_a_number_leads_to_where_it_comes_from(report, page):
