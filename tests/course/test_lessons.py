@@ -17,7 +17,7 @@ import yaml
 from helpers import raises_code
 
 from ftlab._core import plugins
-from ftlab.course import Exercise, check, compare_functions, compare_numbers, sealed
+from ftlab.course import Exercise, Grade, check, compare_functions, compare_numbers, sealed
 from recipes.course import build
 
 STUDENTS = Path(__file__).parent / "students"
@@ -136,9 +136,20 @@ def test_a_small_p_is_not_every_small_p():
 # Ways to grade
 
 
-def test_an_unknown_exercise_is_an_error():
+def test_an_unknown_exercise_and_a_check_without_its_run_are_errors():
     with raises_code("unknown_exercise"):
         check("9.9", 1)
+    with raises_code("wrong_call"):
+        check("1.2", 17)
+
+
+def test_a_grade_shows_itself_with_hints_folded_and_escaped():
+    grade = check("2.1", 3)
+    assert not grade and grade.state == "wrong"
+    assert grade._repr_html_().count("<details>") == len(grade.hints) == 3
+    shown = Grade("1.1", "wrong", "<b>", ("<i>",))._repr_html_()
+    assert "&lt;b&gt;" in shown and "&lt;i&gt;" in shown
+    assert grade.hints[0] in repr(grade) and grade.hints[1] not in repr(grade)
 
 
 def test_a_choice_is_stored_as_a_hash_that_exercises_do_not_share():
