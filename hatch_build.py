@@ -30,6 +30,7 @@ MODEL_FILES = (
 )
 SHIPPED = (
     "ftlab/**/*.py",
+    "ftlab/ui/panels/chart.svg.j2",
     "ftlab/ui/panels/pad.js",
     "ftlab/analysis/templates/*.j2",
     "ftlab/analysis/templates/texts.yaml",

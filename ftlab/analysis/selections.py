@@ -41,7 +41,11 @@ class Cube:
 
     def part(self, seeds: np.ndarray, steps: np.ndarray, items: np.ndarray) -> Cube:
         """Return the verdicts at these places of each axis."""
-        place = np.ix_(seeds, steps, items)
+        place = np.ix_(
+            seeds,
+            steps,
+            items,
+        )
         return Cube(
             events=self.events[place],
             outcomes=self.outcomes[place],
@@ -100,7 +104,11 @@ class Selections:
         items = np.arange(len(whole.attacks))
         if attacks is not None:
             items = items[np.isin(whole.attacks, list(attacks))]
-        return whole.part(_places(self.seeds, seeds), _places(self.steps, steps), items)
+        return whole.part(
+            _places(self.seeds, seeds),
+            _places(self.steps, steps),
+            items,
+        )
 
     def rates(
         self,
@@ -121,19 +129,37 @@ class Selections:
         Returns:
             A row per step: risk, step, rate, low, high (simultaneous over the steps), labels.
         """
-        cube = self.chosen(risk, attacks=attacks, seeds=seeds)
-        events, kept = self._events(risk, cube, labels)
+        cube = self.chosen(
+            risk,
+            attacks=attacks,
+            seeds=seeds,
+        )
+        events, kept = self._events(
+            risk,
+            cube,
+            labels,
+        )
         reached = kept.any(axis=2).all(axis=0)  # the steps of every seed
         wanted = set(self.steps if steps is None else steps)
         at = [k for k, step in enumerate(self.steps) if reached[k] and step in wanted]
         items = kept.any(axis=(0, 1))
         if not at:
             return []
-        events = events.part(*np.ix_(range(len(kept)), at, items))
+        events = events.part(
+            *np.ix_(
+                range(len(kept)),
+                at,
+                items,
+            )
+        )
         band = band_of(events, cube.clusters[items])
         rows = []
         for k, place in enumerate(at):
-            row = {"risk": risk, "step": self.steps[place], "rate": float(band.estimate[k])}
+            row = {
+                "risk": risk,
+                "step": self.steps[place],
+                "rate": float(band.estimate[k]),
+            }
             row["low"], row["high"] = float(band.low[k]), float(band.high[k])
             row["labels"] = events.part(slice(None), k).n_labels
             rows.append(row)
@@ -148,14 +174,22 @@ class Selections:
         steps: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:
         """Return the rate of a risk by each seed at each step that was scored, as in `rates`."""
-        cube = self.chosen(risk, attacks=attacks, seeds=seeds, steps=steps)
+        cube = self.chosen(
+            risk,
+            attacks=attacks,
+            seeds=seeds,
+            steps=steps,
+        )
         scored = ~np.isnan(cube.events)
         counts = scored.sum(axis=2)
         sums = np.where(scored, cube.events, 0).sum(axis=2)
         rows = []
         for place in np.argwhere(counts):
             seed, step = map(int, place)
-            row = {"risk": risk, "rate": float(sums[seed, step] / counts[seed, step])}
+            row = {
+                "risk": risk,
+                "rate": float(sums[seed, step] / counts[seed, step]),
+            }
             row["seed"] = (self.seeds if seeds is None else sorted(seeds))[seed]
             row["step"] = (self.steps if steps is None else sorted(steps))[step]
             rows.append(row)
@@ -184,12 +218,25 @@ class Selections:
         drawn_from = could_be_drawn.any(axis=(0, 2))[None, :, None]  # the steps
         kept = could_be_drawn | (asked & drawn_from & np.isnan(cube.events))
         judged = np.where(kept, cube.events, np.nan)
-        return _rectified(judged, truth, inclusion, drawn_from.ravel()), kept
+        return _rectified(
+            judged,
+            truth,
+            inclusion,
+            drawn_from.ravel(),
+        ), kept
 
     def _cube(self, rows: pd.DataFrame) -> Cube:
         events, clusters = verdicts.cube_of(rows, self.steps)
-        codes, _ = verdicts.cube_of(rows, self.steps, "code")
-        answers, _ = verdicts.cube_of(rows, self.steps, "answer")
+        codes, _ = verdicts.cube_of(
+            rows,
+            self.steps,
+            "code",
+        )
+        answers, _ = verdicts.cube_of(
+            rows,
+            self.steps,
+            "answer",
+        )
         items = rows.drop_duplicates("item").sort_values("item")
         shape = (len(self.seeds), *events.shape[1:])
         own = np.isin(self.seeds, sorted(set(rows["seed"])))  # a risk may lack a seed

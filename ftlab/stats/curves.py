@@ -205,7 +205,13 @@ def first_below(
     steps = _checked_steps(steps, table.shape[1])
     if not 0 < below <= 1:
         raise UsageError("wrong_level", f"below is {below}. Allowed: above 0, at most 1.")
-    found = bands(events, cluster=cluster, confidence=confidence, resamples=resamples, seed=seed)
+    found = bands(
+        events,
+        cluster=cluster,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
     first = partial(_first_step, steps, below)
     reaches_down = first(found.low)
     before = steps[steps < reaches_down]

@@ -31,6 +31,7 @@ INSTALL = "The panel itself needs the extra lab: pip install 'ftlab[lab]'"
 MOST_CODE = 300  # characters of one argument
 MOST_TEXT = 20_000  # characters of an answer that are shown
 PRE = "white-space: pre-wrap; max-height: 20em; overflow: auto; margin: 0"
+TABLE = "color: inherit; text-align: left"
 BUTTON = "font: inherit; color: inherit; background: transparent; border: 1px solid currentColor"
 
 
@@ -164,7 +165,8 @@ def html_table(rows: list[dict[str, Any]], caption: str = "") -> str:
         cells = "".join(f'<td style="text-align: left">{pre(value)}</td>' for value in row.values())
         body += f"<tr>{cells}</tr>"
     caption = f'<caption style="text-align: left">{escaped(caption)}</caption>'
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    inside = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f"<table style='{TABLE}'>{inside}</table>"
 
 
 def pad(label: str, **traits: Any) -> Any:

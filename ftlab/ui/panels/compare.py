@@ -13,7 +13,10 @@ from ftlab._core.types import Outcome
 from ftlab.runs import Run
 from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, html_table
 
-SPLITS = {"risk": ["risk"], "risk and attack": ["risk", "attack"]}
+SPLITS = {
+    "risk": ["risk"],
+    "risk and attack": ["risk", "attack"],
+}
 PAGE = 20  # answers that are shown at a time
 
 
@@ -68,7 +71,13 @@ class Comparing(Panel):
         self.after = after
         self.judge = judge
         self._tables = {
-            name: analysis.compare(before, after, by=by, judge=judge) for name, by in SPLITS.items()
+            name: analysis.compare(
+                before,
+                after,
+                by=by,
+                judge=judge,
+            )
+            for name, by in SPLITS.items()
         }
         table = self._tables["risk"]
         self.risks = list(table["risk"].unique())
@@ -87,7 +96,11 @@ class Comparing(Panel):
         Raises:
             UsageError: `nothing_selected`.
         """
-        allowed = {"split": list(SPLITS), "risk": self.risks, "step": self.steps}
+        allowed = {
+            "split": list(SPLITS),
+            "risk": self.risks,
+            "step": self.steps,
+        }
         for name, value in chosen.items():
             if value not in allowed[name]:
                 there = ", ".join(map(str, allowed[name]))
@@ -117,16 +130,34 @@ class Comparing(Panel):
     def call(self) -> str:
         """Return the calls of the cells."""
         sides = [self.before] if self.after is None else [self.before, self.after]
-        first = call_of("ft.compare", *sides, by=SPLITS[self.split], judge=self.judge)
-        chosen = {"step": self.step, "risk": self.risk, "judge": self.judge}
+        by = None if self.split == "risk" else SPLITS[self.split]  # None: the cell's default
+        first = call_of(
+            "ft.compare",
+            *sides,
+            by=by,
+            judge=self.judge,
+        )
+        chosen = {
+            "step": self.step,
+            "risk": self.risk,
+            "judge": self.judge,
+        }
         if self.after is not None and self.steps == [1]:  # two evaluations, which have no step
             del chosen["step"]
-        second = call_of("ft.answers", *sides, text=self.texts or None, **chosen)
+        second = call_of(
+            "ft.answers",
+            *sides,
+            text=self.texts or None,
+            **chosen,
+        )
         return f"{first}\n{second}"
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"run": self.before.name, "risk": self.risk}
+        chosen = {
+            "run": self.before.name,
+            "risk": self.risk,
+        }
         if self.after is not None:
             chosen["other"] = self.after.name
         return chosen
@@ -162,7 +193,14 @@ class Comparing(Panel):
         at = step
         if self.after is not None and self.steps == [1]:
             at = -1
-        return pd.DataFrame(analysis.answers(*sides, step=at, judge=self.judge, text=True))
+        return pd.DataFrame(
+            analysis.answers(
+                *sides,
+                step=at,
+                judge=self.judge,
+                text=True,
+            )
+        )
 
     def _texts(self) -> str:
         found = self.answers()
@@ -190,7 +228,11 @@ class _Widgets:
         self.state = state
         self.frame = Frame(state)
         react = self.frame.reacting
-        choices = {"split": list(SPLITS), "risk": state.risks, "step": state.steps}
+        choices = {
+            "split": list(SPLITS),
+            "risk": state.risks,
+            "step": state.steps,
+        }
         fields = []
         for name, options in choices.items():
             value = getattr(state, name)
@@ -207,7 +249,12 @@ class _Widgets:
         self.behind = HTML()
         self.draw()
         paging = HBox([texts, earlier, later])
-        self.box = self.frame.show(HBox(fields), self.table, paging, self.behind)
+        self.box = self.frame.show(
+            HBox(fields),
+            self.table,
+            paging,
+            self.behind,
+        )
 
     def draw(self) -> None:
         self.table.value = analysis.summary(self.state.table())._repr_html_()

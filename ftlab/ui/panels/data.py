@@ -73,7 +73,12 @@ class Looking(Panel):
         self.model = model
         self.prompts = prompts
         self.kind = kind
-        self.report: Report = check(file, kind=kind, model=model, prompts=prompts)
+        self.report: Report = check(
+            file,
+            kind=kind,
+            model=model,
+            prompts=prompts,
+        )
         self.n_rows = 3
         self.by = ""
         self.scores: pd.DataFrame | None = None
@@ -109,7 +114,12 @@ class Looking(Panel):
         """
         if self.model is None:
             raise UsageError("model_needed", "An audit asks a model. Give model=.")
-        self.scores = evals.audit(self.file, self.model, by=by, texts=True)
+        self.scores = evals.audit(
+            self.file,
+            self.model,
+            by=by,
+            texts=True,
+        )
         self.by = by
 
     def suspicious(self) -> list[dict[str, Any]]:
@@ -131,7 +141,11 @@ class Looking(Panel):
 
     def call(self) -> str:
         """Return the calls of the cells."""
-        given = {"kind": self.kind, "model": self.model, "prompts": self.prompts}
+        given = {
+            "kind": self.kind,
+            "model": self.model,
+            "prompts": self.prompts,
+        }
         lines = [call_of("ft.data.check", self.file, **given)]
         if self.model is not None:
             lines.append(call_of("ft.data.preview", self.file, self.model, n_rows=self.n_rows))

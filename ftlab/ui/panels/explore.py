@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,25 +16,28 @@ from ftlab import analysis, runs
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.shown import verdict_html
+from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.analysis import plots
 from ftlab.runs import Run
-from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, escaped, html_table, pad
+from ftlab.ui.panels.base import TABLE, Frame, Panel, call_of, check_box, escaped, html_table, pad
 
 CHOICES = ("risks", "attacks", "seeds")
 PAGE = 20  # answers that are shown at a time
 WIDTH, HEIGHT = 300, 190  # of the chart of one risk, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 38, 14, 10, 30  # its margins
 TICKS = (0, 25, 50, 75, 100)
-MARKS = {
-    "o": '<circle r="5"/>',
-    "s": '<rect x="-4.5" y="-4.5" width="9" height="9"/>',
-    "^": '<path d="M0-6 6 5H-6Z"/>',
-    "D": '<path d="M0-6 6 0 0 6-6 0Z"/>',
-    "v": '<path d="M0 6 6-5H-6Z"/>',
-    "P": '<path d="M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z"/>',
-    "X": '<path d="M-6-3-3-6 0-3 3-6 6-3 3 0 6 3 3 6 0 3-3 6-6 3-3 0Z"/>',
+MARKS = {  # shapes of the points, by matplotlib's letters
+    "o": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0Z",
+    "s": "M-4.5-4.5h9v9h-9Z",
+    "^": "M0-6 6 5H-6Z",
+    "D": "M0-6 6 0 0 6-6 0Z",
+    "v": "M0 6 6-5H-6Z",
+    "P": "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
+    "X": "M-6-3-3-6 0-3 3-6 6-3 3 0 6 3 3 6 0 3-3 6-6 3-3 0Z",
 }
+TEMPLATE = "chart.svg.j2"
+Rows = list[dict[str, Any]]
 
 
 @takes()
@@ -67,10 +72,22 @@ def explore(
     """
     if not isinstance(curve, Run):
         curve = runs.load(curve)
-    found = Exploration(curve, judge)
-    found.choose("risks", risks or found.every["risks"])
-    found.choose("attacks", attacks or found.every["attacks"])
-    found.choose("seeds", seeds or found.every["seeds"])
+    found = Exploration(
+        curve,
+        judge,
+    )
+    found.choose(
+        "risks",
+        risks or found.every["risks"],
+    )
+    found.choose(
+        "attacks",
+        attacks or found.every["attacks"],
+    )
+    found.choose(
+        "seeds",
+        seeds or found.every["seeds"],
+    )
     if steps:
         listed = list(steps)
         found.limit(min(listed), max(listed))
@@ -173,7 +190,7 @@ class Exploration(Panel):
         outcomes = enumerate(analysis.OUTCOMES)
         return {str(outcome): found[code] for code, outcome in outcomes if code in found}
 
-    def answers(self) -> list[dict[str, Any]]:
+    def answers(self) -> Rows:
         """Return what `ftlab.answers` lists of the chosen point: a pair each, changes first.
 
         Each has changed, sample_id, attack, seed, before and after (outcomes) and the keys of both
@@ -188,10 +205,25 @@ class Exploration(Panel):
         changed = old.outcomes[:, 0] != new.outcomes[:, 0]
         rows = []
         for seed, item in [*np.argwhere(answered & changed), *np.argwhere(answered & ~changed)]:
-            row = {"sample_id": str(new.samples[item]), "attack": str(new.attacks[item])}
-            row |= _side("before", self.measured, old, seed, item)
+            row = {
+                "sample_id": str(new.samples[item]),
+                "attack": str(new.attacks[item]),
+            }
+            row |= _side(
+                "before",
+                self.measured,
+                old,
+                seed,
+                item,
+            )
             if step != first:
-                row |= _side("after", self.measured, new, seed, item)
+                row |= _side(
+                    "after",
+                    self.measured,
+                    new,
+                    seed,
+                    item,
+                )
                 row["seed"] = self.chosen["seeds"][seed]
                 row["changed"] = bool(changed[seed, item])
             rows.append(row)
@@ -206,15 +238,31 @@ class Exploration(Panel):
         if seeds != self.every["seeds"]:
             lines.append(f"table = {call_of('ft.load', self.run)}.table()")
             lines.append(f"table = table[table['seed'].isin({seeds})]")
-        first = call_of("ft.rates", source, judge=self.judge, **settings)
+        first = call_of(
+            "ft.rates",
+            source,
+            judge=self.judge,
+            **settings,
+        )
         if lines:
             first = first.replace(repr(self.run.name), "table", 1)
         lines.append(first)
         if self.picked:
             risk, step = self.picked
-            more = {"step": step, "risk": risk, "attack": settings["attack"]}
+            more = {
+                "step": step,
+                "risk": risk,
+                "attack": settings["attack"],
+            }
             more["text"] = self.texts or None
-            lines.append(call_of("ft.answers", self.run, judge=self.judge, **more))
+            lines.append(
+                call_of(
+                    "ft.answers",
+                    self.run,
+                    judge=self.judge,
+                    **more,
+                )
+            )
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
@@ -244,7 +292,13 @@ class Exploration(Panel):
             seeds = _by_risk(self._rates(self.measured.seed_rates))
         charts = ""
         for risk in self.chosen["risks"]:
-            charts += _chart(risk, rates.get(risk, []), seeds.get(risk, []), self.picked)
+            charts += _chart(
+                risk,
+                self.judge,
+                rates.get(risk, []),
+                seeds.get(risk, []),
+                self.picked,
+            )
         return f'<div style="display: flex; flex-wrap: wrap; gap: 0.5em">{charts}</div>'
 
     def behind(self) -> str:
@@ -259,7 +313,7 @@ class Exploration(Panel):
             share = f"{100 * count / total:.1f} %"
             rows += f"<tr><td>{verdict_html(name)}</td><td>{count:,}</td><td>{share}</td></tr>"
         heading = escaped(f"{plots.risk_name(risk)} at step {step}: {total:,} answers")
-        shown = f"<table><caption>{heading}</caption><tbody>{rows}</tbody></table>"
+        shown = f"<table style='{TABLE}'><caption>{heading}</caption><tbody>{rows}</tbody></table>"
         if self.texts:
             shown += self._texts()
         return shown
@@ -294,22 +348,42 @@ class Exploration(Panel):
                 shown[heading] = f"[{verdict}]\n{text}"
         return shown
 
-    def _rates(self, rates: Any) -> list[dict[str, Any]]:
+    def _rates(self, rates: Any) -> Rows:
         rows = []
         for risk in self.chosen["risks"]:
-            options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
-            rows += rates(risk, steps=self._steps(), **options)
+            options = {
+                "attacks": self.chosen["attacks"],
+                "seeds": self.chosen["seeds"],
+            }
+            rows += rates(
+                risk,
+                steps=self._steps(),
+                **options,
+            )
         return rows
 
-    def _table(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
-        table = pd.DataFrame(rows, columns=["risk", "step", "rate", "low", "high", "seed"])
+    def _table(self, rows: Rows) -> pd.DataFrame:
+        table = pd.DataFrame(
+            rows,
+            columns=["risk", "step", "rate", "low", "high", "seed"],
+        )
         table["judge"] = self.judge
-        return table.dropna(axis="columns", how="all")
+        return table.dropna(
+            axis="columns",
+            how="all",
+        )
 
     def _at(self, risk: str, step: int) -> Any:
         """Return the verdicts on a risk at a step, under what is chosen."""
-        options = {"attacks": self.chosen["attacks"], "seeds": self.chosen["seeds"]}
-        return self.measured.chosen(risk, steps=[step], **options)
+        options = {
+            "attacks": self.chosen["attacks"],
+            "seeds": self.chosen["seeds"],
+        }
+        return self.measured.chosen(
+            risk,
+            steps=[step],
+            **options,
+        )
 
     def _steps(self) -> list[int]:
         first, last = self.limits
@@ -317,7 +391,10 @@ class Exploration(Panel):
 
     def _settings(self) -> dict[str, Any]:
         """Return what is chosen, as `ftlab.rates` takes it; None where it is everything."""
-        settings: dict[str, Any] = {"risk": "risks", "attack": "attacks"}
+        settings: dict[str, Any] = {
+            "risk": "risks",
+            "attack": "attacks",
+        }
         for argument, what in settings.items():
             everything = self.chosen[what] == self.every[what]
             settings[argument] = None if everything else self.chosen[what]
@@ -329,96 +406,136 @@ class Exploration(Panel):
 def _side(side: str, measured: Any, cube: Any, seed: int, item: int) -> dict[str, str]:
     """Return the outcome of one answer, and its key."""
     outcome = analysis.OUTCOMES[cube.outcomes[seed, 0, item]]
-    return {side: str(outcome), f"key_{side}": measured.keys[cube.answers[seed, 0, item]]}
+    return {
+        side: str(outcome),
+        f"key_{side}": measured.keys[cube.answers[seed, 0, item]],
+    }
 
 
-def _by_risk(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def _by_risk(rows: Rows) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
     for row in rows:
         found.setdefault(row["risk"], []).append(row)
     return found
 
 
+@cache
+def _template() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+    ).get_template(TEMPLATE)
+
+
+def _heading(risk: str, judge: str) -> str:
+    """Return a risk's name and what the judge counts: "jailbreak: not refused"."""
+    name = plots.risk_name(risk)
+    what = plots.counted(risk, judge)
+    return name if what in name else f"{name}: {what}"
+
+
 def _chart(
     risk: str,
-    rows: list[dict[str, Any]],
-    seeds: list[dict[str, Any]],
+    judge: str,
+    rows: Rows,
+    seeds: Rows,
     picked: tuple[str, int] | None,
 ) -> str:
-    """Return the chart of one risk as SVG; colours hold on light and dark pages."""
+    """Return the chart of one risk as SVG."""
     look = plots.look_of(risk, [risk])
-    colour = look["color"]
-    steps = sorted({row["step"] for row in [*rows, *seeds]})
-    place = _scale(steps)
-    body = ""
-    for tick in TICKS:
-        y = _height(tick / 100)
-        body += f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="currentColor" opacity=".18"/>'
-        body += _text(LEFT - 5, y + 4, f"{tick}", "end")
-    for step in steps:
-        body += _text(place(step), HEIGHT - BOTTOM + 15, f"{step:,}", "middle")
-    body += _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "step", "middle")
+    measured = sorted({row["step"] for row in [*rows, *seeds]})  # also by single seeds only
+    place = _scale(measured)
+    lines = []
     for seed in sorted({row["seed"] for row in seeds}):
-        line = _path([row for row in seeds if row["seed"] == seed], place)
-        body += f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1" opacity=".5"/>'
-    body += f'<path d="{_path(rows, place)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        own = [row for row in seeds if row["seed"] == seed]
+        lines.append(_path(own, place))
+    steps = []
+    for step in measured:
+        steps.append(
+            {
+                "x": place(step),
+                "label": f"{step:,}",
+            }
+        )
+    points = []
     for row in rows:
+        step = row["step"]
         if not math.isnan(row["rate"]):
-            is_picked = picked == (risk, row["step"])
-            body += _point(risk, row, place(row["step"]), look, is_picked)
-    name = escaped(plots.risk_name(risk, with_title=True))
-    return (
-        f'<figure style="margin: 0"><figcaption>{name} (%)</figcaption>'
-        f'<svg role="group" aria-label="{name}, % by step" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11">{body}</svg></figure>'
+            point = _point(row)
+            point["x"] = place(step)
+            point["is_picked"] = picked == (risk, step)
+            points.append(point)
+    return _template().render(
+        name=safe(
+            plots.risk_name(
+                risk,
+                with_title=True,
+            )
+        ),
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        ticks=[
+            {
+                "y": _height(tick / 100),
+                "label": tick,
+            }
+            for tick in TICKS
+        ],
+        steps=steps,
+        seeds=lines,
+        line_of_all=_path(rows, place),
+        points=points,
+        colour=look["color"],
+        mark=MARKS[look["marker"]],
     )
 
 
-def _point(risk: str, row: dict[str, Any], x: float, look: dict[str, str], is_picked: bool) -> str:
-    """Return a point with its interval: a button for mouse, keyboard and screen reader."""
-    colour = look["color"]
-    share, low, high = (100 * row[name] for name in ("rate", "low", "high"))
-    told = f"{plots.risk_name(risk)} at step {row['step']:,}: {plots.percent(share)}"
-    told += f", {low:.0f} to {high:.0f} %"
-    ring = '<circle r="10" fill="none" stroke="currentColor"/>' if is_picked else ""
-    bar = f"M{x:.1f} {_height(row['low']):.1f}V{_height(row['high']):.1f}"
-    return (
-        f'<path d="{bar}" stroke="{colour}" stroke-width="1.5" opacity=".75"/>'
-        f'<g data-pick="{escaped(risk)} {row["step"]}" role="button" tabindex="0" '
-        f'aria-pressed="{str(is_picked).lower()}" aria-label="{escaped(told)}" fill="{colour}" '
-        f'style="cursor: pointer" transform="translate({x:.1f} {_height(row["rate"]):.1f})">'
-        f'<title>{escaped(told)}</title><circle r="12" opacity="0"/>{ring}'
-        f"{MARKS[look['marker']]}</g>"
-    )
+def _point(row: dict[str, Any]) -> dict[str, Any]:
+    """Return where a point lies on the y axis, and what it says."""
+    risk = plots.risk_name(row["risk"])
+    share = plots.percent(100 * row["rate"])
+    low = 100 * row["low"]
+    high = 100 * row["high"]
+    label = f"{risk} at step {row['step']:,}: {share}, {low:.0f} to {high:.0f} %"
+    return {
+        "pick": safe(f"{row['risk']} {row['step']}"),
+        "label": safe(label),
+        "y": _height(row["rate"]),
+        "low": _height(row["low"]),
+        "high": _height(row["high"]),
+    }
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} fill="currentColor">{escaped(text)}</text>'
-
-
-def _path(rows: list[dict[str, Any]], place: Any) -> str:
+def _path(rows: Rows, place: Any) -> str:
     points = []
     for row in rows:
         if not math.isnan(row["rate"]):
-            points.append(f"{place(row['step']):.1f} {_height(row['rate']):.1f}")
-    return "M" + "L".join(points)
+            points.append(f"{place(row['step'])} {_height(row['rate'])}")
+    return "M" + "L".join(points) if points else ""
 
 
 def _height(share: float) -> float:
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
+    room = HEIGHT - TOP - BOTTOM
+    return round(TOP + room * (1 - share), 1)
 
 
-def _scale(steps: Iterable[float]) -> Any:
+def _scale(steps: list[int]) -> Any:
     """Return the function from a step to its place; like a logarithm, from the first step on."""
-    measured = sorted(set(steps)) or [0]
-    unit = min((step for step in measured if step > 0), default=1)
+    measured = sorted(steps) or [0]
+    later = [step for step in measured if step > 0]
+    unit = later[0] if later else 1
     start = math.asinh(measured[0] / unit)
-    span = math.asinh(measured[-1] / unit) - start or 1.0
+    span = math.asinh(measured[-1] / unit) - start
     room = WIDTH - LEFT - RIGHT - 24
 
     def place(step: float) -> float:
-        return LEFT + 12 + room * (math.asinh(step / unit) - start) / span
+        share = (math.asinh(step / unit) - start) / (span or 1)
+        return round(LEFT + 12 + room * share, 1)
 
     return place
 
@@ -464,7 +581,13 @@ class _Widgets:
         self.behind = HTML()
         self.draw()
         paging = HBox([texts, earlier, later])
-        self.box = self.frame.show(VBox(parts), single, self.chart, paging, self.behind)
+        self.box = self.frame.show(
+            VBox(parts),
+            single,
+            self.chart,
+            paging,
+            self.behind,
+        )
 
     def draw(self) -> None:
         self.chart.html = self.state.chart()
@@ -480,7 +603,11 @@ class _Widgets:
         self.draw()
 
     def _set(self, name: str, change: Any) -> None:
-        setattr(self.state, name, change["new"])
+        setattr(
+            self.state,
+            name,
+            change["new"],
+        )
         self.draw()
 
     def _turn(self, pages: int) -> None:

@@ -13,7 +13,11 @@ from ftlab.training import Defence, open_defence
 from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, html_table, name_of
 
 NONE = "no guard"
-FLAGS = {True: "harmful", False: "not harmful", None: "cannot be read"}
+FLAGS = {
+    True: "harmful",
+    False: "not harmful",
+    None: "cannot be read",
+}
 
 
 @takes()
@@ -92,7 +96,14 @@ class Guarding(Panel):
             raise UsageError("no_question", "Write a question first.")
         plain = [{"role": "user", "content": question}]
         own = self._answer(plain)
-        rows = [{"guard": NONE, "flags": "", "passed_on": True, "answer": own}]
+        rows = [
+            {
+                "guard": NONE,
+                "flags": "",
+                "passed_on": True,
+                "answer": own,
+            }
+        ]
         for name, defence in self.guards.items():
             chat = defence.chat(plain)
             text = own if chat == plain else self._answer(chat)
@@ -101,7 +112,12 @@ class Guarding(Panel):
             if hasattr(defence, "flags"):
                 found = defence.flags(chat, text)
                 flags = ", ".join(f"{side} {FLAGS[flag]}" for side, flag in found.items())
-            row = {"guard": name, "flags": flags, "passed_on": passed == text, "answer": passed}
+            row = {
+                "guard": name,
+                "flags": flags,
+                "passed_on": passed == text,
+                "answer": passed,
+            }
             rows.append(row)
         self.question = question
         self.answers = rows

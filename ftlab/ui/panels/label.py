@@ -32,7 +32,10 @@ KEYS = {
     "e": Outcome.EMPTY,
 }
 UNDO = ("u", "Backspace")
-MOVES = {"ArrowLeft": -1, "ArrowRight": 1}
+MOVES = {
+    "ArrowLeft": -1,
+    "ArrowRight": 1,
+}
 LABELLER = re.compile(r"\w[\w.-]{0,39}")
 UNNAMED = "Write your initials into Labeller first."
 
@@ -75,8 +78,18 @@ def label(  # noqa: PLR0913
     """
     if not isinstance(run, Run):
         run = runs.load(run)
-    drawing = {"risk": risk, "steps": steps, "judge": judge, "seed": seed or None}
-    found = Labelling(run, n, Path(out), drawing)
+    drawing = {
+        "risk": risk,
+        "steps": steps,
+        "judge": judge,
+        "seed": seed or None,
+    }
+    found = Labelling(
+        run,
+        n,
+        Path(out),
+        drawing,
+    )
     if labeller:
         found.become(labeller)
     return found
@@ -110,14 +123,22 @@ class Labelling(Panel):
         self.out = out
         self.drawing = {name: value for name, value in drawing.items() if value is not None}
         with tempfile.TemporaryDirectory() as folder:
-            sheet = evals.draw(run, n, out=Path(folder) / "sheet.csv", **self.drawing)
+            sheet = evals.draw(
+                run,
+                n,
+                out=Path(folder) / "sheet.csv",
+                **self.drawing,
+            )
         self.sheet = pd.DataFrame(sheet)
         self.rows = self.sheet.to_dict("records")
         self.draw = sheet.run
         self.who = ""
         self.mine = Position([""] * len(self.rows))
         self.began = clock()
-        self._population = _Population(self.draw, run)
+        self._population = _Population(
+            self.draw,
+            run,
+        )
 
     @property
     def path(self) -> Path:
@@ -207,7 +228,10 @@ class Labelling(Panel):
             One row per risk and step that was drawn from: judge_rate with _low and _high; labels
             (their number), and rate, low and high as `ftlab.rates(labels=...)` gives them.
         """
-        return self._population.rates(self.mine.labels, self.who)
+        return self._population.rates(
+            self.mine.labels,
+            self.who,
+        )
 
     def agreement(self) -> str:
         """Return in words how far the labeller agrees with the others; "" before the end.
@@ -225,12 +249,22 @@ class Labelling(Panel):
     def call(self) -> str:
         """Return how the sheet is drawn and what it corrects, as Python code."""
         path = self.path if self.who else self.out
-        draw = call_of("ft.evals.draw", self.run, self.n, out=path, **self.drawing)
+        draw = call_of(
+            "ft.evals.draw",
+            self.run,
+            self.n,
+            out=path,
+            **self.drawing,
+        )
         return f"{draw}\n{call_of('ft.rates', self.run, labels=path)}"
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"run": self.run.name, "n_labels": self.n, "labeller": self.who}
+        chosen = {
+            "run": self.run.name,
+            "n_labels": self.n,
+            "labeller": self.who,
+        }
         risk = self.drawing.get("risk")
         if isinstance(risk, str):
             chosen["risk"] = risk
@@ -248,10 +282,18 @@ class Labelling(Panel):
         """Return the rates in words, a line per risk and step."""
         lines = []
         for row in self.rates().to_dict("records"):
-            judged = _interval(row["judge_rate"], row["judge_low"], row["judge_high"])
+            judged = _interval(
+                row["judge_rate"],
+                row["judge_low"],
+                row["judge_high"],
+            )
             line = f"{row['risk']}, step {row['step']}: judge {judged}"
             if row["labels"]:
-                corrected = _interval(row["rate"], row["low"], row["high"])
+                corrected = _interval(
+                    row["rate"],
+                    row["low"],
+                    row["high"],
+                )
                 line += f"; corrected by {row['labels']} labels {corrected}"
             lines.append(line)
         return lines
@@ -367,11 +409,17 @@ class _Population:
         found = {}
         for risk in dict.fromkeys(risk for risk, _ in self.judged):
             if labels.probabilities:
-                for row in self.measured.rates(risk, labels=labels):
+                for row in self.measured.rates(
+                    risk,
+                    labels=labels,
+                ):
                     found[risk, row["step"]] = row
         rows = []
         for place, own in self.judged.items():
-            row = {"risk": own["risk"], "step": own["step"]}
+            row = {
+                "risk": own["risk"],
+                "step": own["step"],
+            }
             row |= {f"judge_{name}": own[name] for name in ("rate", "low", "high")}
             corrected = found.get(place, {"labels": 0})
             for name in ("labels", "rate", "low", "high"):
@@ -420,20 +468,34 @@ class _Widgets:
         self.state = state
         self.frame = Frame(state)
         keys = ", ".join(f"{key} {outcome.label}" for key, outcome in KEYS.items())
-        self.who = Text(state.who, description="Labeller", continuous_update=False)
+        self.who = Text(
+            state.who,
+            description="Labeller",
+            continuous_update=False,
+        )
         self.pad = pad(
             "The answer to label",
             key_names=[*KEYS, *UNDO, *MOVES],
             prompt=f"Keys, here: {keys}; u undo; arrows move",
         )
-        self.live = Checkbox(value=True, description="Show the rate", indent=False)
+        self.live = Checkbox(
+            value=True,
+            description="Show the rate",
+            indent=False,
+        )
         self.rates = HTML()
         buttons = []
         for key, outcome in KEYS.items():
-            button = Button(description=f"{outcome.label} ({key})", tooltip=str(outcome))
+            button = Button(
+                description=f"{outcome.label} ({key})",
+                tooltip=str(outcome),
+            )
             button.on_click(self.frame.reacting(lambda _, key=key: self.press(key)))
             buttons.append(button)
-        undo = Button(description="Undo (u)", tooltip="Take the last label back")
+        undo = Button(
+            description="Undo (u)",
+            tooltip="Take the last label back",
+        )
         undo.on_click(self.frame.reacting(lambda _: self.press("u")))
         self.who.observe(self.frame.reacting(self._become), "value")
         self.live.observe(self.frame.reacting(lambda _: self.draw_rates()), "value")
@@ -441,7 +503,13 @@ class _Widgets:
         self.draw()
         row = HBox([*buttons, undo])
         row.layout.flex_flow = "row wrap"
-        self.box = self.frame.show(self.who, self.pad, row, self.live, self.rates)
+        self.box = self.frame.show(
+            self.who,
+            self.pad,
+            row,
+            self.live,
+            self.rates,
+        )
 
     def press(self, key: str) -> None:
         """Do what a key stands for; the next answer is sent before the rates are computed."""

@@ -61,7 +61,11 @@ def train(parent: Any, data: Any, **settings: Any) -> Training:
         UsageError: `unknown_setting`; `not_on_command_line` for rows or objects, which another
             process cannot be given.
     """
-    return Training(parent, data, settings)
+    return Training(
+        parent,
+        data,
+        settings,
+    )
 
 
 train.__signature__ = inspect.signature(experiments.risk_curve)  # for Shift-Tab
@@ -112,7 +116,11 @@ class Training(Panel):
             raise unknown_setting(unknown, allowed)
         wanted = self.settings | settings
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        for name, value in {"parent": self.parent, "data": self.data, **wanted}.items():
+        for name, value in {
+            "parent": self.parent,
+            "data": self.data,
+            **wanted,
+        }.items():
             _word(name, name_of(value))
         known = training.TrainingConfig.model_fields
         given = {name: value for name, value in wanted.items() if name in known}
@@ -140,7 +148,11 @@ class Training(Panel):
 
     def clone(self, **changes: Any) -> Training:
         """Return another panel with the same settings but for those that are given."""
-        return Training(self.parent, self.data, self.settings | changes)
+        return Training(
+            self.parent,
+            self.data,
+            self.settings | changes,
+        )
 
     def differs_from(self, other: Training) -> dict[str, tuple[Any, Any]]:
         """Return the settings of another panel that are not those of this one: theirs, ours."""
@@ -171,7 +183,10 @@ class Training(Panel):
         self.began = clock()
         self.done_before = None
         self.asked_to_stop = False
-        handle, name = tempfile.mkstemp(prefix="ftlab-train-", suffix=".txt")
+        handle, name = tempfile.mkstemp(
+            prefix="ftlab-train-",
+            suffix=".txt",
+        )
         self.output = Path(name)
         more: dict[str, Any] = {"start_new_session": True}  # a notebook's interrupt is not for it
         if os.name == "nt":
@@ -182,7 +197,11 @@ class Training(Panel):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"FTLAB_BATCH": "1", "FTLAB_RUNS": str(runs.home())},
+                env=os.environ
+                | {
+                    "FTLAB_BATCH": "1",
+                    "FTLAB_RUNS": str(runs.home()),
+                },
                 **more,
             )
         atexit.register(self.stop)
@@ -277,7 +296,11 @@ class Training(Panel):
         points, losses = self.points(), self.losses()
         if not (points or losses):
             return None
-        return analysis.plots.live_chart(self.heading(), points, losses)
+        return analysis.plots.live_chart(
+            self.heading(),
+            points,
+            losses,
+        )
 
     def heading(self) -> str:
         """Return what tells this training from its clones."""
@@ -290,7 +313,10 @@ class Training(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"model": str(name_of(self.parent)), "data": str(name_of(self.data))}
+        chosen = {
+            "model": str(name_of(self.parent)),
+            "data": str(name_of(self.data)),
+        }
         for name in PARAMETERS:
             if name in self.settings:
                 value = self.settings[name]
@@ -300,12 +326,18 @@ class Training(Panel):
         if "at_steps" in chosen:
             chosen["at_steps"] = self.steps()
         for risk, limit in self.settings.get(LINE, {}).items():
-            chosen |= {"stop_risk": risk, LINE: limit}
+            chosen |= {
+                "stop_risk": risk,
+                LINE: limit,
+            }
         return chosen
 
     def left_out(self) -> list[str]:
         """Return what the notebook has no parameter for."""
-        known = {**self.parameters(), LINE: None}
+        known = {
+            **self.parameters(),
+            LINE: None,
+        }
         missing = [name for name in self.settings if name not in known]
         seeds = self.settings.get("seeds", 1)
         if not isinstance(seeds, int) and list(seeds) != list(range(len(seeds))):
@@ -401,7 +433,13 @@ def _measured(run: Run) -> list[dict[str, Any]]:
     rates = table.groupby(["step", "risk"], sort=False)["event"].mean()
     points = []
     for (step, risk), rate in rates.dropna().items():
-        points.append({"step": int(step), "metric": risk, "rate": float(rate)})
+        points.append(
+            {
+                "step": int(step),
+                "metric": risk,
+                "rate": float(rate),
+            }
+        )
     return points
 
 
@@ -453,7 +491,11 @@ class _Figures:
         """Put the display into the cell that runs now."""
         from IPython.display import display
 
-        self.handle = display(self._content(), raw=True, display_id=True)
+        self.handle = display(
+            self._content(),
+            raw=True,
+            display_id=True,
+        )
 
     def update(self, training: Training) -> None:
         """Show the newest figure of a training."""
@@ -474,7 +516,10 @@ class _Figures:
         for own, text in self.drawn.values():
             shown += own
             told.append(text)
-        return {"text/html": shown, "text/plain": "\n".join(told)}
+        return {
+            "text/html": shown,
+            "text/plain": "\n".join(told),
+        }
 
 
 class _Widgets:
@@ -505,7 +550,12 @@ class _Widgets:
         self.below = VBox()
         self.watcher: threading.Thread | None = None
         lines = [HBox([self.risk, self.limit]), HBox([start, stop, clone])]
-        self.box = self.frame.show(*fields, *lines, self.progress, self.below)
+        self.box = self.frame.show(
+            *fields,
+            *lines,
+            self.progress,
+            self.below,
+        )
         self.tell()
 
     def tell(self) -> None:
@@ -554,12 +604,25 @@ def _field(name: str, value: Any) -> Any:
     tip = about(experiments.risk_curve, name)
     default = _parameters()[name].default
     shown = "" if value is None else _word(name, name_of(value))
-    look = {"description": name, "tooltip": tip, "style": {"description_width": "8em"}}
+    look = {
+        "description": name,
+        "tooltip": tip,
+        "style": {"description_width": "8em"},
+    }
     if name == "adapter":
         words = [(word, word) for word in _choices(name)]
-        return Dropdown(options=[("all weights", ""), *words], value=shown, **look)
+        return Dropdown(
+            options=[("all weights", ""), *words],
+            value=shown,
+            **look,
+        )
     told = "the model's or the file's own" if default is None else _word(name, default)
-    return Text(shown, placeholder=told, continuous_update=False, **look)
+    return Text(
+        shown,
+        placeholder=told,
+        continuous_update=False,
+        **look,
+    )
 
 
 def _safety_line(given: dict[str, float] | None) -> tuple[Any, Any]:
@@ -569,6 +632,16 @@ def _safety_line(given: dict[str, float] | None) -> tuple[Any, Any]:
     (risk, limit), *_ = [*(given or {}).items(), ("", 0.5)]
     risks = dict.fromkeys(["", risk, *analysis.plots.ordered(RISKS)])
     options = [(one or "no safety line", one) for one in risks]
-    chosen = Dropdown(options=options, value=risk, description="Stop where")
-    rate = BoundedFloatText(limit, min=0, max=0.99, step=0.05, description="is above")
+    chosen = Dropdown(
+        options=options,
+        value=risk,
+        description="Stop where",
+    )
+    rate = BoundedFloatText(
+        limit,
+        min=0,
+        max=0.99,
+        step=0.05,
+        description="is above",
+    )
     return chosen, rate
