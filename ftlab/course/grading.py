@@ -110,6 +110,8 @@ def _shown(case: tuple) -> str:
 
 def _same(found: Any, wanted: Any) -> bool:
     """Return whether two results are equal; numbers up to rounding, sequences one by one."""
+    if isinstance(wanted, str):
+        return isinstance(found, str) and found == wanted
     try:
         if isinstance(wanted, (list, tuple)):
             values = list(found)
