@@ -446,19 +446,20 @@ def _chart(
 ) -> str:
     """Return the chart of one risk as SVG."""
     look = plots.look_of(risk, [risk])
-    reached = sorted({row["step"] for row in [*rows, *seeds]})
-    place = _scale(reached)
+    measured = sorted({row["step"] for row in [*rows, *seeds]})  # also by single seeds only
+    place = _scale(measured)
     lines = []
     for seed in sorted({row["seed"] for row in seeds}):
         own = [row for row in seeds if row["seed"] == seed]
         lines.append(_path(own, place))
     steps = []
-    for step in reached:
-        shown = {
-            "x": place(step),
-            "label": f"{step:,}",
-        }
-        steps.append(shown)
+    for step in measured:
+        steps.append(
+            {
+                "x": place(step),
+                "label": f"{step:,}",
+            }
+        )
     points = []
     for row in rows:
         step = row["step"]
