@@ -110,11 +110,14 @@ def embedded(pages: list[Path | None], folders: list[Path], room: int) -> list[A
 
 def size(pages: list[Path | None]) -> int:
     """Return the bytes that pages of notebooks take as attributes of frames."""
-    return _size([_attribute(_read(page)) for page in pages])
+    texts = map(_read, pages)
+    return _size(list(map(_attribute, texts)))
 
 
 def _read(page: Path | None) -> str:
-    return page.read_text(encoding="utf-8") if page else ""
+    if page is None:
+        return ""
+    return page.read_text(encoding="utf-8")
 
 
 def _attribute(text: str) -> str:
