@@ -135,7 +135,7 @@ def test_pages_of_answers_hold_all_of_them_once(curve):
     panel.pick("jailbreak", 10)
     screen = panel.widget()
     pages = {panel.page}
-    for _ in range(30):
+    for _ in range(12):
         named(screen, "Further answers").click()
         pages.add(panel.page)
     assert len(pages) == -(-len(panel.answers()) // 20)

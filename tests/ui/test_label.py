@@ -123,7 +123,7 @@ def test_a_full_sheet_gives_the_rates_of_the_sheet(curve, panel):
 
 
 def test_the_rate_moves_and_stays_an_estimate_of_the_truth(curve):
-    panel = ui.label(curve, 40, labeller="AB", risk="jailbreak", steps=[0, 10])
+    panel = ui.label(curve, 20, labeller="AB", risk="jailbreak", steps=[0, 10])
     seen = []
     for outcome in truths(curve, panel):
         fill(panel, [outcome])
