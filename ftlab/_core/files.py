@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ftlab._core.errors import NotFoundError, StorageFull, UsageError
+from ftlab._core.errors import FtlabError, NotFoundError, StorageFull, UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
 CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
@@ -105,6 +105,24 @@ def write_atomic(path: Path, content: str | bytes, *, new: bool = False) -> None
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_page(path: Path, content: str) -> None:
+    """Write a file that the user asked for, and its folder where there is none yet.
+
+    Raises:
+        UsageError: `output_not_writable`.
+        StorageFull: `storage_full`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        if isinstance(error, FtlabError):
+            raise
+        raise UsageError(
+            "output_not_writable", f"{path} cannot be written ({error.strerror}). Name another."
+        ) from None
 
 
 def _link_if_absent(temporary: Path, path: Path) -> None:

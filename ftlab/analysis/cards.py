@@ -15,7 +15,7 @@ import pandas as pd
 
 from ftlab._core.config import takes
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.files import write_atomic
+from ftlab._core.files import write_page
 from ftlab.analysis import card_answers, card_facts, claims, tables, verdicts
 from ftlab.analysis.answer_tables import Comparison
 from ftlab.analysis.card_facts import Facts, is_training
@@ -118,7 +118,7 @@ def card(
     )
     if path is not None:
         text = made.html if path.suffix == ".html" else made.markdown
-        write_atomic(path, text)
+        write_page(path, text)
     return made
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ftlab import stats
 from ftlab._core.errors import UsageError
-from ftlab._core.files import write_atomic
+from ftlab._core.files import write_page
 from ftlab._core.types import Outcome
 from ftlab.analysis import rendering, tables, verdicts
 from ftlab.analysis.decisions import MARGIN, NO_WORSE, WORSE, check_margin, decide
@@ -362,7 +362,7 @@ def write_grid(table: Grid, path: str | Path) -> None:
         "rows": table.short().to_dict("records"),
         "notes": table.notes(),
     }
-    write_atomic(Path(path), rendering.html_of("grid.html.j2", shown))
+    write_page(Path(path), rendering.html_of("grid.html.j2", shown))
 
 
 def _heat(table: Grid) -> dict[str, Any]:

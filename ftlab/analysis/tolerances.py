@@ -15,7 +15,7 @@ import pandas as pd
 from ftlab import stats
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
-from ftlab._core.files import write_atomic
+from ftlab._core.files import write_page
 from ftlab._core.shown import Shown, as_html
 from ftlab._core.text import redacted, safe
 from ftlab._core.types import Outcome
@@ -414,7 +414,7 @@ def write_gate(
         rows = json.loads(table.to_json(orient="records"))
         record = {**table.attrs, "risks": rows}
         text = json.dumps(record, indent=1, allow_nan=False)
-        write_atomic(Path(as_json), redacted(text) + "\n")
+        write_page(Path(as_json), redacted(text) + "\n")
     if as_page is not None:
         facts = {name: json.dumps(value) for name, value in table.attrs.items()}
         told = {
@@ -423,4 +423,4 @@ def write_gate(
             "notes": table.notes(),
             "facts": facts,
         }
-        write_atomic(Path(as_page), rendering.html_of("gate.html.j2", told))
+        write_page(Path(as_page), rendering.html_of("gate.html.j2", told))
