@@ -18,6 +18,8 @@ MOST_CHARACTERS = 200  # of a text that is a name or a file
 MOST_ITEMS = 100  # of a list of settings; longer ones are rows
 TEXTS = ("system",)  # arguments that hold text for a model, which is nobody's setting to publish
 
+# The call that another process is making, for which this one works.
+_adopted: ContextVar[dict[str, Any]] = ContextVar("adopted", default={})  # noqa: B039
 _outermost: ContextVar[tuple[Callable, dict[str, Any]] | None] = ContextVar("call", default=None)
 
 
@@ -43,11 +45,18 @@ def called(cell: Callable, arguments: dict[str, Any]) -> Iterator[None]:
         _outermost.reset(token)
 
 
+def adopt(call: dict[str, Any]) -> None:
+    """Take over the call of another process, as its `outermost` returned it."""
+    _adopted.set(call)
+
+
 def outermost() -> dict[str, Any]:
     """Return the call that is running, as JSON: cell, arguments, objects.
 
     `objects` are the names of arguments whose values have no text. {} outside of any cell.
     """
+    if _adopted.get():
+        return _adopted.get()
     found = _outermost.get()
     if found is None:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ftlab._core.calls import adopt, outermost
 from ftlab._core.errors import UsageError
 from ftlab._core.text import safe
 from ftlab._core.threads import cores
@@ -53,12 +55,18 @@ def share(name: str, divisible: Divisible, processes: int) -> None:
 
     Args:
         name: Of the work, for the lines of progress.
-        divisible: The work; it is pickled.
+        divisible: The work. What cannot be pickled, such as a defence that is defined inside a
+            function, is left to the caller.
         processes: How many. With one, nothing is done here.
     """
     if processes == 1:
         return
-    sent = pickle.dumps(divisible)
+    try:
+        sent = pickle.dumps((outermost(), divisible))
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        why = f"one process does it all, because another cannot be given it: {safe(error, 300)}"
+        print(f"{name}: {why}", file=sys.stderr)
+        return
     jobs = []
     for number in range(processes):
         job = Job(
@@ -100,8 +108,9 @@ def _in_a_process(
             env={**os.environ, **env, **more},
         )
         kernels.append(process)
-        process.stdin.write(sent)
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and says below why
+            process.stdin.write(sent)
+            process.stdin.close()
         for line in process.stdout:
             place, total = map(int, line.split())
             on_cell(place, total)
@@ -113,10 +122,11 @@ def _in_a_process(
 
 def work() -> None:
     """Do the work on stdin, in a process that `share` started."""
-    divisible = pickle.load(sys.stdin.buffer)  # of the process that started this one
     number, processes = map(int, sys.argv[1:])
     out = sys.stdout
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr  # where modules that are imported may print
+    call, divisible = pickle.load(sys.stdin.buffer)  # of the process that started this one
+    adopt(call)
 
     def started(place: int, total: int) -> None:
         print(place, total, file=out, flush=True)

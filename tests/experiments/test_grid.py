@@ -150,6 +150,16 @@ def test_one_process_and_two_give_the_same(measured, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("sft-*"))) == 3
     one = measured.raw[measured["defence"] == "none"]
     pd.testing.assert_frame_equal(table.raw, one)
+    calls = [Run(path).provenance["call"]["cell"] for path in tmp_path.glob("sft-*")]
+    assert calls == 3 * ["experiments.grid"]
+
+
+def test_what_cannot_be_given_to_another_process_is_done_here(measured, capsys):
+    class Local(Idle):
+        """Like `Idle`, and known to this function only."""
+
+    ft.grid("organism", defences=[Local()], processes=2, **SMALL)
+    assert "one process" in capsys.readouterr().err
 
 
 def test_what_fails_in_another_process_is_raised_here(tmp_path, monkeypatch, capsys):
