@@ -48,7 +48,7 @@ EXPECTED = {  # some that every place must at least have
     "backends": {"local"},
     "panels": {"live"},
     "logs": {"inspect_ai", "lm_eval", "harmbench", "strongreject", "plain"},
-    "lessons": {"alignment", "backdoors", "defences", "risk_ratio", "statistics"},
+    "lessons": {"alignment", "backdoors", "defences", "reproduction", "risk_ratio", "statistics"},
 }
 
 
