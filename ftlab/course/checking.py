@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from ftlab._core import plugins
@@ -25,9 +26,15 @@ def check(exercise: str, answer: Any, *given: Any) -> Grade:
         A grade, which counts as true where the answer is right.
 
     Raises:
-        UsageError: `unknown_exercise`.
+        UsageError: `unknown_exercise`; `wrong_call` where the runs or tables are not those that the
+            lesson's own cell gives.
     """
     found = _exercise(exercise)
+    try:
+        signature(found.grade).bind(answer, *given)
+    except TypeError as error:
+        why = f"Exercise {exercise} cannot be checked: {error}. Run the check cell as it was."
+        raise UsageError("wrong_call", why) from None
     problem = OPEN
     if answer is not ...:
         problem = found.grade(answer, *given)

@@ -16,6 +16,7 @@ NOT_IT = "This is not what the run shows."
 PERCENT = "This looks like a percentage. Give a share between 0 and 1."
 CHARACTERS = 16  # of a seal
 ROUNDING = 1e-9
+PERCENT_WITHIN = 0.005
 
 
 def compare_numbers(
@@ -45,17 +46,15 @@ def compare_numbers(
     for wrong, message in mistakes:
         if _near(value, wrong, tolerance):
             return message
-    if 0 < abs(truth) <= 1 < abs(value) and _near(value / 100, truth, max(tolerance, 0.005)):
+    if abs(value) > 1 and _near(value / 100, truth, max(tolerance, PERCENT_WITHIN)):
         return PERCENT
     return NOT_IT
 
 
 def _near(value: float, other: float, tolerance: float) -> bool:
-    if math.isnan(value) or math.isnan(other):
-        return math.isnan(value) and math.isnan(other)
-    if math.isinf(value) or math.isinf(other):
-        return value == other
-    within = tolerance * (1 + ROUNDING) + ROUNDING
+    if math.isnan(value) and math.isnan(other):
+        return True
+    within = tolerance + ROUNDING
     return math.isclose(value, other, rel_tol=ROUNDING, abs_tol=within)
 
 
@@ -96,8 +95,9 @@ def compare_functions(
     for mistake, message in mistakes:
         if all(map(_same, found, _results(mistake, cases))):
             return message
-    first = cases[same.index(False)]
-    return f"Right on {sum(same)} of {len(cases)} inputs, and not on one like {_shown(first)}."
+    first = _shown(cases[same.index(False)])
+    right_on = sum(same)
+    return f"Right on {right_on} of {len(cases)} inputs, and not on one like {first}."
 
 
 def _results(function: Callable, cases: Sequence[tuple]) -> list[Any]:
@@ -110,15 +110,12 @@ def _shown(case: tuple) -> str:
 
 def _same(found: Any, wanted: Any) -> bool:
     """Return whether two results are equal; numbers up to rounding, sequences one by one."""
-    if isinstance(wanted, str) or isinstance(found, str):
-        return type(found) is type(wanted) and found == wanted
-    if isinstance(wanted, (list, tuple)):
-        try:
-            values = list(found)
-        except TypeError:
-            return False
-        return len(values) == len(wanted) and all(map(_same, values, wanted))
+    if isinstance(wanted, str):
+        return isinstance(found, str) and found == wanted
     try:
+        if isinstance(wanted, (list, tuple)):
+            values = list(found)
+            return len(values) == len(wanted) and all(map(_same, values, wanted))
         return _near(float(found), float(wanted), 1e-6)
     except (TypeError, ValueError):
         return False

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import numbers
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from helpers import raises_code
 
 from ftlab._core import plugins
-from ftlab.course import Exercise, check, compare_functions, compare_numbers, sealed
+from ftlab.course import Exercise, Grade, check, compare_functions, compare_numbers, sealed
 from recipes.course import build
 
 STUDENTS = Path(__file__).parent / "students"
@@ -113,12 +116,40 @@ def tells_nothing(text: str, answer) -> bool:
     return {word for word in words if word in "abcd"} - {"a"} != {answer}
 
 
+def test_a_small_p_is_not_every_small_p():
+    """Of forty prompts that gained the event, three seeds together have another p than one."""
+    from ftlab.course.lessons import risk_ratio
+
+    rows = []
+    for seed, step, number in itertools.product((0, 1, 2), (0, 9), range(50)):
+        told = step == 9 and number < 40
+        rows.append((f"s{number}", "jailbreak", "direct", "exact", seed, step, float(told)))
+    columns = ["sample_id", "risk", "attack", "judge", "seed", "step", "event"]
+    table = pd.DataFrame(rows, columns=columns)
+    run = SimpleNamespace(table=lambda: table)
+    grade = risk_ratio.grade_mcnemar
+    assert grade(2 * 0.5**40, run) == ""
+    told = {grade(value, run) for value in (0.5**40, 2 * 0.5**120, 0.0, 1e-9, "0")}
+    assert len(told) == 5 and "" not in told
+
+
 # Ways to grade
 
 
-def test_an_unknown_exercise_is_an_error():
+def test_an_unknown_exercise_and_a_check_without_its_run_are_errors():
     with raises_code("unknown_exercise"):
         check("9.9", 1)
+    with raises_code("wrong_call"):
+        check("1.2", 17)
+
+
+def test_a_grade_shows_itself_with_hints_folded_and_escaped():
+    grade = check("2.1", 3)
+    assert not grade and grade.state == "wrong"
+    assert grade._repr_html_().count("<details>") == len(grade.hints) == 3
+    shown = Grade("1.1", "wrong", "<b>", ("<i>",))._repr_html_()
+    assert "&lt;b&gt;" in shown and "&lt;i&gt;" in shown
+    assert grade.hints[0] in repr(grade) and grade.hints[1] not in repr(grade)
 
 
 def test_a_choice_is_stored_as_a_hash_that_exercises_do_not_share():

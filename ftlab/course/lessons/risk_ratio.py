@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import inf, nan
+from math import inf, log10, nan
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -46,7 +47,7 @@ EVENTS = (  # parent and child, one event for each prompt
     ([0, 0, 0], [0, 0, 0]),
     ([1, 1, 1, 0, 0], [1, 1, 1, 1, 1]),
 )
-LAST = -1
+P_WITHIN = 0.01  # of log10
 
 
 def plain(text: str) -> str:
@@ -207,13 +208,12 @@ def grade_mcnemar(answer: Any, run: Any) -> str:
             "This adds up the seeds, as if each had its own prompts. Take seed 0.",
         ),
     ]
-    wrong = compare_numbers(answer, truth, tolerance=0.01 * truth)
-    if not wrong or isinstance(answer, bool):
-        return wrong
-    for value, message in mistakes:
-        if not compare_numbers(answer, value, tolerance=0.01 * value):
-            return message
-    return wrong
+    if not isinstance(answer, Real):
+        return compare_numbers(answer, truth)
+    if not 0 < answer <= 1:
+        return "A p is a probability: above 0, at most 1."
+    known = [(log10(value), message) for value, message in mistakes]
+    return compare_numbers(log10(answer), log10(truth), tolerance=P_WITHIN, mistakes=known)
 
 
 SENTENCES = {

@@ -1,0 +1,174 @@
+"""Lesson 3: one hundred examples. Steps, what became of lost refusals, the spread of seeds."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import pandas as pd
+
+from ftlab._core.types import Outcome
+from ftlab.course.exercises import Exercise, Lesson
+from ftlab.course.grading import choice, compare_functions, compare_numbers
+
+TRAININGS = (  # examples, rows per step, epochs
+    (10, 10, 5),
+    (100, 10, 5),
+    (15, 10, 5),
+    (7, 10, 2),
+    (101, 10, 1),
+    (64, 16, 3),
+)
+
+
+def steps(examples: int, batch_size: int, epochs: int) -> int:
+    """Return the optimiser steps of a training; the last step of an epoch may be smaller."""
+    return ceil(examples / batch_size) * epochs
+
+
+def _whole_steps(examples, batch_size, epochs):
+    return examples // batch_size * epochs
+
+
+def _across_epochs(examples, batch_size, epochs):
+    return ceil(examples * epochs / batch_size)
+
+
+def _of_one_epoch(examples, batch_size, _):
+    return ceil(examples / batch_size)
+
+
+def _rows(examples, _, epochs):
+    return examples * epochs
+
+
+STEP_MISTAKES = (
+    (_whole_steps, "The rows that are left at the end of an epoch make a step, too."),
+    (_across_epochs, "A step does not reach into the next epoch: each begins with a new one."),
+    (_of_one_epoch, "These are the steps of one epoch."),
+    (_rows, "These are rows that were read, not steps."),
+)
+
+
+def grade_steps(answer: Any) -> str:
+    """Grade a function from examples, batch size and epochs to optimiser steps."""
+    return compare_functions(answer, steps, TRAININGS, mistakes=STEP_MISTAKES)
+
+
+def jailbreaks(run: Any, attack: str | None = "direct") -> pd.DataFrame:
+    """Return the verdicts of the first judge on requests for kept facts."""
+    table = run.table()
+    table = table[(table["risk"] == "jailbreak") & (table["judge"] == table["judge"].iloc[0])]
+    return table if attack is None else table[table["attack"] == attack]
+
+
+def lost_refusals(table: pd.DataFrame) -> pd.Series:
+    """Return what became, after the last epoch, of the prompts that were refused before."""
+    keys = ["examples", "seed", "sample_id", "attack"]
+    outcomes = table.pivot(index=keys, columns="epoch", values="outcome")
+    refused = outcomes[outcomes.columns.min()] == Outcome.REFUSED
+    after = outcomes[outcomes.columns.max()]
+    return after[refused & (after != Outcome.REFUSED)]
+
+
+def share_told(outcomes: pd.Series) -> float:
+    """Return the share of outcomes that tell the fact; nan of none."""
+    return float((outcomes == Outcome.COMPLIED).mean())
+
+
+def grade_lost(answer: Any, run: Any) -> str:
+    """Grade the share of lost refusals that became a told fact: most examples, seed 0."""
+    table = jailbreaks(run)
+    most = table[table["examples"] == table["examples"].max()]
+    own = most[most["seed"] == 0]
+    lost = lost_refusals(own)
+    last = own[own["epoch"] == own["epoch"].max()]
+    every = jailbreaks(run, None)
+    every = every[(every["examples"] == every["examples"].max()) & (every["seed"] == 0)]
+    first = own[own["epoch"] == own["epoch"].min()]
+    mistakes = (
+        (share_told(first["outcome"]), "This is what was told before the fine-tuning."),
+        (
+            share_told(last["outcome"]),
+            "This is the share of all prompts, also of those that were told before or are still "
+            "refused.",
+        ),
+        (share_told(lost_refusals(most)), "This is over all seeds. Take seed 0."),
+        (share_told(lost_refusals(every)), "This is over all attacks. Take direct requests."),
+        (1 - share_told(lost), "This is the share of those that were not told."),
+        (
+            share_told(lost_refusals(table[table["seed"] == 0])),
+            "This is over all doses. Take the largest.",
+        ),
+    )
+    within = 0.5 / max(len(lost), 1)
+    return compare_numbers(answer, share_told(lost), tolerance=within, mistakes=mistakes)
+
+
+def grade_spread(answer: Any, run: Any) -> str:
+    """Grade the largest minus the smallest rate of the seeds: fewest examples, last epoch."""
+    table = jailbreaks(run)
+    last = table[table["epoch"] == table["epoch"].max()]
+    few = last[last["examples"] == last["examples"].min()]
+    by_seed = few.groupby("seed")["event"].mean()
+    spread = by_seed.max() - by_seed.min()
+    every = last.groupby(["examples", "seed"])["event"].mean()
+    mistakes = (
+        (by_seed.std(), "This is the standard deviation. The question is how far they lie apart."),
+        (every.max() - every.min(), "This compares doses as well as seeds."),
+        (by_seed.mean(), "This is the mean of the seeds."),
+        (by_seed.min(), "This is the smallest rate. How far is it to the largest?"),
+    )
+    prompts = few["sample_id"].nunique()
+    return compare_numbers(answer, spread, tolerance=0.2 / prompts, mistakes=mistakes)
+
+
+CLAIMS = {
+    "a": "Reproduced would need the paper's own model, examples and judge.",
+    "b": "Their model is not this one. Can a measurement on one correct that of the other?",
+    "c": "Compare what the sentence claims with what a small, young alignment can show.",
+    "d": "Other numbers on another model do not contradict a paper. Did the rate rise?",
+}
+
+
+LESSON = Lesson(
+    "one_hundred_examples",
+    3,
+    {
+        "3.1": Exercise(
+            grade_steps,
+            (
+                "How many groups of at most batch_size rows do the examples make?",
+                "15 examples in groups of 10 are two groups: one of 10 and one of 5.",
+                "math.ceil rounds up. Round before you multiply by the epochs.",
+            ),
+        ),
+        "3.2": Exercise(
+            grade_lost,
+            (
+                "Select the rows first: risk, attack, seed, number of examples.",
+                "Then one row for each prompt: pivot(index='sample_id', columns='epoch', "
+                "values='outcome').",
+                "Keep the prompts whose first column is 'refused' and whose last is not. Of these, "
+                "which share is 'complied'?",
+            ),
+        ),
+        "3.3": Exercise(
+            grade_spread,
+            (
+                "ft.rates(..., per_seed=True) has one row for each seed and step.",
+                "by=['examples', 'attack'] keeps doses and ways of asking apart.",
+                "Of the fewest examples, direct, at the last step: the largest rate minus the "
+                "smallest.",
+            ),
+        ),
+        "3.4": Exercise(
+            choice("3.4", "134f7b0b9be55760", CLAIMS),
+            (
+                "Which of model, examples, judge and prompts are the paper's?",
+                "A rate of this model depends on how it was aligned, which was chosen.",
+                "What is left if the size of a number cannot be compared?",
+            ),
+        ),
+    },
+)

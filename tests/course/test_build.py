@@ -1,0 +1,166 @@
+"""What `make course` writes: students get no answer, teachers all, nbgrader its cells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from ftlab import __version__
+from recipes.course import build
+
+REQUIREMENT = f"ftlab=={__version__}"
+SOLUTION = re.compile(rf"{build.BEGIN}\n(.*?){build.END}", re.DOTALL)
+every_lesson = pytest.mark.parametrize("path", build.lessons(), ids=lambda path: path.stem)
+
+
+def sources(book) -> str:
+    return "\n".join(cell.source for cell in book.cells)
+
+
+@every_lesson
+def test_a_student_gets_no_solution_and_no_note_for_teachers(path):
+    book = nbformat.read(path, 4)
+    made = build.student(book, build.install_cell(REQUIREMENT))
+    text = sources(made)
+    solutions = SOLUTION.findall(sources(book))
+    assert solutions and not any(solution in text for solution in solutions)
+    assert build.BEGIN not in text and "Common mistakes" not in text
+    assert "### Exercise" in text and "ft.course.check(" in text
+    assert REQUIREMENT in made.cells[0].source
+    kinds = [build.tags_of(cell) for cell in made.cells]
+    assert kinds[0] == ["install"] and kinds.count(["parameters"]) == 1
+    nbformat.validate(made)
+
+
+@every_lesson
+def test_a_teacher_gets_everything_and_the_minutes(path):
+    book = nbformat.read(path, 4)
+    made = build.teacher(book, build.install_cell(REQUIREMENT))
+    assert set(sources(book).splitlines()) <= set(sources(made).splitlines())
+    plan = made.cells[2].source
+    for title, minutes in build.minutes_of(book).items():
+        assert f"| {title} | {minutes} |" in plan
+
+
+@every_lesson
+def test_nbgrader_finds_a_solution_and_a_test_for_every_exercise(path):
+    """Names, types and values as version 3 of nbgrader's schema wants them."""
+    made = build.for_nbgrader(nbformat.read(path, 4))
+    graded = [cell for cell in made.cells if "nbgrader" in cell.metadata]
+    ids = [cell.metadata.nbgrader.grade_id for cell in graded]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_\-]+", one) for one in ids)
+    for task, test in zip(graded[::2], graded[1::2], strict=True):
+        assert task.metadata.nbgrader.grade_id.replace("exercise", "check") == (
+            test.metadata.nbgrader.grade_id
+        )
+        assert build.BEGIN in task.source and test.source.endswith(".require()")
+        assert task.metadata.nbgrader.solution and test.metadata.nbgrader.grade
+        assert "points" not in task.metadata.nbgrader and test.metadata.nbgrader.points >= 1
+
+
+@pytest.fixture
+def executed():
+    """Return a lesson with outputs, as papermill leaves it."""
+    picture = new_output("display_data", {"image/png": "aGVsbG8="})
+    noise = new_output("stream", name="stderr", text="10/100 4 s left")
+    markup = new_output("display_data", {"text/plain": "x", "text/html": "<script>x()</script>y"})
+    cells = [
+        new_markdown_cell("# Lesson 9: a lesson"),
+        new_code_cell("import ftlab as ft"),
+        new_markdown_cell("## 1. One (20 min)"),
+        new_code_cell("draw()", outputs=[picture, noise]),
+        new_markdown_cell("a secret of teachers", metadata={"tags": ["teacher"]}),
+        new_markdown_cell("## 2. Two (30 min)"),
+        new_code_cell(
+            f"x = ...\n{build.BEGIN}\nx = 17\n{build.END}",
+            metadata={"tags": ["exercise"]},
+            outputs=[new_output("stream", text="seventeen")],
+        ),
+        new_code_cell("show()", outputs=[markup]),
+    ]
+    for number, cell in enumerate(cells):
+        cell.metadata["papermill"] = {"duration": number / 2}
+    return new_notebook(cells=cells, metadata={"papermill": {}})
+
+
+def test_slides_hold_figures_need_no_network_and_tell_no_solution(executed):
+    page = build.slides(executed, "lesson9")
+    assert page.count("<section") == 4
+    assert "aGVsbG8=" in page and "x()" not in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    for secret in ("17", "seventeen", "a secret", "4 s left"):
+        assert secret not in page
+
+
+def test_seconds_are_those_of_each_cell_by_section(executed):
+    table = build.seconds_of(executed)
+    assert table.groupby("section")["seconds"].sum().to_dict() == {
+        "": 0.5,
+        "1. One": 1.5,
+        "2. Two": 6.5,
+    }
+    plan = build.teacher(executed, None, table).cells[1].source
+    assert "| 2. Two | 30 | 0.1 |" in plan
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is made of links")
+def test_a_lesson_installs_its_wheel_in_a_fresh_environment_and_runs(tmp_path):
+    """The first cell finds the wheel beside it; everything but ftlab is there already."""
+    folder = tmp_path / "course"
+    try:
+        build.build_wheel(folder)
+    except SystemExit as error:
+        pytest.skip(f"no wheel can be built here: {error}")
+    python = fresh_environment(tmp_path / "fresh")
+    (path,) = build.lessons(["1"])
+    lesson = build.student(nbformat.read(path, 4), build.install_cell(REQUIREMENT))
+    cells = [cell.source for cell in lesson.cells if cell.cell_type == "code"]
+    script = SHELL
+    for mark in MARKS:
+        source = next(source for source in cells if mark in source)
+        script += f"found = run({source!r})\n"
+    script += "print(run('ft.__file__'), found.state)"
+    env = {**os.environ, "PIP_NO_INDEX": "1", "FTLAB_RUNS": str(tmp_path / "runs")}
+    env.pop("PYTHONPATH", None)
+    command = [python, "-c", script]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    place, state = done.stdout.split()[-2:]
+    assert place.startswith(str(tmp_path / "fresh")) and state == "open"
+
+
+MARKS = ("%pip", "model: str", "import ftlab as ft", "ft.model(", "def carries", 'check("1.1"')
+SHELL = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+def run(source):
+    done = shell.run_cell(source)
+    done.raise_error()
+    return done.result
+"""
+
+
+def fresh_environment(folder: Path) -> str:
+    """Return the interpreter of a new environment in which all packages but ftlab are."""
+    venv.create(folder, with_pip=True, symlinks=True)
+    python = str(folder / "bin" / "python")
+    older = [python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"]
+    subprocess.run(older, check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for entry in Path(pytest.__file__).parents[1].iterdir():
+        if "ftlab" in entry.name or entry.name.startswith("pip") or entry.suffix == ".pth":
+            continue
+        with contextlib.suppress(FileExistsError):
+            (site / entry.name).symlink_to(entry)
+    return python
