@@ -123,6 +123,9 @@ def rates(  # noqa: PLR0913
         table = verdicts.of_judge(table, judge)
     table = verdicts.labelled(table, found, outcome)
     if per_seed:
+        if steps is not None:
+            wanted = verdicts.steps_of(table, steps)
+            table = table[table["step"].isin(wanted)]
         keys = [*columns, "seed", "step", "judge"]
         means = table.groupby(keys, sort=False)["event"].mean()
         return _finished(means.rename("rate").reset_index(), "seeds", table, columns)

@@ -518,3 +518,11 @@ def test_incoherent_answers_stand_beside_the_rate_where_there_are_any():
     assert "incoherent" not in summary(rates(clean))
     # Every lost refusal is the difference: nothing to say apart.
     assert not {"refusals lost", "incoherent after"} & set(summary(compare(clean)))
+
+
+def test_single_seeds_are_shown_at_the_steps_that_were_asked_for():
+    table = saved(CURVE)
+    whole = rates(table, risk="jailbreak", per_seed=True)
+    last = rates(table, risk="jailbreak", per_seed=True, steps=[-1])
+    assert set(last["step"]) == {whole["step"].max()}
+    assert len(last) == len(set(whole["seed"]))
