@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "grids": ["grid"],
         "harmful_finetuning": ["harmful_finetune", "weakened_model"],
         "notebooks": ["copy_notebooks", "find_notebook", "run_notebook"],
-        "parameters": ["check_parameters", "parse_parameters"],
+        "parameters": ["check_parameters", "default_parameters", "parse_parameters"],
         "poisoning": [
             "fewest_rows",
             "loss_on_clean_rows",

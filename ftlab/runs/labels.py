@@ -95,7 +95,12 @@ def read_labels(files: str | Path | Sequence[str | Path]) -> Labels:
         events |= json.loads(run.stats["events"])
         judges.add(run.stats["judge"])
         keys = _population(run, probabilities)
-        _refuse_gaps(code, keys, given, problems)
+        _refuse_gaps(
+            code,
+            keys,
+            given,
+            problems,
+        )
         for name, key in keys.items():
             names[key] = name
             votes.setdefault(key, {}).update(given.get(name, {}))
@@ -141,6 +146,38 @@ def known_labels(files: str | Path | Sequence[str | Path]) -> dict[str, tuple[st
                 key = keys[code][name]
                 found.setdefault(key, (label, row["labeller"].strip()))
     return found
+
+
+def read_sheet(file: str | Path) -> pd.DataFrame:
+    """Return a sheet as it is on disk, with every column that people added to it.
+
+    Args:
+        file: A sheet of `ftlab.evals.draw`.
+
+    Returns:
+        Its rows, whose index is the key of the answer, or "" where it was not drawn. The text in
+        `label` is in the spelling of labels, allowed or not.
+
+    Raises:
+        UsageError: `no_labels`, `unknown_draw`.
+    """
+    import pandas as pd
+
+    keys: dict[str, dict[str, str]] = {}
+    rows = {}
+    for row in _rows(Path(file)):
+        name = _id(row)
+        code = _code(name)
+        if code not in keys:
+            keys[code] = _population(draw_of(code), {})
+        row["label"] = _label(row)
+        row["labeller"] = row["labeller"].strip()
+        rows.setdefault(name, row)
+    index = [keys[_code(name)].get(name, "") for name in rows]
+    return pd.DataFrame(
+        list(rows.values()),
+        index=index,
+    )
 
 
 def draw_of(code: str) -> Run:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import shlex
 import subprocess
 import sys
 
+import nbformat
 import pytest
+import yaml
 from helpers import jsonl
 from hostile import assert_page
 from ui.screens import html_of, parts_of
@@ -16,7 +17,7 @@ from ui_runs import MARKUP, TEXTS
 
 from ftlab import ui
 from ftlab._core.text import safe
-from ftlab.experiments import check_parameters, find_notebook
+from ftlab.experiments import check_parameters, default_parameters, find_notebook
 from ftlab.ui.panels import base
 
 TRAINING = {"at_steps": [0, 2], "seeds": 2, "stop_above": {"bias": 0.5}, "batch_size": 8}
@@ -52,12 +53,98 @@ def write_rows(curve) -> str:
 
 
 def test_the_papermill_command_has_parameters_that_the_notebook_has(panel):
-    command, notebook, _, option, text = shlex.split(panel.papermill(), comments=True)
+    command, notebook, _, option, text = shlex.split(panel.papermill())
     assert (command, option) == ("papermill", "-y")
-    parameters = json.loads(text)
+    parameters = yaml.safe_load(text)
     assert parameters == panel.parameters()
     check_parameters(find_notebook(base.NOTEBOOK), parameters)
     assert base.NOTEBOOK in notebook
+
+
+def by_the_notebook(panel):
+    """Return the panel that the notebook opens with the parameters of a papermill command."""
+    import ftlab
+
+    book = nbformat.read(find_notebook(base.NOTEBOOK), 4)
+    (cell,) = [one for one in book.cells if f"ft.ui.{panel.name}(" in one.source]
+    names = default_parameters(find_notebook(base.NOTEBOOK)) | panel.parameters()
+    names |= {"ft": ftlab, "curve": names["run"] and ftlab.load(names["run"])}
+    return eval(cell.source, names)
+
+
+def changed(panel) -> dict:
+    """Make choices that the notebook has no parameter for; return the words that name them."""
+    if panel.name == "explore":
+        panel.per_seed = False
+        return {"point", "per_seed"}
+    if panel.name == "compare":
+        panel.choose(split="risk and attack", risk="bias")
+        return {"split", "risk"}
+    if panel.name == "label":
+        return {"steps", "seed", "out"}
+    if panel.name == "train":
+        return {"batch_size"}
+    if panel.name == "data":
+        panel.show_rows(5)
+        return {"kind", "n_rows", "model"}
+    if panel.name == "guard":
+        return {"max_new_tokens"}
+    panel.verify()
+    return {"verified"}
+
+
+def plainest(name: str, curve):
+    """Open a panel whose choices the notebook has parameters for, each other than by default."""
+    rows = write_rows(curve)
+    if name == "label":
+        return ui.label(curve, 4, labeller="AB", judge="organism")
+    if name == "train":
+        settings = {"seeds": [0, 1], "at_steps": 4, "learning_rate": 5e-5, "judges": "refusal"}
+        return ui.train("organism:base", rows, adapter="lora", n_rows=9, prompts=rows, **settings)
+    if name == "data":
+        return ui.data(rows, "organism:base", prompts="organism")
+    if name == "guard":
+        return ui.guard("organism:base", "ptst")
+    if name == "runs":
+        return ui.runs()
+    if name == "compare":
+        return ui.compare(curve, curve, judge="organism")
+    options = {"attacks": ["direct"], "steps": [0, 10], "judge": "organism"}
+    return ui.explore(curve, risks=["bias"], seeds=[1], **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_opens_the_same_panel_with_the_parameters(name, curve):
+    panel = plainest(name, curve)
+    assert panel.left_out() == []
+    same = by_the_notebook(panel)
+    assert same.choices().keys() == panel.choices().keys()
+    for choice, value in panel.choices().items():
+        assert base._comparable(same.choices()[choice]) == base._comparable(value), choice
+    if name != "train":  # which tells what was given, and the notebook gives defaults too
+        assert [str(part) for part in same.plain()] == [str(part) for part in panel.plain()]
+    if name != "label":  # whose file is named from another folder
+        assert same.parameters() == panel.parameters()
+
+
+def test_what_the_notebook_would_do_otherwise_is_named(curve):
+    opening = {
+        "label": lambda: ui.label(curve, 4, steps=[10], seed=3, out="other.csv"),
+        "data": lambda: ui.data(write_rows(curve), kind="chats"),
+        "guard": lambda: ui.guard("organism", ["guard"], max_new_tokens=5),
+    }
+    for name in NAMES:
+        panel = opening.get(name, lambda name=name: opened(name, curve))()
+        missing = changed(panel)
+        assert set(panel.left_out()) == missing, name
+        page = html_of(panel.widget()) if base.find_spec("anywidget") else ""
+        assert not page or all(word in page for word in missing)
+
+
+def test_a_small_number_stays_one():
+    panel = ui.train("organism", "organism:almanac", learning_rate=5e-5)
+    text = shlex.split(panel.papermill())[-1]
+    assert yaml.safe_load(text)["learning_rate"] == 5e-5
 
 
 def test_the_call_is_python_with_names_that_exist(panel):

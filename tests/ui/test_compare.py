@@ -10,7 +10,8 @@ from ui_runs import MARKUP, make_curve
 
 import ftlab as ft
 from ftlab import ui
-from ftlab.ui.panels.compare import PAGE, SPLITS
+from ftlab.ui.panels.base import PAGE
+from ftlab.ui.panels.compare import SPLITS
 
 TICK = "Show the answers (the models' own words)"
 
@@ -70,9 +71,9 @@ def test_texts_come_on_the_tick_only_and_escaped(curve):
     assert "alert(2)" in page and MARKUP not in page
     assert_page(page)
     named(screen, "Further answers").click()
-    assert panel.page == 1
+    assert panel.pages.page == 1
     for _ in range(-(-len(panel.answers()) // PAGE)):
         named(screen, "Further answers").click()
-    assert panel.page == (len(panel.answers()) - 1) // PAGE
+    assert panel.pages.page == (len(panel.answers()) - 1) // PAGE
     named(screen, "Split").value = "risk and attack"
-    assert "templates" in html_of(screen) and panel.page == 0
+    assert "templates" in html_of(screen) and panel.pages.page == 0

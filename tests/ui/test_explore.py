@@ -54,7 +54,7 @@ def test_the_call_gives_the_numbers_on_the_screen(curve, options):
 def test_the_answers_are_those_of_the_call_changes_first(curve):
     panel = ui.explore(curve, attacks=["direct"])
     panel.pick("jailbreak", 10)
-    panel.texts = True
+    panel.pages.show(True)
     _, wanted = run_calls(panel)
     found = panel.answers()
     changed = [row["changed"] for row in found]
@@ -131,16 +131,16 @@ def test_the_screen_chooses_and_reports(curve):
 def test_pages_of_answers_hold_all_of_them_once(curve):
     pytest.importorskip("anywidget")
     panel = ui.explore(curve)
-    panel.texts = True
+    panel.pages.show(True)
     panel.pick("jailbreak", 10)
     screen = panel.widget()
-    pages = {panel.page}
+    pages = {panel.pages.page}
     for _ in range(12):
         named(screen, "Further answers").click()
-        pages.add(panel.page)
+        pages.add(panel.pages.page)
     assert len(pages) == -(-len(panel.answers()) // 20)
     named(screen, "Earlier answers").click()
-    assert panel.page == max(pages) - 1
+    assert panel.pages.page == max(pages) - 1
 
 
 def test_every_point_is_a_button_with_its_number(curve):

@@ -9,8 +9,10 @@ Model text is hostile input. Whatever HTML a panel makes goes through `escaped`.
 
 from __future__ import annotations
 
+import ast
 import html
-import json
+import inspect
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ftlab._core.config import argument_lines
 from ftlab._core.errors import FtlabError
@@ -30,6 +34,7 @@ WIDGETS = ("ipywidgets", "anywidget")
 INSTALL = "The panel itself needs the extra lab: pip install 'ftlab[lab]'"
 MOST_CODE = 300  # characters of one argument
 MOST_TEXT = 20_000  # characters of an answer that are shown
+PAGE = 20  # answers that are shown at a time
 PRE = "white-space: pre-wrap; max-height: 20em; overflow: auto; margin: 0"
 TABLE = "color: inherit; text-align: left"
 BUTTON = "font: inherit; color: inherit; background: transparent; border: 1px solid currentColor"
@@ -54,9 +59,21 @@ class Panel:
         """Return the parameters of the notebook `NOTEBOOK` that stand for the panel's choices."""
         raise NotImplementedError
 
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the panel's cell that stand for its choices.
+
+        A choice for which the cell has no argument has a name of its own; None is the default.
+        """
+        raise NotImplementedError
+
     def left_out(self) -> list[str]:
-        """Return names of choices that the notebook has no parameter for."""
-        return []
+        """Return names of the choices for which the notebook would have something else."""
+        would = notebook_arguments(self.name, self.parameters())
+        missing = []
+        for name, value in self.choices().items():
+            if _comparable(value) != _comparable(would.get(name)):
+                missing.append(name)
+        return missing
 
     def plain(self) -> list[Any]:
         """Return what is shown without widgets: texts, tables, drawings."""
@@ -68,15 +85,25 @@ class Panel:
 
     def papermill(self) -> str:
         """Return the papermill command that runs the same choices without the panel."""
+        import yaml
+
         from ftlab.experiments import find_notebook
 
         path = find_notebook(NOTEBOOK)
-        shown = min(str(path), os.path.relpath(path), key=len)
-        chosen = json.dumps(self.parameters(), ensure_ascii=False)
-        words = ["papermill", shown, f"{NOTEBOOK}.executed.ipynb", "-y", chosen]
-        missing = self.left_out()
-        note = f"  # without {', '.join(missing)}" if missing else ""
-        return shlex.join(words) + note
+        shown = min(
+            str(path),
+            os.path.relpath(path),
+            key=len,
+        )
+        chosen = yaml.safe_dump(  # as papermill reads it: in JSON 5e-05 would be a word
+            self.parameters(),
+            default_flow_style=True,
+            allow_unicode=True,
+            sort_keys=False,
+            width=math.inf,
+        )
+        words = ["papermill", shown, f"{NOTEBOOK}.executed.ipynb", "-y", chosen.strip()]
+        return shlex.join(words)
 
     def __repr__(self) -> str:
         parts = [str(part) for part in self.plain()]
@@ -103,6 +130,55 @@ class Panel:
 def has_front_end() -> bool:
     """Return whether widgets can be shown: in a notebook that a person looks at, with the extra."""
     return surface() == "jupyter" and all(map(find_spec, WIDGETS))
+
+
+@cache
+def _notebook() -> tuple[dict[str, Any], dict[str, ast.Call]]:
+    """Return the notebook's parameters by default, and its call of each panel by the name."""
+    import nbformat
+
+    from ftlab.experiments import default_parameters, find_notebook
+
+    path = find_notebook(NOTEBOOK)
+    calls = {}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("ft.ui."):
+                    calls[node.func.attr] = node
+    return default_parameters(path), calls
+
+
+def notebook_arguments(panel: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with which the notebook `NOTEBOOK` calls a panel's cell.
+
+    Args:
+        panel: Its name.
+        parameters: Of the notebook; what is not among them has its default.
+    """
+    from ftlab import ui
+
+    defaults, calls = _notebook()
+    names = defaults | parameters
+    names["curve"] = names["run"]
+
+    def value(node: ast.expr) -> Any:
+        code = compile(ast.Expression(node), NOTEBOOK, "eval")
+        return eval(code, {"__builtins__": {}}, names)
+
+    call = calls[panel]
+    signature = inspect.signature(getattr(ui, panel))
+    given = {one.arg: value(one.value) for one in call.keywords}
+    bound = signature.bind(*map(value, call.args), **given)
+    for name, parameter in signature.parameters.items():
+        if bound.arguments.get(name) is None:
+            bound.arguments[name] = parameter.default
+    return bound.arguments
+
+
+def _comparable(value: Any) -> Any:
+    value = name_of(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def call_of(cell: str, *given: Any, **settings: Any) -> str:
@@ -180,7 +256,10 @@ def pad(label: str, **traits: Any) -> Any:
         label: For screen readers.
         traits: Its first `html`, `key_names` (that it takes) and `prompt` (of the key field).
     """
-    return _pad_class()(label=label, **traits)
+    return _pad_class()(
+        label=label,
+        **traits,
+    )
 
 
 @cache
@@ -231,6 +310,10 @@ class Frame:
         """Show the calls as they are now."""
         lines = {"Python call": self.panel.call(), "papermill command": self.panel.papermill()}
         shown = "".join(_copied(name, line) for name, line in lines.items())
+        missing = self.panel.left_out()
+        if missing:
+            note = f"The notebook has no parameter for {', '.join(missing)}: it shows other things."
+            shown += f"<p>{escaped(note)}</p>"
         self.calls.html = f"<details><summary>As code</summary>{shown}</details>"
 
     def reacting(self, react: Callable[..., Any]) -> Callable[..., None]:
@@ -247,6 +330,78 @@ class Frame:
         return handle
 
 
+class AnswerPages:
+    """Answers, a page at a time, and only after a tick.
+
+    Args:
+        rows: Returns all of them in their order: a table, or a list of dicts.
+        shown: Returns of one what is shown of it, as plain text.
+        read: Reads the texts; called at the tick, so that what it raises undoes the tick.
+
+    Attributes:
+        texts: Whether they are shown.
+        page: Which `PAGE` of them, from 0.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Any],
+        shown: Callable[[dict[str, Any]], dict[str, Any]],
+        read: Callable[[], Any] = lambda: None,
+    ):
+        self.rows = rows
+        self.shown = shown
+        self.read = read
+        self.texts = False
+        self.page = 0
+
+    def show(self, texts: bool) -> None:
+        """Show the answers, or show them no longer."""
+        if texts:
+            self.read()
+        self.texts = texts
+
+    def turn(self, pages: int) -> None:
+        """Go on by so many pages, or back; not past the ends."""
+        last = max(len(self.rows()) - 1, 0) // PAGE
+        self.page = min(max(self.page + pages, 0), last)
+
+    def table(self) -> str:
+        """Return the present page as HTML; "" before the tick."""
+        if not self.texts:
+            return ""
+        found = self.rows()
+        start = self.page * PAGE
+        part = pd.DataFrame(found[start : start + PAGE]).to_dict("records")
+        caption = f"Answers {start + 1} to {start + len(part)} of {len(found):,}"
+        return html_table([self.shown(row) for row in part], f"{caption}, changed ones first")
+
+    def controls(self, react: Callable, draw: Callable[[], None]) -> Any:
+        """Return the tick and the buttons.
+
+        Args:
+            react: `Frame.reacting`.
+            draw: Shows the panel again.
+        """
+        from ipywidgets import Button, HBox
+
+        def show(change: Any) -> None:
+            self.show(change["new"])
+            draw()
+
+        def turn(pages: int) -> None:
+            self.turn(pages)
+            draw()
+
+        tick = check_box("Show the answers (the models' own words)", self.texts)
+        tick.observe(react(show), "value")
+        earlier = Button(description="Earlier answers")
+        later = Button(description="Further answers")
+        earlier.on_click(react(lambda _: turn(-1)))
+        later.on_click(react(lambda _: turn(1)))
+        return HBox([tick, earlier, later])
+
+
 def _copied(name: str, line: str) -> str:
     code = escaped(line)
     button = f'<button type="button" style="{BUTTON}" data-copy="{html.escape(line)}"'
@@ -258,6 +413,10 @@ def check_box(label: str, value: bool) -> Any:
     """Return a check box with its label beside it."""
     from ipywidgets import Checkbox
 
-    box = Checkbox(value=value, description=safe(label, 80), indent=False)
+    box = Checkbox(
+        value=value,
+        description=safe(label, 80),
+        indent=False,
+    )
     box.layout.width = "auto"
     return box

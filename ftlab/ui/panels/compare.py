@@ -11,17 +11,16 @@ from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Outcome
 from ftlab.runs import Run
-from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, html_table
+from ftlab.ui.panels.base import AnswerPages, Frame, Panel, call_of, html_table
 
 SPLITS = {
     "risk": ["risk"],
     "risk and attack": ["risk", "attack"],
 }
-PAGE = 20  # answers that are shown at a time
 
 
 @takes()
-def compare(a: Any, b: Any = None, *, judge: str | None = None) -> Comparing:
+def compare(a: Any, b: Any = None, *, judge: str | None = None) -> ComparePanel:
     """Compare a curve's steps with its parent, or two runs, on the same prompts.
 
     The table is that of `ftlab.compare`. Of a risk and a step it shows how many answers went from
@@ -44,10 +43,10 @@ def compare(a: Any, b: Any = None, *, judge: str | None = None) -> Comparing:
         if side is not None and not isinstance(side, Run):
             side = runs.load(side)
         sides.append(side)
-    return Comparing(*sides, judge)
+    return ComparePanel(*sides, judge)
 
 
-class Comparing(Panel):
+class ComparePanel(Panel):
     """What is compared, and which part of it is shown.
 
     Args:
@@ -59,8 +58,7 @@ class Comparing(Panel):
         split: A key of `SPLITS`.
         risk: The risk whose answers are shown.
         step: The step of the later side.
-        texts: Whether the answers are shown.
-        page: Which `PAGE` of them, from 0.
+        pages: The answers.
     """
 
     name = "compare"
@@ -87,8 +85,7 @@ class Comparing(Panel):
         self.split = "risk"
         self.risk = self.risks[0]
         self.step = self.steps[-1]
-        self.texts = False
-        self.page = 0
+        self.pages = AnswerPages(self.answers, _side_by_side)
 
     def choose(self, **chosen: Any) -> None:
         """Show another `split`, `risk` or `step`.
@@ -107,7 +104,7 @@ class Comparing(Panel):
                 message = f"{name} {value!r} was not compared. Choose from {there}."
                 raise UsageError("nothing_selected", message)
         vars(self).update(chosen)
-        self.page = 0
+        self.pages.page = 0
 
     def table(self) -> pd.DataFrame:
         """Return the comparison, as `ftlab.compare` does."""
@@ -147,24 +144,37 @@ class Comparing(Panel):
         second = call_of(
             "ft.answers",
             *sides,
-            text=self.texts or None,
+            text=self.pages.texts or None,
             **chosen,
         )
         return f"{first}\n{second}"
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {
+        return {
             "run": self.before.name,
-            "risk": self.risk,
+            "other": "" if self.after is None else self.after.name,
+            "judge": self._judge(),
         }
-        if self.after is not None:
-            chosen["other"] = self.after.name
-        return chosen
 
-    def left_out(self) -> list[str]:
-        """Return what the notebook has no parameter for."""
-        return ["judge"] if self.judge else []
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell, and what it has no argument for."""
+        at_first = {
+            "split": "risk",
+            "risk": self.risks[0],
+            "step": self.steps[-1],
+        }
+        others = {}
+        for name, value in at_first.items():
+            own = getattr(self, name)
+            others[name] = None if own == value else own
+        return {
+            "a": self.before,
+            "b": self.after,
+            "judge": self._judge(),
+            "texts": self.pages.texts or None,
+            **others,
+        }
 
     def plain(self) -> list[Any]:
         """Return the comparison, and what became of the outcomes."""
@@ -180,9 +190,7 @@ class Comparing(Panel):
                 row[Outcome(name).label] = f"{count:,}"
             rows.append(row)
         shown = html_table(rows, f"Answers about {self.risk} at step {self.step}")
-        if self.texts:
-            shown += self._texts()
-        return shown
+        return shown + self.pages.table()
 
     def widget(self) -> Any:
         """Return the widgets."""
@@ -202,28 +210,27 @@ class Comparing(Panel):
             )
         )
 
-    def _texts(self) -> str:
-        found = self.answers()
-        start = self.page * PAGE
-        rows = []
-        for answer in found[start : start + PAGE].to_dict("records"):
-            row = {"changed": "changed" if answer["changed"] else "same"}
-            row |= {name: answer[name] for name in ("seed", "attack") if name in answer}
-            row["question"] = answer["question"]
-            for side in ("before", "after"):
-                verdict = Outcome(answer[side]).label
-                row[side] = f"[{verdict}]\n{answer[f'text_{side}']}"
-            rows.append(row)
-        last = start + len(rows)
-        caption = f"Answers {start + 1} to {last} of {len(found):,}, changed ones first"
-        return html_table(rows, caption)
+    def _judge(self) -> str:
+        """Return whose verdicts count."""
+        return str(self.table()["judge"].iloc[0])
+
+
+def _side_by_side(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what is shown of a pair of answers, as plain text."""
+    row = {"changed": "changed" if answer["changed"] else "same"}
+    row |= {name: answer[name] for name in ("seed", "attack") if name in answer}
+    row["question"] = answer["question"]
+    for side in ("before", "after"):
+        verdict = Outcome(answer[side]).label
+        row[side] = f"[{verdict}]\n{answer[f'text_{side}']}"
+    return row
 
 
 class _Widgets:
     """The panel on the screen."""
 
-    def __init__(self, state: Comparing):
-        from ipywidgets import HTML, Button, Dropdown, HBox
+    def __init__(self, state: ComparePanel):
+        from ipywidgets import HTML, Dropdown, HBox
 
         self.state = state
         self.frame = Frame(state)
@@ -239,16 +246,10 @@ class _Widgets:
             field = Dropdown(options=options, value=value, description=name.capitalize())
             field.observe(react(lambda change, name=name: self._choose(name, change)), "value")
             fields.append(field)
-        texts = check_box("Show the answers (the models' own words)", state.texts)
-        texts.observe(react(self._show), "value")
-        earlier = Button(description="Earlier answers")
-        later = Button(description="Further answers")
-        earlier.on_click(react(lambda _: self._turn(-1)))
-        later.on_click(react(lambda _: self._turn(1)))
         self.table = HTML()
         self.behind = HTML()
         self.draw()
-        paging = HBox([texts, earlier, later])
+        paging = state.pages.controls(react, self.draw)
         self.box = self.frame.show(
             HBox(fields),
             self.table,
@@ -262,13 +263,4 @@ class _Widgets:
 
     def _choose(self, name: str, change: Any) -> None:
         self.state.choose(**{name: change["new"]})
-        self.draw()
-
-    def _show(self, change: Any) -> None:
-        self.state.texts = change["new"]
-        self.draw()
-
-    def _turn(self, pages: int) -> None:
-        last = max(len(self.state.answers()) - 1, 0) // PAGE
-        self.state.page = min(max(self.state.page + pages, 0), last)
         self.draw()

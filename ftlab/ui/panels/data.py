@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ def data(
     kind: str | None = None,
     n_rows: int = 3,
     audit_by: str | None = None,
-) -> Looking:
+) -> DataPanel:
     """Look at a file of training rows before anything is trained on it.
 
     Args:
@@ -44,14 +45,14 @@ def data(
         NotFoundError: There is no such file, folder or hub id.
         UsageError: Those of `ftlab.data.check` and `ftlab.evals.audit`.
     """
-    found = Looking(file, model, prompts, kind)
+    found = DataPanel(file, model, prompts, kind)
     found.show_rows(n_rows)
     if audit_by:
         found.audit(audit_by)
     return found
 
 
-class Looking(Panel):
+class DataPanel(Panel):
     """What is known of a file.
 
     Args:
@@ -97,14 +98,20 @@ class Looking(Panel):
 
     def mask(self) -> Preview | None:
         """Return the first rows with what carries loss; None where they cannot be shown."""
-        kind = self.report.format.rpartition(" ")[2].strip("()")
-        if self.model is None or not self.report.usable or kind == "prompts":
+        kind = self._mask_kind()
+        if not kind:
             return None
-        kind = kind if kind in ("pairs", "kto") else "chats"
         try:
             return preview(self.file, self.model, n_rows=self.n_rows, kind=kind)
         except FtlabError:  # rows that only another method trains
             return None
+
+    def _mask_kind(self) -> str:
+        """Return as what the rows are shown; "" where they cannot be."""
+        kind = self.report.format.rpartition(" ")[2].strip("()")
+        if self.model is None or not self.report.usable or kind == "prompts":
+            return ""
+        return kind if kind in ("pairs", "kto") else "chats"
 
     def audit(self, by: str) -> None:
         """Rank the rows, the most suspicious first.
@@ -147,26 +154,34 @@ class Looking(Panel):
             "prompts": self.prompts,
         }
         lines = [call_of("ft.data.check", self.file, **given)]
-        if self.model is not None:
-            lines.append(call_of("ft.data.preview", self.file, self.model, n_rows=self.n_rows))
+        mask = self._mask_kind()
+        if mask:
+            rows = {"n_rows": self.n_rows, "kind": mask}
+            lines.append(call_of("ft.data.preview", self.file, self.model, **rows))
         if self.by:
-            lines.append(call_of("ft.evals.audit", self.file, self.model, by=self.by))
+            ranked = {"by": self.by, "texts": self.texts or None}
+            lines.append(call_of("ft.evals.audit", self.file, self.model, **ranked))
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"data": str(name_of(self.file))}
+        chosen = {"data": str(name_of(self.file)), "audit_by": self.by}
         if self.model is not None:
             chosen["model"] = str(name_of(self.model))
-        if isinstance(self.prompts, str):
-            chosen["prompts"] = self.prompts
-        if self.by:
-            chosen["audit_by"] = self.by
+        chosen["prompts"] = str(self.prompts) if isinstance(self.prompts, (str, Path)) else ""
         return chosen
 
-    def left_out(self) -> list[str]:
-        """Return what the notebook has no parameter for."""
-        return ["kind"] if self.kind else []
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell, and what it has no argument for."""
+        return {
+            "file": self.file,
+            "model": self.model,
+            "prompts": self.prompts,
+            "kind": self.kind,
+            "n_rows": self.n_rows,
+            "audit_by": self.by,
+            "texts": self.texts or None,
+        }
 
     def plain(self) -> list[Any]:
         """Return the report, the loss mask and the ranked rows, without their words."""
@@ -186,7 +201,7 @@ class Looking(Panel):
 class _Widgets:
     """The panel on the screen."""
 
-    def __init__(self, state: Looking):
+    def __init__(self, state: DataPanel):
         from ipywidgets import HTML, Button, Dropdown, HBox, IntSlider
 
         self.state = state

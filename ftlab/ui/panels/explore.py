@@ -20,10 +20,9 @@ from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.analysis import plots
 from ftlab.runs import Run
-from ftlab.ui.panels.base import TABLE, Frame, Panel, call_of, check_box, escaped, html_table, pad
+from ftlab.ui.panels.base import TABLE, AnswerPages, Frame, Panel, call_of, check_box, escaped, pad
 
 CHOICES = ("risks", "attacks", "seeds")
-PAGE = 20  # answers that are shown at a time
 WIDTH, HEIGHT = 300, 190  # of the chart of one risk, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 38, 14, 10, 30  # its margins
 TICKS = (0, 25, 50, 75, 100)
@@ -36,6 +35,7 @@ MARKS = {  # shapes of the points, by matplotlib's letters
     "P": "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
     "X": "M-6-3-3-6 0-3 3-6 6-3 3 0 6 3 3 6 0 3-3 6-6 3-3 0Z",
 }
+NOTHING = "Nothing of this was scored."
 TEMPLATE = "chart.svg.j2"
 Rows = list[dict[str, Any]]
 
@@ -108,8 +108,7 @@ class Exploration(Panel):
         limits: The first and the last step that are shown.
         per_seed: Whether single seeds are drawn.
         picked: Risk and step of the chosen point, or None.
-        texts: Whether the answers behind it are shown.
-        page: Which `PAGE` of them, from 0.
+        pages: The answers behind it.
     """
 
     name = "explore"
@@ -129,8 +128,11 @@ class Exploration(Panel):
         self.limits = (self.steps[0], self.steps[-1])
         self.per_seed = len(self.every["seeds"]) > 1
         self.picked: tuple[str, int] | None = None
-        self.texts = False
-        self.page = 0
+        self.pages = AnswerPages(
+            lambda: self.answers() if self.picked else [],
+            self._side_by_side,
+            read=self._texts,
+        )
         self._read: tuple[dict[str, str], dict[str, str]] | None = None
 
     def choose(self, what: str, values: Iterable[Any]) -> None:
@@ -147,7 +149,7 @@ class Exploration(Panel):
             message = f"{what}: {found} cannot be shown. Choose from {there}."
             raise UsageError("nothing_selected", message)
         self.chosen[what] = [value for value in self.every[what] if value in wanted]
-        self.page = 0
+        self.pages.page = 0
 
     def limit(self, first: int, last: int) -> None:
         """Show the steps from the first to the last one only.
@@ -170,7 +172,7 @@ class Exploration(Panel):
         if risk not in self.every["risks"] or step not in self.steps:
             raise UsageError("nothing_selected", f"There is no point of {risk} at step {step}.")
         self.picked = (risk, step)
-        self.page = 0
+        self.pages.page = 0
 
     def rates(self) -> pd.DataFrame:
         """Return the rate of each shown risk at each shown step, with its interval."""
@@ -245,7 +247,11 @@ class Exploration(Panel):
             **settings,
         )
         if lines:
-            first = first.replace(repr(self.run.name), "table", 1)
+            first = first.replace(
+                repr(self.run.name),
+                "table",
+                1,
+            )
         lines.append(first)
         if self.picked:
             risk, step = self.picked
@@ -254,15 +260,16 @@ class Exploration(Panel):
                 "risk": risk,
                 "attack": settings["attack"],
             }
-            more["text"] = self.texts or None
-            lines.append(
-                call_of(
-                    "ft.answers",
-                    self.run,
-                    judge=self.judge,
-                    **more,
-                )
+            more["text"] = self.pages.texts or None
+            answers = call_of(
+                "ft.answers",
+                self.run,
+                judge=self.judge,
+                **more,
             )
+            if seeds != self.every["seeds"] and step != self.steps[0]:
+                answers += f".query('seed in {seeds}')"
+            lines.append(answers)
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
@@ -273,11 +280,26 @@ class Exploration(Panel):
             "attacks": self.chosen["attacks"],
             "steps": [int(step) for step in self.limits],
             "shown_seeds": [int(seed) for seed in self.chosen["seeds"]],
+            "judge": self.judge,
+        }
+
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell, and what it has no argument for."""
+        drawn_at_first = len(self.every["seeds"]) > 1
+        return {
+            "curve": self.run,
+            **self.chosen,
+            "steps": [int(step) for step in self.limits],
+            "judge": self.judge,
+            "point": self.picked,
+            "texts": self.pages.texts or None,
+            "per_seed": None if self.per_seed == drawn_at_first else self.per_seed,
         }
 
     def plain(self) -> list[Any]:
         """Return the rates and, of a chosen point, its outcomes."""
-        parts: list[Any] = [analysis.summary(self.rates())]
+        rates = self.rates()
+        parts: list[Any] = [NOTHING if rates.empty else analysis.summary(rates)]
         if self.picked:
             risk, step = self.picked
             counted = ", ".join(f"{name} {count}" for name, count in self.counts().items())
@@ -314,27 +336,31 @@ class Exploration(Panel):
             rows += f"<tr><td>{verdict_html(name)}</td><td>{count:,}</td><td>{share}</td></tr>"
         heading = escaped(f"{plots.risk_name(risk)} at step {step}: {total:,} answers")
         shown = f"<table style='{TABLE}'><caption>{heading}</caption><tbody>{rows}</tbody></table>"
-        if self.texts:
-            shown += self._texts()
-        return shown
+        return shown + self.pages.table()
 
     def widget(self) -> Any:
         """Return the widgets."""
         return _Widgets(self).box
 
-    def _texts(self) -> str:
-        found = self.answers()
-        start = self.page * PAGE
-        shown = [self._side_by_side(row) for row in found[start : start + PAGE]]
-        last = start + len(shown)
-        caption = f"Answers {start + 1} to {last} of {len(found):,}, changed ones first"
-        return html_table(shown, caption)
+    def _texts(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return questions by sample and attack, and answers by key.
+
+        Raises:
+            UsageError: `answers_not_there`.
+        """
+        if self._read is None:
+            questions, texts = analysis.texts_of(self.run)
+            missing = {key for key in self.measured.keys if key} - set(texts)
+            if missing:
+                message = f"{self.run.name} does not hold {len(missing):,} of its answers: the runs"
+                message += " that it is of are not there. Make it again, or bring them back."
+                raise UsageError("answers_not_there", message)
+            self._read = questions, texts
+        return self._read
 
     def _side_by_side(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return what is shown of a pair of answers, as plain text."""
-        if self._read is None:
-            self._read = analysis.texts_of(self.run)
-        questions, texts = self._read
+        questions, texts = self._texts()
         shown: dict[str, Any] = {}
         if "changed" in row:
             shown["changed"] = "changed" if row["changed"] else "same"
@@ -368,10 +394,7 @@ class Exploration(Panel):
             columns=["risk", "step", "rate", "low", "high", "seed"],
         )
         table["judge"] = self.judge
-        return table.dropna(
-            axis="columns",
-            how="all",
-        )
+        return table.drop(columns="seed") if table["seed"].isna().all() else table
 
     def _at(self, risk: str, step: int) -> Any:
         """Return the verdicts on a risk at a step, under what is chosen."""
@@ -544,7 +567,7 @@ class _Widgets:
     """The panel on the screen."""
 
     def __init__(self, state: Exploration):
-        from ipywidgets import HTML, Button, HBox, SelectionRangeSlider, VBox
+        from ipywidgets import HTML, HBox, SelectionRangeSlider, VBox
 
         self.state = state
         self.frame = Frame(state)
@@ -569,18 +592,12 @@ class _Widgets:
             row.layout.flex_flow = "row wrap"
             parts.append(row)
         single = check_box("Draw single seeds", state.per_seed)
-        single.observe(react(lambda change: self._set("per_seed", change)), "value")
+        single.observe(react(self._draw_seeds), "value")
         self.chart = pad("Risk curve; Tab to a point and Enter to choose it")
         self.chart.on_msg(react(self._on_message))
-        texts = check_box("Show the answers (the models' own words)", state.texts)
-        texts.observe(react(lambda change: self._set("texts", change)), "value")
-        earlier = Button(description="Earlier answers")
-        later = Button(description="Further answers")
-        earlier.on_click(react(lambda _: self._turn(-1)))
-        later.on_click(react(lambda _: self._turn(1)))
         self.behind = HTML()
         self.draw()
-        paging = HBox([texts, earlier, later])
+        paging = state.pages.controls(react, self.draw)
         self.box = self.frame.show(
             VBox(parts),
             single,
@@ -602,19 +619,9 @@ class _Widgets:
         self.state.choose(what, values)
         self.draw()
 
-    def _set(self, name: str, change: Any) -> None:
-        setattr(
-            self.state,
-            name,
-            change["new"],
-        )
+    def _draw_seeds(self, change: Any) -> None:
+        self.state.per_seed = change["new"]
         self.draw()
-
-    def _turn(self, pages: int) -> None:
-        if self.state.picked and self.state.texts:
-            last = (len(self.state.answers()) - 1) // PAGE
-            self.state.page = min(max(self.state.page + pages, 0), last)
-            self.draw()
 
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         risk, _, step = str(content.get("pick", "")).rpartition(" ")

@@ -27,7 +27,7 @@ def guard(
     *,
     question: str = "",
     max_new_tokens: int = 64,
-) -> Guarding:
+) -> GuardPanel:
     """Try prompts on a model with and without guards.
 
     The model answers greedily. With a guard it is sent what the guard makes of the prompt, and the
@@ -47,13 +47,13 @@ def guard(
             `ftlab.model`.
     """
     names = [guards] if isinstance(guards, (str, Defence)) else list(guards)
-    found = Guarding(model, names, max_new_tokens)
+    found = GuardPanel(model, names, max_new_tokens)
     if question:
         found.ask(question)
     return found
 
 
-class Guarding(Panel):
+class GuardPanel(Panel):
     """A model, its guards, and what became of the last prompt.
 
     Args:
@@ -155,9 +155,17 @@ class Guarding(Panel):
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
         chosen = {"model": str(name_of(self.given)), "guards": list(self.guards)}
-        if self.question:
-            chosen["question"] = self.question
-        return chosen
+        return chosen | {"question": self.question}
+
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell, and what it has no argument for."""
+        return {
+            "model": self.given,
+            "guards": self.names,
+            "question": self.question,
+            "max_new_tokens": self.max_new_tokens,
+            "texts": self.texts or None,
+        }
 
     def plain(self) -> list[Any]:
         """Return what became of the prompt, without the answers."""
@@ -189,7 +197,7 @@ class Guarding(Panel):
 class _Widgets:
     """The panel on the screen."""
 
-    def __init__(self, state: Guarding):
+    def __init__(self, state: GuardPanel):
         from ipywidgets import HTML, Button, HBox, Textarea
 
         self.state = state

@@ -1,4 +1,4 @@
-"""Label drawn answers by keyboard, blind, and watch the corrected rate. Cell: label."""
+"""Label drawn answers by keyboard, blind, and see what they make of the rate. Cell: label."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import math
 import re
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ftlab import analysis, evals, runs, stats
 from ftlab._core.config import takes
-from ftlab._core.errors import UsageError
+from ftlab._core.errors import DataError, FtlabError, UsageError
+from ftlab._core.files import file_hash
 from ftlab._core.progress import clock, duration
+from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.analysis import plots
-from ftlab.runs import DRAW, Labels, Run
+from ftlab.runs import ALLOWED, DRAW, Labels, Run
 from ftlab.ui.panels.base import Frame, Panel, call_of, escaped, pad, pre
 
 KEYS = {
@@ -38,6 +40,11 @@ MOVES = {
 }
 LABELLER = re.compile(r"\w[\w.-]{0,39}")
 UNNAMED = "Write your initials into Labeller first."
+SHOWN = 20  # problems that are listed
+BLOCK = 25  # labels after which a rate that is shown moves
+WHEN = "rate_shown"  # column: "after" for a label that was given after a rate was shown
+FINAL = "final"  # column: "yes" for a label that a shown rate counts
+OWN = ("answer_id", "risk", "question", "answer", "label", "labeller", WHEN, FINAL)
 
 
 @takes()
@@ -56,8 +63,10 @@ def label(  # noqa: PLR0913
 
     The panel shows question and answer, and neither the judge's verdict nor whose answer it is.
     After every key the sheet of the labeller is written; the same call goes on where it was left.
-    The order is by lot, so what is labelled so far corrects the rate already, with a wider
-    interval.
+    Rates are shown when they are asked for, never by themselves. Before the end that is one rate
+    of each risk, of all steps together, which moves every 25 labels; what the judges say, single
+    steps and how far labellers agree are shown at the end. A label that is in a shown rate is
+    final, and the sheet notes which labels were given after one was shown.
 
     Args:
         run: A finished evaluation or curve, or its name.
@@ -95,13 +104,13 @@ def label(  # noqa: PLR0913
     return found
 
 
-@dataclass
-class Position:
-    """Labels of one labeller: one for each row of the sheet, and what was done, for undo."""
+class Given(NamedTuple):
+    """What the sheet says of one answer."""
 
-    labels: list[str]
-    at: int = 0
-    done: list[tuple[int, str]] = field(default_factory=list)  # row, and its label before
+    label: str = ""
+    who: str = ""
+    when: str = ""  # WHEN
+    final: str = ""  # FINAL
 
 
 class Labelling(Panel):
@@ -112,6 +121,11 @@ class Labelling(Panel):
         n: Answers of each risk and step.
         out: File whose name begins those of the sheets.
         drawing: Further arguments of `ftlab.evals.draw`; None for its defaults.
+
+    Attributes:
+        who: The present labeller; "" before there is one.
+        given: What the sheet says of each answer.
+        at: The answer that is shown, from 0.
     """
 
     name = "label"
@@ -133,11 +147,17 @@ class Labelling(Panel):
         self.rows = self.sheet.to_dict("records")
         self.draw = sheet.run
         self.who = ""
-        self.mine = Position([""] * len(self.rows))
+        self.given = [Given()] * len(self.rows)
+        self.extra = pd.DataFrame()  # columns that people added to the sheet
+        self.at = 0
+        self.done: list[tuple[int, Given]] = []  # for undo: row, and what was there before
         self.began = clock()
+        self._on_disk = ""  # hash of the sheet as it was read or written last
+        judge = self.draw.stats["judge"]
         self._population = _Population(
-            self.draw,
-            run,
+            analysis.Selections(run, judge),
+            self.draw.read(DRAW),
+            json.loads(self.draw.stats["events"]),
         )
 
     @property
@@ -146,15 +166,26 @@ class Labelling(Panel):
         return self.out.with_name(f"{self.out.stem}-{self.who}{self.out.suffix}")
 
     @property
+    def labels(self) -> list[str]:
+        """The label of each answer; "" where there is none yet."""
+        return [own.label for own in self.given]
+
+    @property
     def n_done(self) -> int:
         """Number of answers with a label."""
-        return sum(map(bool, self.mine.labels))
+        return sum(map(bool, self.labels))
+
+    @property
+    def n_final(self) -> int:
+        """Number of labels that a rate was shown of."""
+        return _leading([own.final for own in self.given])
 
     def become(self, who: str) -> None:
         """Go on as a labeller, with the labels of that labeller's sheet if there is one.
 
         Raises:
             UsageError: `wrong_labeller`, `file_exists`.
+            DataError: `wrong_labels` where the sheet holds a label that is not allowed.
         """
         who = who.strip()
         if not LABELLER.fullmatch(who):
@@ -165,23 +196,23 @@ class Labelling(Panel):
         before = self.who
         self.who = who
         try:
-            labels = self._read(self.path)
-        except UsageError:
+            self._open()
+        except FtlabError:
             self.who = before
             raise
-        self.mine = Position(labels)
-        self.began = clock()
-        self._go_to_next(0)
 
     def press(self, key: str) -> bool:
         """Do what a key stands for; return whether it stands for something here.
 
         Raises:
-            UsageError: `wrong_labeller` where nobody has given a name.
+            UsageError: `wrong_labeller` where nobody has given a name; those of `give`.
         """
         if key in MOVES:
             last = len(self.rows) - 1
-            self.mine.at = min(max(self.mine.at + MOVES[key], 0), last)
+            self.at = min(
+                max(self.at + MOVES[key], 0),
+                last,
+            )
         elif key in UNDO:
             return self.undo()
         elif key in KEYS:
@@ -192,53 +223,71 @@ class Labelling(Panel):
         """Label the answer that is shown, write the sheet and go to the next one without a label.
 
         Raises:
-            UsageError: `wrong_labeller`.
-            StorageFull: `storage_full`; the label does not count then.
+            UsageError: `wrong_labeller`; `label_final`; `sheet_changed` where somebody else wrote
+                the sheet, which is read again then.
+            StorageFull: `storage_full`. After any error the label does not count.
         """
         if not self.who:
             raise UsageError("wrong_labeller", UNNAMED)
-        at = self.mine.at
-        before = self.mine.labels[at]
-        self.mine.labels[at] = str(outcome)
-        try:
-            self._write()
-        except BaseException:
-            self.mine.labels[at] = before
-            raise
-        self.mine.done.append((at, before))
+        at = self.at
+        own = Given(
+            label=str(outcome),
+            who=self.who,
+            when="after" if self.n_final else "",
+        )
+        before = self._replace({at: own})
+        self.done.append((at, before[at]))
         self._go_to_next(at)
 
     def undo(self) -> bool:
-        """Take the last label back and show its answer; return whether there was one."""
-        if not self.mine.done:
+        """Take the last label back and show its answer; return whether there was one.
+
+        Raises:
+            As `give`.
+        """
+        if not self.done:
             return False
-        at, before = self.mine.done.pop()
-        self.mine.labels[at] = before
-        self.mine.at = at
-        self._write()
+        at, before = self.done[-1]
+        self._replace({at: before})
+        self.done.pop()
+        self.at = at
         return True
 
     def rates(self) -> pd.DataFrame:
         """Return the judge's rates, and beside them what the labels so far make of them.
 
-        Of the labels those up to the first gap count: the order is by lot, and which answers
-        somebody chose to leave out is not.
+        This is not blind: who labels should call `show_rate`. Of the labels those up to the first
+        gap count: the order is by lot, and which answers somebody chose to leave out is not.
 
         Returns:
             One row per risk and step that was drawn from: judge_rate with _low and _high; labels
             (their number), and rate, low and high as `ftlab.rates(labels=...)` gives them.
         """
         return self._population.rates(
-            self.mine.labels,
+            self.labels,
             self.who,
         )
 
+    def show_rate(self) -> list[str]:
+        """Return the rate in words. The labels that it counts are final from then on.
+
+        Raises:
+            UsageError: `sheet_changed`.
+        """
+        n_labels = _leading(self.labels)
+        if n_labels < len(self.rows):
+            n_labels -= n_labels % BLOCK
+        if n_labels > self.n_final:
+            new = range(self.n_final, n_labels)
+            self._replace({at: self.given[at]._replace(final="yes") for at in new})
+        return self.told() or [f"The rate is shown from {BLOCK} labels on, or at the end."]
+
     def agreement(self) -> str:
-        """Return in words how far the labeller agrees with the others; "" before the end.
+        """Return in words how far the labeller agrees with the others; "" before all is final.
 
         Earlier it would tell a labeller which label to take back.
         """
-        if self.n_done < len(self.rows):
+        if self.n_final < len(self.rows):
             return ""
         told = []
         for path in sorted(self.out.parent.glob(f"{self.out.stem}-*{self.out.suffix}")):
@@ -260,63 +309,63 @@ class Labelling(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {
+        risk = self.drawing.get("risk")
+        return {
             "run": self.run.name,
             "n_labels": self.n,
             "labeller": self.who,
+            "risk": risk if isinstance(risk, str) else "",
+            "judge": self._population.judge,
+            "out": str(self.out.parent),
         }
-        risk = self.drawing.get("risk")
-        if isinstance(risk, str):
-            chosen["risk"] = risk
-        return chosen
 
-    def left_out(self) -> list[str]:
-        """Return what the notebook has no parameter for."""
-        return [name for name in self.drawing if name not in self.parameters()]
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell that stand for what is chosen."""
+        return {
+            "run": self.run,
+            "n": self.n,
+            "labeller": self.who,
+            "out": f"{self.out.parent}/{self.out.name}",
+            "seed": 0,
+            **self.drawing,
+            "judge": self._population.judge,
+        }
 
     def plain(self) -> list[Any]:
-        """Return how far the labels are, and the rates."""
+        """Return how far the labels are, and the rates that were shown before."""
         return [self.progress(), *self.told()]
 
     def told(self) -> list[str]:
-        """Return the rates in words, a line per risk and step."""
-        lines = []
-        for row in self.rates().to_dict("records"):
-            judged = _interval(
-                row["judge_rate"],
-                row["judge_low"],
-                row["judge_high"],
-            )
-            line = f"{row['risk']}, step {row['step']}: judge {judged}"
-            if row["labels"]:
-                corrected = _interval(
-                    row["rate"],
-                    row["low"],
-                    row["high"],
-                )
-                line += f"; corrected by {row['labels']} labels {corrected}"
-            lines.append(line)
-        return lines
+        """Return in words what the final labels give; a line per risk, at the end also per step."""
+        n_labels = self.n_final
+        if not n_labels:
+            return []
+        labels = [*self.labels[:n_labels], *[""] * (len(self.rows) - n_labels)]
+        rates = self._population.rates(labels, self.who)
+        if n_labels < len(self.rows):
+            return [_pooled(str(risk), rows) for risk, rows in rates.groupby("risk", sort=False)]
+        lines = [_of_step(row) for row in rates.to_dict("records")]
+        agreement = self.agreement()
+        return [*lines, agreement] if agreement else lines
 
     def progress(self) -> str:
         """Return how many answers have a label, and how long the others will take."""
         done, total = self.n_done, len(self.rows)
         who = self.who or "nobody yet"
         text = f"{done} of {total} answers labelled by {who}"
-        now = len(self.mine.done)
+        now = len(self.done)
         if now and done < total:
             left_s = (clock() - self.began) / now * (total - done)
             text += f", about {duration(left_s)} left"
-        agreement = self.agreement()
-        if agreement:
-            text += f". {agreement}"
+        if done == total and self.n_final < total:
+            text += ". The rate can be shown now, and the labels are final then"
         return text
 
     def shown(self) -> str:
         """Return the present answer as HTML: escaped, without anything that tells whose it is."""
-        at = self.mine.at
+        at = self.at
         row = self.rows[at]
-        own = self.mine.labels[at]
+        own = self.given[at].label
         given = Outcome(own).label if own else "no label yet"
         share = 100 * self.n_done / len(self.rows)
         bar = f'<progress value="{share:.0f}" max="100" aria-label="labelled"></progress>'
@@ -333,38 +382,111 @@ class Labelling(Panel):
 
     def _go_to_next(self, start: int) -> None:
         """Show the first answer without a label from `start` on, then from the beginning."""
-        labels = self.mine.labels
+        labels = self.labels
         for at in [*range(start, len(labels)), *range(start)]:
             if not labels[at]:
-                self.mine.at = at
+                self.at = at
                 return
 
-    def _read(self, path: Path) -> list[str]:
-        """Return the labels of a sheet in the order of this one; empty without a sheet."""
+    def _open(self) -> None:
+        """Go on with the sheet as it is on disk."""
+        self._on_disk = self._hash()
+        self.given, self.extra = self._read(self.path)
+        self.done = []
+        self.began = clock()
+        self._go_to_next(0)
+
+    def _read(self, path: Path) -> tuple[list[Given], pd.DataFrame]:
+        """Return what a sheet says of each answer, and the columns that people added."""
         if not path.exists():
-            return [""] * len(self.rows)
-        known = runs.known_labels(path)
+            return [Given()] * len(self.rows), pd.DataFrame()
+        table = runs.read_sheet(path)
         keys = list(self._population.keys.values())
-        if not set(known) <= set(keys):  # writing this draw would lose those labels
+        extra = [name for name in table if name not in OWN]
+        others = table[~table.index.isin(keys)]
+        if (others[["label", *extra]] != "").to_numpy().any():  # writing would lose them
             raise UsageError(
                 "file_exists", f"{path} is a sheet of another draw. Give another out=."
             )
-        return [known.get(key, ("", ""))[0] for key in keys]
+        wrong = table[~table["label"].isin(["", *ALLOWED])]
+        if len(wrong):
+            raise _wrong_labels(path, wrong)
+        table = table[table.index.isin(keys)]
+        table = table.reindex(
+            keys,
+            fill_value="",
+        )
+        columns = ["label", "labeller", WHEN, FINAL]
+        given = table.reindex(columns=columns, fill_value="").to_numpy().tolist()
+        return [Given(*own) for own in given], table[extra]
+
+    def _replace(self, new: dict[int, Given]) -> dict[int, Given]:
+        """Write other labels, by row, and return what was there; after an error that stays."""
+        now = self._hash()
+        if now and now != self._on_disk:
+            self._open()
+            raise UsageError(
+                "sheet_changed",
+                f"{self.path.name} was written by somebody else. It was read again, and the last "
+                "key does not count. Two people need initials of their own.",
+            )
+        before = {at: self.given[at] for at in new}
+        final = [at for at, own in before.items() if own.final]
+        if final:
+            raise UsageError(
+                "label_final",
+                f"Answer {final[0] + 1} is in a rate that was shown, so its label is final.",
+            )
+        self._fill(new)
+        try:
+            self._write()
+        except BaseException:
+            self._fill(before)
+            raise
+        return before
+
+    def _fill(self, new: dict[int, Given]) -> None:
+        for at, own in new.items():
+            self.given[at] = own
+
+    def _hash(self) -> str:
+        """Return the hash of the sheet on disk; "" where there is none."""
+        return file_hash(self.path) if self.path.exists() else ""
 
     def _write(self) -> None:
-        labels = self.mine.labels
-        names = [self.who if own else "" for own in labels]
-        evals.write_sheet(self.sheet.assign(label=labels, labeller=names), self.path)
+        table = self.sheet.assign(
+            label=self.labels,
+            labeller=[own.who for own in self.given],
+        )
+        notes = {
+            WHEN: [own.when for own in self.given],
+            FINAL: [own.final for own in self.given],
+        }
+        for name, values in notes.items():
+            if any(values):
+                table[name] = values
+        for name in self.extra:
+            table[name] = self.extra[name].tolist()
+        evals.write_sheet(table, self.path)
+        self._on_disk = self._hash()
 
     def _agreement_with(self, path: Path) -> list[str]:
         try:
-            theirs = self._read(path)
-        except UsageError:  # of another draw
+            theirs, _ = self._read(path)
+        except FtlabError:  # of another draw, or not in order
             return []
-        pairs = [pair for pair in zip(self.mine.labels, theirs, strict=True) if all(pair)]
+        both = zip(
+            self.given,
+            theirs,
+            strict=True,
+        )
+        pairs = [(own.label, other.label) for own, other in both if own.label and other.label]
         if not pairs:
             return []
-        first, second = zip(*pairs, strict=True)
+        first, second = zip(
+            *pairs,
+            strict=True,
+        )
         same = sum(one == other for one, other in pairs)
         who = path.stem.removeprefix(f"{self.out.stem}-")
         kappa = stats.kappa(first, second)
@@ -372,6 +494,44 @@ class Labelling(Panel):
         if kappa.value == kappa.value:  # not where both gave one label only
             told += f", kappa {kappa.value:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]"
         return [told]
+
+
+def _leading(values: Sequence[str]) -> int:
+    """Return how many values there are before the first one that is empty."""
+    return next((place for place, value in enumerate(values) if not value), len(values))
+
+
+def _wrong_labels(path: Path, rows: pd.DataFrame) -> DataError:
+    problems = []
+    for row in rows.to_dict("records"):
+        problems.append(f"{safe(row['answer_id'], 40)}: {safe(row['label'], 30)!r}")
+    message = f"{path.name} has labels that are not allowed: {'; '.join(problems[:SHOWN])}. "
+    message += f"Write one of {', '.join(ALLOWED)}, or nothing."
+    return DataError(
+        "wrong_labels",
+        message,
+        problems,
+    )
+
+
+def _pooled(risk: str, rows: pd.DataFrame) -> str:
+    """Return the mean rate of a risk over its steps, with an interval, in words.
+
+    The interval is the mean of the steps' band, which holds at all steps at once.
+    """
+    if not rows["labels"].all():
+        return f"{risk}: too few labels yet"
+    means = rows[["rate", "low", "high"]].mean()
+    return f"{risk}, all steps together: {_interval(*means)} by {rows['labels'].sum()} labels"
+
+
+def _of_step(row: dict[str, Any]) -> str:
+    judged = [row[f"judge_{name}"] for name in ("rate", "low", "high")]
+    line = f"{row['risk']}, step {row['step']}: judge {_interval(*judged)}"
+    if row["labels"]:
+        corrected = [row[name] for name in ("rate", "low", "high")]
+        line += f"; corrected by {row['labels']} labels {_interval(*corrected)}"
+    return line
 
 
 def _interval(rate: float, low: float, high: float) -> str:
@@ -382,18 +542,23 @@ class _Population:
     """The answers that could be drawn, with what corrects their rate while labels come in.
 
     Args:
-        draw: The draw.
-        run: The run whose answers it is of.
+        measured: The judge's verdicts.
+        records: Of the draw: keys of answers, and ids of those that were drawn.
+        events: Of each risk, the event of every outcome.
     """
 
-    def __init__(self, draw: Run, run: Run):
-        records = draw.read(DRAW)
-        self.judge = draw.stats["judge"]
-        self.events = json.loads(draw.stats["events"])
+    def __init__(
+        self,
+        measured: analysis.Selections,
+        records: list[dict[str, Any]],
+        events: dict[str, dict[str, float]],
+    ):
+        self.measured = measured
+        self.judge = measured.judge
+        self.events = events
         drawn = [record for record in records if "answer_id" in record]
         drawn.sort(key=lambda record: record["answer_id"])
         self.keys = {record["answer_id"]: record["key"] for record in drawn}
-        self.measured = analysis.Selections(run, self.judge)
         self.strata = self._strata({record["key"] for record in records})
         self.sizes = Counter(self.strata.values())
         drawn_from = {(risk, step) for risk, step, _ in self.strata.values()}
@@ -479,7 +644,7 @@ class _Widgets:
             prompt=f"Keys, here: {keys}; u undo; arrows move",
         )
         self.live = Checkbox(
-            value=True,
+            value=False,
             description="Show the rate",
             indent=False,
         )
@@ -498,7 +663,10 @@ class _Widgets:
         )
         undo.on_click(self.frame.reacting(lambda _: self.press("u")))
         self.who.observe(self.frame.reacting(self._become), "value")
-        self.live.observe(self.frame.reacting(lambda _: self.draw_rates()), "value")
+        self.live.observe(
+            self.frame.reacting(lambda _: self.draw_rates()),
+            "value",
+        )
         self.pad.on_msg(self.frame.reacting(self._on_message))
         self.draw()
         row = HBox([*buttons, undo])
@@ -521,11 +689,12 @@ class _Widgets:
         self.draw_rates()
 
     def draw_rates(self) -> None:
-        lines = self.state.told() if self.live.value else []
+        lines = self.state.show_rate() if self.live.value else []
         self.rates.value = "".join(f"<div>{escaped(line)}</div>" for line in lines)
 
     def _become(self, change: Any) -> None:
         self.state.become(change["new"])
+        self.live.value = False
         self.draw()
 
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:

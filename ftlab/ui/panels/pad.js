@@ -19,7 +19,7 @@ function render({ model, el }) {
   keys.autocomplete = "off";
   keys.spellcheck = false;
   keys.style.cssText =
-    "width: 100%; max-width: 40em; padding: 0.4em; color: inherit; background: transparent;" +
+    "width: 100%; box-sizing: border-box; padding: 0.4em; color: inherit; background: transparent;" +
     "border: 1px solid currentColor; border-radius: 3px; font: inherit";
 
   const draw = () => {

@@ -17,7 +17,7 @@ LISTED = ["name", "kind", "state", "started", "mb", "results"]
 
 
 @takes()
-def runs() -> Keeping:
+def runs() -> RunsPanel:
     """Show the runs that are there, verify them, and remove what nobody will need.
 
     Nothing is removed before it was listed, and then only what was listed.
@@ -25,10 +25,10 @@ def runs() -> Keeping:
     Returns:
         The panel.
     """
-    return Keeping()
+    return RunsPanel()
 
 
-class Keeping(Panel):
+class RunsPanel(Panel):
     """The runs of the folder of all runs.
 
     Attributes:
@@ -92,19 +92,25 @@ class Keeping(Panel):
         return removed
 
     def call(self) -> str:
-        """Return the calls of the cells."""
+        """Return the calls of the cells. None of them removes: what it would may be other runs."""
         lines = ["ft.runs.list_runs()"]
         if self.verified:
             name, _ = self.verified
             lines.append(call_of("ft.runs.verify_runs", *([] if name == ALL else [name])))
         if self.removable is not None or self.cleaned:
-            chosen = {"yes": self.cleaned or None, "abandoned": self.abandoned or None}
-            lines.append(call_of("ft.runs.clean_runs", **chosen))
+            lines.append(call_of("ft.runs.clean_runs", abandoned=self.abandoned or None))
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters: it lists the runs whatever they are."""
         return {}
+
+    def choices(self) -> dict[str, Any]:
+        """Return what the cell has no argument for."""
+        return {
+            "verified": self.verified[0] if self.verified else None,
+            "removable": True if self.removable is not None or self.cleaned else None,
+        }
 
     def plain(self) -> list[Any]:
         """Return the list."""
@@ -120,7 +126,7 @@ class Keeping(Panel):
 class _Widgets:
     """The panel on the screen."""
 
-    def __init__(self, state: Keeping):
+    def __init__(self, state: RunsPanel):
         from ipywidgets import HTML, Button, Dropdown, HBox
 
         self.state = state

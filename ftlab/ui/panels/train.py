@@ -36,7 +36,7 @@ FIELDS = ("adapter", "learning_rate", "n_rows", "at_steps", "seeds")
 LEFT = re.compile(r"\d[\d.]* (s|min|h) left(, until \w+ [\d:]+)?")  # in a line of progress
 LINE = "stop_above"  # the safety line: {risk: rate}
 RISKS = ("jailbreak", "bias", "toxicity")
-PARAMETERS = ("at_steps", "seeds", "adapter", "learning_rate", "n_rows", "n_prompts", "judges")
+EMPTY = {"adapter": "", "learning_rate": 0.0, "n_rows": 0, "prompts": ""}  # None, in the notebook
 
 
 def train(parent: Any, data: Any, **settings: Any) -> Training:
@@ -183,6 +183,7 @@ class Training(Panel):
         self.began = clock()
         self.done_before = None
         self.asked_to_stop = False
+        words = self.words()
         handle, name = tempfile.mkstemp(
             prefix="ftlab-train-",
             suffix=".txt",
@@ -193,7 +194,7 @@ class Training(Panel):
             more = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with os.fdopen(handle, "wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *self.words()],
+                [sys.executable, "-c", COMMAND, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -239,12 +240,12 @@ class Training(Panel):
 
     def steps(self) -> list[int]:
         """Return the optimiser steps at which is measured."""
-        given = self.settings.get("at_steps", _parameters()["at_steps"].default)
+        given = self._effective()["at_steps"]
         return [0, given] if isinstance(given, int) else list(given)
 
     def n_seeds(self) -> int:
         """Return the number of training seeds."""
-        given = self.settings.get("seeds", _parameters()["seeds"].default)
+        given = self._effective()["seeds"]
         return given if isinstance(given, int) else len(given)
 
     def losses(self) -> list[tuple[int, float]]:
@@ -313,38 +314,40 @@ class Training(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
+        settings = self._effective()
         chosen = {
             "model": str(name_of(self.parent)),
             "data": str(name_of(self.data)),
+            "at_steps": self.steps(),
+            "seeds": self.n_seeds(),
+            "n_prompts": settings["n_prompts"],
+            "judges": list(_listed(settings["judges"])),
         }
-        for name in PARAMETERS:
-            if name in self.settings:
-                value = self.settings[name]
-                chosen[name] = list(value) if isinstance(value, tuple) else value
-        if "seeds" in chosen:
-            chosen["seeds"] = self.n_seeds()
-        if "at_steps" in chosen:
-            chosen["at_steps"] = self.steps()
-        for risk, limit in self.settings.get(LINE, {}).items():
-            chosen |= {
-                "stop_risk": risk,
-                LINE: limit,
-            }
-        return chosen
+        for name, empty in EMPTY.items():
+            value = name_of(settings[name])
+            chosen[name] = empty if value is None else value
+        line = settings[LINE] or {RISKS[0]: 0.0}
+        risk = next(iter(line))
+        return chosen | {"stop_risk": risk, LINE: line[risk]}
 
-    def left_out(self) -> list[str]:
-        """Return what the notebook has no parameter for."""
-        known = {
-            **self.parameters(),
-            LINE: None,
+    def choices(self) -> dict[str, Any]:
+        """Return the arguments of the cell, those by default included."""
+        settings = self._effective()
+        seeds = settings["seeds"]
+        if not isinstance(seeds, int) and list(seeds) == list(range(len(seeds))):
+            seeds = len(seeds)
+        return settings | {
+            "parent": self.parent,
+            "data": self.data,
+            "seeds": seeds,
+            "at_steps": self.steps(),
+            "judges": list(_listed(settings["judges"])),
         }
-        missing = [name for name in self.settings if name not in known]
-        seeds = self.settings.get("seeds", 1)
-        if not isinstance(seeds, int) and list(seeds) != list(range(len(seeds))):
-            missing.append("seeds")
-        if len(self.settings.get(LINE, {})) > 1:
-            missing.append(LINE)
-        return missing
+
+    def _effective(self) -> dict[str, Any]:
+        """Return every setting of the cell: as it is chosen, or its default."""
+        defaults = {name: one.default for name, one in _parameters().items()}
+        return defaults | self.settings
 
     def plain(self) -> list[Any]:
         """Return what is chosen; nothing is trained without a front end."""
@@ -424,6 +427,10 @@ def _parameters() -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(experiments.risk_curve).parameters)
     del found["parent"], found["data"]
     return found
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    return [value] if isinstance(value, str) else value
 
 
 def _measured(run: Run) -> list[dict[str, Any]]:
@@ -556,9 +563,9 @@ class _Widgets:
             self.progress,
             self.below,
         )
-        self.tell()
+        self.show_progress()
 
-    def tell(self) -> None:
+    def show_progress(self) -> None:
         text = escaped(self.state.state())
         self.progress.value = f'<div role="log" aria-live="polite">{text}</div>'
 
@@ -576,7 +583,7 @@ class _Widgets:
 
     def _stop(self) -> None:
         self.state.stop()
-        self.tell()
+        self.show_progress()
 
     def _clone(self) -> None:
         clone = _Widgets(self.state.clone(), self.figures)
@@ -588,7 +595,7 @@ class _Widgets:
         while True:
             is_running = self.state.running
             self.state.look()
-            self.tell()
+            self.show_progress()
             if not is_running or clock() - drawn >= FIGURE_S:
                 drawn = clock()
                 self.figures.update(self.state)
