@@ -16,6 +16,7 @@ from ftlab._core.text import redacted, safe
 ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_CHARACTERS = 20_000  # of one text
+NOT_SHOWN = "not shown: it holds line breaks, control characters or secrets"
 
 
 def html_of(template: str, page: dict[str, Any]) -> str:
@@ -90,14 +91,27 @@ def _code_in_html(text: str) -> Any:
     """Return a text as code, which one click selects."""
     from markupsafe import Markup
 
-    return Markup("<code>{}</code>").format(_one_line(text))
+    return Markup("<code>{}</code>").format(_code(text))
 
 
 def _code_in_markdown(text: str) -> Any:
-    """Return a text as code, in which nothing is markup; a backtick would end it."""
+    """Return a text as code, in which nothing is markup: its fence is longer than any inside."""
     from markupsafe import Markup
 
-    return Markup("`{}`".format(_one_line(text).replace("`", "'")))  # noqa: S704
+    code = _code(text)
+    inside = re.findall("`+", code)
+    longest = max(map(len, inside), default=0)
+    fence = "`" * (longest + 1)
+    edges = code[:1] + code[-1:]
+    room = " " if "`" in edges or edges == "  " else ""  # one at each end is no part of the code
+    return Markup(f"{fence}{room}{code}{room}{fence}")  # noqa: S704
+
+
+def _code(text: str) -> str:
+    """Return code for copying, to the letter; nothing of one that cannot be shown so."""
+    if text != _shown(text) or "\n" in text:
+        return NOT_SHOWN
+    return text
 
 
 def _markdown(value: Any) -> str:
