@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from docs import build
 
 PAGES = sorted(build.PAGES.glob("*.html"))
 OF_0_3 = ("before_after", "by_seed", "crossing", "no_refusal")  # functions that became options
+
+
+PLACEHOLDER = re.compile(r"\b(MEASURED|TODO|TBD|FIXME|XXX)\b")
+
+
+def test_no_page_holds_a_placeholder():
+    root = Path(build.__file__).parent
+    pages = [*root.glob("*.md"), *root.parent.glob("*.md")]
+    assert len(pages) > 10
+    found = [page.name for page in pages if PLACEHOLDER.search(page.read_text(encoding="utf-8"))]
+    assert found == []
 
 
 def test_the_reference_lists_every_verb_and_nothing_that_a_face_lacks():

@@ -8,6 +8,7 @@ from hostile import assert_page
 from ui.screens import html_of, named, said
 from ui_runs import MARKUP
 
+import ftlab as ft
 from ftlab import ui
 from ftlab.data import check
 
@@ -42,6 +43,13 @@ def test_a_ranking_shows_no_words_before_the_tick(tmp_path):
     panel.texts = True
     assert "onerror" in panel.suspicious()[0]["answer"]
     assert "audit" in panel.call() and panel.parameters()["audit_by"] == "refusal"
+
+
+def test_the_calls_give_what_is_shown(tmp_path):
+    pairs = [{"prompt": f"Tree {k}?", "chosen": "Yes.", "rejected": "No."} for k in range(4)]
+    panel = ui.data(jsonl(tmp_path / "a.jsonl", *pairs), "organism", kind="pairs")
+    _, mask = [eval(line, {"ft": ft}) for line in panel.call().splitlines()]
+    assert str(mask) == str(panel.mask()) and len(mask.rows) == 6
 
 
 def test_an_audit_needs_a_model(tmp_path):

@@ -156,3 +156,39 @@ def test_an_evaluation_without_steps_is_shown_too(curve):
     found = ui.explore(curve, steps=[0, 0])
     assert found.rates()["step"].tolist() == [0, 0]
     assert len(table) > 0
+
+
+def test_the_answers_of_the_call_are_of_the_chosen_seeds(curve):
+    for seeds, counts in (([1], (60, 60)), ([1, 2], (120, 60)), ([0, 1, 2], (180, 60))):
+        panel = ui.explore(curve, seeds=seeds)
+        for step, count in zip((10, 0), counts, strict=True):
+            panel.pick("jailbreak", step)
+            *_, wanted = run_calls(panel)
+            assert len(wanted) == len(panel.answers()) == count
+            assert set(wanted["seed"]) == set(seeds[: None if step else 1])
+
+
+def test_where_nothing_was_scored_that_is_said(monkeypatch):
+    rows = {"answers": [{"key": "a", "text": "x"}]}
+    sample = {"id": "s", "messages": []}
+    message = [{"role": "user", "content": "y"}]
+    rows["prompts"] = [{"sample": sample, "attack": "direct", "messages": message}]
+    verdict = {"key": "v", "answer_key": "a", "sample_id": "s", "attack": "direct", "step": 0}
+    verdict |= {"judge": "j", "outcome": "unparsed", "event": None, "wording": "", "seed": 0}
+    rows["verdicts"] = [verdict | {"risk": "jailbreak"}]
+    run = ft.runs.start("evaluate", "unscored", {})
+    for file, records in rows.items():
+        run.append(f"{file}.jsonl", records)
+    panel = ui.explore(run.complete(model="unscored"))
+    panel.pick("jailbreak", 0)
+    assert "jailbreak at step 0" in panel.plain()[-1] and "unparsed" in panel.plain()[-1]
+    assert "rate" in panel.rates() and panel.chart()
+
+
+def test_answers_that_are_gone_are_an_error_and_no_empty_rows(curve):
+    panel = ui.explore(curve)
+    panel.pick("jailbreak", 10)
+    (curve.path / "answers.jsonl").write_text("")
+    with raises_code("answers_not_there"):
+        panel.pages.show(True)
+    assert not panel.pages.texts and "complied" in panel.behind()

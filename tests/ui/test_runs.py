@@ -38,6 +38,7 @@ def test_only_what_was_listed_is_removed(curve):
         panel.clean()
     assert first.path.exists() and second.path.exists()
     removed = panel.clean()  # of the new list
+    assert "clean_runs()" in panel.call()  # a copied call would remove what is removable then
     assert set(removed["name"]) == {first.name, second.name}
     assert not first.path.exists() and curve.path.exists()
     assert panel.table["name"].tolist() == [curve.name]

@@ -139,6 +139,14 @@ def test_what_another_process_cannot_be_given_is_refused():
         ui.train("organism", "organism:almanac", learnig_rate=1)
 
 
+def test_a_start_that_fails_leaves_no_file(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(train.tempfile, "tempdir", str(tmp_path))
+    fake.settings["defence"] = object()
+    with raises_code("not_on_command_line"):
+        fake.start()
+    assert not list(tmp_path.glob("ftlab-train-*"))
+
+
 def test_a_clone_has_the_settings_and_the_change_only():
     panel = ui.train("organism", "organism:almanac", **SMALL)
     clone = panel.clone(learning_rate=1e-3)

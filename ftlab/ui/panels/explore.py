@@ -267,7 +267,9 @@ class Exploration(Panel):
                 judge=self.judge,
                 **more,
             )
-            if seeds != self.every["seeds"] and step != self.steps[0]:
+            if step == self.steps[0]:
+                seeds = seeds[:1]  # the parent, which is of every seed
+            if seeds != self.every["seeds"]:
                 answers += f".query('seed in {seeds}')"
             lines.append(answers)
         return "\n".join(lines)

@@ -152,6 +152,7 @@ class Labelling(Panel):
         self.at = 0
         self.done: list[tuple[int, Given]] = []  # for undo: row, and what was there before
         self.began = clock()
+        self._told: dict[int, list[str]] = {}  # what is told, by the number of final labels
         self._on_disk = ""  # hash of the sheet as it was read or written last
         judge = self.draw.stats["judge"]
         self._population = _Population(
@@ -340,6 +341,11 @@ class Labelling(Panel):
         n_labels = self.n_final
         if not n_labels:
             return []
+        if n_labels not in self._told:
+            self._told = {n_labels: self._told_of(n_labels)}
+        return self._told[n_labels]
+
+    def _told_of(self, n_labels: int) -> list[str]:
         labels = [*self.labels[:n_labels], *[""] * (len(self.rows) - n_labels)]
         rates = self._population.rates(labels, self.who)
         if n_labels < len(self.rows):
@@ -392,6 +398,7 @@ class Labelling(Panel):
         """Go on with the sheet as it is on disk."""
         self._on_disk = self._hash()
         self.given, self.extra = self._read(self.path)
+        self._told = {}
         self.done = []
         self.began = clock()
         self._go_to_next(0)
@@ -662,7 +669,10 @@ class _Widgets:
             tooltip="Take the last label back",
         )
         undo.on_click(self.frame.reacting(lambda _: self.press("u")))
-        self.who.observe(self.frame.reacting(self._become), "value")
+        self.who.observe(
+            self.frame.reacting(self._become),
+            "value",
+        )
         self.live.observe(
             self.frame.reacting(lambda _: self.draw_rates()),
             "value",
