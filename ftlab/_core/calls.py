@@ -7,6 +7,7 @@ the names of the arguments that held them.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from os import PathLike
@@ -16,7 +17,9 @@ from ftlab._core.text import redacted
 
 MOST_CHARACTERS = 200  # of a text that is a name or a file
 MOST_ITEMS = 100  # of a list of settings; longer ones are rows
-TEXTS = ("system",)  # arguments that hold text for a model, which is nobody's setting to publish
+# Arguments and settings that hold text for a model or from it, which is nobody's to publish.
+TEXTS = ("system", "secret", "prompt", "refusal")
+TEXT_SETTING = re.compile(r"[:,]\s*(?:{})\s*=".format("|".join(TEXTS)))  # name:setting=value
 
 # The call that another process is making, for which this one works.
 _adopted: ContextVar[dict[str, Any]] = ContextVar("adopted", default={})  # noqa: B039
@@ -83,7 +86,7 @@ def _told(name: str, value: Any) -> Any:
         text = str(value)
         if len(text) > MOST_CHARACTERS or "\n" in text:
             raise NoText(name)
-        return redacted(text)
+        return _public(text)
     return _plain(value)
 
 
@@ -94,15 +97,44 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (str, PathLike)):
         return _name(str(value))
     if isinstance(value, Mapping):
-        return {_name(key): _plain(item) for key, item in value.items()}
+        return _mapping(value)
     if isinstance(value, (list, tuple)):
         return _list(value)
-    if hasattr(value, "model_dump"):  # settings
-        return value.model_dump(mode="json", exclude_defaults=True)
+    if hasattr(value, "model_dump"):
+        return _settings(value)
     given_as = getattr(value, "given_as", None)
     if not isinstance(given_as, str):
         raise NoText(type(value).__name__)
     return redacted(given_as)
+
+
+def _mapping(values: Mapping) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        if key in TEXTS:
+            raise NoText(key)
+        found[_name(key)] = _plain(value)
+    return found
+
+
+def _settings(value: Any) -> str:
+    """Return an object of settings that has a name as the text that gives the same one.
+
+    "mix:n_rows=200", as `plugins.configured` reads it.
+    """
+    given = _mapping(value.model_dump(exclude_defaults=True))
+    texts = {key: str(one) for key, one in given.items()}
+    name = getattr(value, "name", None)
+    if not name or not isinstance(name, str) or "," in "".join(texts.values()):
+        raise NoText(type(value).__name__)
+    try:
+        same = type(value)(**texts) == value
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise NoText(type(value).__name__)
+    pairs = [f"{key}={text}" for key, text in texts.items()]
+    return ":".join(filter(None, [name, ",".join(pairs)]))
 
 
 def _list(values: Any) -> list[Any]:
@@ -116,5 +148,12 @@ def _list(values: Any) -> list[Any]:
 def _name(text: Any) -> str:
     """Return a name or file; a text with blanks inside a list may be a prompt."""
     if not isinstance(text, str) or len(text) > MOST_CHARACTERS or text.split() != [text]:
+        raise NoText("text")
+    return _public(text)
+
+
+def _public(text: str) -> str:
+    """Return a name, a file, or a name with settings none of which is a text."""
+    if TEXT_SETTING.search(text):
         raise NoText("text")
     return redacted(text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from ftlab._core.calls import TEXTS
 from ftlab._core.files import digest
 from ftlab.analysis.judge_errors import card_errors, is_exact
 from ftlab.analysis.origins import (
@@ -155,7 +155,7 @@ def training(trained: list[Run]) -> Facts:
         version = identity.get("method_version", NOT_RECORDED)
         methods.append(f"{method}, version {version}")
         defence = identity.get("defence", "none")
-        defences.append(defence if defence == "none" else json.dumps(defence))
+        defences.append(_value(defence))
         stats = _stats(run)
         if "micro_batch" in stats and "accumulation" in stats:
             passes.append("{micro_batch} × {accumulation}".format_map(stats))
@@ -185,14 +185,14 @@ def _settings(several: Iterable[dict[str, Any]]) -> str:
 def _value(value: Any, name: str = "") -> str:
     if value in (None, "", []):
         return "none"
-    if name == "system":  # what a model is told is no setting to publish
-        sha = digest(value)
+    if isinstance(value, str) and (name in TEXTS or len(value.split()) > 1):
+        sha = digest(value)  # what a model is told is no setting to publish
         return f"of {len(value)} characters, hash {sha}"
     if isinstance(value, dict):
         inner = _settings([value])
         return f"({inner})"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(_value, value))
     return str(value)
 
 

@@ -309,3 +309,14 @@ def test_the_command_and_two_evaluations_of_parent_and_child(ran, llama, tmp_pat
     assert code == 2 and "judge-card" in err
     nothing = ft.card(child)
     assert not nothing.results and "learning_rate 0.001" in str(nothing)
+
+
+def test_a_defence_shows_its_settings_and_no_text_of_it():
+    training = {"seed": 0, "learning_rate": 0.1}
+    texts = {"secret": "xyzzy", "prompt": "xyzzy", "refusal": "xyzzy", "other": "xyzzy plugh"}
+    defence = {"name": "mine", "version": "1", "n_rows": 11, **texts, "below": {"system": "xyzzy"}}
+    run = runs.start("sft", "defended", {"training": training, "defence": defence})
+    found = card(run.complete(parent="llama"))
+    told = found.facts["Training"]["defence"]
+    assert "mine" in told and "n_rows 11" in told and "of 5 characters, hash" in told
+    assert "xyzzy" not in found.html and "xyzzy" not in found.markdown

@@ -10,6 +10,11 @@ from hostile import TOKENS
 from ftlab._core.calls import outermost
 from ftlab._core.config import Config, setting, takes
 from ftlab.runs import Run, provenance, start
+from ftlab.training.defences import open_defence
+from ftlab.training.defences.backdoor_enhanced import BackdoorEnhanced
+from ftlab.training.defences.guard import Guard
+from ftlab.training.defences.mix import Mix
+from ftlab.training.defences.ptst import PTST
 
 
 class Settings(Config):
@@ -112,3 +117,45 @@ def made(data):
         data: Any.
     """
     return start("toy", "toy", {})
+
+
+SECRET = "xyzzy plugh"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BackdoorEnhanced(secret=SECRET),
+        BackdoorEnhanced(secret="xyzzy"),
+        PTST(prompt=SECRET),
+        Guard(refusal=SECRET),
+        Mix(rows=[{"prompt": SECRET}]),
+        Settings(system=SECRET),
+        [Settings(system="xyzzy")],
+        {"system": "xyzzy"},
+        "backdoor_enhanced:n_rows=3, secret = xyzzy",
+        "ptst:prompt=xyzzy",
+        ["kl", "guard:refusal=xyzzy"],
+    ],
+    ids=str,
+)
+def test_what_a_model_is_told_in_secret_is_not_noted_wherever_it_stands(value):
+    call = inner(value)
+    assert call["objects"] == ["data"] and "xyzzy" not in str(call)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Mix(n_rows=7), "mix:n_rows=7"),
+        (BackdoorEnhanced(), "backdoor_enhanced"),
+        (Guard(reads="input", threshold=0.00005), "guard:reads=input,threshold=5e-05"),
+    ],
+)
+def test_a_defence_is_noted_as_the_text_that_opens_the_same(value, text):
+    call = inner(value)
+    assert call["arguments"]["data"] == text and open_defence(text) == value
+
+
+def test_settings_without_a_name_are_an_object():
+    assert inner(Settings(n_prompts=7))["objects"] == ["data"]
