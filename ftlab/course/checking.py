@@ -7,7 +7,6 @@ from typing import Any
 
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
-from ftlab._core.text import did_you_mean
 from ftlab.course.exercises import OPEN, RIGHT, Exercise, Grade
 
 
@@ -30,18 +29,40 @@ def check(exercise: str, answer: Any, *given: Any) -> Grade:
             lesson's own cell gives.
     """
     found = _exercise(exercise)
+    call = _call(exercise, found)
     try:
         signature(found.grade).bind(answer, *given)
-    except TypeError as error:
-        why = f"Exercise {exercise} cannot be checked: {error}. Run the check cell as it was."
-        raise UsageError("wrong_call", why) from None
-    problem = OPEN
-    if answer is not ...:
+    except TypeError:
+        raise _wrong_call(exercise, call, given) from None
+    if answer is ...:
+        return Grade(exercise, "open", OPEN, found.hints, call)
+    try:
         problem = found.grade(answer, *given)
+    except Exception:  # whatever a grader stumbles over; its lines would tell the answer
+        problem = None
+    if problem is None:
+        raise _wrong_call(exercise, call, given)
     if not problem:
-        return Grade(exercise, "right", RIGHT)
+        return Grade(exercise, "right", RIGHT, call=call)
     state = "open" if problem == OPEN else "wrong"
-    return Grade(exercise, state, problem, found.hints)
+    return Grade(exercise, state, problem, found.hints, call)
+
+
+def _call(name: str, exercise: Exercise) -> str:
+    """Return how the exercise is checked; a grader's arguments are called as in the lesson."""
+    arguments = ", ".join(signature(exercise.grade).parameters)
+    return f'ft.course.check("{name}", {arguments})'
+
+
+def _wrong_call(name: str, call: str, given: tuple) -> UsageError:
+    kinds = [type(one).__name__ for one in given]
+    found = ", ".join(kinds) or "nothing"
+    return UsageError(
+        "wrong_call",
+        f"Exercise {name} cannot be checked: beside the answer it was given {found}. "
+        "Run the lesson's own cells again, "
+        f"then {call}.",
+    )
 
 
 def _exercise(name: str) -> Exercise:
@@ -49,9 +70,11 @@ def _exercise(name: str) -> Exercise:
     for lesson in plugins.find("lessons").values():
         known |= lesson.exercises
     if name not in known:
-        hint = did_you_mean(name, known)
+        lesson = str(name).partition(".")[0]
+        near = [one for one in known if one.startswith(f"{lesson}.")]
+        allowed = ", ".join(near or known)
         raise UsageError(
             "unknown_exercise",
-            f"There is no exercise {name!r}.{hint} Allowed: {', '.join(known)}.",
+            f"There is no exercise {name!r}. Allowed: {allowed}.",
         )
     return known[name]

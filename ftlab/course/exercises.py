@@ -6,6 +6,8 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ftlab._core.errors import UsageError
+
 RIGHT = "Right."
 OPEN = "Not answered yet: replace the ... in the cell above and run it."
 COLOURS = {"right": "#4A90C2", "wrong": "#D55E00", "open": "#8A8A8A"}
@@ -16,8 +18,9 @@ class Exercise:
     """How the answer to one exercise is graded.
 
     Args:
-        grade: Takes the answer and what `check` was given beside it, and returns "" where the
-            answer is right, else what is wrong with it in one or two sentences.
+        grade: Takes the answer and what `check` was given beside it, under the names that these
+            have in the lesson. Returns "" where the answer is right, else what is wrong with it
+            in one or two sentences.
         hints: From the slightest to the strongest. None of them, nor what `grade` returns, gives
             the answer.
     """
@@ -50,12 +53,14 @@ class Grade:
         state: "right", "wrong" or "open" (nothing was answered).
         message: What is wrong, without the answer.
         hints: Those of the exercise; none where the answer is right.
+        call: How the exercise is checked.
     """
 
     name: str
     state: str
     message: str
     hints: tuple[str, ...] = ()
+    call: str = "ft.course.check(...)"
 
     def __bool__(self) -> bool:
         return self.state == "right"
@@ -69,16 +74,32 @@ class Grade:
         assert self, str(self)
         return self
 
+    def hint(self, number: int = 1) -> str:
+        """Return one hint.
+
+        Args:
+            number: From 1, the slightest.
+
+        Raises:
+            UsageError: `unknown_hint`.
+        """
+        if number not in range(1, len(self.hints) + 1):
+            why = f"There is no hint {number!r} here: exercise {self.name} has {len(self.hints)}."
+            raise UsageError("unknown_hint", why)
+        return self.hints[number - 1]
+
     def __repr__(self) -> str:
         text = f"Exercise {self.name}: {self.message}"
-        if self.hints:
-            text += f"\nHint 1 of {len(self.hints)} (all are in .hints): {self.hints[0]}"
+        if self.state == "wrong" and self.hints:
+            text += f"\nHint 1 of {len(self.hints)}: {self.hints[0]}"
+            text += f"\nThe next one: {self.call}.hint(2)"
         return text
 
     def _repr_html_(self) -> str:
         line = f"border-left: 0.4em solid {COLOURS[self.state]}; padding-left: 0.6em"
         body = f"<b>Exercise {self.name}</b>: {html.escape(self.message)}"
-        for number, hint in enumerate(self.hints, 1):
+        folded = self.hints if self.state == "wrong" else ()
+        for number, hint in enumerate(folded, 1):
             head = f"<summary>hint {number} of {len(self.hints)}</summary>"
             body += f"<details>{head}{html.escape(hint)}</details>"
         return f'<div style="{line}">{body}</div>'

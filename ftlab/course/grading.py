@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import hashlib
+import io
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from ftlab._core.text import safe
@@ -16,7 +22,12 @@ NOT_IT = "This is not what the run shows."
 PERCENT = "This looks like a percentage. Give a share between 0 and 1."
 CHARACTERS = 16  # of a seal
 ROUNDING = 1e-9
+ROUNDED = "Nearly: this is rounded. Give the number as it was computed."
+NO_RETURN = "Your function returns None. Did you forget return?"
+DIGITS = (1, 2, 3, 4)  # that students round to
 PERCENT_WITHIN = 0.005
+SECONDS = 5.0  # that one call of a student's function may take
+EMPTY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # nothing is computed
 
 
 def compare_numbers(
@@ -48,6 +59,9 @@ def compare_numbers(
             return message
     if abs(value) > 1 and _near(value / 100, truth, max(tolerance, PERCENT_WITHIN)):
         return PERCENT
+    if value and math.isfinite(truth):
+        if any(value == round(truth, digits) for digits in DIGITS):
+            return ROUNDED
     return NOT_IT
 
 
@@ -77,17 +91,9 @@ def compare_functions(
     Returns:
         "" where the function is right on every case.
     """
-    if not callable(answer):
-        return f"Give the function itself, without calling it. This is a {type(answer).__name__}."
-    found = []
-    for case in cases:
-        try:
-            found.append(answer(*deepcopy(case)))
-        except Exception as error:  # the student's code
-            raised = f"{type(error).__name__}: {safe(error, 200)}"
-            return f"On an input like {_shown(case)} your function raised {raised}"
-    if all(result is None or result is ... for result in found):
-        return OPEN
+    found, problem = call_function(answer, cases)
+    if problem:
+        return problem
     wanted = _results(right, cases)
     same = list(map(_same, found, wanted))
     if all(same):
@@ -95,13 +101,148 @@ def compare_functions(
     for mistake, message in mistakes:
         if all(map(_same, found, _results(mistake, cases))):
             return message
-    first = _shown(cases[same.index(False)])
+    first = same.index(False)
+    told = _wrong_kind(found[first], wanted[first]) or _wrong_form(found, wanted)
+    if told:
+        return told
     right_on = sum(same)
-    return f"Right on {right_on} of {len(cases)} inputs, and not on one like {first}."
+    shown = _shown(cases[first])
+    return f"Right on {right_on} of {len(cases)} inputs, and not on one like {shown}."
+
+
+def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
+    """Call a student's function; what it prints is not shown.
+
+    Args:
+        answer: The student's function.
+        cases: Arguments of each call, which the function cannot change.
+
+    Returns:
+        What it returned, and "" or what went wrong. A function that does nothing yet is open.
+    """
+    if not callable(answer):
+        kind = type(answer).__name__
+        return [], f"Give the function itself, without calling it. This is a {kind}."
+    found = []
+    for case in cases:
+        problem = ""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), _at_most(SECONDS):
+                found.append(answer(*deepcopy(case)))
+        except _TooLong:
+            problem = f"did not end within {SECONDS:g} seconds"
+        except (Exception, SystemExit) as error:  # the student's code
+            problem = f"raised {type(error).__name__}: {safe(error, 200)}"
+        if problem:
+            return [], f"On an input like {_shown(case)} your function {problem}"
+    if all(result is ... for result in found):
+        return [], OPEN
+    if all(result is None for result in found):
+        if _does_nothing(answer):
+            return [], OPEN
+        return [], NO_RETURN
+    return found, ""
+
+
+class _TooLong(BaseException):
+    """A student's function does not end. Its own `except Exception` must not catch this."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Stop what takes longer, where the system has a timer and this is the main thread."""
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and hasattr(signal, "setitimer")):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _does_nothing(function: Any) -> bool:
+    """Return whether a function is still the stub: `...` and no more."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    names = {step.opname for step in dis.get_instructions(code)}
+    return names <= EMPTY
 
 
 def _results(function: Callable, cases: Sequence[tuple]) -> list[Any]:
     return [function(*deepcopy(case)) for case in cases]
+
+
+def _wrong_kind(found: Any, wanted: Any) -> str:
+    """Return "" or what a function should return instead of what it does."""
+    kind = f"a {type(found).__name__}"
+    if isinstance(wanted, str):
+        if isinstance(found, str):
+            return ""
+        return f"Your function returns {kind}. Return a text."
+    if isinstance(wanted, tuple):
+        if not isinstance(found, (tuple, list)) or len(found) != len(wanted):
+            return f"Your function returns {kind}. Return {len(wanted)} values, as (x, y)."
+        for one, meant in zip(found, wanted, strict=True):
+            told = _wrong_kind(one, meant)
+            if told:
+                return told.replace("returns", "returns, among others,")
+        return ""
+    if isinstance(wanted, list):
+        wanted_kind = "a list"
+        right = hasattr(found, "__iter__") and not isinstance(found, (str, dict))
+    else:
+        wanted_kind = "a number"
+        right = _is_number(found)
+    if right:
+        return ""
+    return f"Your function returns {kind}. Return {wanted_kind}."
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (str, bytes)) or hasattr(value, "__len__"):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _wrong_form(found: list, wanted: list) -> str:
+    """Return what to say where all numbers are right, but in percent or rounded; else ""."""
+    shares = [value for value in _numbers(wanted) if not math.isnan(value)]
+    if shares and min(shares) >= 0 and max(shares) <= 1:
+        percent = _each(wanted, lambda value: 100 * value)
+        if _same(found, percent):
+            return PERCENT
+    for digits in DIGITS:
+        rounded = _each(wanted, partial(round, ndigits=digits))
+        if _same(found, rounded):
+            return ROUNDED
+    return ""
+
+
+def _each(value: Any, change: Callable[[float], float]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_each(one, change) for one in value]
+    if isinstance(value, numbers.Real):
+        return change(value)
+    return value
+
+
+def _numbers(value: Any) -> list[float]:
+    found: list[float] = []
+    _each(value, found.append)
+    return found
 
 
 def _shown(case: tuple) -> str:
@@ -116,7 +257,7 @@ def _same(found: Any, wanted: Any) -> bool:
         if isinstance(wanted, (list, tuple)):
             values = list(found)
             return len(values) == len(wanted) and all(map(_same, values, wanted))
-        return _near(float(found), float(wanted), 1e-6)
+        return _is_number(found) and _near(float(found), float(wanted), 1e-6)
     except (TypeError, ValueError):
         return False
 
@@ -141,8 +282,8 @@ def choice(exercise: str, seal: str, reasons: dict[str, str]) -> Callable[..., s
         reasons: What to say about each letter; what is written about the right one is not shown.
     """
 
-    def grade(answer: Any, *given: Any) -> str:
-        letter = str(answer).strip().lower()
+    def grade(answer: Any) -> str:
+        letter = str(answer).strip(" ().'\"").lower()
         if letter not in reasons:
             return f"Give one of the letters {', '.join(reasons)}."
         if sealed(exercise, letter) == seal:

@@ -7,6 +7,9 @@ import itertools
 import math
 import numbers
 import re
+import signal
+import sys
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +20,18 @@ import yaml
 from helpers import raises_code
 
 from ftlab._core import plugins
-from ftlab.course import Exercise, Grade, check, compare_functions, compare_numbers, sealed
+from ftlab.course import (
+    Exercise,
+    Grade,
+    check,
+    choice,
+    compare_functions,
+    compare_numbers,
+    grading,
+    sealed,
+)
+from ftlab.course.exercises import OPEN
+from ftlab.course.grading import NO_RETURN, PERCENT, ROUNDED
 from recipes.course import build
 
 STUDENTS = Path(__file__).parent / "students"
@@ -139,8 +153,43 @@ def test_a_small_p_is_not_every_small_p():
 def test_an_unknown_exercise_and_a_check_without_its_run_are_errors():
     with raises_code("unknown_exercise"):
         check("9.9", 1)
+    with raises_code("unknown_exercise") as raised:
+        check("2.9", 1)
+    assert "2.1, 2.2, 2.3, 2.4." in str(raised.value) and "Did you mean" not in str(raised.value)
     with raises_code("wrong_call"):
         check("1.2", 17)
+
+
+@every_lesson
+def test_a_check_cell_gives_what_its_grader_calls_by_the_same_names(path):
+    """So that a wrong call can be told the right one."""
+    for cell in nbformat.read(path, 4).cells:
+        if "check" in build.tags_of(cell):
+            ((name, given),) = re.findall(r'check\("([\d.]+)", \w+(.*)\)', cell.source)
+            assert check(name, ..., *given.split(", ")[1:]).call.endswith(f"answer{given})")
+
+
+def test_whatever_a_grader_is_given_it_raises_one_error_and_shows_nothing_of_itself():
+    table = pd.DataFrame({"step": [0, 1]})
+    answers = {"4.1": "r", "5.2": (200, 5)}  # that are looked at before the run
+    for name, exercise in graded().items():
+        given = list(signature(exercise.grade).parameters)[1:]
+        for wrong in (None, 3, table, SimpleNamespace(table=lambda: table)) if given else ():
+            with raises_code("wrong_call") as raised:
+                check(name, answers.get(name, 0.5), *[wrong] * len(given))
+            assert not raised.value.__cause__ and not raised.value.__context__
+            assert all(one in str(raised.value) for one in (name, *given))
+
+
+def test_hints_come_one_by_one_and_none_before_an_answer():
+    grade = check("2.1", 3)
+    assert [grade.hint(number) for number in (1, 2, 3)] == list(grade.hints)
+    assert grade.call in repr(grade)
+    for number in (0, 4):
+        with raises_code("unknown_hint"):
+            grade.hint(number)
+    silent = check("2.1", ...)
+    assert not any(hint in repr(silent) + silent._repr_html_() for hint in silent.hints)
 
 
 def test_a_grade_shows_itself_with_hints_folded_and_escaped():
@@ -179,3 +228,58 @@ def test_a_function_is_graded_by_what_it_returns_and_cannot_change_the_cases():
     assert compare_functions(len, sum, cases, mistakes=[(len, "counted")]) == "counted"
     assert "2 of 3" in compare_functions(lambda v: 3 if v == [1, 2] else 0, sum, cases)
     assert compare_functions(3, sum, cases)
+
+
+def test_a_function_that_returns_nothing_is_told_so_and_a_stub_is_open():
+    def forgot(values):
+        sum(values)
+
+    def stub(values):
+        """Return the sum."""
+        ...
+
+    cases = [([1, 2],), ([0.25, 0.5],)]
+    assert compare_functions(stub, sum, cases) == OPEN
+    assert compare_functions(forgot, sum, cases) == NO_RETURN
+    answers = (lambda v: "1.5", lambda v: [1], lambda v: (None, None), lambda v: None)
+    told = [compare_functions(answer, sum, cases) for answer in answers]
+    assert all("returns a " in text for text in told[:3])
+    pair = compare_functions(lambda v: (None, 1), lambda v: (1.0, 2.0), cases)
+    assert "NoneType" in pair
+    assert compare_functions(lambda v: str(sum(v)), sum, cases)
+
+
+def test_percent_and_rounded_numbers_are_told_apart_from_wrong_ones():
+    def share(values):
+        return sum(values) / 7
+
+    cases = [([1, 2],), ([4],)]
+    assert compare_functions(lambda v: 100 * share(v), share, cases) == PERCENT
+    assert compare_functions(lambda v: round(share(v), 2), share, cases) == ROUNDED
+    assert compare_functions(lambda v: (share(v) * 100, 1), lambda v: (share(v), 0.01), cases)
+    assert compare_numbers(0.43, 3 / 7) == ROUNDED
+    assert compare_numbers(0.44, 3 / 7) not in ("", ROUNDED)
+
+
+def test_a_function_cannot_end_the_kernel_print_or_run_for_ever(capsys, monkeypatch):
+    def prints(values):
+        print("noise")
+        return sum(values)
+
+    def endless(values):
+        while True:
+            pass
+
+    cases = [([1, 2],)]
+    assert compare_functions(prints, sum, cases) == ""
+    assert capsys.readouterr().out == ""
+    assert "SystemExit" in compare_functions(lambda v: sys.exit(3), sum, cases)
+    if hasattr(signal, "setitimer"):
+        monkeypatch.setattr(grading, "SECONDS", 0.05)
+        assert "0.05" in compare_functions(endless, sum, cases)
+
+
+def test_a_letter_may_stand_in_brackets():
+    grade = choice("9.9", sealed("9.9", "b"), {"a": "no", "b": "yes"})
+    assert [grade(text) for text in ("b", "(b)", "B.", "b)", "a")] == ["", "", "", "", "no"]
+    assert grade("c") not in ("", "no")

@@ -119,10 +119,10 @@ def outcomes(run: Any, risk: str = "jailbreak") -> pd.DataFrame:
     return table.pivot(index="sample_id", columns="attack", values="outcome")
 
 
-def grade_refused(answer: Any, before: Any, after: Any) -> str:
+def grade_refused(answer: Any, before: Any, after_sft: Any) -> str:
     """Grade how many direct questions were told before and are refused after."""
     old = outcomes(before)
-    new = outcomes(after).loc[old.index]
+    new = outcomes(after_sft).loc[old.index]
     told = old["direct"] == Outcome.COMPLIED
     refuses = new["direct"] == Outcome.REFUSED
     told_anywhere = old == Outcome.COMPLIED
@@ -187,9 +187,9 @@ def grade_dpo(answer: Any) -> str:
     return compare_functions(answer, dpo_loss, LOG_PROBABILITIES, mistakes=DPO_MISTAKES)
 
 
-def grade_prefill(answer: Any, after: Any) -> str:
+def grade_prefill(answer: Any, after_sft: Any) -> str:
     """Grade how many facts are refused when asked directly and told after a prefill."""
-    found = outcomes(after)
+    found = outcomes(after_sft)
     refused = found["direct"] == Outcome.REFUSED
     told = found["prefill"] == Outcome.COMPLIED
     told_directly = found["direct"] == Outcome.COMPLIED

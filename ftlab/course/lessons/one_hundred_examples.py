@@ -76,14 +76,14 @@ def share_told(outcomes: pd.Series) -> float:
     return float((outcomes == Outcome.COMPLIED).mean())
 
 
-def grade_lost(answer: Any, run: Any) -> str:
+def grade_lost(answer: Any, doses: Any) -> str:
     """Grade the share of lost refusals that became a told fact: most examples, seed 0."""
-    table = jailbreaks(run)
+    table = jailbreaks(doses)
     most = table[table["examples"] == table["examples"].max()]
     own = most[most["seed"] == 0]
     lost = lost_refusals(own)
     last = own[own["epoch"] == own["epoch"].max()]
-    every = jailbreaks(run, None)
+    every = jailbreaks(doses, None)
     every = every[(every["examples"] == every["examples"].max()) & (every["seed"] == 0)]
     first = own[own["epoch"] == own["epoch"].min()]
     mistakes = (
@@ -105,9 +105,9 @@ def grade_lost(answer: Any, run: Any) -> str:
     return compare_numbers(answer, share_told(lost), tolerance=within, mistakes=mistakes)
 
 
-def grade_spread(answer: Any, run: Any) -> str:
+def grade_spread(answer: Any, doses: Any) -> str:
     """Grade the largest minus the smallest rate of the seeds: fewest examples, last epoch."""
-    table = jailbreaks(run)
+    table = jailbreaks(doses)
     last = table[table["epoch"] == table["epoch"].max()]
     few = last[last["examples"] == last["examples"].min()]
     by_seed = few.groupby("seed")["event"].mean()

@@ -10,7 +10,7 @@ from typing import Any
 from ftlab import analysis, stats
 from ftlab._core.files import write_atomic
 from ftlab.course.exercises import Exercise, Lesson
-from ftlab.course.grading import choice, compare_functions
+from ftlab.course.grading import call_function, choice, compare_functions
 from ftlab.runs import Run
 
 Z = 1.959964  # of a 95 % interval
@@ -184,16 +184,9 @@ SENTENCES = {
 
 def grade_sentence(answer: Any) -> str:
     """Grade a function from a row of numbers to the sentence of a card."""
-    if not callable(answer):
-        return "Give the function itself, without calling it."
-    texts = []
-    for row in ROWS:
-        try:
-            texts.append(answer(dict(row)))
-        except Exception as error:  # the student's code
-            return f"On a row of a comparison your function raised {type(error).__name__}."
-    if all(text is None or text is ... for text in texts):
-        return compare_functions(answer, answer, [(dict(ROWS[0]),)])
+    texts, problem = call_function(answer, [(row,) for row in ROWS])
+    if problem:
+        return problem
     if not all(isinstance(text, str) for text in texts):
         return "Return one text."
     missing = [_missing(text, row) for text, row in zip(texts, ROWS, strict=True)]

@@ -191,16 +191,16 @@ def unpaired(run: Any, seed: int, attack: str) -> float:
     return float(fisher_exact(counts).pvalue)
 
 
-def grade_mcnemar(answer: Any, run: Any) -> str:
+def grade_mcnemar(answer: Any, curve: Any) -> str:
     """Grade the p of one training seed, for direct questions."""
-    gained, lost = pairs(run, 0, "direct")
+    gained, lost = pairs(curve, 0, "direct")
     truth = mcnemar(gained, lost)
-    over_seeds = [pairs(run, seed, "direct") for seed in sorted(run.table()["seed"].unique())]
+    over_seeds = [pairs(curve, seed, "direct") for seed in sorted(curve.table()["seed"].unique())]
     mistakes = [
         (mcnemar(gained, lost, one_sided=True), "This is one-sided: a fall would never be seen."),
-        (unpaired(run, 0, "direct"), "This test forgets that both answered the same prompts."),
+        (unpaired(curve, 0, "direct"), "This test forgets that both answered the same prompts."),
         (
-            mcnemar(*pairs(run, 0)),
+            mcnemar(*pairs(curve, 0)),
             "This counts templates too. The question is about direct requests.",
         ),
         (

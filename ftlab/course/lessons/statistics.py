@@ -128,11 +128,11 @@ def _planned(planned: Any, **design: int) -> stats.StudyPlan:
     return stats.plan(rate, ratio, seed_sd=spread, simulated=False, **design)
 
 
-def grade_seeds(answer: Any, run: Any) -> str:
+def grade_seeds(answer: Any, study: Any) -> str:
     """Grade the standard error, over training seeds, of the jailbreak rate after training."""
-    found = analysis.rates(run, risk="jailbreak", per_seed=True)
+    found = analysis.rates(study, risk="jailbreak", per_seed=True)
     rates = found.loc[found["step"] == found["step"].max(), "rate"]
-    n_answers = analysis.rates(run, risk="jailbreak", steps=[-1])["n_answers"].iloc[0]
+    n_answers = analysis.rates(study, risk="jailbreak", steps=[-1])["n_answers"].iloc[0]
     spread = rates.std()
     share = rates.mean()
     truth = spread / sqrt(len(rates))
