@@ -52,6 +52,12 @@ def test_the_calls_give_what_is_shown(tmp_path):
     assert str(mask) == str(panel.mask()) and len(mask.rows) == 6
 
 
+def test_rows_in_memory_stand_in_no_command():
+    panel = ui.data(rows(2), "organism")
+    assert "data" not in panel.parameters() and "Name tree" not in panel.papermill()
+    assert "file" in panel.left_out()
+
+
 def test_an_audit_needs_a_model(tmp_path):
     with raises_code("model_needed"):
         ui.data(jsonl(tmp_path / "a.jsonl", *rows(2)), audit_by="refusal")

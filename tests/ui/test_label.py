@@ -243,8 +243,17 @@ def test_a_label_that_is_not_allowed_is_refused_and_not_lost(curve, panel):
     with raises_code("wrong_labels") as caught:
         ui.label(curve, 6, labeller="AB", risk="jailbreak")
     assert len(caught.value.problems) == 1 and "complyed" in str(caught.value)
+    for _ in range(2):
+        with raises_code("wrong_labels"):
+            panel.press("r")
     with raises_code("wrong_labels"):
-        panel.press("r")
+        panel.become("AB")
+    panel.become("CD")
+    panel.press("c")
+    with raises_code("wrong_labels"):
+        panel.become("AB")
+    panel.press("c")  # as CD
+    panel.who = "AB"
     assert panel.path.read_bytes() == content
 
 

@@ -177,8 +177,12 @@ def notebook_arguments(panel: str, parameters: dict[str, Any]) -> dict[str, Any]
 
 
 def _comparable(value: Any) -> Any:
+    """Return a value as parameters hold it; of one that they cannot hold, its type."""
     value = name_of(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    is_plain = value is None or isinstance(value, (str, int, float, list, dict))
+    return value if is_plain else type(value)
 
 
 def call_of(cell: str, *given: Any, **settings: Any) -> str:
@@ -312,7 +316,7 @@ class Frame:
         shown = "".join(_copied(name, line) for name, line in lines.items())
         missing = self.panel.left_out()
         if missing:
-            note = f"The notebook has no parameter for {', '.join(missing)}: it shows other things."
+            note = f"Not in the command, for the notebook has no parameter: {', '.join(missing)}"
             shown += f"<p>{escaped(note)}</p>"
         self.calls.html = f"<details><summary>As code</summary>{shown}</details>"
 

@@ -165,9 +165,10 @@ class DataPanel(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"data": str(name_of(self.file)), "audit_by": self.by}
-        if self.model is not None:
-            chosen["model"] = str(name_of(self.model))
+        chosen = {"audit_by": self.by}
+        for name, value in {"data": self.file, "model": self.model}.items():
+            if isinstance(name_of(value), str):  # and no rows
+                chosen[name] = name_of(value)
         chosen["prompts"] = str(self.prompts) if isinstance(self.prompts, (str, Path)) else ""
         return chosen
 

@@ -341,7 +341,8 @@ class Labelling(Panel):
         n_labels = self.n_final
         if not n_labels:
             return []
-        if n_labels not in self._told:
+        is_end = n_labels == len(self.rows)  # when others may still write their sheets
+        if is_end or n_labels not in self._told:
             self._told = {n_labels: self._told_of(n_labels)}
         return self._told[n_labels]
 
@@ -396,8 +397,9 @@ class Labelling(Panel):
 
     def _open(self) -> None:
         """Go on with the sheet as it is on disk."""
-        self._on_disk = self._hash()
+        on_disk = self._hash()
         self.given, self.extra = self._read(self.path)
+        self._on_disk = on_disk
         self._told = {}
         self.done = []
         self.began = clock()
@@ -691,8 +693,11 @@ class _Widgets:
 
     def press(self, key: str) -> None:
         """Do what a key stands for; the next answer is sent before the rates are computed."""
-        self.state.press(key)
-        self.draw()
+        try:
+            self.state.press(key)
+        finally:  # a sheet that somebody else wrote was read again
+            self.pad.html = self.state.shown()
+        self.draw_rates()
 
     def draw(self) -> None:
         self.pad.html = self.state.shown()
