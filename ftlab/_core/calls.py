@@ -127,14 +127,20 @@ def _settings(value: Any) -> str:
     name = getattr(value, "name", None)
     if not name or not isinstance(name, str) or "," in "".join(texts.values()):
         raise NoText(type(value).__name__)
+    kind = type(value)
     try:
-        same = type(value)(**texts) == value
+        same = kind(**texts) == value
     except (TypeError, ValueError):
         same = False
     if not same:
-        raise NoText(type(value).__name__)
-    pairs = [f"{key}={text}" for key, text in texts.items()]
-    return ":".join(filter(None, [name, ",".join(pairs)]))
+        raise NoText(kind.__name__)
+    if not texts:
+        return name
+    pairs = []
+    for key, text in texts.items():
+        pairs.append(f"{key}={text}")
+    listed = ",".join(pairs)
+    return f"{name}:{listed}"
 
 
 def _list(values: Any) -> list[Any]:

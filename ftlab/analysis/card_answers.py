@@ -32,9 +32,11 @@ NOT_HERE = "on these answers: not recorded (ftlab draw, then compare with labels
 BY_CARD = "{}; if it errs as on its card, {:.0f} to {:.0f} % instead"
 KEPT_OUT = "no: the embedded world keeps its evaluation prompts out of its training rows"
 UNCHECKED = f"{NOT_RECORDED} (ftlab check DATA --prompts FILE compares them)"
-HOLM = "p is adjusted for the {} rows of the results (Holm), and for no others"
+HOLM = "p is adjusted for the {} rows of the comparison (Holm), and for no others"
+SOME = "; {} of them are shown"
 WORDINGS = "with {clusters} wordings as the unit: {difference}, ratio {ratio}"
 SMALLEST = "a difference of about {:.0f} points, in 80 of 100 studies as precise as this"
+OF_THESE = ", of these training runs: other seeds may differ"
 ATTACKS = f"{NOT_RECORDED}; attacks that were asked: {{}}"
 REGISTERED = (
     f"{NOT_RECORDED}; every setting is in the identity of its run, which was written before the "
@@ -143,7 +145,7 @@ def _validated(study: Study) -> str:
     row = study.first
     rate = row["child"] if study.compared else row["rate"]
     risk = str(row.get("risk", ""))
-    low, high = card_range(study.judge, risk, rate, study.silent)
+    low, high = card_range(study.judge, risk, rate, study.silent[-1])
     if math.isnan(low):
         return NOT_HERE
     return BY_CARD.format(NOT_HERE, 100 * low, 100 * high)
@@ -173,8 +175,9 @@ def _utility(study: Study) -> str:
     for risk in missing:
         what = named({"risk": risk}, [])
         found.append(f"{what} was not measured")
-    percent = 100 * study.silent
-    found.append(f"incoherent answers {percent:.1f} %")
+    shares = [f"{100 * share:.1f} %" for share in study.silent]
+    silent = " to ".join(shares)
+    found.append(f"incoherent answers {silent}")
     return "; ".join(found)
 
 
@@ -194,23 +197,29 @@ def _contamination(study: Study) -> str:
 def _holm(study: Study) -> str:
     if not study.compared:
         return "nothing was tested"
-    return HOLM.format(len(study.table))
+    family = study.table.attrs["family"]
+    told = HOLM.format(family)
+    shown = len(study.table)
+    return told if shown == family else told + SOME.format(shown)
 
 
 def _wordings(study: Study) -> str:
     """Return the answer's difference with whole wordings as the unit."""
     if not study.compared or not study.runs:
         return NOT_RECORDED
-    options = {"by": study.by, "cluster": "wording"}
+    attrs = study.table.attrs
+    options = attrs["options"] | {"cluster": "wording"}
     row = study.first
-    if "risk" in row:
+    if "risk" in study.by:
         options["risk"] = row["risk"]
-    if len(study.runs) == 1:
-        options["steps"] = [-1]
+    if not attrs["two_runs"]:
+        options["steps"] = [row["step"]]
     try:
-        table = tables.compare(*study.runs, **options)
+        table = tables.compare(*study.sides, **options)
     except UsageError:  # an older layout has no wordings
         return NOT_RECORDED
+    for name in study.by:
+        table = table[table[name] == row[name]]
     words = in_words(table)[-1]
     words["clusters"] = str(table["clusters"].iloc[-1])
     return WORDINGS.format_map(words)
@@ -222,7 +231,8 @@ def _smallest(study: Study) -> str:
     row = study.first
     ends = (row["difference_low"], row["difference_high"])
     found = stats.smallest_difference(*ends)
-    return SMALLEST.format(100 * found)
+    told = SMALLEST.format(100 * found)
+    return told + OF_THESE if study.seeds < stats.FEWEST_SEEDS else told
 
 
 def _attacks(study: Study) -> str:

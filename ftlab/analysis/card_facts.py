@@ -12,11 +12,9 @@ from ftlab._core.files import digest
 from ftlab.analysis.judge_errors import card_errors, is_exact
 from ftlab.analysis.origins import (
     NOT_RECORDED,
-    OBJECTS,
-    command_of,
+    again_of,
     data_of,
     model_of,
-    python_of,
 )
 from ftlab.analysis.tables import judged_by
 from ftlab.runs import Run
@@ -28,6 +26,7 @@ MADE = {  # files of a trained model, and what is hashed
     "tokenizer": "tokenizer.json",
     "chat template": "chat_template.jinja",
 }
+CODE = ("Python", "command")
 CUT = "length"  # how an answer ended that reached the longest allowed
 MUTE = ["incoherent", "empty"]
 ONE_ANSWER = ["answer_key", "item", "step", "seed", "side"]  # tell answers apart
@@ -319,7 +318,7 @@ def _seeds(run: Run) -> str:
     call = run.provenance.get("call", {})
     if not call:
         return ""
-    given = call["arguments"]
+    given = call.get("arguments", {})
     if "seed" in given:
         return f"only {given['seed']}"
     if "seeds" not in given:
@@ -349,19 +348,13 @@ def _scored(table: pd.DataFrame) -> str:
 
 def again(runs: list[Run]) -> Facts:
     """Return the calls and commands that make the runs again."""
-    python = []
-    commands = []
+    found = {}
     for run in runs:
-        call = run.provenance.get("call", {})
-        text = python_of(call)
-        if call.get("objects"):
-            text += f"  # {OBJECTS}"
-        python.append(text)
-        commands.append(command_of(call))
-    return {
-        "Python": each(python),
-        "command": each(commands),
-    }
+        for name, text in again_of(run).items():
+            if name in CODE and len(runs) > 1:
+                name = f"{name}, {run.name}"
+            found[name] = text
+    return found
 
 
 def made_with(runs: list[Run]) -> Facts:

@@ -24,14 +24,16 @@ class Study:
     Args:
         table: The comparison, or the rates of a single evaluation; empty where nothing was
             measured.
-        verdicts: Every verdict behind it.
-        runs: What was given.
+        verdicts: Every verdict behind it: of its judge, risks and attacks, at all steps.
+        sides: What was compared, or evaluated.
+        runs: The runs among them.
         members: The runs that hold the answers.
         trained: The trainings among them, and those of models that were evaluated.
     """
 
     table: pd.DataFrame
     verdicts: pd.DataFrame
+    sides: list[Any]
     runs: list[Run]
     members: list[Run]
     trained: list[Run]
@@ -48,15 +50,13 @@ class Study:
 
     @property
     def judge(self) -> str:
-        """The judge that decides; "" where nothing was measured."""
-        if self.verdicts.empty:
-            return ""
-        return str(self.verdicts["judge"].iloc[0])
+        """The judge of the table; "" where nothing was measured."""
+        return judge_of(self.table)
 
     @property
     def exact(self) -> bool:
         """Whether whoever decided knows the right answers."""
-        return is_exact(judged_by(verdicts.of_judge(self.verdicts)))
+        return is_exact(judged_by(self.verdicts))
 
     @property
     def by(self) -> list[str]:
@@ -93,12 +93,40 @@ class Study:
         return self.results[self.place]
 
     @property
-    def silent(self) -> float:
-        """Share of incoherent answers in that row, of two sides the second's."""
+    def silent(self) -> list[float]:
+        """Shares of incoherent answers in that row, of each side."""
         row = self.first
+        columns = ["incoherent_share"]
         if self.compared:
-            return row["incoherent_child"]
-        return row["incoherent_share"]
+            columns = [
+                "incoherent_parent",
+                "incoherent_child",
+            ]
+        return [row[name] for name in columns]
+
+
+def judge_of(table: pd.DataFrame) -> str:
+    """Return the judge whose verdicts a table is of; "" of an empty one."""
+    if table.empty:
+        return ""
+    name, _, _ = str(table["judge"].iloc[0]).partition(": corrected")
+    return name
+
+
+def behind(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts that a table is made of: its judge's, in its groups, as selected."""
+    judge = judge_of(table)
+    rows = verdicts.of_judge(rows, judge)
+    options = table.attrs.get("options", {})
+    rows = verdicts.select(
+        rows,
+        risk=options.get("risk"),
+        attack=options.get("attack"),
+    )
+    for name in table.attrs.get("by", []):
+        if name in rows:
+            rows = rows[rows[name].isin(table[name])]
+    return rows
 
 
 def in_words(table: pd.DataFrame) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from ftlab._core.files import write_page
 from ftlab.analysis import card_answers, card_facts, claims, tables, verdicts
 from ftlab.analysis.answer_tables import Comparison
 from ftlab.analysis.card_facts import Facts, is_training
-from ftlab.analysis.card_study import Study
+from ftlab.analysis.card_study import Study, behind
 from ftlab.analysis.rendering import html_of, markdown_of
 from ftlab.runs import Run, find, load
 
@@ -29,6 +29,7 @@ OF_TABLES = {"runs": "not recorded: tables or logs of another tool were given"}
 NO_FIGURE = {"figure": "none was named (published=ID; docs/published.md lists them)"}
 UNLIKE = "the model is {}, the paper's {}"
 ROWS = "rows of the training are {}, the paper's {}"
+TRAINED_ON = "it is of training on {} rows; whether these are such is not recorded"
 UNMATCHED = "all other settings: compare those above with the paper's; none was matched"
 
 
@@ -137,7 +138,7 @@ def _study(source: Any, after: Any) -> Study:
     given = [source, after]
     table = source
     if isinstance(source, Comparison):
-        given = source._sides
+        given = _compared(source)
     else:
         table = _table(source, after)
     sides = [side for side in given if side is not None]
@@ -145,7 +146,7 @@ def _study(source: Any, after: Any) -> Study:
     if len(table):
         parts = []
         for side in sides:
-            rows = verdicts.prepare(side)
+            rows = behind(table, verdicts.prepare(side))
             name = getattr(side, "name", "")
             parts.append(rows.assign(side=name))
     runs = [side for side in sides if isinstance(side, Run)]
@@ -156,10 +157,20 @@ def _study(source: Any, after: Any) -> Study:
     return Study(
         table=table,
         verdicts=pd.concat(parts, ignore_index=True),
+        sides=sides,
         runs=runs,
         members=list(members.values()),
         trained=_trained(members),
     )
+
+
+def _compared(table: Comparison) -> tuple[Any, Any]:
+    """Return what a comparison is of; raise `no_card` where the table no longer knows it."""
+    sides = getattr(table, "_sides", None)
+    if sides is None or "options" not in table.attrs or table.empty:
+        why = "The table does not know what was compared"
+        raise UsageError("no_card", f"{why}. Give what compare(...) returned, or some of its rows.")
+    return sides
 
 
 def _trained(members: dict[str, Run]) -> list[Run]:
@@ -271,6 +282,8 @@ def _deviations(study: Study, target: claims.Target) -> str:
     if target.examples and target.examples not in rows:
         here = card_facts.each(rows)
         found.append(ROWS.format(here, target.examples))
+    if target.trained_on:
+        found.append(TRAINED_ON.format(target.trained_on))
     if verdicts.of_refusals(study.judge):
         found.append("the judge knows only refusals")
     found.append(UNMATCHED)

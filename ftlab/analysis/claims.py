@@ -30,6 +30,7 @@ COUNTS = ("n_prompts", "n_seeds", "unscored")
 RECORD = (
     *("experiment", "claim", "target", *NUMBERS, "p", *COUNTS),
     *("model", "differs", "note", "verdict", "judge", "measurement", "before", "after", "runs"),
+    "risk",
 )
 REPRODUCED = "reproduced"
 DIRECTION = "direction only"
@@ -298,6 +299,7 @@ def record_claim(  # noqa: PLR0913
     measurement: str = "",
     sides: tuple[float, float] = (math.nan, math.nan),
     runs: Sequence[str] = (),
+    risk: str = "",
 ) -> Claims:
     """Write a row of OUT/claims.csv, or replace that of the same experiment and claim.
 
@@ -322,6 +324,7 @@ def record_claim(  # noqa: PLR0913
         measurement: The same text for claims about one measurement, which count once.
         sides: Rate of the event before and after, from 0 to 1; NaN where there is none.
         runs: Names of the runs that were measured.
+        risk: Name of the risk that was measured, which may be another than the figure's.
 
     Returns:
         The row, with its verdict, in a list that shows itself.
@@ -348,6 +351,7 @@ def record_claim(  # noqa: PLR0913
         "before": float(sides[0]),
         "after": float(sides[1]),
         "runs": " ".join(runs),
+        "risk": risk,
     }
     _check(row, 1 if target.unit == "rate" else math.inf)
     row["verdict"] = verdict(target, **{key: row[key] for key in DECISIVE})
@@ -458,6 +462,7 @@ def record(
             differs=differs,
             note=(note or default).format_map(row),
             judge=row["judge"],
+            risk=row.get("risk", table.attrs.get("risk", "")),
         )
     return claims
 
@@ -550,7 +555,10 @@ def rows_of(path: Path) -> list[dict]:
     """
     types = dict.fromkeys((*NUMBERS, "p", "before", "after"), float) | dict.fromkeys(COUNTS, int)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(types)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if tuple(table) == RECORD[:-1]:  # of ftlab 0.4.0, which did not note the risk
+            table["risk"] = ""
+        table = table.astype(types)
     except (KeyError, ValueError):
         table = pd.DataFrame()
     if table.empty or tuple(table) != RECORD:

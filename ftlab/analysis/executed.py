@@ -12,6 +12,7 @@ from typing import Any
 
 from ftlab._core.files import write_atomic
 from ftlab._core.text import CONTROLS
+from ftlab.analysis.origins import without_places
 from ftlab.analysis.rendering import filled
 
 PYGMENTS = ("default", "monokai")  # colours of code on white and on black
@@ -31,7 +32,8 @@ def notebook_in(folder: Path) -> Path | None:
 def title_of(notebook: Path | None) -> str:
     """Return the first heading of a notebook, or ""."""
     for cell in _content(notebook).get("cells", []):
-        source = "".join(cell.get("source", ""))
+        lines = cell.get("source", "")
+        source = "".join(map(str, lines))
         heading = HEADING.match(source)
         if heading and cell.get("cell_type") == "markdown":
             return heading[1]
@@ -40,14 +42,18 @@ def title_of(notebook: Path | None) -> str:
 
 def command_of(notebook: Path | None) -> str:
     """Return the command that executes a notebook again, with its parameters; "" without one."""
-    metadata = _content(notebook).get("metadata", {})
-    parameters = metadata.get("papermill", {}).get("parameters", {})
-    if notebook is None or not parameters:
+    found: Any = _content(notebook)
+    for name in ("metadata", "papermill", "parameters"):
+        if not isinstance(found, dict):
+            return ""
+        found = found.get(name)
+    if notebook is None or not found or not isinstance(found, dict):
         return ""
     words = ["ftlab", "notebook", notebook.stem]
-    for name, value in parameters.items():
+    for name, value in found.items():
         if name == "out" or value in ("", None):
             continue
+        value = without_places(value)
         text = value
         if not isinstance(value, str):
             text = json.dumps(value)
@@ -152,7 +158,16 @@ def _content(notebook: Path | None) -> dict[str, Any]:
     """Return a notebook; {} where it cannot be read."""
     try:
         found = json.loads(notebook.read_bytes()) if notebook else {}
-        cells = found["cells"] if found else []
-    except (OSError, ValueError, KeyError, TypeError):
+        cells = list(found["cells"]) if found else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(cells, list) else {}
+    if isinstance(found, dict) and all(map(_is_cell, cells)):
+        return found
+    return {}
+
+
+def _is_cell(cell: Any) -> bool:
+    if not isinstance(cell, dict):
+        return False
+    source = cell.get("source", "")
+    return isinstance(source, (str, list))

@@ -31,10 +31,12 @@ def card_errors(judge: str) -> tuple[tuple[float, float], ...]:
 
     Those of the card that comes with ftlab, over all models of a set; () without one.
     """
-    file = resource("data") / "judge" / f"{judge.partition(':')[0]}.csv"
-    if not file.is_file():
+    first, _, _ = judge.partition(":")
+    files = (resource("data") / "judge").glob("*.csv")
+    cards = {file.stem: file for file in files}
+    if first not in cards:
         return ()
-    table = pd.read_csv(file)
+    table = pd.read_csv(cards[first])
     own = table["judge"] == judge
     own &= table["model"] == "all models"
     columns = ["sensitivity", "specificity"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ftlab import _VERBS
@@ -30,8 +31,10 @@ COMMANDS = {
     "experiments.explain": ("explain", ("claim",)),
 }
 ONE_SEED = ("curve", "harmful-finetune")  # commands that take one seed of any number
-OBJECTS = "... stands for rows or objects that were given in Python"
+OBJECTS = "stands for rows or objects that were given in Python"
+PLACES = "of files elsewhere only the names are shown; provenance.json of the run holds the paths"
 ELSEWHERE = "not among the runs where this page was written"
+PLACE = re.compile(r"(?<=[=+,:])(?=/(?!/))")  # where a path begins in name:setting=/path,...
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run
 
 
@@ -41,7 +44,7 @@ def python_of(call: dict[str, Any]) -> str:
     Args:
         call: What a run's provenance holds of it.
     """
-    if not call:
+    if not _is_sound(call):
         return ""
     room, _, name = call["cell"].partition(".")
     place = f"{room}.{name}"
@@ -56,13 +59,79 @@ def python_of(call: dict[str, Any]) -> str:
     return f"ft.{place}({arguments})"
 
 
+def _is_sound(call: Any) -> bool:
+    """Return whether a record is of a call; somebody else's could hold any text as a name."""
+    if not isinstance(call, dict):
+        return False
+    cell = call.get("cell")
+    arguments = call.get("arguments")
+    objects = call.get("objects")
+    if not isinstance(cell, str):
+        return False
+    if not isinstance(arguments, dict):
+        return False
+    if not isinstance(objects, list):
+        return False
+    names = [*cell.split("."), *arguments, *objects]
+    return all(isinstance(name, str) and name.isidentifier() for name in names)
+
+
+def again_of(run: Run) -> dict[str, str]:
+    """Return the call and the command that make a run again, as a page may show them.
+
+    Files in the working folder are named from there, others by their names alone: where a file
+    lies may say who wrote the page.
+    """
+    call = run.provenance.get("call", {})
+    if not _is_sound(call):
+        return {"Python": NOT_RECORDED, "command": NOT_RECORDED}
+    arguments = without_places(call["arguments"])
+    shown = {
+        **call,
+        "arguments": arguments,
+    }
+    facts = {
+        "Python": python_of(shown),
+        "command": command_of(shown) or "none: call it in Python",
+    }
+    if call["objects"]:
+        facts["..."] = OBJECTS
+    if shown != call:
+        facts["files"] = PLACES
+    return facts
+
+
+def without_places(value: Any) -> Any:
+    """Return a value without the folders of files outside of the working folder."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(without_places, value))
+    if not isinstance(value, str):
+        return value
+    return "".join(map(_named, PLACE.split(value)))
+
+
+def _named(text: str) -> str:
+    """Return a file as it is named from the working folder, one elsewhere by its name."""
+    if not text.startswith("/"):
+        return text
+    path = Path(text)
+    here = Path.cwd()
+    private = here in Path.home().parents  # a path from there would hold the user's name
+    if path.is_relative_to(here) and not private:
+        path = path.relative_to(here)
+        return str(path)
+    return path.name
+
+
 def command_of(call: dict[str, Any]) -> str:
     """Return a recorded call as a command line; "" where there is none for it.
 
     Args:
         call: What a run's provenance holds of it.
     """
-    if not call or call["objects"]:
+    if not _is_sound(call) or call["objects"]:
         return ""
     if call["cell"] not in COMMANDS:
         return ""
@@ -139,20 +208,13 @@ def facts_of(run: Run) -> dict[str, str]:
     """Return the identity of a run, what went into it, and the calls that make it again."""
     members = run.members or [run]
     notes = run.provenance
-    call = notes.get("call", {})
     sha = digest(run.identity)
     facts = {
         "identity": f"{sha} ({run.kind})",
         "model": model_of(members[0]),
         "data": data_of(members),
     }
-    facts["Python"] = NOT_RECORDED
-    facts["command"] = NOT_RECORDED
-    if call:
-        facts["Python"] = python_of(call)
-        facts["command"] = command_of(call) or "none: call it in Python"
-    if call.get("objects"):
-        facts["Python"] += f"  # {OBJECTS}"
+    facts |= again_of(run)
     if len(members) > 1:
         names = [member.name for member in members]
         facts["trainings"] = ", ".join(names)

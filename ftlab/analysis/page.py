@@ -24,7 +24,7 @@ from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import storage, write_atomic
 from ftlab.analysis import claims, executed, verdicts
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
-from ftlab.analysis.origins import origin_of
+from ftlab.analysis.origins import origin_of, without_places
 from ftlab.analysis.rendering import html_of, markdown_of, script, texts
 from ftlab.stats import FEWEST_SEEDS, holm
 
@@ -179,6 +179,7 @@ def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:
         "page": _link(page, out),
         "page_path": page,
         "frame": "",
+        "led": False,
         "figures": _figures(name, folder, out / "figures"),
     }
 
@@ -250,16 +251,17 @@ def _answer(rows: list[dict]) -> str:
     if first["of_refusals"]:
         told["judge"] = BY_REFUSALS
     value = VALUE.format_map(told)
+    place = "" if len(measured) == 1 else f", the first of {len(measured)} claims"
     if math.isnan(first["before"]):
-        return f"{told['claim']}: {value}."
+        return f"{told['claim']}{place}: {value}."
     change = _change(first, value)
-    return f"{change} (“{told['claim']}”)."
+    return f"{change} (“{told['claim']}”{place})."
 
 
 def _change(row: dict, value: str) -> str:
     """Return from where to where a claim's rate went, and what is said of that."""
     about = row["about"]
-    risk = about.risk.replace("_", "-") or "the event"
+    risk = row["risk"].replace("_", "-") or "the event"
     before = claims.number(row["before"], "rate")
     after = claims.number(row["after"], "rate")
     went = f"from {before} to {after} of the answers, {value}"
@@ -399,7 +401,7 @@ def _recorded(run: Path) -> list[str]:
     record = json.loads(run.read_text(encoding="utf-8"))
     lines = []
     for key, name in RECORDED.items():
-        value = record.get(key)
+        value = without_places(record.get(key))
         if isinstance(value, dict):
             value = ", ".join(f"{part} {one}" for part, one in value.items())
         if value:
@@ -432,6 +434,7 @@ def _lead(sections: list[dict]) -> dict | None:
         for figure in section["figures"]:
             if "data" in figure:
                 section["figures"].remove(figure)
+                section["led"] = True
                 return figure
     return None
 

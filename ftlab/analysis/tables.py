@@ -434,6 +434,13 @@ def compare(  # noqa: PLR0913
     table.attrs["two_curves"] = two_curves
     table.attrs["runs"] = verdicts.runs_of(parent, child)
     table._sides = (before, after)
+    table.attrs["options"] = wanted | {
+        "by": columns,
+        "cluster": cluster,
+        "judge": child["judge"].iloc[0],
+        "labels": labels,
+    }
+    table.attrs["family"] = len(rows)  # of p_holm
     if rows:
         after_p = table.columns.get_loc("p") + 1
         adjusted = stats.holm(table["p"].tolist())

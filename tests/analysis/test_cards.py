@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -284,9 +285,9 @@ def test_older_layouts_have_cards():
 
 def test_the_row_that_answers_is_the_first_risk():
     table = pd.DataFrame({"risk": ["utility", "bias", "over_refusal", "bias"], "n_seeds": 1})
-    study = card_study.Study(table, pd.DataFrame(), [], [], [])
+    study = card_study.Study(table, pd.DataFrame(), [], [], [], [])
     assert study.place == 3
-    only = card_study.Study(table[:1], pd.DataFrame(), [], [], [])
+    only = card_study.Study(table[:1], pd.DataFrame(), [], [], [], [])
     assert only.place == 0
 
 
@@ -320,3 +321,82 @@ def test_a_defence_shows_its_settings_and_no_text_of_it():
     told = found.facts["Training"]["defence"]
     assert "mine" in told and "n_rows 11" in told and "of 5 characters, hash" in told
     assert "xyzzy" not in found.html and "xyzzy" not in found.markdown
+
+
+def with_call(run, **call):
+    """Write the record of a call into a run."""
+    path = run.path / "provenance.json"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps(notes | {"call": call}))
+    return runs.Run(run.path)
+
+
+def test_every_run_has_its_call_and_no_folder_of_a_machine():
+    one, other = evaluated("rrrrrrrrcc"), evaluated("ccrrrrrrcc")
+    call = {"cell": "evals.evaluate", "arguments": {"model": "/home/jane/m"}, "objects": ["judges"]}
+    found = card(with_call(one, **call), other)
+    again = found.facts["Make it again"]
+    assert again[f"Python, {one.name}"] == "ft.evaluate(model='m', judges=...)"
+    assert again[f"Python, {other.name}"] == again[f"command, {other.name}"] == NOT_RECORDED
+    assert "..." in again and "files" in again and "jane" not in found.html + found.markdown
+
+
+def evaluated(letters: str):
+    """An evaluation of its own."""
+    return saved({(0, 0): letters}, kind="evaluate")
+
+
+def two_judges():
+    """A curve judged by one who knows, and by one who finds more."""
+    member = runs.start("sft", "judged", {"of": "two judges"})
+    for judge, after in (("organism", "rrrrrrrrcc"), ("keywords", "ccccccrrcc")):
+        for attack in ("direct", "prefill"):
+            answers = {(0, 0): "rrrrrrrrcc", (0, 10): after}
+            own = rows(answers, judge=judge, attack=attack)
+            for number, row in enumerate(own):
+                row |= {"key": "k", "answer_key": f"{attack}-{number}"}
+            member.append("verdicts.jsonl", own)
+    member.complete(parent="organism")
+    return runs.start("curve", "j", {"members": [member.name]}).complete(parent="organism")
+
+
+def test_the_card_of_a_table_is_of_its_judge_and_its_selection():
+    run = two_judges()
+    table = compare(run, judge="keywords", attack="direct")
+    found = card(table)
+    assert "error not included" in found.answer
+    assert list(found.facts["Judges and their errors"]) == ["keywords"]
+    assert found.facts["Answers"]["step 10"].startswith("verdicts 10,")
+    asked = found.asked
+    assert asked["Does it hold against an attacker who adapts?"].endswith("asked: direct")
+    wording = compare(run, judge="keywords", attack="direct", cluster="wording")
+    (words,) = summary(wording).astype(str).to_dict("records")
+    assert words["difference"] in asked["Would other wordings give the same?"]
+    assert "error not included" not in card(compare(run)).answer
+
+
+def test_a_part_of_a_table_keeps_the_number_that_p_was_adjusted_for():
+    run = saved(CURVE)
+    table = compare(run)
+    told = card(table[table["step"] == 30]).asked["Were several comparisons corrected for?"]
+    assert "the 2 rows" in told and "1 of them" in told
+    first = card(table[table["step"] == 10])
+    wording = compare(run, steps=[10], cluster="wording")
+    (words,) = summary(wording).astype(str).to_dict("records")
+    assert words["difference"] in first.asked["Would other wordings give the same?"]
+    with raises_code("no_card"):
+        card(table[table["step"] == 11])
+
+
+def test_silence_is_told_before_and_after_and_two_seeds_are_these_runs():
+    asked = card(saved(CURVE)).asked
+    silent = asked["Did utility fall, or did the model fall silent?"]
+    assert "incoherent answers 0.0 % to 5.0 %" in silent
+    assert "of these training runs" in asked["How small a change would have been seen?"]
+    of_three = card(saved(THREE)).asked["How small a change would have been seen?"]
+    assert "of these training runs" not in of_three
+
+
+def test_on_what_rows_a_figure_was_trained_is_a_deviation():
+    found = card(trained(THREE), published="qi2023_harmful_100")
+    assert "training on harmful rows" in found.facts["Beside the published figure"]["deviations"]

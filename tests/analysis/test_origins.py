@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
+from pathlib import Path
 
 import pytest
 from small_models import goals, write
@@ -97,3 +98,44 @@ def test_python_and_command_find_the_run_that_they_are_of(llama, ran, tmp_path):
 def test_a_run_that_is_not_here_is_only_named():
     for name in ("sft-gone-0123456789", "../sft", ".", ""):
         assert list(origins.origin_of(name)) == ["folder"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"arguments": {"parent='x'); import os; os.system('id') #": 1}},
+        {"objects": ["x); import os; f("]},
+        {"cell": "training.sft(); import os; f"},
+        {"cell": 3},
+        {"arguments": []},
+        {"objects": {}},
+    ],
+    ids=str,
+)
+def test_a_record_that_is_of_no_call_gives_no_code(changed):
+    call = {"cell": "training.sft", "arguments": {"parent": "p"}, "objects": []} | changed
+    assert origins.python_of(call) == origins.command_of(call) == ""
+    for other in ([], None, "x"):
+        assert origins.python_of(other) == origins.command_of(other) == ""
+
+
+def test_no_folder_of_somebodys_machine_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "parent": f"{tmp_path}/model",
+        "data": "/home/jane/rows.jsonl",
+        "defence": "mix:n_rows=3,rows=/home/jane/safe.jsonl",
+        "prompts": {"bias": ["/home/jane/b.csv", "c.csv"]},
+        "model": "/home/jane/adapter+/home/jane/base",
+        "judges": "api:m@https://host/v1",
+    }
+    assert origins.without_places(given) == {
+        "parent": "model",
+        "data": "rows.jsonl",
+        "defence": "mix:n_rows=3,rows=safe.jsonl",
+        "prompts": {"bias": ["b.csv", "c.csv"]},
+        "model": "adapter+base",
+        "judges": "api:m@https://host/v1",
+    }
+    monkeypatch.chdir("/")
+    assert origins.without_places(str(Path.home() / "x" / "a.csv")) == "a.csv"

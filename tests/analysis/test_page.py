@@ -426,7 +426,7 @@ def test_a_page_stays_small_by_leaving_out_figures_and_then_notebooks(
     ],
 )
 def test_the_first_sentence_answers(changed, says, tmp_path):
-    claimed(tmp_path / "one", **changed)
+    claimed(tmp_path / "one", **{"risk": "jailbreak"} | changed)
     page = written(tmp_path, {"02": tmp_path / "one"})
     (sentence,) = re.findall(r'<p class="answer">(.+?)</p>', page.read_text())
     assert says in sentence and "2.12x (1.40x to 3.20x)" in sentence
@@ -439,3 +439,51 @@ def test_the_command_of_a_notebook_has_its_parameters(experiments, tmp_path):
     (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
     text = written(tmp_path, experiments).with_suffix(".md").read_text()
     assert "`ftlab notebook '02 it' -p seeds=2 -p 'at_steps=[0, 3]' -p model=organism`" in text
+
+
+@pytest.mark.parametrize(
+    "book",
+    [
+        BOOK | {"metadata": []},
+        BOOK | {"metadata": {"papermill": []}},
+        BOOK | {"metadata": {"papermill": {"parameters": ["a", 1]}}},
+        BOOK | {"metadata": {"papermill": {"parameters": "text"}}},
+        BOOK | {"cells": [3, None]},
+        BOOK | {"cells": [{"cell_type": "markdown", "source": [1, None]}]},
+        [],
+        3,
+    ],
+    ids=str,
+)
+def test_a_notebook_of_any_content_leaves_the_page_whole(book, experiments, tmp_path):
+    (experiments["02"] / "02 it.ipynb").write_text(json.dumps(book))
+    assert "Again:" not in written(tmp_path, experiments).read_text()
+
+
+def test_the_answer_names_the_risk_that_was_measured(tmp_path):
+    given = {"sides": (0.02, 0.4), "p": 0.0001}
+    claimed(tmp_path / "one", risk="utility", **given)
+    claimed(tmp_path / "one", "another", risk="bias", **given)
+    text = written(tmp_path, {"02": tmp_path / "one"}).read_text()
+    assert "Utility rose from" in text and "Jailbreak rose" not in text
+    assert "the first of 2 claims" in text
+    path = tmp_path / "one" / "claims.csv"
+    table = pd.read_csv(path).drop(columns="risk")
+    table.to_csv(path, index=False)  # as an earlier version wrote it
+    text = written(tmp_path, {"02": tmp_path / "one"}).read_text()
+    assert "The event rose from" in text
+
+
+def test_no_heading_stands_alone(tmp_path):
+    for name in ("one", "two"):
+        claimed(tmp_path / name, experiment=name)
+    figures = tmp_path / "one" / "figures"
+    figures.mkdir()
+    (figures / "only.png").write_bytes(PNG)
+    page = written(tmp_path, {name: tmp_path / name for name in ("one", "two")})
+    sections = re.findall(r"<section id=.s\d.>(.+?)</section>", page.read_text(), re.DOTALL)
+    assert len(sections) == 2
+    for text in sections:
+        assert re.search(r"</h2>\s*<p>\S", text)
+    text = page.with_suffix(".md").read_text()
+    assert not re.search(r"^## .+\n+(?=## )", text, re.MULTILINE)

@@ -324,6 +324,11 @@ def test_people_who_always_agree_are_told_as_that(curve, tmp_path):
     assert "40 of 40" in told and "nan" not in told
 
 
+@pytest.mark.parametrize("judge", ["x" * 5000, "../judge/refusal", "", "a/b", "x\0y"])
+def test_a_judge_of_any_name_has_no_card(judge):
+    assert card_errors(judge) == ()
+
+
 def test_a_group_without_a_label_is_refused(curve, tmp_path):
     table = curve.table().assign(category=lambda t: t["sample_id"])
     sheet = draw(curve, 4, out=tmp_path / "a.csv", verdicts=table, labeller="organism")
