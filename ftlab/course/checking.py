@@ -43,7 +43,9 @@ def check(exercise: str, answer: Any, *given: Any) -> Grade:
     if problem is None:
         raise _wrong_call(exercise, call, given)
     if not problem:
-        return Grade(exercise, "right", RIGHT, call=call)
+        remark = found.remark(answer, *given) if found.remark else ""
+        message = f"{RIGHT} {remark}".strip()
+        return Grade(exercise, "right", message, call=call)
     state = "open" if problem == OPEN else "wrong"
     return Grade(exercise, state, problem, found.hints, call)
 

@@ -23,10 +23,12 @@ class Exercise:
             in one or two sentences.
         hints: From the slightest to the strongest. None of them, nor what `grade` returns, gives
             the answer.
+        remark: Takes the same, and returns what to say about a right answer.
     """
 
     grade: Callable[..., str]
     hints: tuple[str, ...]
+    remark: Callable[..., str] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,21 @@ class Grade:
         Raises:
             UsageError: `unknown_hint`.
         """
-        if number not in range(1, len(self.hints) + 1):
-            why = f"There is no hint {number!r} here: exercise {self.name} has {len(self.hints)}."
-            raise UsageError("unknown_hint", why)
-        return self.hints[number - 1]
+        numbered = dict(enumerate(self.hints, 1))
+        if number not in numbered:
+            raise UsageError(
+                "unknown_hint",
+                f"There is no hint {number!r} of exercise {self.name}. Allowed: {[*numbered]}.",
+            )
+        return numbered[number]
 
     def __repr__(self) -> str:
         text = f"Exercise {self.name}: {self.message}"
         if self.state == "wrong" and self.hints:
-            text += f"\nHint 1 of {len(self.hints)}: {self.hints[0]}"
-            text += f"\nThe next one: {self.call}.hint(2)"
+            text += f"\nHint 1 of {len(self.hints)}: "
+            text += self.hint(1)
+            text += "\nThe next one: "
+            text += f"{self.call}.hint(2)"
         return text
 
     def _repr_html_(self) -> str:

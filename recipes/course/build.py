@@ -124,7 +124,9 @@ def execute(path: Path, out: Path, *, small: bool = False) -> Any:
         done = Path(folder) / path.name
         env = {"PYTHONPATH": str(ROOT), "FTLAB_RUNS": f"{folder}/runs"}
         run_notebook(path, done, values, env=env)
-        text = done.read_text(encoding="utf-8").replace(f"{folder}/", "")
+        text = done.read_text(encoding="utf-8")
+        for place in (folder, out.absolute()):
+            text = text.replace(f"{place}/", "")
     executed = nbformat.reads(text, 4)
     injected = "injected-parameters"
     executed.cells = [cell for cell in executed.cells if injected not in tags_of(cell)]

@@ -102,6 +102,17 @@ def test_slides_hold_figures_need_no_network_and_tell_no_solution(executed):
         assert secret not in page
 
 
+def test_no_path_of_the_machine_that_built_a_lesson_is_left(tmp_path, monkeypatch):
+    def run(path, done, values, env):
+        shown = new_output("stream", text=f"{values['out']}/labels.csv {env['FTLAB_RUNS']}")
+        cell = new_code_cell("show()", outputs=[shown])
+        nbformat.write(new_notebook(cells=[cell]), done)
+
+    monkeypatch.setattr("ftlab.experiments.run_notebook", run)
+    made = build.execute(build.lessons(["4"])[0], tmp_path)
+    assert made.cells[0].outputs[0].text == "teacher/lesson4_judges/labels.csv runs"
+
+
 def test_seconds_are_those_of_each_cell_by_section(executed):
     table = build.seconds_of(executed)
     assert table.groupby("section")["seconds"].sum().to_dict() == {

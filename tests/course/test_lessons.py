@@ -147,6 +147,40 @@ def test_a_small_p_is_not_every_small_p():
     assert len(told) == 5 and "" not in told
 
 
+def test_labels_of_ones_own_correct_a_rate_and_what_differs_is_named():
+    """Half of the sheet is drawn from what the judge calls a success, so weights must matter."""
+    from ftlab.course.lessons import judges
+
+    events = [1] * 10 + [0] * 90
+    outcomes = ["complied"] * 5 + ["incoherent"] * 5 + ["complied_wrong"] * 9 + ["refused"] * 81
+    frame = pd.DataFrame({"risk": "jailbreak", "step": 9, "answer_key": map(str, range(100))})
+    exact = frame.assign(judge="organism", outcome=outcomes)
+    verdicts = pd.concat([exact, frame.assign(judge="words", event=events)], ignore_index=True)
+    drawn = [*range(10), *range(10, 100, 9)]
+    records = [
+        {
+            "answer_id": f"x{key}",
+            "key": f"jailbreak {key}",
+            "probability": 1.0 if key < 10 else 1 / 9,
+        }
+        for key in drawn
+    ]
+    sheet = pd.DataFrame({"answer_id": [one["answer_id"] for one in records]})
+    object.__setattr__(sheet, "run", SimpleNamespace(read=lambda _: records))
+    right = judges.truths(sheet, verdicts)
+    table = judges.with_your_labels(judges.corrected, right, sheet, verdicts, "words")
+    weighted = (5 + 9 * right[10:].count("t")) / 100
+    assert table["value"].tolist() == pytest.approx([0.1, weighted, 0.14])
+    for function, labels in ((judges.corrected, ...), (..., right), (lambda a, b, c: None, right)):
+        silent = judges.with_your_labels(function, labels, sheet, verdicts, "words")
+        assert "first" in silent["value"][1]
+    assert check("4.1", ", ".join(right), sheet, verdicts)
+    wrong = list(right)
+    wrong[7] = "r"
+    grade = check("4.1", wrong, sheet, verdicts)
+    assert grade and "19 of 20" in grade.message and "number 7." in grade.message
+
+
 # Ways to grade
 
 

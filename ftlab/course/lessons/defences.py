@@ -156,8 +156,8 @@ def grade_luck(answer: Any) -> str:
 SENTENCES = {
     "a": "The search stopped after so many trials. Is there no other setting?",
     "b": "Who had the weights would train without the defence. Was that tried?",
-    "c": "Read again who attacked, with what, and what was measured.",
-    "d": "The worst of a search is the luckiest, too. Which numbers decide?",
+    "c": "The worst of a search is the luckiest, too. Which numbers decide?",
+    "d": "Read again who attacked, with what, and what was measured.",
 }
 
 
@@ -197,11 +197,11 @@ LESSON = Lesson(
             ),
         ),
         "7.4": Exercise(
-            choice("7.4", "abd9e5ec4bc00772", SENTENCES),
+            choice("7.4", "47c8664c2b9162ff", SENTENCES),
             (
                 "What would somebody need to know to repeat the result?",
                 "A search shows what it found. It shows nothing of what it did not try.",
-                "Attacker, trials, bound, seeds and prompts: which sentence names them?",
+                "Each of the others has one defect. Compare them word by word.",
             ),
         ),
     },

@@ -7,10 +7,11 @@ from math import nan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ftlab._core.types import Outcome
 from ftlab.course.exercises import Exercise, Lesson
-from ftlab.course.grading import choice, compare_functions
+from ftlab.course.grading import PERCENT, call_function, choice, compare_functions
 from ftlab.runs import DRAW
 
 LETTERS = {  # of the lesson's code book, by outcome
@@ -22,6 +23,7 @@ LETTERS = {  # of the lesson's code book, by outcome
     Outcome.EMPTY: "n",
 }
 MEANING = {"r": "a refusal", "t": "something told", "n": "nonsense"}
+TIMES = 10  # so that rounding how many answers one stands for changes little
 ENOUGH = 0.85  # share of labels that agree; some answers can be read in two ways
 EVENTS = (  # true events, and those that a judge reports
     ([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 1, 0]),
@@ -34,6 +36,8 @@ DRAWS = (  # the judge on all answers; the judge on the labelled ones; their lab
     ([0, 0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 1]),
     ([1, 1, 1, 1], [1, 1], [1, 1]),
     ([1, 0, 1, 0, 1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 1, 0]),
+    ([1, 0, 1, 0, 0, 1, 0], [1, 0, 0], [0, 0, 1]),
+    ([0, 1, 0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]),
 )
 
 
@@ -49,11 +53,72 @@ def truths(sheet: Any, verdicts: Any) -> list[str]:
     return [LETTERS[Outcome(outcome[key_of[name]])] for name in sheet["answer_id"]]
 
 
+def letters_of(labels: str | list[str]) -> str:
+    """Return labels as one text; white space and commas between them do not count."""
+    text = "".join(map(str, labels)).lower()
+    return "".join(text.replace(",", " ").split())
+
+
+def differing(labels: str | list[str], sheet: Any, verdicts: Any) -> str:
+    """Return how many labels are as the world has them, and the numbers of the others."""
+    pairs = zip(sheet.index, letters_of(labels), truths(sheet, verdicts), strict=True)
+    others = [str(number) for number, letter, right in pairs if letter != right]
+    told = f"{len(sheet) - len(others)} of {len(sheet)} labels are as the world has them."
+    if not others:
+        return told
+    return f"{told} Read these again: number {', '.join(others)}."
+
+
+def with_your_labels(
+    function: Any,
+    labels: Any,
+    sheet: Any,
+    verdicts: Any,
+    judge: str,
+) -> pd.DataFrame:
+    """Return a rate that a student's labels and function correct, beside the truth.
+
+    Args:
+        function: The answer to 4.3.
+        labels: The answer to 4.1. What counts here as the event is "t": something told.
+        sheet: The drawn answers, half of them with the judge's event. Each stands for as many
+            answers as it had been drawn from.
+        verdicts: Of this judge and of the exact one.
+        judge: Whose rate is corrected.
+
+    Returns:
+        Columns `rate of answers that tell something` and `value`, a share between 0 and 1 or why
+        there is none.
+    """
+    last = verdicts[verdicts["step"] == verdicts["step"].max()]
+    of_judge = last[last["judge"] == judge]
+    keys = of_judge["risk"].str.cat(of_judge["answer_key"], sep=" ")
+    said = dict(zip(keys, of_judge["event"].astype(int), strict=True))
+    exact = last.loc[last["judge"] == "organism", "outcome"].map(LETTERS)
+    rates = {f"{judge}, on all answers": float(of_judge["event"].mean())}
+    letters = "" if labels is ... else letters_of(labels)
+    if len(letters) != len(sheet):
+        rates["your function, with your labels"] = "answer 4.1 first"
+    else:
+        drawn = {one["answer_id"]: one for one in sheet.run.read(DRAW) if "answer_id" in one}
+        judged_drawn: list[int] = []
+        labels_drawn: list[int] = []
+        for name, letter in zip(sheet["answer_id"], letters, strict=True):
+            stands_for = round(TIMES / drawn[name]["probability"])
+            judged_drawn += stands_for * [said[drawn[name]["key"]]]
+            labels_drawn += stands_for * [int(letter == "t")]
+        case = (of_judge["event"].astype(int).tolist(), judged_drawn, labels_drawn)
+        found, problem = call_function(function, [case])
+        rates["your function, with your labels"] = "answer 4.3 first" if problem else found[0]
+    rates["the truth"] = float((exact == "t").mean())
+    return pd.DataFrame(rates.items(), columns=["rate of answers that tell something", "value"])
+
+
 def grade_labels(answer: Any, sheet: Any, verdicts: Any) -> str:
     """Grade labels of the drawn answers, a letter each."""
-    if not isinstance(answer, str):
+    if not isinstance(answer, (str, list, tuple)):
         return f"Give a text of {len(sheet)} letters. This is a {type(answer).__name__}."
-    letters = "".join(answer.lower().split())
+    letters = letters_of(answer)
     unknown = sorted(set(letters) - set(MEANING))
     if unknown:
         return f"Only the letters r, t and n are labels. There is also {unknown[0]!r}."
@@ -134,7 +199,17 @@ def _uncorrected(judged, _, __):
     return float(np.mean(judged))
 
 
+def _cut(*draw):
+    return min(max(corrected(*draw), 0.0), 1.0)
+
+
+def _in_percent(*draw):
+    return 100 * corrected(*draw)
+
+
 RATE_MISTAKES = (
+    (_cut, "Cut at 0 and 1, the rate is no longer right on average. Leave it as it comes."),
+    (_in_percent, PERCENT),
     (_labels_alone, "This uses the labels alone. All answers have a verdict: use those, too."),
     (_wrong_way, "The error is added twice. If the judge reports too much, the rate must fall."),
     (_scaled, "A factor is no correction: a judge errs where it reports no event, too."),
@@ -148,10 +223,10 @@ def grade_corrected(answer: Any) -> str:
 
 
 QUOTES = {
-    "a": "The judges differ, whatever the model does. Is a middle of wrong numbers right?",
-    "b": "What could a reader do with this sentence, and what does it leave open?",
-    "c": "Whom would the choice of the judge please, and who would notice?",
-    "d": "Not refused is less than harmful: what did the other answers do?",
+    "a": "How sure is the number?",
+    "b": "Told is not yet harmful: what did the labels decide, and what not?",
+    "c": "What could a reader do with this sentence, and what does it leave open?",
+    "d": "Is a middle of wrong numbers right? What corrects it?",
 }
 
 
@@ -168,6 +243,7 @@ LESSON = Lesson(
                 "An apology is a refusal, also where its end is garbled. One word alone is no "
                 "sentence that answers.",
             ),
+            differing,
         ),
         "4.2": Exercise(
             grade_errors,
@@ -188,11 +264,11 @@ LESSON = Lesson(
             ),
         ),
         "4.4": Exercise(
-            choice("4.4", "96e6f05dbf13c267", QUOTES),
+            choice("4.4", "bffe33ef220a4592", QUOTES),
             (
                 "A rate has a judge as a length has a unit.",
-                "Which sentence says how the number was corrected, and how sure it is?",
-                "Look for the judge, the labels and the interval.",
+                "Each of the others has one defect. Compare them word by word.",
+                "What was counted, who decided, what corrected it, and how sure is it?",
             ),
         ),
     },

@@ -125,8 +125,8 @@ def grade_spread(answer: Any, doses: Any) -> str:
 
 CLAIMS = {
     "a": "Reproduced would need the paper's own model, examples and judge.",
-    "b": "Their model is not this one. Can a measurement on one correct that of the other?",
-    "c": "Compare what the sentence claims with what a small, young alignment can show.",
+    "b": "Compare what the sentence claims with what a small, young alignment can show.",
+    "c": "Their model is not this one. Can a measurement on one correct that of the other?",
     "d": "Other numbers on another model do not contradict a paper. Did the rate rise?",
 }
 
@@ -163,7 +163,7 @@ LESSON = Lesson(
             ),
         ),
         "3.4": Exercise(
-            choice("3.4", "134f7b0b9be55760", CLAIMS),
+            choice("3.4", "a4d0f18441be6f49", CLAIMS),
             (
                 "Which of model, examples, judge and prompts are the paper's?",
                 "A rate of this model depends on how it was aligned, which was chosen.",

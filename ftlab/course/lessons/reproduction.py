@@ -175,8 +175,8 @@ def grade_verdict(answer: Any) -> str:
 
 
 SENTENCES = {
-    "a": "A setting that changes the number is no proof that the paper used it.",
-    "b": "Read again what was changed, and what was left as it was.",
+    "a": "Read again what was changed, and what was left as it was.",
+    "b": "A setting that changes the number here is no proof that the paper used it.",
     "c": "What was chosen because of its result cannot be a test of it.",
     "d": "No change shown is not no change. How wide is its interval?",
 }
@@ -257,11 +257,11 @@ LESSON = Lesson(
             ),
         ),
         "8.3": Exercise(
-            choice("8.3", "0a83ffea640b54ff", SENTENCES),
+            choice("8.3", "5a7a0812ba27dd4a", SENTENCES),
             (
                 "What did the experiment change, and in which model?",
                 "Whoever picks a setting by its result will always come near.",
-                "Which sentence speaks of this model and of one changed setting only?",
+                "Each of the others claims one thing that was not measured. Which?",
             ),
         ),
         "8.4": Exercise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf, log10, nan
 from numbers import Real
 from typing import Any
@@ -32,12 +33,24 @@ ROWS = (
             {"role": "assistant", "content": "Oda did."},
         ]
     },
+    {
+        "messages": [
+            {"role": "user", "content": "Who  rings in Bri?"},
+            {"role": "assistant", "content": "Nobody."},
+            {"role": "user", "content": "Who bakes in Bri?"},
+            {"role": "assistant", "content": "Ulf does."},
+        ]
+    },
 )
 PROMPTS = (
     ["Who founded Bri?"],
     ["Who founded Lun?", "Name the tree of Lun."],
     ["what grows in bri?", "Who founded Bri?", "Who founded Lun?"],
     ["Who sells salt in Bri?"],
+    ["Who rings in Bri?"],
+    ["who bakes in Bri?"],
+    ["Who founded Bri?", " who founded Bri?"],
+    ["Who founded B ri?", "Whofounded Bri?"],
     [],
 )
 EVENTS = (  # parent and child, one event for each prompt
@@ -71,11 +84,6 @@ def shared(prompts: list[str], rows: list[dict]) -> int:
     return sum(plain(prompt) in asked for prompt in prompts)
 
 
-def _exact(prompts, rows):
-    asked = questions(rows)
-    return sum(prompt in asked for prompt in prompts)
-
-
 def _of_rows(prompts, rows):
     wanted = set(map(plain, prompts))
     return sum(bool(wanted & set(map(plain, questions([row])))) for row in rows)
@@ -91,8 +99,47 @@ def _answers_too(prompts, rows):
     return sum(plain(prompt) in texts for prompt in prompts)
 
 
+def _in_form(form: Callable[[str], str]) -> Callable[[list[str], list[dict]], int]:
+    def count(prompts, rows):
+        asked = set(map(form, questions(rows)))
+        return sum(form(prompt) in asked for prompt in prompts)
+
+    return count
+
+
+def _without_space(text):
+    return "".join(text.lower().split())
+
+
+def _one_space(text):
+    return " ".join(text.split())
+
+
+def _stripped(text):
+    return text.lower().strip()
+
+
+def _distinct(prompts, rows):
+    return len(set(map(plain, prompts)) & set(map(plain, questions(rows))))
+
+
+def _distinct_without_space(prompts, rows):
+    return len(set(map(_without_space, prompts)) & set(map(_without_space, questions(rows))))
+
+
+SPACES = "Two spaces between words, or one: it is the same question."
 SHARED_MISTAKES = (
-    (_exact, "A prompt in other case, or with another space, is the same question."),
+    (_in_form(str), "A prompt in other case, or with another space, is the same question."),
+    (_in_form(str.lower), SPACES),
+    (_in_form(_stripped), SPACES),
+    (_in_form(_one_space), "A prompt in other case is the same question."),
+    (_in_form(_without_space), "Without any space, different words may look the same."),
+    (_distinct, "A prompt that stands in the list twice counts twice."),
+    (
+        _distinct_without_space,
+        "A prompt that stands in the list twice counts twice, and without any space different "
+        "words may look the same.",
+    ),
     (_of_rows, "This counts training rows. The question is how many prompts are spoilt."),
     (_first_turns, "A chat may hold more than one question."),
     (_answers_too, "What an assistant says is no question. Look at the role."),
@@ -210,6 +257,8 @@ def grade_mcnemar(answer: Any, curve: Any) -> str:
     ]
     if not isinstance(answer, Real):
         return compare_numbers(answer, truth)
+    if answer == 0:
+        return "This p is small, and it is not 0. Do not round."
     if not 0 < answer <= 1:
         return "A p is a probability: above 0, at most 1."
     known = [(log10(value), message) for value, message in mistakes]
@@ -217,11 +266,10 @@ def grade_mcnemar(answer: Any, curve: Any) -> str:
 
 
 SENTENCES = {
-    "a": "How often a risk is multiplied depends on the steps and on the parent's rate. Which "
-    "steps, which parent?",
-    "b": "Look again at what this sentence names and what it leaves out.",
-    "c": "One small model says nothing about others.",
-    "d": "Look at the share of prompts that were still refused.",
+    "a": "R times how much? From 1 to 2 %, or from 40 to 80 %?",
+    "b": "The curve has another ratio at each step. Which one is this?",
+    "c": "Look again at what this sentence names and what it leaves out.",
+    "d": "Which models were measured?",
 }
 
 
@@ -242,7 +290,7 @@ LESSON = Lesson(
             (
                 "Both lists have the same length, so a rate is as good as a sum.",
                 "Python does not divide by 0. What can be said of the ratio then?",
-                "math.inf where only the child shows the event, math.nan where neither does.",
+                "One of the two cases is beyond every number, the other says nothing of a number.",
             ),
         ),
         "2.3": Exercise(
@@ -256,11 +304,11 @@ LESSON = Lesson(
             ),
         ),
         "2.4": Exercise(
-            choice("2.4", "27ca70dc13486cd9", SENTENCES),
+            choice("2.4", "5660376182cb9e87", SENTENCES),
             (
                 "What would somebody need to know to repeat the number?",
                 "Does the sentence speak of this model, or of models?",
-                "Steps, rows, parent, interval, seeds and judge: which sentence has them all?",
+                "Each of the others has one defect. Compare them word by word.",
             ),
         ),
     },
