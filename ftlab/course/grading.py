@@ -208,7 +208,7 @@ def _wrong_kind(found: Any, wanted: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, (str, bytes)) or hasattr(value, "__len__"):
+    if isinstance(value, (str, bytes)):
         return False
     try:
         float(value)
