@@ -67,8 +67,13 @@ def _rendered(
 ) -> str:
     from jinja2 import Environment, FileSystemLoader
 
-    options = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": autoescape}
-    pages = Environment(loader=FileSystemLoader(TEMPLATES), finalize=finalize, **options)
+    pages = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=autoescape,
+    )
     pages.filters["linked"] = linked
     pages.filters["code"] = _code_in_html if autoescape else _code_in_markdown
     return pages.get_template(template).render(page) + "\n"
