@@ -261,11 +261,14 @@ def names(texts: list[str]) -> list[str]:
     A further setting, as in `lisa:safety_steps=1,user_steps=9`, stays with its name.
     """
     found: list[str] = []
-    for part in map(str.strip, ",".join(texts).split(",")):
-        if found and SETTING.match(part):
-            found[-1] += f",{part}"
-        elif part:
-            found.append(part)
+    for text in texts:
+        parts: list[str] = []
+        for part in map(str.strip, text.split(",")):
+            if parts and ":" in parts[-1] and SETTING.match(part):
+                parts[-1] += f",{part}"
+            elif part:
+                parts.append(part)
+        found += parts
     return found
 
 

@@ -160,6 +160,9 @@ def test_values_that_cannot_be_parsed():
     assert options.whole_numbers("at_epochs", ["0", "2,4"]) == [0, 2, 4]
     lisa = "lisa:safety_steps=1,user_steps=9"
     assert options.names(["mix, " + lisa, "kl:weight=1,ewc"]) == ["mix", lisa, "kl:weight=1", "ewc"]
+    varied = ["judges=keywords:zou2023universal", "batch_size=2"]
+    assert options.names(varied) == varied
+    assert options.names(["judges=refusal,batch_size=2"]) == ["judges=refusal", "batch_size=2"]
     with raises_code("not_pairs"):
         options.pairs("stop_above", "jailbreak")
     with raises_code("given_twice"):
