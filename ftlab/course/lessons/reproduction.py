@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 from ftlab import analysis, stats
-from ftlab._core.files import write_atomic
 from ftlab.course.exercises import Exercise, Lesson
 from ftlab.course.grading import call_function, choice, compare_functions
-from ftlab.runs import Run
 
 Z = 1.959964  # of a 95 % interval
 ONE_SIDED = 1.644854
@@ -36,6 +33,7 @@ CHANGED = (  # of STUDY, in each case
     {"same_setup": False, "p": 0.2},
     {"same_setup": False, "measured": 0.01, "low": 0.0, "high": 0.02, "parent": 0.1},
     {"measured": 0.4, "low": 0.3, "high": 0.5, "p": 0.3},
+    {"same_setup": False, "low": 0.01, "p": 0.04},  # the interval holds the parent's rate
 )
 ROWS = (
     {
@@ -151,6 +149,14 @@ def _by_estimate(paper, study):
     return verdict(paper, {**study, "low": measured, "high": measured})
 
 
+def _any_side(paper, study):
+    low = max(study["low"], study["parent"] + 1e-9)
+    high = study["high"]
+    if paper["direction"] == "down":
+        low, high = study["low"], min(high, study["parent"] - 1e-9)
+    return verdict(paper, {**study, "low": low, "high": high})
+
+
 def _close_enough(paper, study):
     close = abs(study["measured"] - paper["value"]) <= paper["tolerance"]
     return "reproduced" if close else "not reproduced"
@@ -161,6 +167,7 @@ VERDICT_MISTAKES = (
     (_without_p, "A change that may be chance has no direction. Where is p?"),
     (_any_seeds, "Fewer than three training seeds say nothing about other trainings."),
     (_by_estimate, "The whole interval must lie within the tolerance, not the estimate alone."),
+    (_any_side, "An interval that holds the parent's rate has no direction."),
     (_close_enough, "A number that is near by itself says little. Go through the rules in turn."),
 )
 
@@ -205,33 +212,6 @@ def _missing(text: str, row: dict[str, Any]) -> str:
     if row["verdict"] not in text:
         return "The sentence does not give the verdict in its own words."
     return ""
-
-
-def card(curve: Run, claims: Any, published: str, out: str | Path) -> Any:
-    """Write the card of a study.
-
-    Args:
-        curve: The study.
-        claims: What `ft.analysis.record` returned.
-        published: Id of the published figure.
-        out: File to write, NAME.md.
-
-    Returns:
-        What `ft.card` makes, where this version has it; otherwise the text of a short card with
-        the figure, the verdict and the names of the runs.
-    """
-    make = getattr(analysis, "card", None)
-    if make is not None:
-        return make(curve, published=published, out=out)
-    target = analysis.target_of(published)
-    lines = [f"# {target.text}", target.cited(), "## Measured here"]
-    for row in claims.shown():
-        lines += [f"- {name}: {text}" for name, text in row.items() if text]
-    lines.append("## Runs")
-    lines += [f"- {member.name}" for member in curve.members]
-    text = "\n\n".join(lines)
-    write_atomic(Path(out), text + "\n")
-    return text
 
 
 LESSON = Lesson(
