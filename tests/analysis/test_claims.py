@@ -51,6 +51,8 @@ def rows_of(folder) -> list[dict]:
         ({}, "organism", 1.5, 1.2, 2.0, 0.001, DIRECTION),  # exactly the figure, still this
         ({}, "organism", 1.5, 1.2, 2.0, 0.06, NOT),  # after Holm's correction
         ({}, "organism", 1.5, 1.2, 2.0, 0.05, NOT),
+        ({}, "organism", 1.37, 0.98, 1.86, 0.047, NOT),  # the interval holds no change
+        ({"direction": "down"}, "organism", 0.7, 0.5, 1.02, 0.04, NOT),
         ({}, "organism", 0.5, 0.3, 0.8, 0.001, NOT),  # clear, on the wrong side
         ({"direction": "down"}, "organism", 0.5, 0.3, 0.8, 0.001, DIRECTION),
         ({"direction": "down"}, "organism", 0.5, 0.3, 1.0, 0.06, NOT),
