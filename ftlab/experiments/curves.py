@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ftlab import runs, stats
@@ -119,7 +120,7 @@ class Curve:
                 self._say_what_it_can_show(parent_run.table(), clock() - began)
                 note = ceilings(parent_run.table(), self.plan.judges[0].spec)
                 if note:
-                    print(f"{self.parent.name}, before any training: {note}.", file=sys.stderr)
+                    _say_once(f"{self.parent.name}, before any training: {note}.")
                 self._train_all(parent_run)
                 return self._retry()
             finally:
@@ -208,6 +209,12 @@ def foreseen(table: Any, judge: str, seeds: int) -> list[str]:
             seen = "no ratio is likely to be seen"
         lines.append(f"with {n} prompts and {seeds} seeds {known}; {seen} (ftlab plan says more)")
     return lines
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Print a line that holds for every curve of the same parent."""
+    print(line, file=sys.stderr)
 
 
 def ceilings(table: Any, judge: str) -> str:

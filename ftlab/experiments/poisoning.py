@@ -356,8 +356,8 @@ def loss_on_clean_rows(run: Run, valid: Any, *, n_rows: int | None = None) -> pd
         One row per file: share, poisoned, planted, loss (mean over rows and seeds of a row's mean
         per token, in nats) and loss_sd (over seeds); of the poisoned ones difference from the clean
         file on the same rows and seeds, with difference_low, difference_high (95 % for other rows,
-        conditional on these runs), p, and least and most, the differences of single seeds; n_rows,
-        n_seeds.
+        conditional on these runs), p, p_holm (adjusted for all these files), and least and most,
+        the differences of single seeds; n_rows, n_seeds.
 
     Raises:
         UsageError: `not_poisoned`, and those of `ftlab.data.load`.
@@ -380,6 +380,7 @@ def loss_on_clean_rows(run: Run, valid: Any, *, n_rows: int | None = None) -> pd
             "planted": PLANTED[kind],
             "loss": own.mean(),
             "loss_sd": np.nan,
+            **dict.fromkeys((*PAIRED, "p_holm"), np.nan),
         }
         if len(own) > 1:
             row["loss_sd"] = own.mean(axis=1).std(ddof=1)
@@ -397,4 +398,7 @@ def loss_on_clean_rows(run: Run, valid: Any, *, n_rows: int | None = None) -> pd
         row["n_rows"] = len(rows)
         row["n_seeds"] = len(own)
         found.append(row)
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    compared = table["p"].notna()
+    table.loc[compared, "p_holm"] = stats.holm(table.loc[compared, "p"].tolist())
+    return table

@@ -130,6 +130,9 @@ def test_the_loss_on_clean_rows_is_the_mean_of_each_row(run):
             assert row["difference"] == pytest.approx(change.mean())
             assert (row["least"], row["most"]) == pytest.approx((change.min(), change.max()))
             assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+    told = table[table["poisoned"] > 0]
+    assert told["p_holm"].tolist() == pytest.approx(ft.stats.holm(told["p"].tolist()))
+    assert table.loc[table["poisoned"] == 0, "p_holm"].isna().all()
 
 
 def test_runs_of_other_cells_are_refused(llama):
