@@ -89,7 +89,7 @@ def transform_and_compare(
             after[PARENT] = _measured([reference], one, settings)
         rows += _rows(one.spec, before, after)
     table = with_holm(rows)
-    table["group"] = table["transform"]
+    table["group"] = table["transform"].str.replace(":", ", ").str.replace("=", " ")
     table["series"] = table["side"]
     table.attrs = {"by": ["risk", "transform", "side"], "model": reference.name}
     return table

@@ -381,6 +381,14 @@ def test_rates_before_and_after_become_bars():
     assert {text.get_text() for text in ax.get_yticklabels()} == {"a", "b"}
 
 
+def test_bars_show_what_chance_gives():
+    groups = {"group": ["loss", "asked"], "series": "precision at 10", "chance": [0.05, 0.1]}
+    found = pd.DataFrame(groups).assign(rate=0.5, low=0.4, high=0.6)
+    ticks = plot(found, kind="bars").figure.axes[0].lines
+    places = [line.get_xdata().tolist() for line in ticks if line.get_marker() == "|"]
+    assert places == [pytest.approx([5, 10])]
+
+
 @pytest.mark.slow
 def test_several_judges_are_drawn_as_lines():
     both = pd.concat([made(CURVE), made(CURVE, judge="api")], ignore_index=True)
