@@ -287,7 +287,11 @@ def _run(jobs: list[Job], request: _Request) -> list[Result]:
                 file.unlink()
     # Small models run faster side by side; large ones would compete for the accelerator's memory.
     lanes = min(cores(), MOST_LANES) if request.every else None
-    results = LocalBackend(side_by_side=request.in_world, lanes=lanes).map(jobs)
+    # Of all, the last take longest, and several processes each. So they begin, and the short ones
+    # fill the cores at the end.
+    backward = -1 if request.every else 1
+    backend = LocalBackend(side_by_side=request.in_world, lanes=lanes)
+    results = backend.map(jobs[::backward])[::backward]
     failed = [result for result in results if result.error]
     if failed and (not request.every or len(failed) == len(jobs)):
         what = f"{request.out}: no page was written, because a notebook failed."

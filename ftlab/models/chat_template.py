@@ -55,7 +55,7 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         why = f"The model's chat template refuses the turns {roles}: {safe(error, 300)}"
         raise UsageError("template_refuses", why) from None
     addresses = ADDRESS.findall(text)
-    if not set(ADDRESS.findall(str(messages))).issuperset(addresses):
+    if addresses and not set(ADDRESS.findall(str(messages))).issuperset(addresses):
         raise UsageError("template_is_random", ANEW)
     for message in messages:
         if not _holds(text, message):

@@ -302,6 +302,16 @@ def test_all_are_spread_over_the_cores(runner, more, tmp_path, monkeypatch):
     assert max(at_once) == 2 and len(spans) == 6
 
 
+def test_of_all_the_last_begin_and_the_record_keeps_their_order(
+    runner, more, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reproduction, "cores", lambda: 1)
+    reproduce(all=True, out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert list(record["notebook_seconds"]) == sorted([*EVERY, *more])
+    assert list(runner.given) == sorted([*EVERY, *more], reverse=True)
+
+
 def test_of_all_an_experiment_without_claims_is_on_the_page_by_its_figures(
     runner, more, tmp_path, monkeypatch
 ):
