@@ -54,8 +54,11 @@ def render(tokenizer: Any, messages: list[Message], *, ask: bool = False) -> str
         roles = ", ".join(message["role"] for message in messages)
         why = f"The model's chat template refuses the turns {roles}: {safe(error, 300)}"
         raise UsageError("template_refuses", why) from None
-    addresses = ADDRESS.findall(text)
-    if addresses and not set(ADDRESS.findall(str(messages))).issuperset(addresses):
+    addresses = set(ADDRESS.findall(text))
+    if addresses:
+        given = ADDRESS.findall(str(messages))
+        addresses.difference_update(given)
+    if addresses:
         raise UsageError("template_is_random", ANEW)
     for message in messages:
         if not _holds(text, message):

@@ -60,8 +60,14 @@ def draw(table: DataFrame) -> Figure:
         )
         ax.bar_label(bars, [_axes.percent(rate) for rate in rows["rate"]], padding=4)
         if "chance" in table:
-            middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
-            ax.plot(100 * rows["chance"], middles, "|", color=_axes.INK, markersize=9)
+            middles = [bar.get_center()[1] for bar in bars]
+            ax.plot(
+                100 * rows["chance"],
+                middles,
+                "|",
+                color=_axes.INK,
+                markersize=9,
+            )
     middle = (len(series) - 1) / 2
     ax.set_yticks(
         [k * pitch + middle for k in range(len(groups))],
