@@ -45,7 +45,7 @@ class Drawing:
             about = {"Date": None, "Creator": "ftlab", "Description": self.caption or None}
         with style():
             if self.figure.get_layout_engine() is not None:
-                self.figure.draw_without_rendering()  # lays out, which takes most of the time
+                self.figure.draw_without_rendering()  # lays out, once for all files
                 self.figure.set_layout_engine("none")
             self.figure.savefig(content, format=kind, dpi="figure", metadata=about)
         return content.getvalue()
