@@ -82,7 +82,7 @@ def executed():
         new_markdown_cell("a secret of teachers", metadata={"tags": ["teacher"]}),
         new_markdown_cell("## 2. Two (30 min)"),
         new_code_cell(
-            f"x = ...\n{build.BEGIN}\nx = 17\n{build.END}",
+            f"x = ...\n{build.BEGIN}\nx = 'marzipan'\n{build.END}",
             metadata={"tags": ["exercise"]},
             outputs=[new_output("stream", text="seventeen")],
         ),
@@ -98,7 +98,7 @@ def test_slides_hold_figures_need_no_network_and_tell_no_solution(executed):
     assert page.count("<section") == 4
     assert "aGVsbG8=" in page and "x()" not in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
-    for secret in ("17", "seventeen", "a secret", "4 s left"):
+    for secret in ("marzipan", "seventeen", "a secret", "4 s left"):
         assert secret not in page
 
 
