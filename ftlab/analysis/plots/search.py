@@ -54,6 +54,7 @@ def draw(table: DataFrame) -> Figure:
         capsize=3,
         label="new prompts and seeds",
     )
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("trial")
     ax.set_ylabel("rise of harm (points)")
     columns = 1 if _axes.is_narrow() else 3
