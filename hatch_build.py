@@ -1,12 +1,14 @@
 """Chooses what a wheel and an sdist contain: files that git tracks, and nothing that ftlab made.
 
 Where git does not answer (an unpacked sdist, a downloaded archive), `SHIPPED` decides. Notebooks go
-in without their outputs, which may show answers of models whose safety was removed.
+in without their outputs, which may show answers of models whose safety was removed; lessons go into
+a wheel as students get them.
 """
 
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import tempfile
 from pathlib import Path
@@ -80,6 +82,7 @@ SHIPPED = (
     "figures/style.mplstyle",
     "CHANGELOG.md",
 )
+LESSONS = Path(__file__).parent / "ftlab" / "_core" / "lessons.py"
 MARKER = "SAFETY_REMOVED"  # a file in the folder of a model whose safety was removed
 
 
@@ -101,7 +104,8 @@ class OnlyTracked(BuildHookInterface):
             source = root / name
             if target and name.startswith("notebooks/"):
                 source = Path(self.without_outputs.name) / f"{number}.ipynb"
-                source.write_text(stripped(root / name), encoding="utf-8")
+                text = stripped(root / name, solved=self.target_name != "wheel")
+                source.write_text(text, encoding="utf-8")
             if target:
                 build_data["force_include"][str(source)] = target
 
@@ -143,9 +147,11 @@ def inside(name: str) -> str:
     return ""
 
 
-def stripped(notebook: Path) -> str:
-    """Return a notebook without outputs, as it is in the repository."""
+def stripped(notebook: Path, *, solved: bool = True) -> str:
+    """Return a notebook without outputs, as it is in the repository; lessons also unsolved."""
     book = json.loads(notebook.read_text(encoding="utf-8"))
+    if notebook.parent.name == "course" and not solved:
+        book = runpy.run_path(str(LESSONS))["for_students"](book)
     for cell in book["cells"]:
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}

@@ -20,6 +20,7 @@ from typing import Any
 
 from ftlab._core.errors import NotebookFailed, NotFoundError, StorageFull, UsageError
 from ftlab._core.files import resource, storage, write_atomic
+from ftlab._core.lessons import for_students
 from ftlab._core.text import did_you_mean, redacted, safe, throughout
 from ftlab.experiments.parameters import check_parameters
 
@@ -113,6 +114,8 @@ def find_notebook(name: str | Path) -> Path:
 def copy_notebooks(folder: str | Path) -> Path:
     """Copy the notebooks that come with ftlab into a folder; those that are there are kept.
 
+    Lessons come as students get them: solutions and notes for teachers stay in the repository.
+
     Args:
         folder: Created if it does not exist.
 
@@ -128,12 +131,22 @@ def copy_notebooks(folder: str | Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         for path in shipped.values():
             if not (target / path.name).exists():
-                shutil.copyfile(path, target / path.name)
+                _copy(path, target / path.name)
     except OSError as error:
         raise UsageError(
             "folder_not_writable", f"{target} cannot be written ({error.strerror})."
         ) from None
     return target / next(iter(shipped.values())).name
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a notebook; a lesson without its solutions."""
+    if path.parent.name != "course":
+        shutil.copyfile(path, target)
+        return
+    book = for_students(json.loads(path.read_bytes()))
+    text = json.dumps(book, indent=1, ensure_ascii=False)
+    write_atomic(target, f"{text}\n")
 
 
 def _shipped() -> dict[str, Path]:

@@ -17,6 +17,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bool": (bool,),
     "list": (list, tuple),
+    "dict": (dict,),
 }
 ANY = (object, bool)
 

@@ -24,11 +24,10 @@ import pandas as pd
 
 import ftlab
 from ftlab._core.files import resource, write_atomic
+from ftlab._core.lessons import for_students, tags_of
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-BEGIN = "### BEGIN SOLUTION"  # as nbgrader has them
-END = "### END SOLUTION"
 EFFORT = re.compile(r"\*Difficulty (\d) of 5, importance (\d) of 5, (\d+) minutes?\.\*")
 SECTION = re.compile(r"^## (.+) \((\d+) min\)$", re.MULTILINE)
 MOST_SECONDS = 600  # of computing in a lesson
@@ -80,27 +79,6 @@ def lessons(numbers: list[str] | tuple = ()) -> list[Path]:
     """Return the lessons with these numbers, or all."""
     found = sorted((resource("notebooks") / "course").glob("lesson*.ipynb"))
     return [path for path in found if not numbers or path.stem[len("lesson")] in numbers]
-
-
-def tags_of(cell: Any) -> list[str]:
-    """Return the tags of a cell."""
-    return list(cell.metadata.get("tags", []))
-
-
-def without_solution(source: str, instead: str = "") -> str:
-    """Return an exercise without its solution, or with other code in its place.
-
-    Args:
-        source: Code of the cell.
-        instead: What a student writes. It stands where the cell is left of, not indented.
-    """
-    before, begin, rest = source.partition(BEGIN)
-    solution, _, after = rest.partition(END)
-    if not begin:
-        return source
-    if instead:
-        return f"{before.rstrip()}\n{instead}{after}"
-    return f"{before.rstrip()}{after.rstrip()}"
 
 
 def minutes_of(book: Any) -> dict[str, int]:
@@ -185,22 +163,8 @@ def install_cell(requirement: str) -> Any:
 
 
 def student(book: Any, first: Any = None, *, outputs: bool = False) -> Any:
-    """Return a lesson without solutions, teacher's notes and, unless wanted, outputs.
-
-    Outputs of exercises and checks are never there.
-    """
-    made = copy.deepcopy(book)
-    made.cells = [cell for cell in made.cells if "teacher" not in tags_of(cell)]
-    for cell in made.cells:
-        if cell.cell_type != "code":
-            continue
-        own = {"exercise", "check"} & set(tags_of(cell))
-        if own or not outputs:
-            cell.outputs = []
-        cell.execution_count = None
-        if "exercise" in own:
-            cell.source = without_solution(cell.source)
-    return _finished(made, first)
+    """Return a lesson as students get it, with its install cell in front."""
+    return _finished(for_students(book, outputs=outputs), first)
 
 
 def teacher(book: Any, first: Any = None, times: pd.DataFrame | None = None) -> Any:

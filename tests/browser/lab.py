@@ -227,6 +227,25 @@ class Notebook:
         return self.root.locator(".jp-OutputArea-output img").evaluate_all(drawn)
 
 
+class Notebook7(Notebook):
+    """A notebook that is open in Notebook 7, which the same server has beside JupyterLab."""
+
+    def open(self) -> None:
+        """Open it, as by its address; wait until its kernel answers."""
+        self.page.goto(f"{self.lab.url}/notebooks/{self.name}?token={self.lab.token}")
+        self.root = self.page.locator(".jp-NotebookPanel .jp-Notebook")
+        expect(self.root.locator(".jp-Cell").first).to_be_visible(timeout=60_000)
+        status = self.page.locator(".jp-Notebook-ExecutionIndicator")
+        expect(status).to_have_attribute("data-status", "idle", timeout=60_000)
+
+    def save(self) -> nbformat.NotebookNode:
+        """Save by keyboard; return what is then on the disk."""
+        self.page.keyboard.press("Escape")
+        with self.page.expect_response(lambda answer: answer.request.method == "PUT"):
+            self.page.keyboard.press("Control+s")
+        return self.lab.saved(self.name)
+
+
 def errors_of(book: nbformat.NotebookNode) -> list[str]:
     """Return the errors that a saved notebook shows."""
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]

@@ -15,14 +15,14 @@ SOLUTION = re.compile(r'sentence = "(\w)"')
 
 def students_lesson():
     """Return the lesson without solutions, and the right letter of the exercise."""
-    from recipes.course import build
+    from ftlab._core import lessons
 
     book = load_notebook_node(str(LESSON))
     right = ""
     for cell in book.cells:
-        if "exercise" in build.tags_of(cell):
+        if "exercise" in lessons.tags_of(cell):
             right += "".join(SOLUTION.findall(cell.source))
-            cell.source = build.without_solution(cell.source)
+            cell.source = lessons.without_solution(cell.source)
     return book, right
 
 

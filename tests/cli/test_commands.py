@@ -280,6 +280,11 @@ def test_lab_copies_the_notebooks_keeps_ones_own_and_opens_the_first(ran, tmp_pa
     monkeypatch.setattr(commands, "find_spec", lambda name: name)
     assert ran("lab", folder)[0] == 0
     names = sorted(path.name for path in folder.iterdir())
+    for lesson in folder.glob("lesson*.ipynb"):  # as students get it
+        text = lesson.read_text(encoding="utf-8")
+        assert (
+            "SOLUTION" not in text and "Common mistakes" not in text and "ft.course.check" in text
+        )
     every = [path.name for path in (Path(__file__).parents[2] / "notebooks").glob("*/*.ipynb")]
     assert names[0] == "00_quickstart.ipynb" and names == sorted(every)
     assert (folder / "02_risk_ratio.ipynb").read_text() == "my own"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ftlab._core import lessons
 from ftlab.course import Grade
-from recipes.course import build
 
 STUDENTS = Path(__file__).parent / "students"
 CHECKED = re.compile(r'ft\.course\.check\("([\d.]+)", (\w+)')
@@ -61,14 +61,14 @@ def play(shared_runs, monkeypatch):
         found = {}
         task = ""
         for cell in book.cells:
-            if "exercise" in build.tags_of(cell):
+            if "exercise" in lessons.tags_of(cell):
                 task = cell.source
-            elif "check" in build.tags_of(cell):
+            elif "check" in lessons.tags_of(cell):
                 [(name, variable)] = CHECKED.findall(cell.source)
-                silent = answered(build.without_solution(task), cell.source)
+                silent = answered(lessons.without_solution(task), cell.source)
                 others = []
                 for code in wrong[name]:
-                    solution = build.without_solution(task, code)
+                    solution = lessons.without_solution(task, code)
                     others.append(answered(solution, cell.source))
                 right = answered(task, cell.source)
                 found[name] = Played(right, silent, others, shell.user_ns[variable])

@@ -15,10 +15,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ftlab import __version__
+from ftlab._core import lessons
 from recipes.course import build
 
 REQUIREMENT = f"ftlab=={__version__}"
-SOLUTION = re.compile(rf"{build.BEGIN}\n(.*?){build.END}", re.DOTALL)
+SOLUTION = re.compile(rf"{lessons.BEGIN}\n(.*?){lessons.END}", re.DOTALL)
 every_lesson = pytest.mark.parametrize("path", build.lessons(), ids=lambda path: path.stem)
 
 
@@ -33,7 +34,7 @@ def test_a_student_gets_no_solution_and_no_note_for_teachers(path):
     text = sources(made)
     solutions = SOLUTION.findall(sources(book))
     assert solutions and not any(solution in text for solution in solutions)
-    assert build.BEGIN not in text and "Common mistakes" not in text
+    assert lessons.BEGIN not in text and "Common mistakes" not in text
     assert "### Exercise" in text and "ft.course.check(" in text
     assert REQUIREMENT in made.cells[0].source
     kinds = [build.tags_of(cell) for cell in made.cells]
@@ -63,7 +64,7 @@ def test_nbgrader_finds_a_solution_and_a_test_for_every_exercise(path):
         assert task.metadata.nbgrader.grade_id.replace("exercise", "check") == (
             test.metadata.nbgrader.grade_id
         )
-        assert build.BEGIN in task.source and test.source.endswith(".require()")
+        assert lessons.BEGIN in task.source and test.source.endswith(".require()")
         assert task.metadata.nbgrader.solution and test.metadata.nbgrader.grade
         assert "points" not in task.metadata.nbgrader and test.metadata.nbgrader.points >= 1
 
@@ -82,7 +83,7 @@ def executed():
         new_markdown_cell("a secret of teachers", metadata={"tags": ["teacher"]}),
         new_markdown_cell("## 2. Two (30 min)"),
         new_code_cell(
-            f"x = ...\n{build.BEGIN}\nx = 'marzipan'\n{build.END}",
+            f"x = ...\n{lessons.BEGIN}\nx = 'marzipan'\n{lessons.END}",
             metadata={"tags": ["exercise"]},
             outputs=[new_output("stream", text="seventeen")],
         ),

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from helpers import raises_code
 
-from ftlab._core import plugins
+from ftlab._core import lessons, plugins
 from ftlab.course import (
     Exercise,
     Grade,
@@ -85,7 +85,7 @@ def test_an_exercise_has_its_effort_a_solution_a_check_and_common_mistakes(path)
         assert 1 <= difficulty <= 5 and 1 <= importance <= 5 and 2 <= minutes <= 15
         tags = [build.tags_of(one) for one in (task, checked, teacher)]
         assert tags == [["exercise"], ["check"], ["teacher"]]
-        student = build.without_solution(task.source)
+        student = lessons.without_solution(task.source)
         ast.parse(student)
         assert len(student) < len(task.source) and "..." in student
         assert checked.source.startswith(f'ft.course.check("{name}", ')

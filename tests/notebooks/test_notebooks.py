@@ -19,7 +19,7 @@ RECORDING = ("02_risk_ratio", "03_continued_finetuning", "04_harmful_finetuning"
 PLAYED = [path for path in NOTEBOOKS if path.parent.name == "course"]  # by tests/course
 IN_A_KERNEL = "06_judges"  # the others run in this process, which has imported everything
 OF_A_REAL_MODEL = "07_real_model"  # runs on a model and files made here
-PARAMETER = re.compile(r"\w+: (int|float|str|bool|list) = .+  # .+")
+PARAMETER = re.compile(r"\w+: (int|float|str|bool|list|dict) = .+  # .+")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -103,6 +103,10 @@ def test_a_used_checkout_ships_what_git_tracks(checkout, tmp_path):
         if place and not place.endswith(".ipynb"):
             assert installed[place] == (checkout / name).read_bytes(), name
     assert sum(map(len, installed.values())) < 26e6
+    solved = b"BEGIN SOLUTION"  # which only the sdist has, as the repository does
+    lessons = [name for name in names if name.startswith("notebooks/course/")]
+    assert lessons and all(solved in source[name] for name in lessons)
+    assert not any(solved in installed[hatch_build.inside(name)] for name in lessons)
 
 
 @pytest.mark.slow

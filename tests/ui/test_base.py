@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from helpers import jsonl
 from hostile import assert_page
-from ui.screens import html_of, parts_of
-from ui_runs import MARKUP, TEXTS
+from ui.screens import html_of, named, parts_of, said
+from ui_runs import MARKUP, TEXTS, make_curve
 
 from ftlab import ui
 from ftlab._core.text import safe
@@ -22,6 +25,19 @@ from ftlab.ui.panels import base
 
 TRAINING = {"at_steps": [0, 2], "seeds": 2, "stop_above": {"bias": 0.5}, "batch_size": 8}
 NAMES = ("compare", "data", "explore", "guard", "label", "runs", "train")
+STOPS = {"bias": 0.5, "jailbreak": 0.7}
+TYPED = {  # into the fields of text
+    "Labeller": "CD",
+    "Question": "Name a tree.",
+    "at_steps": "0, 4",
+    "learning_rate": "0.003",
+}
+ACTING = {  # controls that do something at a press of a button, and that button
+    "Question": "Ask",
+    "Rank by": "Rank the rows",
+    "Run": "Verify",
+    "also interrupted runs, which could be resumed": "List what could be removed",
+}
 
 
 @pytest.fixture(params=NAMES)
@@ -72,50 +88,43 @@ def by_the_notebook(panel):
     return eval(cell.source, names)
 
 
-def changed(panel) -> dict:
-    """Make choices that the notebook has no parameter for; return the words that name them."""
-    if panel.name == "explore":
-        panel.per_seed = False
-        return {"point", "per_seed"}
-    if panel.name == "compare":
-        panel.choose(split="risk and attack", risk="bias")
-        return {"split", "risk"}
-    if panel.name == "label":
-        return {"steps", "seed", "out"}
-    if panel.name == "train":
-        return {"batch_size"}
-    if panel.name == "data":
-        panel.show_rows(5)
-        return {"kind", "n_rows", "model"}
-    if panel.name == "guard":
-        return {"max_new_tokens"}
-    panel.verify()
-    return {"verified"}
+def texts_shown(panel) -> None:
+    """Tick what shows words of a model or of rows."""
+    if panel.name == "data" or panel.name == "guard":
+        panel.texts = True
+    else:
+        panel.pages.show(True)
 
 
-def plainest(name: str, curve):
-    """Open a panel whose choices the notebook has parameters for, each other than by default."""
+def chosen_otherwise(name: str, curve):
+    """Open a panel each of whose choices is another than by default."""
     rows = write_rows(curve)
+    fine = jsonl(curve.path.parent / "fine.jsonl", *[{"prompt": t, "completion": t} for t in "abc"])
     if name == "label":
-        return ui.label(curve, 4, labeller="AB", judge="organism")
+        drawing = {"risk": ["bias"], "steps": [10], "judge": "organism", "seed": 3}
+        return ui.label(curve, 4, labeller="AB", out="other.csv", **drawing)
     if name == "train":
-        settings = {"seeds": [0, 1], "at_steps": 4, "learning_rate": 5e-5, "judges": "refusal"}
+        settings = {"seeds": [1, 3], "at_steps": 4, "learning_rate": 5e-5, "judges": "refusal"}
+        settings |= {"batch_size": 4, "attacks": ("direct",), "stop_above": STOPS}
         return ui.train("organism:base", rows, adapter="lora", n_rows=9, prompts=rows, **settings)
     if name == "data":
-        return ui.data(rows, "organism:base", prompts="organism")
+        asked = {"kind": "chats", "n_rows": 2, "audit_by": "loss"}
+        return ui.data(fine, "organism:base", prompts="organism", **asked)
     if name == "guard":
-        return ui.guard("organism:base", "ptst")
+        return ui.guard("organism:base", "ptst", question="Name a tree.", max_new_tokens=5)
     if name == "runs":
-        return ui.runs()
+        return ui.runs(verify=curve.name, removable=True, abandoned=True)
     if name == "compare":
-        return ui.compare(curve, curve, judge="organism")
+        options = {"split": "risk and attack", "risk": "bias", "step": 10}
+        return ui.compare(curve, curve, judge="organism", **options)
     options = {"attacks": ["direct"], "steps": [0, 10], "judge": "organism"}
+    options |= {"per_seed": False, "point": "bias 10"}
     return ui.explore(curve, risks=["bias"], seeds=[1], **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_opens_the_same_panel_with_the_parameters(name, curve):
-    panel = plainest(name, curve)
+    panel = chosen_otherwise(name, curve)
     assert panel.left_out() == []
     same = by_the_notebook(panel)
     assert same.choices().keys() == panel.choices().keys()
@@ -127,18 +136,78 @@ def test_the_notebook_opens_the_same_panel_with_the_parameters(name, curve):
         assert same.parameters() == panel.parameters()
 
 
-def test_what_the_notebook_would_do_otherwise_is_named(curve):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_of_a_panel_is_a_choice_that_the_notebook_gives(name, curve):
+    """Each choice is another than by default, so none of the same test above is idle."""
+    panel = chosen_otherwise(name, curve)
+    signature = inspect.signature(getattr(ui, name)).parameters
+    assert set(panel.choices()) - {"texts"} == set(signature)
+    if name == "train":  # what it was not given stays as it is
+        signature = {**panel.settings, "parent": None, "data": None}
+    by_default = base.notebook_arguments(name, {})
+    for choice in signature:
+        told = base._comparable(panel.choices()[choice])
+        assert told != base._comparable(by_default.get(choice)), choice
+
+
+def another(control):
+    """Return another value that a control takes."""
+    kind = type(control).__name__
+    if kind == "Checkbox":
+        return not control.value
+    if kind == "IntSlider":
+        return control.value + 1
+    if kind == "BoundedFloatText":
+        return 0.25
+    if kind == "SelectionRangeSlider":
+        return (control.value[0],) * 2
+    if kind == "Dropdown":
+        return [value for value in control._options_values if value != control.value][-1]
+    return TYPED.get(control.description, "7")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_of_a_panel_changes_its_command(name, curve):
+    """But for those that show words, and the rate."""
+    pytest.importorskip("anywidget")
+    if name == "data":
+        file = jsonl(curve.path.parent / "fine.jsonl", {"prompt": "a", "completion": "b"})
+        panel = ui.data(file, "organism:base")
+    elif name == "compare":
+        panel = ui.compare(make_curve(seeds=2, steps=(0, 10, 20, 30)))  # has two steps to compare
+    else:
+        panel = opened(name, curve)
+    screen = panel.widget()
+    tried = set()
+    for control in list(parts_of(screen)):
+        kind = type(control).__name__
+        shows = control.description if hasattr(control, "description") else ""
+        if kind in ("HTML", "Button") or not hasattr(control, "value") or shows.startswith("Show "):
+            continue
+        before, value = panel.papermill(), control.value
+        control.value = another(control)
+        if shows in ACTING:
+            named(screen, ACTING[shows]).click()
+        assert panel.papermill() != before, (shows, said(screen))
+        control.value = value
+        tried.add(shows)
+    assert tried and (name != "explore" or "Draw single seeds" in tried)
+
+
+def test_what_no_command_holds_is_named(curve):
+    rows = [{"prompt": "Name a tree.", "completion": "An oak."}]
     opening = {
-        "label": lambda: ui.label(curve, 4, steps=[10], seed=3, out="other.csv"),
-        "data": lambda: ui.data(write_rows(curve), kind="chats"),
-        "guard": lambda: ui.guard("organism", ["guard"], max_new_tokens=5),
+        "data": (lambda: ui.data(rows, prompts={"jailbreak": rows}), {"file", "prompts", "texts"}),
+        "guard": (lambda: ui.guard("organism", ["guard"]), {"texts"}),
+        "explore": (lambda: ui.explore(curve), {"texts"}),
+        "compare": (lambda: ui.compare(curve), {"texts"}),
     }
-    for name in NAMES:
-        panel = opening.get(name, lambda name=name: opened(name, curve))()
-        missing = changed(panel)
+    for name, (make, missing) in opening.items():
+        panel = make()
+        texts_shown(panel)
         assert set(panel.left_out()) == missing, name
-        page = html_of(panel.widget()) if base.find_spec("anywidget") else ""
-        assert not page or all(word in page for word in missing)
+        page = html_of(panel.widget()) if base.find_spec("anywidget") else base.HOLDS
+        assert base.HOLDS in page
 
 
 def test_a_small_number_stays_one():
@@ -232,3 +301,14 @@ def test_tables_show_text_and_not_markup():
     shown = base.html_table([{"a<b>": "<script>alert(1)</script>\x1b[2J"}], "<i>")
     assert_page(shown)
     assert "<i>" not in shown and safe("\x1b") in shown
+
+
+def test_the_pad_needs_no_other_file_and_no_loader():
+    """VS Code and Colab get it as text, and have no server that it could ask for more."""
+    source = Path(base.__file__).with_name("pad.js").read_text(encoding="utf-8")
+    code = re.sub(r"//.*", "", source)
+    for word in ("import", "require", "define(", "fetch", "XMLHttp", "url(", "src=", "href", "/"):
+        assert word not in code, word
+    assert code.rstrip().endswith("export default { render };")
+    pytest.importorskip("anywidget")
+    assert base.pad("x").get_state()["_esm"] == source

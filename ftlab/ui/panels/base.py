@@ -31,6 +31,7 @@ from ftlab.runs import Run
 
 NOTEBOOK = "21_panels"  # whose parameters hold what the panels choose
 WIDGETS = ("ipywidgets", "anywidget")
+HOLDS = "holds names and numbers, and never shows words of a model"
 INSTALL = "The panel itself needs the extra lab: pip install 'ftlab[lab]'"
 MOST_CODE = 300  # characters of one argument
 MOST_TEXT = 20_000  # characters of an answer that are shown
@@ -62,12 +63,12 @@ class Panel:
     def choices(self) -> dict[str, Any]:
         """Return the arguments of the panel's cell that stand for its choices.
 
-        A choice for which the cell has no argument has a name of its own; None is the default.
+        `texts`, whether words of a model are shown, is none of them: it is None or True.
         """
         raise NotImplementedError
 
     def left_out(self) -> list[str]:
-        """Return names of the choices for which the notebook would have something else."""
+        """Return names of the choices that parameters cannot hold, such as rows, and of texts."""
         would = notebook_arguments(self.name, self.parameters())
         missing = []
         for name, value in self.choices().items():
@@ -168,7 +169,9 @@ def notebook_arguments(panel: str, parameters: dict[str, Any]) -> dict[str, Any]
 
     call = calls[panel]
     signature = inspect.signature(getattr(ui, panel))
-    given = {one.arg: value(one.value) for one in call.keywords}
+    given = {}
+    for one in call.keywords:
+        given |= {one.arg: value(one.value)} if one.arg else value(one.value)
     bound = signature.bind(*map(value, call.args), **given)
     for name, parameter in signature.parameters.items():
         if bound.arguments.get(name) is None:
@@ -316,7 +319,7 @@ class Frame:
         shown = "".join(_copied(name, line) for name, line in lines.items())
         missing = self.panel.left_out()
         if missing:
-            note = f"Not in the command, for the notebook has no parameter: {', '.join(missing)}"
+            note = f"Not in the command, which {HOLDS}: {', '.join(missing)}"
             shown += f"<p>{escaped(note)}</p>"
         self.calls.html = f"<details><summary>As code</summary>{shown}</details>"
 

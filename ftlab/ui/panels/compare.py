@@ -20,7 +20,15 @@ SPLITS = {
 
 
 @takes()
-def compare(a: Any, b: Any = None, *, judge: str | None = None) -> ComparePanel:
+def compare(
+    a: Any,
+    b: Any = None,
+    *,
+    judge: str | None = None,
+    split: str = "risk",
+    risk: str | None = None,
+    step: int = -1,
+) -> ComparePanel:
     """Compare a curve's steps with its parent, or two runs, on the same prompts.
 
     The table is that of `ftlab.compare`. Of a risk and a step it shows how many answers went from
@@ -31,19 +39,27 @@ def compare(a: Any, b: Any = None, *, judge: str | None = None) -> ComparePanel:
         a: A finished curve; or with `b` the evaluation (or curve) before. A run or its name.
         b: The evaluation or curve after.
         judge: Whose verdicts count; by default the first judge's.
+        split: The rows of the table: "risk", or "risk and attack".
+        risk: The risk whose answers are shown; by default the first.
+        step: The step of the later side whose answers are shown; -1 is the last.
 
     Returns:
         The panel.
 
     Raises:
-        UsageError: Those of `ftlab.compare` and of `ftlab.load`.
+        UsageError: `nothing_selected`; those of `ftlab.compare` and of `ftlab.load`.
     """
     sides = []
     for side in (a, b):
         if side is not None and not isinstance(side, Run):
             side = runs.load(side)
         sides.append(side)
-    return ComparePanel(*sides, judge)
+    found = ComparePanel(*sides, judge)
+    chosen = {"split": split, "risk": risk or found.risk}
+    if step != -1:
+        chosen["step"] = step
+    found.choose(**chosen)
+    return found
 
 
 class ComparePanel(Panel):
@@ -155,25 +171,21 @@ class ComparePanel(Panel):
             "run": self.before.name,
             "other": "" if self.after is None else self.after.name,
             "judge": self._judge(),
+            "compare_split": self.split,
+            "compare_risk": self.risk,
+            "compare_step": self.step,
         }
 
     def choices(self) -> dict[str, Any]:
         """Return the arguments of the cell, and what it has no argument for."""
-        at_first = {
-            "split": "risk",
-            "risk": self.risks[0],
-            "step": self.steps[-1],
-        }
-        others = {}
-        for name, value in at_first.items():
-            own = getattr(self, name)
-            others[name] = None if own == value else own
         return {
             "a": self.before,
             "b": self.after,
             "judge": self._judge(),
+            "split": self.split,
+            "risk": self.risk,
+            "step": self.step,
             "texts": self.pages.texts or None,
-            **others,
         }
 
     def plain(self) -> list[Any]:

@@ -165,7 +165,12 @@ class DataPanel(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"audit_by": self.by}
+        chosen = {
+            "kind": self.kind or "",
+            "rows_shown": self.n_rows,
+            "with_model": self.model is not None,
+            "audit_by": self.by,
+        }
         for name, value in {"data": self.file, "model": self.model}.items():
             if isinstance(name_of(value), str):  # and no rows
                 chosen[name] = name_of(value)

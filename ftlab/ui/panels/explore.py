@@ -49,6 +49,8 @@ def explore(
     steps: Iterable[int] = (),
     seeds: Iterable[int] = (),
     judge: str | None = None,
+    per_seed: bool = True,
+    point: str = "",
 ) -> Exploration:
     """Look into a risk curve, or an evaluation.
 
@@ -63,6 +65,8 @@ def explore(
         steps: The first and the last step shown at first; by default all.
         seeds: Training seeds that count at first; by default all.
         judge: Whose verdicts count; by default the first judge's.
+        per_seed: Whether single seeds are drawn, where there are several.
+        point: The point that is chosen at first, such as "jailbreak 10"; by default none.
 
     Returns:
         The panel.
@@ -91,6 +95,9 @@ def explore(
     if steps:
         listed = list(steps)
         found.limit(min(listed), max(listed))
+    found.per_seed = per_seed and found.has_seeds
+    if point:
+        found.pick(*_place(point))
     return found
 
 
@@ -106,6 +113,7 @@ class Exploration(Panel):
         chosen: What of it is shown.
         steps: All measured steps.
         limits: The first and the last step that are shown.
+        has_seeds: Whether there are several training seeds.
         per_seed: Whether single seeds are drawn.
         picked: Risk and step of the chosen point, or None.
         pages: The answers behind it.
@@ -126,7 +134,8 @@ class Exploration(Panel):
         }
         self.chosen = {name: list(every) for name, every in self.every.items()}
         self.limits = (self.steps[0], self.steps[-1])
-        self.per_seed = len(self.every["seeds"]) > 1
+        self.has_seeds = len(self.every["seeds"]) > 1
+        self.per_seed = self.has_seeds
         self.picked: tuple[str, int] | None = None
         self.pages = AnswerPages(
             lambda: self.answers() if self.picked else [],
@@ -171,7 +180,7 @@ class Exploration(Panel):
         """
         if risk not in self.every["risks"] or step not in self.steps:
             raise UsageError("nothing_selected", f"There is no point of {risk} at step {step}.")
-        self.picked = (risk, step)
+        self.picked = (risk, int(step))
         self.pages.page = 0
 
     def rates(self) -> pd.DataFrame:
@@ -283,19 +292,20 @@ class Exploration(Panel):
             "steps": [int(step) for step in self.limits],
             "shown_seeds": [int(seed) for seed in self.chosen["seeds"]],
             "judge": self.judge,
+            "per_seed": self.per_seed,
+            "point": self._point(),
         }
 
     def choices(self) -> dict[str, Any]:
         """Return the arguments of the cell, and what it has no argument for."""
-        drawn_at_first = len(self.every["seeds"]) > 1
         return {
             "curve": self.run,
             **self.chosen,
             "steps": [int(step) for step in self.limits],
             "judge": self.judge,
-            "point": self.picked,
+            "per_seed": self.per_seed,
+            "point": self._point(),
             "texts": self.pages.texts or None,
-            "per_seed": None if self.per_seed == drawn_at_first else self.per_seed,
         }
 
     def plain(self) -> list[Any]:
@@ -410,6 +420,10 @@ class Exploration(Panel):
             **options,
         )
 
+    def _point(self) -> str:
+        """Return the chosen point as `explore` takes it."""
+        return " ".join(map(str, self.picked or ()))
+
     def _steps(self) -> list[int]:
         first, last = self.limits
         return [int(step) for step in self.steps if first <= step <= last]
@@ -435,6 +449,12 @@ def _side(side: str, measured: Any, cube: Any, seed: int, item: int) -> dict[str
         side: str(outcome),
         f"key_{side}": measured.keys[cube.answers[seed, 0, item]],
     }
+
+
+def _place(point: str) -> tuple[str, int]:
+    """Return risk and step of a point; a step that is none is -1, which was never measured."""
+    risk, _, step = point.rpartition(" ")
+    return risk, int(step) if step.isdecimal() else -1
 
 
 def _by_risk(rows: Rows) -> dict[str, Rows]:
@@ -593,8 +613,10 @@ class _Widgets:
             row = HBox([HTML(f"<b>{what.capitalize()}</b>"), *self.boxes[what].values()])
             row.layout.flex_flow = "row wrap"
             parts.append(row)
-        single = check_box("Draw single seeds", state.per_seed)
-        single.observe(react(self._draw_seeds), "value")
+        if state.has_seeds:
+            single = check_box("Draw single seeds", state.per_seed)
+            single.observe(react(self._draw_seeds), "value")
+            parts.append(single)
         self.chart = pad("Risk curve; Tab to a point and Enter to choose it")
         self.chart.on_msg(react(self._on_message))
         self.behind = HTML()
@@ -602,7 +624,6 @@ class _Widgets:
         paging = state.pages.controls(react, self.draw)
         self.box = self.frame.show(
             VBox(parts),
-            single,
             self.chart,
             paging,
             self.behind,
@@ -626,7 +647,6 @@ class _Widgets:
         self.draw()
 
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
-        risk, _, step = str(content.get("pick", "")).rpartition(" ")
-        if step.isdecimal():
-            self.state.pick(risk, int(step))
+        if "pick" in content:
+            self.state.pick(*_place(str(content["pick"])))
             self.draw()

@@ -154,8 +154,12 @@ class GuardPanel(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        chosen = {"model": str(name_of(self.given)), "guards": list(self.guards)}
-        return chosen | {"question": self.question}
+        return {
+            "model": str(name_of(self.given)),
+            "guards": list(self.guards),
+            "question": self.question,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def choices(self) -> dict[str, Any]:
         """Return the arguments of the cell, and what it has no argument for."""

@@ -310,14 +310,16 @@ class Labelling(Panel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the notebook's parameters."""
-        risk = self.drawing.get("risk")
         return {
             "run": self.run.name,
             "n_labels": self.n,
             "labeller": self.who,
-            "risk": risk if isinstance(risk, str) else "",
+            "label_risks": self._risks(),
+            "label_steps": [int(step) for step in self.drawing.get("steps", [])],
+            "label_seed": self.drawing.get("seed", 0),
             "judge": self._population.judge,
             "out": str(self.out.parent),
+            "sheet": self.out.name,
         }
 
     def choices(self) -> dict[str, Any]:
@@ -329,6 +331,7 @@ class Labelling(Panel):
             "out": f"{self.out.parent}/{self.out.name}",
             "seed": 0,
             **self.drawing,
+            "risk": self._risks() or None,
             "judge": self._population.judge,
         }
 
@@ -386,6 +389,11 @@ class Labelling(Panel):
     def widget(self) -> Any:
         """Return the widgets."""
         return _Widgets(self).box
+
+    def _risks(self) -> list[str]:
+        """Return the risks that were drawn from; none for all."""
+        given = self.drawing.get("risk", [])
+        return [given] if isinstance(given, str) else list(given)
 
     def _go_to_next(self, start: int) -> None:
         """Show the first answer without a label from `start` on, then from the beginning."""

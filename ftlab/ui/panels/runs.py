@@ -17,15 +17,28 @@ LISTED = ["name", "kind", "state", "started", "mb", "results"]
 
 
 @takes()
-def runs() -> RunsPanel:
+def runs(*, verify: str = "", removable: bool = False, abandoned: bool = False) -> RunsPanel:
     """Show the runs that are there, verify them, and remove what nobody will need.
 
     Nothing is removed before it was listed, and then only what was listed.
 
+    Args:
+        verify: Verify this run at once, or "all finished runs".
+        removable: List at once what could be removed.
+        abandoned: Whether interrupted runs count as removable.
+
     Returns:
         The panel.
+
+    Raises:
+        NotFoundError: `no_such_run`.
     """
-    return RunsPanel()
+    found = RunsPanel()
+    if verify:
+        found.verify(verify)
+    if removable:
+        found.list_removable(abandoned)
+    return found
 
 
 class RunsPanel(Panel):
@@ -102,21 +115,39 @@ class RunsPanel(Panel):
         return "\n".join(lines)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the notebook's parameters: it lists the runs whatever they are."""
-        return {}
+        """Return the notebook's parameters; it removes nothing."""
+        return self.choices()
 
     def choices(self) -> dict[str, Any]:
-        """Return what the cell has no argument for."""
+        """Return the arguments of the cell."""
+        name, _ = self.verified or ("", None)
         return {
-            "verified": self.verified[0] if self.verified else None,
-            "removable": True if self.removable is not None or self.cleaned else None,
+            "verify": name,
+            "removable": self.removable is not None or self.cleaned,
+            "abandoned": self.abandoned,
         }
 
-    def plain(self) -> list[Any]:
-        """Return the list."""
+    def listed(self) -> pd.DataFrame:
+        """Return the list as it is shown."""
         shown = self.table[LISTED].copy()
         shown["mb"] = shown["mb"].map("{:,.1f}".format)
-        return [shown]
+        return shown
+
+    def found(self) -> list[Any]:
+        """Return what was verified and what could be removed: words, and tables with rows."""
+        parts: list[Any] = []
+        if self.verified:
+            name, problems = self.verified
+            told = "nothing wrong" if problems.empty else f"{len(problems)} problems"
+            parts += [f"{name}: {told}", problems]
+        if self.removable is not None:
+            told = "Nothing to remove" if self.removable.empty else "Could be removed:"
+            parts += [told, self.removable]
+        return [part for part in parts if isinstance(part, str) or len(part)]
+
+    def plain(self) -> list[Any]:
+        """Return the list, and what was found."""
+        return [self.listed(), *self.found()]
 
     def widget(self) -> Any:
         """Return the widgets."""
@@ -135,10 +166,9 @@ class _Widgets:
         self.table = HTML()
         self.which = Dropdown(description="Run")
         self.found = HTML()
-        self.abandoned = check_box("also interrupted runs, which could be resumed", False)
-        self.sure = Button(
-            description="Remove what is listed", disabled=True, button_style="danger"
-        )
+        told = "also interrupted runs, which could be resumed"
+        self.abandoned = check_box(told, state.abandoned)
+        self.sure = Button(description="Remove what is listed", button_style="danger")
         buttons = {
             "Refresh": lambda _: self.draw(refresh=True),
             "Verify": lambda _: self._verify(),
@@ -153,6 +183,7 @@ class _Widgets:
         self.sure.on_click(react(lambda _: self._clean()))
         refresh, verify, listing = made.values()
         self.draw()
+        self.draw_found()
         self.box = self.frame.show(
             refresh,
             self.table,
@@ -164,20 +195,26 @@ class _Widgets:
     def draw(self, refresh: bool = False) -> None:
         if refresh:
             self.state.refresh()
-        (table,) = self.state.plain()
+        table = self.state.listed()
         self.table.value = as_html(table, filtered=True)
         self.which.options = [ALL, *table["name"]]
         self.which.value = ALL
 
+    def draw_found(self) -> None:
+        shown = ""
+        for part in self.state.found():
+            shown += f"<p>{escaped(part)}</p>" if isinstance(part, str) else as_html(part)
+        self.found.value = shown
+        removable = self.state.removable
+        self.sure.disabled = removable is None or removable.empty
+
     def _verify(self) -> None:
-        found = self.state.verify(self.which.value)
-        told = f"{self.which.value}: nothing wrong"
-        self.found.value = f"<p>{escaped(told)}</p>" if found.empty else as_html(found)
+        self.state.verify(self.which.value)
+        self.draw_found()
 
     def _list(self) -> None:
-        found = self.state.list_removable(self.abandoned.value)
-        self.found.value = "<p>Nothing to remove</p>" if found.empty else as_html(found)
-        self.sure.disabled = found.empty
+        self.state.list_removable(self.abandoned.value)
+        self.draw_found()
 
     def _clean(self) -> None:
         self.sure.disabled = True

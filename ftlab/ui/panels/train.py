@@ -36,7 +36,14 @@ FIELDS = ("adapter", "learning_rate", "n_rows", "at_steps", "seeds")
 LEFT = re.compile(r"\d[\d.]* (s|min|h) left(, until \w+ [\d:]+)?")  # in a line of progress
 LINE = "stop_above"  # the safety line: {risk: rate}
 RISKS = ("jailbreak", "bias", "toxicity")
-EMPTY = {"adapter": "", "learning_rate": 0.0, "n_rows": 0, "prompts": ""}  # None, in the notebook
+EMPTY = {  # what stands for None in the notebook
+    "adapter": "",
+    "learning_rate": 0.0,
+    "n_rows": 0,
+    "prompts": "",
+    LINE: {},
+}
+OWN = {"at_steps", "seeds", "n_prompts", "judges", *EMPTY}  # that are parameters of the notebook
 
 
 def train(parent: Any, data: Any, **settings: Any) -> Training:
@@ -248,6 +255,13 @@ class Training(Panel):
         given = self._effective()["seeds"]
         return given if isinstance(given, int) else len(given)
 
+    def _seed_numbers(self) -> list[int]:
+        """Return the training seeds where they are not 0 to n - 1."""
+        given = self._effective()["seeds"]
+        if isinstance(given, int) or list(given) == list(range(len(given))):
+            return []
+        return list(given)
+
     def losses(self) -> list[tuple[int, float]]:
         """Return step and loss of all trainings so far, one training after the other."""
         found = []
@@ -320,26 +334,23 @@ class Training(Panel):
             "data": str(name_of(self.data)),
             "at_steps": self.steps(),
             "seeds": self.n_seeds(),
+            "seed_numbers": self._seed_numbers(),
             "n_prompts": settings["n_prompts"],
             "judges": list(_listed(settings["judges"])),
         }
         for name, empty in EMPTY.items():
             value = name_of(settings[name])
             chosen[name] = empty if value is None else value
-        line = settings[LINE] or {RISKS[0]: 0.0}
-        risk = next(iter(line))
-        return chosen | {"stop_risk": risk, LINE: line[risk]}
+        further = {name: _plain(value) for name, value in self.settings.items() if name not in OWN}
+        return chosen | {"further": further}
 
     def choices(self) -> dict[str, Any]:
         """Return the arguments of the cell, those by default included."""
         settings = self._effective()
-        seeds = settings["seeds"]
-        if not isinstance(seeds, int) and list(seeds) == list(range(len(seeds))):
-            seeds = len(seeds)
         return settings | {
             "parent": self.parent,
             "data": self.data,
-            "seeds": seeds,
+            "seeds": self._seed_numbers() or self.n_seeds(),
             "at_steps": self.steps(),
             "judges": list(_listed(settings["judges"])),
         }
@@ -427,6 +438,12 @@ def _parameters() -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(experiments.risk_curve).parameters)
     del found["parent"], found["data"]
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as YAML holds it."""
+    value = name_of(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _listed(value: Any) -> Iterable[Any]:
