@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,15 @@ def share_note(found: dict) -> str:
 
 
 def write(
-    what: str, rows: list[dict], found: dict, *, file: Path | None, out: Path, threads: int
+    what: str,
+    rows: list[dict],
+    found: dict,
+    *,
+    file: Path | None,
+    out: Path,
+    threads: int,
+    kind: Kind | None = None,
+    legend: str = LEGEND,
 ) -> dict:
     """Print the table, write JSON and figure; return what the JSON holds."""
     import pandas as pd
@@ -70,8 +79,9 @@ def write(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(saved, indent=1))
     machine = f"{hardware['machine']}, {hardware['system']}, {hardware['cores']} cores"
-    caption = f"{LEGEND} {machine}, {about['started']}."
-    ftlab.plot(table, f"bench_{what}", out, kind=KIND, title=f"Benchmark: {what}", caption=caption)
+    caption = f"{legend} {machine}, {about['started']}."
+    name = f"bench_{what}"
+    ftlab.plot(table, name, out, kind=kind or KIND, title=f"Benchmark: {what}", caption=caption)
     return saved
 
 
@@ -110,4 +120,36 @@ KIND = Kind(
     values=("median", "least", "most"),
     about="Medians of measurements",
     draw=draw,
+)
+
+
+def draw_growth(table: Any) -> Any:
+    """Draw time and memory over what grows, a column per thing that grows."""
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys(table["group"]))
+    panels = list(dict.fromkeys(table["panel"]))
+    size = (4 * len(groups), 3.2 * len(panels))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = figure.subplots(len(panels), len(groups), squeeze=False)
+    for (i, panel), (j, group) in product(enumerate(panels), enumerate(groups)):
+        ax = axes[i, j]
+        part = table[(table["panel"] == panel) & (table["group"] == group)]
+        for arm, rows in part.groupby("arm", sort=False):
+            ax.plot(rows["n"].astype(int), rows["value"], marker="o", markersize=3, label=arm)
+        ax.set(xscale="log", xlabel=group, ylabel=panel)
+        if panel == "CPU seconds":
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
+        ax.legend(fontsize="x-small")
+    return figure
+
+
+GROWTH = Kind(
+    name="growth",
+    keys=("panel", "group", "arm", "n"),
+    values=("value",),
+    about="Single measurements",
+    draw=draw_growth,
 )

@@ -1,50 +1,115 @@
-"""How do ftlab's cost per answer and peak memory grow with prompts and with checkpoints?
+"""How do ftlab's seconds and peak memory grow with prompts, runs in a folder and training rows?
 
-python -m benchmarks.growth [--json FILE] [--out DIR]
+Each arm (see `benchmarks._growing`) has a process of its own, whose peak memory is reported.
+Answers come from a script: the numbers are ftlab's own, without any model.
+
+python -m benchmarks.growth [--smoke] [--only ARM ...] [--json FILE] [--out DIR]
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import _report
-from benchmarks._running import prepared, run_in_turn, threads
-from benchmarks._work import SIZES, Size
+from benchmarks import _growing, _report
+from ftlab._core.threads import cores
 
-PROMPTS = (100, 1000, 10_000)  # at 2 points
-CHECKPOINTS = (1, 2, 4, 8, 16, 32)  # after the parent, with 100 prompts
+GROUPS = {  # by what grows: its sizes, those of the short trial, and the arms in their order
+    "prompts": (
+        (1_000, 3_000, 10_000),
+        (20, 60),
+        ("evaluate", "write curve", "rates", "compare", "plot", "report", "selections"),
+    ),
+    "runs in one folder": (
+        (500, 2_000),
+        (4, 8),
+        ("write runs", "list", "table", "show", "verify", "clean", "evaluate among"),
+    ),
+    "training rows": (
+        (100_000, 1_000_000),
+        (40, 80),
+        ("load", "check", "mix", "split", "preview", "train one step"),
+    ),
+}
+FIRST = ("write curve", "write runs")  # others read what they have left
+AS_THEY_ARE = "One run each. Time by logarithms, peak memory of the whole process from zero."
+RunArm = Callable[[str, int, Path], dict]
+
+
+def run_arm(arm: str, n: int, folder: Path) -> dict:
+    """Run an arm in a process of its own; return its seconds and peak memory, or why it failed."""
+    command = [sys.executable, "-m", "benchmarks._growing", arm, str(n), str(folder)]
+    env = os.environ | {"FTLAB_RUNS": str(folder / "runs")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        return {"failed": last[:300]}
+    return json.loads((folder / "found.json").read_text())
 
 
 def measure(
     *,
-    size: Size = SIZES["organism"],
-    prompts: tuple[int, ...] = PROMPTS,
-    checkpoints: tuple[int, ...] = CHECKPOINTS,
+    smoke: bool = False,
+    only: tuple[str, ...] = (),
     file: Path | None = None,
     out: Path,
+    run: RunArm = run_arm,
 ) -> dict:
-    """Measure both; training is included in the cost. Raises as `curve.measure`."""
-    plans = [("prompts", n, n, 1) for n in prompts]
-    plans += [("checkpoints", n, min(prompts), n) for n in checkpoints]
-    rows = []
-    for along, n, n_prompts, n_checkpoints in plans:
-        points = tuple(range(n_checkpoints + 1))
-        share = {"ftlab": (len(points), n_prompts)}
-        this = replace(size, points=points, n_prompts=n_prompts, share=share, repeat=1)
-        with prepared(this, "organism") as work:
-            (done,) = run_in_turn(("ftlab",), work, f"{n} {along}")["ftlab"]
-        costs = {
-            "ms per answer": 1000 * done["seconds"] / len(done["said"]),
-            "peak memory, MB": done["memory_mb"],
-        }
-        for cost, value in costs.items():
-            rows.append(_report.row(f"{cost}, by {along}", f"{n:,}", _report.spread([value])))
-    rows.sort(key=lambda row: row["panel"])
-    numbers = {"growth": rows}
-    return _report.write("growth", rows, numbers, file=file, out=out, threads=threads())
+    """Measure every arm at every size; write table, JSON and figure.
+
+    Args:
+        smoke: Tiny sizes.
+        only: Arms; by default all. What they read is written too.
+        file: For the numbers, hardware and versions.
+        out: Folder for the figure and its .csv.
+        run: What runs an arm.
+    """
+    found = []
+    for group, (full, tiny, arms) in GROUPS.items():
+        chosen = [arm for arm in arms if not only or arm in only]
+        if chosen:
+            chosen = [arm for arm in arms if arm in chosen or arm in FIRST]
+        for n in tiny if smoke else full:
+            with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
+                for arm in chosen:
+                    row = {"group": group, "arm": arm, "n": n} | run(arm, n, Path(folder))
+                    print(json.dumps(row), flush=True)
+                    found.append(row)
+    return _written(found, file, out)
+
+
+def _written(found: list[dict], file: Path | None, out: Path) -> dict:
+    drawn = []
+    for row in found:
+        for what, name in (("CPU seconds", "cpu_seconds"), ("MB", "memory_mb")):
+            if name in row:
+                drawn.append({"panel": what, **row, "value": row[name]})
+    columns = ("panel", "group", "arm", "n", "value")
+    table = [{column: row[column] for column in columns} for row in drawn]
+    return _report.write(
+        "growth",
+        table,
+        {"growth": found},
+        file=file,
+        out=out,
+        threads=cores(),
+        kind=_report.GROWTH,
+        legend=AS_THEY_ARE,
+    )
+
+
+def main() -> None:
+    parser = _report.arguments("Time and memory of ftlab by prompts, runs and rows.")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--only", nargs="*", choices=_growing.ARMS, default=(), help="these arms")
+    given = parser.parse_args()
+    measure(smoke=given.smoke, only=tuple(given.only), file=given.json, out=given.out)
 
 
 if __name__ == "__main__":
-    given = _report.arguments("Time and memory of ftlab by prompts and checkpoints.").parse_args()
-    measure(file=given.json, out=given.out)
+    main()

@@ -12,7 +12,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ftlab._core.errors import FtlabError, NotFoundError, StorageFull, UsageErro
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
 CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
+AT_A_TIME = 1000  # items of a list that are written out for their hash
 HASHES = "hashes.json"  # in `data`
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries in Rust report the number in their text; PyTorch's writer loses it on the way.
@@ -224,10 +226,29 @@ def json_lines(records: list[dict]) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a JSON-able value. Order of keys is ignored."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    data = text.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(data).hexdigest()[:16]
+    """Return 16 hex digits of the SHA-256 of a JSON-able value. Order of keys is ignored.
+
+    An iterator counts as the list of its items, which is never written out as a whole.
+    """
+    content = hashlib.sha256()
+    for text in _written(value):
+        data = text.encode("utf-8", "surrogatepass")
+        content.update(data)
+    return content.hexdigest()[:16]
+
+
+def _written(value: Any) -> Iterator[str]:
+    """Yield a value as JSON, of a long list some items at a time."""
+    dumps = partial(json.dumps, sort_keys=True, ensure_ascii=False)
+    if not isinstance(value, (list, tuple, Iterator)):
+        yield dumps(value)
+        return
+    items = iter(value)
+    before = "["
+    while some := list(islice(items, AT_A_TIME)):
+        yield before + dumps(some)[1:-1]
+        before = ", "
+    yield "[]" if before == "[" else "]"
 
 
 def file_hash(path: Path, fresh: bool = False) -> str:

@@ -97,13 +97,14 @@ class Board:
 
     def draw(self, *, force: bool = False) -> None:
         """Draw what all works of the cell have reported, at most every `FIGURE_S` seconds."""
+        if clock() - self.drawn < FIGURE_S and not force:
+            return
         points: list[dict] = []
         losses: list[tuple[int, float]] = []
         for work in self.works.values():
             points += work.points
             losses += work.losses
-        soon = clock() - self.drawn < FIGURE_S and not force
-        if soon or not (points or losses):
+        if not (points or losses):
             return
         panel = plugins.get("panels", "live")
         frame = panel.draw(self.title, points, losses)

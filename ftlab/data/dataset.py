@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral, Real
-from operator import ne
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,11 @@ def load(
     else:
         name, numbered = records(source)
         unread: Counter[Any] = Counter()
+        waiting = _drained(renamed(list(numbered), columns))
+        del numbered
         rows = convert_rows(
             name,
-            renamed(numbered, columns),
+            waiting,
             CONVERTERS[kind],
             unread,
         )
@@ -332,7 +334,8 @@ def deduplicate(data: Any, *, kind: str = "chats") -> Data:
     data = _loaded(data, kind)
     kept: dict[str, dict] = {}
     for row in data.rows:
-        kept.setdefault(plain(whole_text(row)), row)
+        text = plain(whole_text(row))
+        kept.setdefault(digest(text), row)
     made = {
         "by": "deduplicate",
         "removed": len(data) - len(kept),
@@ -379,8 +382,11 @@ def strip_answers(data: Data) -> Data:
     Returns:
         The data as they are, or new ones. `made["stripped"]` is the number of rows changed.
     """
-    rows = tuple(map(strip_row, data.rows))
-    stripped = sum(map(ne, rows, data.rows))
+    rows = []
+    for row in data.rows:
+        changed = strip_row(row)
+        rows.append(row if changed == row else changed)
+    stripped = sum(map(is_not, rows, data.rows))
     if not stripped:
         return data
     made = {
@@ -388,7 +394,7 @@ def strip_answers(data: Data) -> Data:
         "stripped": stripped,
         "from": [data.record],
     }
-    return Data(data.name, rows, made)
+    return Data(data.name, tuple(rows), made)
 
 
 def strip_row(row: dict) -> dict:
@@ -463,7 +469,7 @@ def _pick(record, columns):
 
 
 def convert_all(
-    numbered: list[Record],
+    numbered: Iterable[Record],
     convert: Callable[[dict], list],
     unread: Counter[Any] | None = None,
 ) -> tuple[list[Record], list[Problem]]:
@@ -492,7 +498,7 @@ def convert_all(
 
 def convert_rows(
     name: str,
-    numbered: list[Record],
+    numbered: Iterable[Record],
     convert: Callable[[dict], list],
     unread: Counter[Any] | None = None,
 ) -> list:
@@ -549,6 +555,13 @@ def listed(problems: list[Problem]) -> tuple[list[str], list[str]]:
     return lines, [getattr(why, "code", "bad_row") for _, why in problems]
 
 
+def _drained(items: list) -> Iterator:
+    """Yield the items of a list, which forgets each: what is made of them takes their place."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
 def _loaded(data, kind):
     return data if isinstance(data, Data) else load(data, kind=kind)
 
@@ -557,7 +570,8 @@ def _spoken(row):
     kept = dict(row)
     for key in set(TURNS) & set(row):
         kept[key] = [turn for turn in row[key] if turn["role"] != "system"]
-    return plain(whole_text(kept))
+    text = plain(whole_text(kept))
+    return digest(text)  # shorter than the text
 
 
 def _world_data(source, n_rows, seed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -67,7 +67,8 @@ def encode_rows(
     *,
     max_length: int,
     on_too_long: str = "raise",
-) -> list[dict[str, list[int]]]:
+    held_as: Callable[[list[int]], Any] = list,
+) -> list[dict[str, Any]]:
     """Return `input_ids` and `labels` of all chats.
 
     Args:
@@ -75,6 +76,7 @@ def encode_rows(
         tokenizer: The model's tokenizer.
         max_length: Most tokens of a row.
         on_too_long: What happens to longer rows: "raise", "drop" or "cut"; see `fit_to_length`.
+        held_as: What a list of tokens becomes: an array of 32 bits takes a ninth of its memory.
 
     Raises:
         DataError: `bad_rows`, naming every row that does not fit or cannot be trained.
@@ -89,7 +91,8 @@ def encode_rows(
         if isinstance(encoded, ValueError):
             problems.append((f"{data.name}: row {number}", encoded))
         else:
-            rows.append(dict(zip(("input_ids", "labels"), encoded, strict=True)))
+            held = map(held_as, encoded)
+            rows.append(dict(zip(("input_ids", "labels"), held, strict=True)))
     if problems:
         raise bad_rows(problems)
     return rows

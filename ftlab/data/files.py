@@ -269,9 +269,11 @@ def _read_file(path):
             form + packed,
         )
     text = _decode(path, raw)
+    marked = raw.startswith(b"\xef\xbb\xbf")
+    del raw  # as large as the text
     form, rows = _parse(path, text)
     notes = []
-    if raw.startswith(b"\xef\xbb\xbf"):
+    if marked:
         notes.append("begins with a byte order mark (BOM), which is skipped")
     ending = _ending(path)
     misnamed = (form == "CSV") != (ending in CSV)
@@ -357,11 +359,20 @@ def _parse(path, text):
 def _lines(path, text, read):
     """Return what is read in each line that is not empty, with its place."""
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_split(text), 1):
         if line.strip():
             place = f"{path}:{number}"
             found.append((place, read(line)))
     return found
+
+
+def _split(text):
+    """Yield each line of a text, which `str.split` would hold a second time."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _separator(first):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 
 from ftlab._core.errors import DataError
@@ -115,7 +116,7 @@ def _message(message, name):
     elif name in RESULTS:
         result = text_in(turn(name, content), "content")
         content = f"<tool_response>\n{result}\n</tool_response>"
-    made = turn(role, content)
+    made = turn(sys.intern(role), content)  # one text for all rows
     text_in(made, "content")
     if _weight(message, role) == 0 and role == "assistant":
         made["weight"] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -65,8 +66,8 @@ def preview(data: Any, model: Any, *, n_rows: int = 3, kind: str = "chats") -> P
         UsageError: The chat template cannot be trained.
     """
     chats = []
-    data = strip_answers(load(data, kind=kind))  # first, so that a bad file fails at once
-    for row in data.rows[:n_rows]:
+    data = load(data, kind=kind)  # all of it first, so that a bad file fails at once
+    for row in strip_answers(replace(data, rows=data.rows[:n_rows])).rows:
         start = [] if kind == "chats" else row["prompt"]
         chats += [start + row[part] for part in PARTS[kind]]
     tokenizer = local_model(model).tokenizer()

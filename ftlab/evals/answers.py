@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ftlab._core.files import digest, json_lines, stamp, write_atomic
@@ -17,6 +18,7 @@ from ftlab.runs import Run
 ANSWERS = "answers.jsonl"
 PROMPTS = "prompts.jsonl"
 THINK = "<think>\n"
+AT_A_TIME = 1000  # records that are written together
 ANSWER_FIELDS = [each.name for each in fields(Answer)]
 
 
@@ -119,38 +121,48 @@ def _refusal_stands(judges: Sequence[Judge], sample: Sample, before: str, text: 
 class Ledger:
     """A JSONL file of a run, by the keys of its records.
 
-    `known` is what the file held when it was last read. What this object appends is not added to
-    it; the file is read again only when it was replaced or another process wrote to it.
+    `known` are the keys that the file held when it was last read. What this object appends is not
+    added to them; the file is read again only when it was replaced or another process wrote to it.
     """
 
     run: Run
     file: str
-    records: dict[str, dict] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
     seen: tuple[int, ...] | None = None  # inode and size when it was read or written
 
-    def known(self) -> dict[str, dict]:
-        """Return the records by key."""
+    def known(self) -> set[str]:
+        """Return the keys."""
         now = self._stamp()
         if self.seen != now:
-            self.records = {}
-            for record in self.run.read(self.file):
-                self.records[record["key"]] = record
+            self.keys = {record["key"] for record in self.run.each(self.file)}
             self.seen = now
-        return self.records
+        return self.keys
+
+    def find(self, keys: Iterable[str]) -> dict[str, dict]:
+        """Return the known records with these keys."""
+        wanted = self.known().intersection(keys)
+        return found_in(self.run, self.file, wanted)
 
     def append(self, records: Iterable[dict]) -> None:
-        """Add the records that are not known."""
+        """Add the records that are not known, some at a time."""
         known = self.known()
-        new = []
-        for record in records:
-            if record["key"] not in known:
-                new.append(record)
-        if new:
-            self.run.append(self.file, new)
+        new = (record for record in records if record["key"] not in known)
+        while some := list(islice(new, AT_A_TIME)):
+            self.run.append(self.file, some)
             self.seen = self._stamp()
 
     def _stamp(self) -> tuple[int, ...]:
         return stamp(self.run.path / self.file)[:2]
+
+
+def found_in(run: Run, file: str, keys: set[str]) -> dict[str, dict]:
+    """Return the records of a run with these keys; nothing is read where there are none."""
+    found = {}
+    if keys:
+        for record in run.each(file):
+            if record["key"] in keys:
+                found[record["key"]] = record
+    return found
 
 
 def marked(question: Question, answer: Answer) -> Answer:
@@ -188,10 +200,7 @@ def answer_of(row: dict[str, Any]) -> Answer:
 
 def read_answers(run: Run) -> dict[str, Answer]:
     """Return the answers of a run by key."""
-    found = {}
-    for row in run.read(ANSWERS):
-        found[row["key"]] = answer_of(row)
-    return found
+    return {row["key"]: answer_of(row) for row in run.each(ANSWERS)}
 
 
 def write_prompts(run: Run, prompts: Iterable[Prompt]) -> None:

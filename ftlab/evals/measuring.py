@@ -14,6 +14,7 @@ from ftlab.evals.answers import (
     Ledger,
     Question,
     answer_of,
+    found_in,
     guarded,
     marked,
     question_of,
@@ -91,7 +92,7 @@ class Measurement:
 
     def take_over(self, parent_run: Run, labels: dict[str, Any]) -> list[Verdict]:
         """Copy the parent's answers and verdicts into the run, with these labels."""
-        self.answers.append(parent_run.read(ANSWERS))
+        self.answers.append(parent_run.each(ANSWERS))
         verdicts = [replace(verdict, labels=labels) for verdict in read_verdicts(parent_run)]
         self._write(verdicts)
         return verdicts
@@ -108,22 +109,16 @@ class Measurement:
 
     def _known(self, keys: list[str]) -> dict[str, Answer]:
         """Return the answers by key that need not be asked for."""
-        there = self.answers.known()
-        known = {}
-        for key in keys:
-            if key in self.latest:
-                known[key] = self.latest[key]
-            elif key in there:
-                known[key] = answer_of(there[key])
-        taken = []
+        known = {key: self.latest[key] for key in keys if key in self.latest}
+        wanted = set(keys).difference(known)
+        for key, row in self.answers.find(wanted).items():
+            known[key] = answer_of(row)
         for other in self.elsewhere:
-            wanted = set(keys).difference(known)
-            for row in other.read(ANSWERS):
-                key = row["key"]
-                if key in wanted:
-                    known[key] = answer_of(row)
-                    taken.append(row)
-        self.answers.append(taken)
+            wanted = wanted.difference(known)
+            taken = found_in(other, ANSWERS, wanted)
+            for key, row in taken.items():
+                known[key] = answer_of(row)
+            self.answers.append(taken.values())
         return known
 
     def _ask(
@@ -164,8 +159,7 @@ class Measurement:
 
 def read_verdicts(run: Run) -> list[Verdict]:
     """Return the verdicts that a run folder holds."""
-    records = run.read(VERDICTS)
-    return [verdict_of(record) for record in records]
+    return [verdict_of(record) for record in run.each(VERDICTS)]
 
 
 def failed(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -80,7 +80,7 @@ class Plan:
 
     @cached_property
     def _prompts_hash(self) -> str:
-        return digest([asdict(prompt) for prompt in self.prompts])
+        return digest(map(asdict, self.prompts))
 
     @property
     def screened_risks(self) -> set[str]:

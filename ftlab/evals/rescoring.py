@@ -24,7 +24,7 @@ from ftlab.evals.scoring import (
     verdicts_of,
 )
 from ftlab.judges import Judge, open_judge
-from ftlab.runs import SCHEMA, Run, row_of, table_of
+from ftlab.runs import SCHEMA, Run, row_of, table_of, verdict_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
 
 def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
     """Call judges again that failed while a model was trained; return what still fails."""
-    if not failed(read_verdicts(run)):
+    if not failed(map(verdict_of, run.each(VERDICTS))):
         return []
     with run.lock():
         verdicts = _judged(plan.judges, [_answered(run)])

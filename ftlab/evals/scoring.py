@@ -6,7 +6,7 @@ Needs no torch. Attempts of one attack at one prompt become one verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -196,10 +196,9 @@ def verdict_on(
     return verdict
 
 
-def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """Return verdicts as records of `verdicts.jsonl`; another version of a judge has other keys."""
+def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> Iterator[dict[str, Any]]:
+    """Yield verdicts as records of `verdicts.jsonl`; another version of a judge has other keys."""
     versions = {judge.spec: judge.version for judge in judges}
-    records = []
     for verdict in verdicts:
         parts = [
             verdict.answer_key,
@@ -212,5 +211,4 @@ def records_of(judges: Iterable[Judge], verdicts: Iterable[Verdict]) -> list[dic
             verdict.outcome == Outcome.ERROR,  # a later success is another record
             verdict.labels,
         ]
-        records.append({"key": digest(parts)} | row_of(verdict))
-    return records
+        yield {"key": digest(parts)} | row_of(verdict)

@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import pairwise
+from functools import cache, cached_property, partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +80,16 @@ class Refusal(Judge):
 
     def judge(self, samples, texts):
         model = load()
-        questions = [sample.question for sample in samples]
-        pairs = zip(questions, texts, strict=True)
-        split = [sentences(model, question, text) for question, text in pairs]
-        refuses, full = probabilities(model, split)
-        rows = zip(
-            questions,
-            texts,
-            split,
-            refuses,
-            full,
-            strict=True,
-        )
-        return [_judgement(model, *row) for row in rows]
+        found = []
+        pairs = zip(samples, texts, strict=True)
+        while some := list(islice(pairs, BATCH)):  # the words of all would take much memory
+            questions = [sample.question for sample, _ in some]
+            answers = [text for _, text in some]
+            split = list(map(partial(sentences, model), questions, answers))
+            refuses, full = probabilities(model, split)
+            rows = zip(questions, answers, split, refuses, full, strict=True)
+            found += [_judgement(model, *row) for row in rows]
+        return found
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,9 @@ def verify_runs(*names: str | Path) -> pd.DataFrame:
     chosen = [find(name) for name in names]
     if not chosen:
         chosen = _runs_with(RECORD)
+        recorded = set(chosen)
         for run in _runs_with("stats.json"):
-            if run not in chosen and run.state.startswith("unfinished"):
+            if run not in recorded and run.state.startswith("unfinished"):
                 chosen.append(run)
     rows = []
     for run in chosen:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ftlab._core.files import json_lines, storage
@@ -47,19 +48,22 @@ def _ends_with_newline(file) -> bool:
     return file.read(1) == b"\n"
 
 
-def read(path: Path) -> list[dict]:
-    """Return the records of a file; lines that are torn or incomplete are reported on stderr."""
-    lines = parse(path)
-    bad = [number for number, record in enumerate(lines, 1) if record is None]
+def each(path: Path) -> Iterator[dict]:
+    """Yield the records of a file; lines that are torn or incomplete are reported on stderr."""
+    bad = []
+    for number, record in enumerate(parse(path), 1):
+        if record is None:
+            bad.append(number)
+        else:
+            yield record
     if bad:
         where = ", ".join(map(str, bad[:REPORTED]))
         notice = f"{len(bad)} damaged lines are ignored and will be computed again"
         print(f"{path}:{where}: {notice}", file=sys.stderr)
-    return [record for record in lines if record is not None]
 
 
-def parse(path: Path, required: dict[str, type] | None = None) -> list[dict | None]:
-    """Return one record per line; None where the line is no object or lacks a required field.
+def parse(path: Path, required: dict[str, type] | None = None) -> Iterator[dict | None]:
+    """Yield one record per line; None where the line is no object or lacks a required field.
 
     Args:
         path: The file; a missing one has no lines.
@@ -67,11 +71,9 @@ def parse(path: Path, required: dict[str, type] | None = None) -> list[dict | No
     """
     if required is None:
         required = REQUIRED.get(path.name, {})
-    lines = []
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
-            lines.append(_record(line, required))
-    return lines
+            yield _record(line, required)
 
 
 def _record(line: bytes, required: dict[str, type]) -> dict | None:

@@ -418,14 +418,23 @@ class Run:
 
     def read(self, file: str) -> list[dict]:
         """Return the records of a JSONL file; damaged lines are reported and left out."""
-        return records.read(self.path / file)
+        return list(self.each(file))
+
+    def each(self, file: str) -> Iterator[dict]:
+        """Yield the records of a JSONL file one by one, as `read` returns them."""
+        return records.each(self.path / file)
 
     def broken(self, file: str) -> bool:
         """Return whether a line before the last is damaged.
 
         A kill damages the last line only, so what is lost may be older than a checkpoint.
         """
-        return None in records.parse(self.path / file)[:-1]
+        damaged = False
+        for record in records.parse(self.path / file):
+            if damaged:
+                return True
+            damaged = record is None
+        return False
 
     def forget(self, file: str, unwanted: Callable[[dict], bool]) -> None:
         """Rewrite a JSONL file without damaged lines and where `unwanted(record)` holds."""

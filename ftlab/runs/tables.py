@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,9 @@ TYPES = {
     "hits": int,
 }
 FIELDS = [field.name for field in fields(Verdict) if field.name != "labels"]
-COLUMNS = [name for name in FIELDS if name != "answer_keys"]
+NO_COLUMNS = ("key", "answer_keys")
+COLUMNS = [name for name in FIELDS if name not in NO_COLUMNS]
+KEPT_ROWS = 500_000  # of all tables that are kept in memory
 
 
 def row_of(verdict: Verdict) -> dict[str, Any]:
@@ -79,12 +81,11 @@ def verdict_of(record: dict[str, Any]) -> Verdict:
     return Verdict(**known, labels=labels)
 
 
-def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def table_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Return records of `verdicts.jsonl` as a table: `COLUMNS` first, then the labels."""
     import pandas as pd
 
-    readable = throughout(rows, encodable)
-    table = pd.DataFrame(readable).drop(columns=["key", "answer_keys"], errors="ignore")
+    table = pd.DataFrame(_columns_of(rows))
     for name in COLUMNS:
         default = DEFAULTS.get(name)
         if name not in table:
@@ -96,16 +97,44 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table[[*COLUMNS, *labels]].astype(TYPES)
 
 
-@lru_cache(128)
-def _read(folder: Path, schema: int, *_stamp: int) -> pd.DataFrame:
+def _columns_of(rows: Iterable[dict[str, Any]]) -> dict[str, list]:
+    """Return the values of records by name, NaN where there is none; a text is held once."""
+    columns: dict[str, list] = {}
+    texts: dict[str, str] = {}
+    count = 0
+    for row in rows:
+        for name, value in row.items():
+            if name in NO_COLUMNS:
+                continue
+            if isinstance(value, str):
+                value = texts.get(value) or texts.setdefault(value, encodable(value))
+            else:
+                value = throughout(value, encodable)
+            column = columns.setdefault(name, [])
+            column += [math.nan] * (count - len(column))
+            column.append(value)
+        count += 1
+    for column in columns.values():
+        column += [math.nan] * (count - len(column))
+    return columns
+
+
+def _read(folder: Path, schema: int) -> pd.DataFrame:
     if schema < legacy.LONG_TABLE:
-        rows = legacy.verdicts(folder)
-    else:
-        rows = records.read(folder / "verdicts.jsonl")
-    return table_of(rows)
+        return table_of(legacy.verdicts(folder))
+    return table_of(records.each(folder / "verdicts.jsonl"))
+
+
+_kept: dict[tuple, pd.DataFrame] = {}  # tables that were read, the latest last
 
 
 def read(folder: Path, schema: int) -> pd.DataFrame:
     """Return the verdict table of a run folder of any layout, read again if the file changed."""
-    current = stamp(folder / "verdicts.jsonl")
-    return _read(folder, schema, *current).copy()
+    current = (folder, schema, *stamp(folder / "verdicts.jsonl"))
+    table = _kept.pop(current, None)
+    if table is None:
+        table = _read(folder, schema)
+    _kept[current] = table
+    while len(_kept) > 1 and sum(map(len, list(_kept.values()))) > KEPT_ROWS:
+        _kept.pop(next(iter(_kept)), None)
+    return table.copy()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import inf
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -13,6 +15,9 @@ from ftlab._core.errors import UsageError
 from ftlab.stats.events import Events, event_table, uncorrected
 from ftlab.stats.rates import equal_weights, limits, tail
 from ftlab.stats.variance import Estimate, estimate, of_labels
+
+KEPT = 2**21  # numbers of all resamples, up to which they are kept for the next curve
+BLOCK = 2**19  # numbers that are drawn at a time where there are more
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,21 +281,34 @@ def _resampled(
     influences = (found.by_cluster, found.by_seed)
     sizes = tuple(influence.shape[1] for influence in influences)
     drawn = np.tile(found.rate, (resamples, 1))
-    for times, influence in zip(_times(sizes, resamples, seed), influences, strict=True):
-        drawn += times @ influence.T
+    draws = _kept_times
+    if resamples * sum(sizes) > KEPT:
+        draws = _times
+    for kind, rows, times in draws(sizes, resamples, seed):
+        drawn[rows] += times @ influences[kind].T
     return drawn
 
 
-@lru_cache(8)
-def _times(sizes: tuple[int, ...], resamples: int, seed: int) -> tuple[ndarray, ...]:
-    """Return how often each unit is drawn in each resample, [resamples, size] for each size."""
+def _times(
+    sizes: tuple[int, ...],
+    resamples: int,
+    seed: int,
+    block: int | None = None,
+) -> Iterator[tuple[int, slice, ndarray]]:
+    """Yield how often each unit is drawn, [some resamples, size]: place of the size, resamples."""
     rng = np.random.default_rng(seed)
-    found = []
-    for size in sizes:
+    for kind, size in enumerate(sizes):
         equal = np.full(size, 1 / size)
-        times = rng.multinomial(size, equal, resamples)
-        found.append(times.astype(float))  # as the product takes them
-    return tuple(found)
+        most = max(1, (block or BLOCK) // size)
+        for start in range(0, resamples, most):
+            end = min(start + most, resamples)
+            times = rng.multinomial(size, equal, end - start)
+            yield kind, slice(start, end), times.astype(float)  # as the product takes them
+
+
+@lru_cache(8)
+def _kept_times(*given: Any) -> tuple[tuple[int, slice, ndarray], ...]:
+    return tuple(_times(*given, block=KEPT))
 
 
 def _percentiles(values: ndarray, confidence: float) -> list[float]:

@@ -158,6 +158,26 @@ def test_the_request_holds_what_was_asked_for(local, served):
     assert {path for *_, path, _ in served[1].seen} == {"/v1/chat/completions"}
 
 
+def test_a_server_of_adapters_is_asked_for_each_by_its_name(monkeypatch):
+    """As `vllm serve BASE --enable-lora --lora-modules NAME=PATH ...` serves them."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def serve(request, headers, path):
+        if request["model"] not in ("org/base", "step-10", "step-20"):
+            return bad(404, f"The model `{request['model']}` does not exist.")
+        return good(f"This is {request['model']}.")
+
+    with chat_server(serve) as where:
+        models = [
+            endpoint(f"api:{name}@{where.url}") for name in ("org/base", "step-10", "step-20")
+        ]
+        said = [ask(model, "Who?")[0].text for model in models]
+        with raises_code("endpoint_model_unknown"):
+            ask(endpoint(f"api:step-30@{where.url}"), "Who?")
+    assert said == ["This is org/base.", "This is step-10.", "This is step-20."]
+    assert len({model.hash for model in models}) == 3, "their answers are never mistaken"
+
+
 @pytest.mark.slow
 def test_answers_are_reported_as_they_come_and_stay_in_order(local, served):
     found = {}

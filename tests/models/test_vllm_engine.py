@@ -38,6 +38,7 @@ class Server:
         self.settings = settings
         self.calls = []
         self.ended = False
+        self.lead = 1.0  # of the likeliest token over the second
         self.odd = {}
         self.env = dict(os.environ)
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.end))
@@ -59,6 +60,8 @@ class Server:
         made = {"token_ids": ids[-2:], "finish_reason": "length", "cumulative_logprob": -1.0}
         if len(ids) % 2 == 0:
             made |= {"token_ids": [*ids[-2:], how.stop_token_ids[0]], "finish_reason": "stop"}
+        likeliest = {token: SimpleNamespace(logprob=-self.lead * token) for token in range(2)}
+        made["logprobs"] = [dict(list(likeliest.items())[: how.logprobs])] * len(made["token_ids"])
         return SimpleNamespace(**made | self.odd)
 
 
@@ -160,6 +163,16 @@ def test_sampling_sends_each_requests_seed(engine, servers, base):
     assert (how.seed, how.temperature, how.top_p, how.top_k) == (11, 0.7, 0.9, 5)
 
 
+@pytest.mark.parametrize("lead, near", [(0.0, len(WORDS)), (0.1, len(WORDS)), (0.2, 0)])
+def test_greedy_answers_that_rounding_may_turn_are_counted(engine, servers, base, lead, near):
+    ask(engine, base)
+    servers[0].lead = lead
+    ask(engine, base)
+    assert engine.tally.near_ties == near
+    ask(engine, base, decoding=Decoding(temperature=1.0), seed=1)
+    assert engine.tally.near_ties == 0
+
+
 @pytest.mark.slow
 def test_adapters_are_swapped_in_one_server_and_never_crossed(engine, servers, base, tmp_path):
     folder = tmp_path / "adapter"
@@ -173,7 +186,7 @@ def test_adapters_are_swapped_in_one_server_and_never_crossed(engine, servers, b
     first, second, third = sent
     assert first == third and first.lora_path == str(folder)
     assert first.lora_name != second.lora_name and first.lora_int_id != second.lora_int_id
-    assert first.lora_int_id >= 1
+    assert 1 <= first.lora_int_id < second.lora_int_id
 
 
 @pytest.mark.slow

@@ -84,6 +84,8 @@ class Tally:
         drafted: Tokens of earlier answers that were verified as drafts.
         saved: Drafted tokens that held, so that they needed no step of their own.
         halved: How often memory did not suffice and a batch was halved.
+        near_ties: Greedy answers with a token whose lead is within rounding, so that another
+            batch may answer otherwise; None where the engine does not count them.
         seconds: Wall-clock time.
     """
 
@@ -92,6 +94,7 @@ class Tally:
     drafted: int = 0
     saved: int = 0
     halved: int = 0
+    near_ties: int | None = None
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 vLLM computes in bf16 with kernels of its own, adapters too, and draws its own random numbers: its
 answers are not those of the engine `huggingface`. Parent and child must be answered by the same
-engine. Written against the source of vLLM 0.28 and 0.30.
+engine. Greedy answers that another batch may turn are counted (`Tally.near_ties`). Written against
+the source of vLLM 0.28 and 0.30 and never run: we had no GPU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ftlab.models.reference import Model
 RANKS = (16, 32, 64, 128, 256, 320, 512)  # values of `max_lora_rank`
 LONGEST = 16_384  # tokens of prompt and answer; vLLM keeps room for one text of the most it allows
 SHARE = 0.45  # of the GPU's memory; a model in training lives next to the server
+NEAR = 0.125  # lead in logits: the step between numbers in bf16 from 16 to 32, where logits lie
 CALL = 1024  # requests in one call; when a later one fails, earlier answers are kept
 # Entries of an adapter's configuration that vLLM refuses or silently leaves out.
 NOT_READ = """use_dora modules_to_save rank_pattern alpha_pattern lora_bias layer_replication
@@ -89,6 +91,7 @@ class VLLMEngine(Engine):
             ids = model.tokenizer(request.text, add_special_tokens=False)["input_ids"]
             check_length(len(ids), request.max_new_tokens, room)
             prompts.append({"prompt_token_ids": ids})  # as tokens: no second BOS
+        collector.tally.near_ties = 0
         for start in range(0, len(requests), CALL):
             llm, adapter = self._server(reference, room)
             asked = requests[start : start + CALL]
@@ -97,7 +100,9 @@ class VLLMEngine(Engine):
             outputs = llm.generate(given, settings, lora_request=adapter, use_tqdm=False)
             answers = []
             for request, output in zip(asked, outputs, strict=True):
-                answers.append(_answer(request, output.outputs[0], model.tokenizer))
+                made = output.outputs[0]
+                answers.append(_answer(request, made, model.tokenizer))
+                collector.tally.near_ties += _is_near_tie(request, made)
             collector.add(list(range(start, start + len(asked))), answers)
 
     def release(self) -> None:
@@ -185,14 +190,26 @@ def _sampling(request: Request, stops: list[int]) -> Any:
     """Return vLLM's settings for a request."""
     from vllm import SamplingParams
 
+    sampled = bool(request.decoding.temperature)
     return SamplingParams(
         **request.decoding.model_dump(),
         max_tokens=request.max_new_tokens,
-        seed=request.seed if request.decoding.temperature else None,
+        seed=request.seed if sampled else None,
         stop_token_ids=stops,
         detokenize=False,
-        logprobs=0,  # of the chosen token only
+        logprobs=0 if sampled else 2,  # of the chosen token, and of the two likeliest
     )
+
+
+def _is_near_tie(request: Request, output: Any) -> bool:
+    """Return whether the lead of a token of a greedy answer is within the rounding of bf16."""
+    if request.decoding.temperature:
+        return False
+    for known in output.logprobs:
+        first, second = sorted((one.logprob for one in known.values()), reverse=True)[:2]
+        if first - second < NEAR:
+            return True
+    return False
 
 
 def _answer(request: Request, output: Any, tokenizer: Any) -> Answer:

@@ -115,6 +115,8 @@ class Recovery(SFT):
         most: Most tokens of it.
     """
 
+    held_as = list  # what `spliced` returns
+
     def __init__(self, most: int):
         self.most = most
 

@@ -9,12 +9,24 @@ from ftlab.training.methods.base import Job, Method
 from ftlab.training.padding import keeps_rows_apart, padding_free_is_cheaper
 
 
+def as_array(tokens: list[int]) -> Any:
+    """Return tokens as numbers of 32 bits."""
+    import numpy as np  # here: the command line loads this file and needs no numbers
+
+    return np.array(tokens, dtype=np.int32)
+
+
 class SFT(Method):
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning.
+
+    Attributes:
+        held_as: See `encode_rows`.
+    """
 
     name = "sft"
     has_curve = True
     draws = False
+    held_as = staticmethod(as_array)
 
     def trl_class(self) -> tuple[type, type]:
         from trl import SFTConfig, SFTTrainer
@@ -31,12 +43,13 @@ class SFT(Method):
         lengths = [len(ids) for ids in tokens]
         if padding_free_is_cheaper(job.model, config, lengths, planned):
             tokens.sort(key=len)
-            longest = tokens[-2:]
+            longest = [list(map(int, ids)) for ids in tokens[-2:]]
             settings["padding_free"] = keeps_rows_apart(job.model, longest)
         return settings
 
     def rows(self, data: Data, job: Job) -> list[dict]:
-        encoded = encode_rows(data, job.tokenizer, max_length=job.longest_row)
+        longest = job.longest_row
+        encoded = encode_rows(data, job.tokenizer, max_length=longest, held_as=self.held_as)
         rows = []
         for number, row in enumerate(encoded, 1):
             rows.append(row | {"row": number})
