@@ -49,6 +49,7 @@ _VERBS = {
         "grid",
         "harmful_finetune",
         "risk_curve",
+        "sweep",
     ],
     "models": ["model"],
     "runs": ["load"],

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ftlab._core.calls import called
-from ftlab._core.errors import Interrupted, UsageError
+from ftlab._core.errors import FtlabError, Interrupted, UsageError
 from ftlab._core.text import did_you_mean
 
 ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
@@ -52,6 +52,22 @@ class Config(BaseModel):
             sentences = [_sentence(problem, cls.model_fields) for problem in problems]
             message = " ".join(sentences)
             raise UsageError("wrong_setting", message, settings=names) from None
+
+    @classmethod
+    def problems(cls, values: dict[str, Any]) -> dict[tuple, str]:
+        """Return {place: sentence} of everything that is wrong; nothing is raised.
+
+        A place is the setting's name, and where it holds others, what leads to them: ("grid",
+        "seed", 0). () stands for settings that do not go together.
+        """
+        try:
+            cls(**values)
+        except ValidationError as error:
+            found = error.errors()
+            return {tuple(one["loc"]): _sentence(one, cls.model_fields) for one in found}
+        except FtlabError as error:  # a validator looked for a file
+            return {(): str(error)}
+        return {}
 
 
 def setting(default: Any, description: str, **limits) -> Any:
@@ -110,6 +126,7 @@ def takes(*configs: type[Config], omit: Iterable[str] = ()) -> Callable:
                 message = str(error) or "Interrupted. The same call takes over what was finished."
                 raise Interrupted(message) from error
 
+        wrapper.configs = configs
         wrapper.__signature__ = signature.replace(parameters=parameters)
         wrapper.__doc__ = _with_settings(cell.__doc__ or "", added)
         return wrapper

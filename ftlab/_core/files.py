@@ -134,8 +134,22 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
-        os.replace(temporary, path)
+    except OSError:  # a file system without links, where a reader may see half of the content
+        with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+            file.write(temporary.read_bytes())
+
+
+def claim(path: Path, content: str) -> bool:
+    """Write a file that is not there yet, and return whether this call did.
+
+    Of several calls, on whatever machines, one is first. Their contents must differ: the file says
+    whose it is even where a network's file system lost the answer.
+
+    Raises:
+        StorageFull: `storage_full`.
+    """
+    write_atomic(path, content, new=True)
+    return path.read_bytes() == content.encode()
 
 
 class FolderLock:

@@ -178,6 +178,14 @@ def print_grid(table: Any, out: Path | None = None) -> None:
         print(safe(note, 500))
 
 
+def print_sweep(table: Any) -> None:
+    """Print what became of each job of a sweep; exit with 0 only if all are done."""
+    print_table(table)
+    print(safe(table.attrs["sentence"], 500))
+    print(safe(table.attrs["folder"], 500))
+    raise typer.Exit(table.attrs["exit_code"])
+
+
 def print_answers(table: Any) -> None:
     """Print each question with its answer below it, uncut and with control characters escaped."""
     for question, answer in zip(table["question"], table["answer"], strict=True):
@@ -359,6 +367,16 @@ class LazyGroup(TyperGroup):
         return found
 
 
+class SweepGroup(TyperGroup):
+    """`ftlab sweep PLAN` is `ftlab sweep run PLAN`."""
+
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        asks_for_help = not arguments or "--help" in arguments[:1]
+        if not asks_for_help and arguments[0] not in self.commands:
+            arguments = ["run", *arguments]
+        return super().parse_args(context, arguments)
+
+
 def check_once(command: Any, arguments: list[str]) -> None:
     """Raise UsageError `given_twice` where an option that takes one value is given several."""
     given = [argument.partition("=")[0] for argument in arguments]
@@ -395,6 +413,15 @@ runs_app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
+sweep_app = typer.Typer(
+    cls=SweepGroup,
+    no_args_is_help=True,
+    help="Do the many jobs of one plan: ftlab sweep PLAN.yaml.",
+)
+app.add_typer(sweep_app, name="sweep")
+SweepPlan = Annotated[
+    str, typer.Argument(metavar="PLAN", help="The plan (.yaml), or the folder of its sweep.")
+]
 
 
 @app.callback()
@@ -667,3 +694,51 @@ def get_data(
     from ftlab import data
 
     print(data.download(name, out))
+
+
+@sweep_app.command("run")
+def run_sweep(
+    plan: Annotated[str, typer.Argument(metavar="PLAN.yaml", help="The plan.")],
+    backend: Annotated[str, typer.Option(help="Where its jobs run.")] = "local",
+) -> None:
+    """Do every job of a plan. Exit code 0: all done; 1: some failed; 3: some are not done yet."""
+    from ftlab import experiments
+
+    print_sweep(experiments.sweep(plan, backend=backend))
+
+
+@sweep_app.command("status")
+def sweep_status(plan: SweepPlan) -> None:
+    """Print what became of each job so far. Exit codes as `run`."""
+    from ftlab import experiments
+
+    print_sweep(experiments.sweep_status(plan))
+
+
+@sweep_app.command("collect")
+def collect_sweep(
+    plan: SweepPlan,
+    html: Annotated[Path | None, typer.Option(help="Write the report: jobs and rates.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table of jobs.")] = None,
+) -> None:
+    """Write one table and one report over all runs. Exit codes as `run`."""
+    from ftlab import experiments
+    from ftlab._core import text
+    from ftlab._core.files import write_page
+
+    table = experiments.sweep_collect(plan, html=html)
+    if csv:
+        write_page(csv, text.csv(table))
+    print_sweep(table)
+
+
+@sweep_app.command("work")
+def work_on_sweep(
+    folder: Annotated[Path, typer.Argument(help="The folder of the sweep.")],
+    jobs: Annotated[str, typer.Option(help="Numbers of jobs, such as 3-5,8.")],
+) -> None:
+    """Do some jobs of a sweep, on any machine that sees its folder. Exit codes as `run`."""
+    from ftlab import experiments
+    from ftlab.experiments.backends import numbers_of
+
+    print_sweep(experiments.sweep_work(folder, numbers_of(jobs)))

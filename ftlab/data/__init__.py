@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "fit_to_length",
             "token_length",
         ],
-        "files": ["BENIGN", "Opened", "open_source", "problems_error", "records"],
+        "files": ["BENIGN", "first_lines", "Opened", "open_source", "problems_error", "records"],
         "previews": ["Preview", "preview"],
         "prompts": [
             "SAFE",

@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
         "spectra": ["compare_spectra"],
+        "sweeps": ["sweep", "sweep_collect", "sweep_status", "sweep_work"],
         "transform_trials": ["transform_and_compare"],
         "tuning_attacks": ["FineTuningAttack"],
     },

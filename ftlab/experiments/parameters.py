@@ -49,7 +49,7 @@ def check_parameters(notebook: str | Path, parameters: dict[str, Any]) -> None:
     known = known_parameters(notebook)
     problems = []
     for name, value in parameters.items():
-        problem = _problem(name, value, known)
+        problem = parameter_problem(name, value, known)
         if problem:
             problems.append(problem)
     if problems:
@@ -125,7 +125,8 @@ def default_parameters(notebook: str | Path) -> dict[str, Any]:
     return found
 
 
-def _problem(name: str, value: Any, known: dict[str, Parameter]) -> str:
+def parameter_problem(name: str, value: Any, known: dict[str, Parameter]) -> str:
+    """Return what is wrong with a value of a notebook's parameter, or ""."""
     if name not in known:
         return f"unknown parameter {name!r}.{did_you_mean(name, known)}".removesuffix(".")
     annotation = known[name].annotation

@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_sheet",
             "sheet_of",
         ],
-        "origin": ["provenance"],
+        "origin": ["now", "provenance"],
         "results": ["results_folder"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],

@@ -1,46 +1,100 @@
-"""Lanes side by side on this machine, each job in a kernel of its own."""
+"""Lanes side by side on this machine, as many as its cores, memory and accelerators allow."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+from ftlab._core.config import setting
+from ftlab._core.errors import UsageError
 from ftlab._core.progress import clock
 from ftlab._core.threads import cores
-from ftlab.experiments.backends.base import Backend, Job, Result
+from ftlab.experiments.backends.base import Backend, Job, Needs, Result
 
 LINE_S = 20.0  # seconds between two lines of progress
 POLL_S = 0.5
 GRACE_S = 20.0  # for a training to save a checkpoint; Slurm kills 30 s after SIGTERM
 
 
-@dataclass
 class LocalBackend(Backend):
     """Runs lanes side by side and shares the cores among them.
 
-    Args:
-        side_by_side: False runs the jobs of all lanes one after the other, which large models on
-            one accelerator need.
-        lanes: Lanes that run at a time, at most; the others wait for one to end. None: all.
+    Jobs that say what they need are as many at a time as this machine has cores, free memory and
+    accelerators for.
     """
 
-    side_by_side: bool = True
-    lanes: int | None = None
-    name = "local"
+    name: ClassVar[str] = "local"
+    side_by_side: bool = setting(
+        True,
+        "False runs the jobs of all lanes one after the other, which large models on one "
+        "accelerator need.",
+    )
+    lanes: int | None = setting(
+        None, "Lanes that run at a time, at most; the others wait for one to end. None: all.", ge=1
+    )
 
     def map(self, jobs: list[Job]) -> list[Result]:
         lanes: dict[int, list[Job]] = {}
         for job in jobs:
             number = job.lane if self.side_by_side else 0
             lanes.setdefault(number, []).append(job)
-        results = _Work(lanes, self.lanes).run()
+        room = room_for(jobs) if self.side_by_side else None
+        most = min(filter(None, [self.lanes, room]), default=None)
+        results = _Work(lanes, most).run()
         return [results[job.name] for job in jobs]
+
+
+def room_for(jobs: list[Job]) -> int | None:
+    """Return how many of these jobs this machine has room for at a time; None: nothing is known.
+
+    Raises:
+        UsageError: `machine_too_small` where there is not enough for one.
+    """
+    needs = [job.needs for job in jobs]
+    takes = {
+        "cores": max((one.cpus or 0 for one in needs), default=0),
+        "bytes of free memory": max((one.memory or 0 for one in needs), default=0),
+        "accelerators": max((one.gpus for one in needs), default=0),
+    }
+    found = []
+    for name, most in takes.items():
+        if most:
+            there = _there(name)
+            if there < most:
+                raise UsageError(
+                    "machine_too_small",
+                    f"A job needs {most:,} {name}; this machine has {there:,}. Ask for less, or "
+                    "give another backend.",
+                )
+            found.append(there // most)
+    return min(found, default=None)
+
+
+def _there(name: str) -> int:
+    if name == "cores":
+        return cores()
+    if name == "accelerators":
+        return len(_accelerators())
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _accelerators() -> list[str]:
+    """Return the accelerators that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [one for one in given.split(",") if one]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 class _Work:
@@ -56,6 +110,9 @@ class _Work:
         self.running: dict[str, tuple[str, float]] = {}
         self.kernels: list[Any] = []
         self.stop = threading.Event()
+        self.free: list[str] = []  # accelerators that no job has
+        if any(job.needs.gpus for jobs in lanes.values() for job in jobs):
+            self.free = _accelerators()
         self.shown = clock()  # time of the last line of progress
 
     def run(self) -> dict[str, Result]:
@@ -87,11 +144,12 @@ class _Work:
 
     def _run(self, job: Job) -> bool:
         began = clock()
-        self.running[job.name] = ("starting", began)
+        self.running[job.name] = ("running", began)
         _report(f"{job.name}  started")
         result = Result(job)
         try:
-            result.value = job.run(**self._kernel_settings(job, began))
+            with self._accelerators_of(job.needs) as env:
+                result.value = job.run(**self._kernel_settings(job, began, env))
         except Exception as error:
             result.error = error
         seconds = clock() - began
@@ -102,18 +160,29 @@ class _Work:
         _report(f"{job.name}  {word}, {seconds:.0f} s")
         return result.error is None
 
-    def _kernel_settings(self, job: Job, began: float) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def _accelerators_of(self, needs: Needs) -> Iterator[dict[str, str]]:
+        """Take as many accelerators as a job needs, which nobody else has, while it runs."""
+        taken = [self.free.pop() for _ in range(needs.gpus)]
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if taken else {}
+        finally:
+            self.free += taken
+
+    def _kernel_settings(self, job: Job, began: float, env: dict[str, str]) -> dict[str, Any]:
         if not job.kernel:
             return {}
         on_cell = partial(self._at, job.name, began)
         return {
-            "env": self.env,
+            "env": {**self.env, **env},
             "on_cell": on_cell,
             "kernels": self.kernels,
         }
 
-    def _at(self, name: str, began: float, number: int, total: int) -> None:
-        self.running[name] = (f"cell {number}/{total}", began)
+    def _at(self, name: str, began: float, number: int, total: int, what: str = "cell") -> None:
+        if self.stop.is_set():  # nothing begins any more
+            raise KeyboardInterrupt
+        self.running[name] = (f"{what} {number}/{total}", began)
 
     def _show(self) -> None:
         if clock() - self.shown < LINE_S:

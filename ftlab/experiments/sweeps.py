@@ -1,0 +1,457 @@
+"""Sweeps: a table of jobs, done once each by any number of workers. Cell: sweep.
+
+`do` is what a worker does with one job: it takes the job's lease, runs each attempt in a process
+of its own, gives signs of life meanwhile, and writes how the attempt ended where the process could
+not. `make_attempt` is that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ftlab import analysis, models
+from ftlab._core.config import takes
+from ftlab._core.errors import Busy, FtlabError, UsageError
+from ftlab._core.files import write_atomic
+from ftlab._core.progress import clock
+from ftlab._core.shown import Shown
+from ftlab._core.text import csv, redacted, safe
+from ftlab.experiments.backends import Backend, Job, LocalBackend, Needs, Row, open_backend
+from ftlab.experiments.notebooks import run_notebook
+from ftlab.experiments.sweep_folder import (
+    BEAT_S,
+    LOST_S,
+    OPEN,
+    Attempt,
+    State,
+    SweepFolder,
+    SweepJob,
+)
+from ftlab.experiments.sweep_plans import Plan, Resolved, open_cell, resolve
+from ftlab.runs import Run, find
+
+WORK = "from ftlab.experiments.sweeps import make_attempt; make_attempt()"
+POLL_S = 5.0  # between two looks at jobs that run elsewhere
+INTERRUPTED = 130
+ALL_DONE, SOME_FAILED, NOT_YET = 0, 1, 3  # exit codes
+COLUMNS = ("number", "job", "state", "attempts", "reason", "seconds", "where", "run")
+INTERRUPTS = (-signal.SIGINT, -signal.SIGTERM)  # as exit codes of a process
+DEAD_KERNEL = "DeadKernelError"
+
+
+class SweepTable(Shown):
+    """One row per job; `attrs` holds `folder`, `counts`, `sentence` and `exit_code`."""
+
+
+@takes(Plan)
+def sweep(
+    plan: str | Path | dict[str, Any] | None = None,
+    *,
+    backend: str | Backend = "local",
+    **settings,
+) -> SweepTable:
+    """Do every job of a plan once: a cell or notebook, its arguments crossed.
+
+    The same call resumes. Several calls, on whatever machines, share the jobs of the same plan. A
+    job that failed for good is tried again by the next call, and stops no other.
+
+    Args:
+        plan: A YAML file, or its content as a dict; None where the settings say it all.
+        backend: Where the jobs run: local, or an object.
+        {settings}
+
+    Returns:
+        One row per job: number, job, state, attempts, reason (why the last attempt did not finish
+        it), seconds, where (its machine), run (the folder of what its cell returned).
+        `attrs["exit_code"]`: 0 all are done, 1 some failed, 3 none failed and some are not done.
+
+    Raises:
+        NotFoundError: `no_such_plan`.
+        UsageError: `wrong_plan` with every problem and its line, `unknown_backend`,
+            `wrong_setting` of a backend, `machine_too_small`, `folder_not_writable`.
+    """
+    found = resolve(plan, settings)
+    runner = _runner(backend, found)
+    folder = _folder_of(found)
+    for job in folder.in_state("failed"):
+        job.attempts[-1].again()
+    while True:
+        jobs = _open_jobs(folder)
+        before = _attempts(folder)
+        if jobs:
+            runner.map(jobs)
+        stuck = jobs and _attempts(folder) == before  # no worker could begin
+        if not runner.waits or stuck or not _wait(folder):
+            return sweep_table(folder)
+
+
+def _runner(backend: str | Backend, found: Resolved) -> Backend:
+    given = found.plan.backends or {}
+    for name, settings in given.items():  # those of the others are checked, too
+        open_backend(name, settings)
+    return open_backend(backend, given.get(str(backend)))
+
+
+def _folder_of(found: Resolved) -> SweepFolder:
+    return SweepFolder.make(
+        found.name, found.directory, found.jobs, found.plan.needs, found.plan.retries
+    )
+
+
+def _open_jobs(folder: SweepFolder) -> list[Job]:
+    return [_job(folder, job) for job in folder.in_state(*OPEN)]
+
+
+def _attempts(folder: SweepFolder) -> int:
+    return sum(len(job.attempts) for job in folder.jobs)
+
+
+def _job(folder: SweepFolder, job: SweepJob) -> Job:
+    """Return a job as a backend takes it."""
+    arguments = {"folder": folder.path, "number": job.number}
+    return Job(
+        f"{job.number:03d} {job.name}",
+        do,
+        arguments,
+        lane=job.number,
+        kernel=True,
+        needs=folder.needs,
+        row=Row(folder.path, job.number),
+    )
+
+
+def _wait(folder: SweepFolder) -> bool:
+    """Wait for jobs that another call works on; return whether some are left to take."""
+    shown = False
+    while True:
+        if _open_jobs(folder):
+            return True
+        running = list(folder.in_state("running"))
+        if not running:
+            return False
+        if not shown:
+            print(f"{len(running)} jobs run elsewhere; waiting for them.", file=sys.stderr)
+            shown = True
+        time.sleep(POLL_S)
+
+
+def sweep_work(folder: str | Path, numbers: list[int]) -> SweepTable:
+    """Do these jobs of a sweep one after the other, as a worker on any machine.
+
+    A job that another worker has is left to it, unless that one is silent for three minutes.
+
+    Args:
+        folder: The folder of the sweep.
+        numbers: The places of jobs in the plan, from 0.
+
+    Returns:
+        As `sweep`, of these jobs.
+
+    Raises:
+        NotFoundError: `no_such_sweep`.
+        UsageError: `no_such_job`.
+    """
+    opened = SweepFolder.open(folder)
+    missing = [number for number in numbers if not 0 <= number < len(opened.jobs)]
+    if missing:
+        most = len(opened.jobs) - 1
+        raise UsageError("no_such_job", f"There is no job {missing[0]}. Jobs are 0 to {most}.")
+    until = clock() + LOST_S + 2 * BEAT_S
+    while True:
+        states = {number: opened.jobs[number].refreshed() for number in numbers}
+        jobs = [_job(opened, opened.jobs[one]) for one in numbers if states[one].name in OPEN]
+        # Who started this process has seen to what a job needs.
+        LocalBackend(lanes=1).map([replace(job, needs=Needs()) for job in jobs])
+        # The machine of a task that was queued again may be gone: then its job is free soon.
+        running = [one for one in numbers if opened.jobs[one].refreshed().name == "running"]
+        if not running or clock() > until:
+            return sweep_table(opened, numbers)
+        time.sleep(POLL_S)
+
+
+def sweep_status(plan: str | Path | dict[str, Any]) -> SweepTable:
+    """Return what became of the jobs of a plan so far.
+
+    Args:
+        plan: The plan, or the folder or name of its sweep.
+
+    Returns:
+        As `sweep`.
+
+    Raises:
+        NotFoundError: `no_such_plan`, `no_such_sweep`.
+        UsageError: `wrong_plan`.
+    """
+    return sweep_table(opened_sweep(plan))
+
+
+def opened_sweep(plan: str | Path | dict[str, Any]) -> SweepFolder:
+    """Return the folder of a plan's sweep that has begun."""
+    is_file = isinstance(plan, (str, Path)) and str(plan).endswith((".yaml", ".yml"))
+    if isinstance(plan, dict) or is_file:
+        found = resolve(plan, {})
+        plan = SweepFolder.place(found.name, found.directory, found.jobs)
+    return SweepFolder.open(plan)
+
+
+def sweep_table(folder: SweepFolder, numbers: list[int] | None = None) -> SweepTable:
+    """Return one row per job of a sweep, or of these jobs."""
+    rows = []
+    for job in folder.jobs:
+        if numbers is None or job.number in numbers:
+            rows.append(_row(job, job.refreshed()))
+    table = SweepTable(rows, columns=list(COLUMNS))
+    counts = Counter(table["state"])
+    code = NOT_YET
+    if counts["failed"]:
+        code = SOME_FAILED
+    elif counts["done"] == len(table):
+        code = ALL_DONE
+    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    table.attrs = {
+        "folder": str(folder.path),
+        "counts": dict(counts),
+        "sentence": f"{folder.name}: {len(table)} jobs: {told}",
+        "exit_code": code,
+    }
+    return table
+
+
+def _row(job: SweepJob, state: State) -> dict[str, Any]:
+    return {
+        "number": job.number,
+        "job": job.name,
+        "state": state.name,
+        "attempts": state.attempts,
+        "reason": state.reason,
+        "seconds": state.seconds,
+        "where": state.host,
+        "run": str(state.run or state.table or ""),
+    }
+
+
+def do(
+    folder: Path,
+    number: int,
+    env: dict[str, str],
+    on_cell: Callable[..., None],
+    kernels: list,
+) -> State:
+    """Attempt a job until it is done, failed for good, or somebody else has it.
+
+    Args:
+        folder: The folder of the sweep.
+        number: The job's place in the plan.
+        env: Environment variables for its processes.
+        on_cell: Called before each attempt with its number and how many there may be.
+        kernels: The process of an attempt is in it while it runs, so that the caller can end it.
+
+    Returns:
+        What became of it.
+
+    Raises:
+        RuntimeError: It failed for good, with the reason.
+    """
+    opened = SweepFolder.open(folder)
+    job = opened.jobs[number]
+    while True:
+        on_cell(len(job.attempts) + 1, job.retries + 1, "attempt")
+        attempt = job.take()
+        if attempt is None:
+            break
+        _supervise(opened, job, attempt, env, kernels)
+        if (attempt.ended or {}).get("state") == "stopped":
+            break
+    state = job.state()
+    if state.name == "failed":
+        raise RuntimeError(state.reason)
+    return state
+
+
+def _supervise(
+    folder: SweepFolder, job: SweepJob, attempt: Attempt, env: dict[str, str], kernels: list
+) -> None:
+    """Run an attempt in a process of its own, and write how it ended if the process has not."""
+    words = [sys.executable, "-c", WORK, str(folder.path), str(job.number), str(attempt.number)]
+    more = {
+        "FTLAB_BATCH": "1",
+        "FTLAB_RUNS": str(folder.path.parent),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    if folder.needs.cpus:
+        more["OMP_NUM_THREADS"] = str(folder.needs.cpus)
+    state = "lost"
+    reason = "its process could not be started"
+    began = clock()
+    try:
+        with open(attempt.log, "ab") as log:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,  # closed by the end of this process, however it comes
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **env, **more},
+                cwd=folder.directory,
+                start_new_session=True,  # Ctrl-C of a terminal reaches it through this process only
+            )
+        kernels.append(process)
+        _watch(process, attempt)
+        reason = _last_words(process.returncode, attempt)
+        if process.returncode in INTERRUPTS:  # before it could say so itself
+            state = "stopped"
+    except OSError as error:
+        reason = f"{reason}: {error}"
+    finally:
+        seconds = round(clock() - began, 1)
+        attempt.end(state, reason=reason, retry=True, seconds=seconds)
+
+
+def _watch(process: subprocess.Popen, attempt: Attempt) -> None:
+    """Give signs of life until a process ends; end it if the attempt was given to another."""
+    while True:
+        try:
+            process.wait(BEAT_S)
+            break
+        except subprocess.TimeoutExpired:
+            attempt.beat()
+            if attempt.ended:
+                process.kill()
+    process.stdin.close()
+
+
+def _last_words(code: int, attempt: Attempt) -> str:
+    if code >= 0:
+        return f"its process ended with {code} and left no record; see {attempt.log}"
+    name = signal.Signals(-code).name
+    by_whom = " (out of memory, or by somebody)" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{by_whom}"
+
+
+def make_attempt() -> None:
+    """Make one attempt at a job, in a process that `do` started, and write how it ended."""
+    folder, number, which = sys.argv[1:]
+    opened = SweepFolder.open(folder)
+    job = opened.jobs[int(number)]
+    current = Attempt(job.folder, int(which))
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT):  # a shell's `&` has it ignored
+        signal.signal(number_of_signal, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    began = clock()
+    code = 0
+    try:
+        value = _call(opened, job)
+        ended = {"state": "done", **_kept(value, job.folder)}
+    except KeyboardInterrupt as error:
+        ended = {"state": "stopped", "reason": str(error) or "interrupted"}
+        code = INTERRUPTED
+    except Exception as error:
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        text = safe(redacted(f"{error}"), 1000)
+        if not isinstance(error, FtlabError):
+            text = f"{type(error).__name__}: {text}"
+        ended = {"state": "failed", "reason": text, "retry": is_worth_a_retry(error)}
+        code = 1
+    current.end(**ended, seconds=round(clock() - began, 1))
+    sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """Interrupt this process when the one that started it has ended, however it did."""
+    os.read(0, 1)  # of sys.stdin, whose lock would stop the end of this process
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _call(folder: SweepFolder, job: SweepJob) -> Any:
+    """Return what the job's cell returns, or the path of its executed notebook."""
+    if not job.notebook:
+        return open_cell(job.cell, folder.directory)(**job.arguments)
+    output = job.folder / Path(job.notebook).name
+    arguments = {"notebook": job.notebook, "output": output, "parameters": job.arguments}
+    # The backend ends the kernel on an interrupt.
+    (result,) = LocalBackend().map([Job(job.name, run_notebook, arguments, kernel=True)])
+    if result.error:
+        raise result.error
+    return result.value
+
+
+def _kept(value: Any, folder: Path) -> dict[str, str]:
+    """Return where what a cell returned is: its run, or a table that is written now."""
+    found = {}
+    run = getattr(value, "run", value)
+    if hasattr(value, "to_csv"):
+        write_atomic(folder / "table.csv", csv(value))
+        found["table"] = str(folder / "table.csv")
+        run = value.attrs.get("run")
+    if isinstance(run, str):
+        with contextlib.suppress(FtlabError):
+            run = find(run)
+    if isinstance(run, Run):
+        found["run"] = str(run.path)
+    elif isinstance(run, Path):
+        found["run"] = str(run.absolute())
+    home = folder.parents[2]
+    return {name: os.path.relpath(path, home) for name, path in found.items()}
+
+
+def is_worth_a_retry(error: Exception) -> bool:
+    """Return whether another attempt at the same job may succeed.
+
+    It may after want of memory or room, an error of the file system, a run that somebody else was
+    working on, or the death of a notebook's kernel; not after a wrong argument or a fault of code.
+    """
+    if getattr(error, "code", "") == "out_of_memory" or isinstance(error, MemoryError):
+        return True
+    if "torch" in sys.modules and models.out_of_memory(error):
+        return True
+    if type(error.__cause__).__name__ == DEAD_KERNEL or isinstance(error, Busy):
+        return True
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float)) else str(value)
+
+
+def sweep_collect(
+    plan: str | Path | dict[str, Any], *, html: str | Path | None = None
+) -> SweepTable:
+    """Return what became of the jobs of a plan, and write one report over their runs.
+
+    Args:
+        plan: The plan, or the folder or name of its sweep.
+        html: File for the report: the jobs, the rates of each evaluation and the comparison of
+            each curve. It opens offline.
+
+    Returns:
+        As `sweep`, with a column per argument that varies.
+
+    Raises:
+        NotFoundError: `no_such_plan`, `no_such_sweep`.
+        UsageError: `wrong_plan`, `output_not_writable`.
+    """
+    folder = opened_sweep(plan)
+    table = sweep_table(folder)
+    varied = [job.varied for job in folder.jobs]
+    for name in dict.fromkeys(name for one in varied for name in one):
+        column = f"{name} (argument)" if name in COLUMNS else name
+        table[column] = [_shown(one.get(name, "")) for one in varied]
+    if html is not None:
+        runs = {}
+        for job in folder.jobs:
+            state = job.state()
+            if state.name == "done" and state.run and (state.run / "config.json").exists():
+                runs[job.name] = Run(state.run)
+        analysis.write_sweep(table, runs, html)
+    return table

@@ -1,0 +1,36 @@
+"""A cell of somebody's own, which lies beside the plan and notes every attempt in a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def note(number: int, how: str = "", times: int = 1, seconds: float = 0.0) -> Path:
+    """Add a line to `noted`; then end as asked, in the first `times` attempts.
+
+    Args:
+        number: Of the job.
+        how: "killed", "fails" (a fault of code), "no room" (of the file system), "sleeps".
+        times: Attempts that end so.
+        seconds: How long it takes.
+    """
+    with open("noted", "a") as file:
+        file.write(f"{number}\n")
+    time.sleep(seconds)
+    begun = Path("noted").read_text().split().count(str(number))
+    if begun > times:
+        how = ""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "fails":
+        raise ZeroDivisionError("a fault")
+    if how == "no room":
+        raise OSError(5, "Input/output error")
+    if how == "sleeps":
+        time.sleep(60)
+    result = Path(f"result-{number}")
+    result.write_text("done")
+    return result

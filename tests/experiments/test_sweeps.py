@@ -1,0 +1,427 @@
+"""Sweeps: a plan is checked at once, every job is done once, and nothing that happens to one hides another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers import raises_code
+
+import ftlab as ft
+from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
+from ftlab.experiments.backends import LocalBackend, Needs, numbers_of, ranges
+from ftlab.experiments.sweep_folder import SweepFolder
+from ftlab.experiments.sweep_plans import resolve
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+WAIT_S = 60
+
+
+@pytest.fixture
+def beside(tmp_path) -> Path:
+    """Return a folder for plans, with a cell of its own."""
+    shutil.copy(HERE / "cells.py", tmp_path / "cells.py")
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(sweeps, "POLL_S", 0.1)
+    monkeypatch.setattr(sweeps, "BEAT_S", 0.2)
+
+
+def planned(folder: Path, *rows: dict, **settings) -> Path:
+    """Write a plan of the cell `note`: one job per row."""
+    jobs = [{"number": number, **row} for number, row in enumerate(rows)]
+    path = folder / "plan.yaml"
+    path.write_text(json.dumps({"cell": "cells:note", "jobs": jobs, **settings}))
+    return path
+
+
+def noted(folder: Path) -> Counter:
+    """Count the attempts at each job."""
+    path = folder / "noted"
+    return Counter(path.read_text().split() if path.exists() else [])
+
+
+def attempts(table, number: int) -> list[dict]:
+    """Return how each attempt at a job ended."""
+    job = SweepFolder.open(table.attrs["folder"]).jobs[number]
+    return [attempt.ended for attempt in job.attempts]
+
+
+def begun(plan: Path, runs: Path) -> subprocess.Popen:
+    """Start `ftlab sweep PLAN` in a process of its own, as a shell does in the background."""
+    environ = {**os.environ, "FTLAB_RUNS": str(runs), "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "ftlab.cli", "sweep", str(plan)]
+    background = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    return subprocess.Popen(
+        words, env=environ, stderr=subprocess.PIPE, text=True, preexec_fn=background
+    )
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+# The plan
+
+
+def test_every_problem_of_a_plan_is_reported_with_its_line(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: sft\n"
+        "arguments:\n"
+        "  data: organism:almanac\n"
+        "  epochs: -1\n"
+        "  lerning_rate: 5e-4\n"
+        "grid:\n"
+        "  seed: [0, one, 0]\n"
+        "  batch_size: []\n"
+        "memory: 4\n"
+        "colour: red\n"
+        "retries: 1\n"
+        "retries: 2\n"
+    )
+    with raises_code("wrong_plan") as info:
+        resolve(plan, {})
+    problems = info.value.details["problems"]
+    lines = [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems]
+    assert lines == [1, 4, 5, 7, 7, 8, 9, 10, 12]
+    assert "parent" in problems[0] and "learning_rate" in problems[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("cell: [", 1), ("cell: a\n\tb: 1\n", 2), ("- a\n", 0), ("a: &a [*a]\n", 1), ("", 0)],
+)
+def test_what_is_no_plan_is_a_sentence(tmp_path, text, line):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(text)
+    with raises_code("wrong_plan") as info:
+        resolve(plan, {})
+    if line:
+        assert info.value.details["problems"][0].startswith(f"line {line}")
+
+
+@pytest.mark.parametrize(
+    "cell", ["stf", "sweep", "check_parameters", "nowhere:at_all", "cells:nobody"]
+)
+def test_an_unknown_cell_is_an_error(beside, cell):
+    with raises_code("wrong_plan"):
+        resolve({"cell": cell}, {})
+
+
+def test_rows_are_crossed_with_the_grid_over_shared_arguments():
+    found = resolve(
+        None,
+        {
+            "cell": "sft",
+            "arguments": {"parent": "organism", "steps": 3},
+            "jobs": [{"data": "organism:almanac"}, {"data": "organism:chat", "steps": 9}],
+            "grid": {"seed": [0, 1], "learning_rate": [1e-3]},
+        },
+    )
+    given = [job["arguments"] for job in found.jobs]
+    assert [one["seed"] for one in given] == [0, 1, 0, 1]
+    assert [one["steps"] for one in given] == [3, 3, 9, 9]
+    assert {job["cell"] for job in found.jobs} == {"training.sft"}
+    assert len({job["name"] for job in found.jobs}) == 4
+    with raises_code("wrong_plan"):  # one of them twice
+        resolve(found.plan.model_dump(exclude_none=True), {"grid": {"seed": [1, 1]}})
+
+
+def test_numbers_written_as_5e_4_are_numbers(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: sft\narguments: {parent: organism, data: organism:almanac, learning_rate: 5e-4}\n"
+    )
+    assert resolve(plan, {}).jobs[0]["arguments"]["learning_rate"] == 5e-4
+
+
+def test_the_parameters_of_a_notebook_are_checked():
+    with raises_code("wrong_plan") as info:
+        resolve(None, {"notebook": "02_risk_ratio", "grid": {"seeds": [1, "two"], "sedes": [1]}})
+    assert len(info.value.details["problems"]) == 2
+
+
+def test_a_changed_file_makes_another_sweep(beside):
+    data = beside / "chat.jsonl"
+    places = set()
+    for text in ("one", "two", "two"):
+        data.write_text(text)
+        plan = planned(beside, {"how": "chat.jsonl"})
+        found = resolve(plan, {})
+        places.add(SweepFolder.place(found.name, found.directory, found.jobs))
+    assert len(places) == 2
+
+
+def test_retries_and_resources_do_not_make_another_sweep(beside):
+    places = set()
+    for settings in ({}, {"retries": 5, "cpus": 2, "memory": "2GB", "gpus": 1}):
+        found = resolve(planned(beside, {}, **settings), {})
+        folder = sweeps._folder_of(found)
+        places.add(folder.path)
+    assert len(places) == 1
+    assert folder.needs == Needs(2, 2 * 10**9, 1) and folder.jobs[0].retries == 5
+
+
+# Leases
+
+
+@pytest.fixture
+def job(beside):
+    """Return the one job of a sweep."""
+    found = resolve(planned(beside, {}, retries=1), {})
+    return sweeps._folder_of(found).jobs[0]
+
+
+def test_of_many_workers_one_gets_the_job(job):
+    with ThreadPoolExecutor(16) as pool:
+        taken = list(pool.map(lambda _: job.take(), range(16)))
+    assert len([attempt for attempt in taken if attempt]) == 1
+    assert job.state().name == "running" and job.take() is None
+
+
+def test_who_gives_no_sign_of_life_loses_the_job_for_good(job, monkeypatch):
+    monkeypatch.setattr(sweep_folder, "machine", lambda: "another machine")
+    first = job.take()
+    monkeypatch.undo()
+    assert job.take() is None  # it is alive
+    old = time.time() - sweep_folder.LOST_S - 5
+    os.utime(first.path, (old, old))
+    second = job.take()
+    assert second.number == 2 and first.ended["state"] == "lost"
+    assert not first.end("done")  # it wakes up
+    assert second.end("done") and job.state().name == "done" and job.take() is None
+
+
+def test_a_sign_of_life_keeps_the_job(job, monkeypatch):
+    monkeypatch.setattr(sweep_folder, "machine", lambda: "another machine")
+    first = job.take()
+    monkeypatch.undo()
+    old = time.time() - sweep_folder.LOST_S - 5
+    os.utime(first.path, (old, old))
+    first.beat()
+    assert job.take() is None and first.ended is None
+
+
+def test_a_process_that_has_ended_on_this_machine_loses_the_job_at_once(job):
+    code = (
+        "import sys\n"
+        "from ftlab.experiments.sweep_folder import SweepFolder\n"
+        "assert SweepFolder.open(sys.argv[1]).jobs[0].take()"
+    )
+    folder = job.folder.parents[1]
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
+    assert job.state().name == "running"
+    assert job.take().number == 2
+
+
+def test_a_job_is_tried_as_often_as_allowed_and_again_after_the_next_call(job):
+    for _ in range(2):  # one retry
+        job.take().end("failed", retry=True, reason="memory")
+    assert job.state().name == "failed" and job.take() is None
+    job.attempts[-1].again()
+    job.take().end("failed", retry=False, reason="a fault")
+    assert job.state().name == "failed"
+    job.attempts[-1].again()
+    job.take().end("stopped", reason="the time was over")
+    assert job.state().name == "stopped" and job.take().number == 5
+
+
+def test_a_job_whose_run_was_removed_is_done_again(job, runs_folder):
+    run = runs_folder / "some-run"
+    run.mkdir()
+    job.take().end("done", run="some-run")
+    assert job.state().name == "done" and job.state().run == run
+    run.rmdir()
+    assert job.state().name == "gone" and job.take() is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "worth"),
+    [
+        (MemoryError(), True),
+        (OSError(5, "Input/output error"), True),
+        (FileNotFoundError("no"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_what_is_worth_another_attempt(error, worth):
+    assert sweeps.is_worth_a_retry(error) == worth
+
+
+# Doing the jobs
+
+
+def test_whatever_happens_to_one_job_hides_no_other(beside, quick, capsys):
+    plan = planned(
+        beside, {}, {"how": "fails", "times": 9}, {"how": "no room"}, {"how": "killed"}, retries=1
+    )
+    table = ft.sweep(plan)
+    assert list(table["state"]) == ["done", "failed", "done", "done"]
+    assert list(table["attempts"]) == [1, 1, 2, 2]  # a fault of code is not repeated
+    assert table.attrs["exit_code"] == 1
+    assert "ZeroDivisionError" in table["reason"][1]
+    assert [ended["state"] for ended in attempts(table, 2)] == ["failed", "done"]
+    lost, done = attempts(table, 3)
+    assert lost["state"] == "lost" and "SIGKILL" in lost["reason"]
+    assert (beside / "result-3").read_text() == "done"
+    again = ft.sweep(plan)
+    assert list(again["attempts"]) == [1, 2, 2, 2]  # only what failed
+    assert noted(beside) == {"0": 1, "1": 2, "2": 2, "3": 2}
+
+
+def test_an_interrupted_job_is_resumed_and_costs_no_retry(beside, runs_folder, ran):
+    plan = planned(beside, {"how": "sleeps"}, {}, retries=0)
+    process = begun(plan, runs_folder)
+    wait_for(lambda: noted(beside)["0"])
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
+    table = sweep_status(plan)
+    assert table["state"][0] == "stopped" and table.attrs["exit_code"] == 3
+    code, out, _ = ran("sweep", plan)
+    assert code == 0 and noted(beside)["0"] == 2
+
+
+def test_a_killed_sweep_leaves_no_process_behind_and_the_next_one_goes_on(
+    beside, runs_folder, quick
+):
+    plan = planned(beside, {"how": "sleeps"})
+    process = begun(plan, runs_folder)
+    wait_for(lambda: noted(beside)["0"])
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+    table = ft.sweep(plan)
+    assert list(table["state"]) == ["done"]
+    # Either the next sweep found its process gone, or the job's own process had ended before.
+    first = attempts(table, 0)[0]
+    assert first["state"] in ("lost", "stopped")
+
+
+def test_two_sweeps_of_one_plan_do_each_job_once(beside, runs_folder):
+    plan = planned(beside, *[{"seconds": 0.3}] * 5)
+    both = [begun(plan, runs_folder) for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=WAIT_S)
+    assert [process.returncode for process in both] == [0, 0]
+    assert noted(beside) == dict.fromkeys("01234", 1)
+
+
+def test_a_worker_does_the_jobs_it_is_given(beside, quick, ran):
+    plan = planned(beside, {}, {}, {})
+    folder = sweeps._folder_of(resolve(plan, {})).path
+    code, _, _ = ran("sweep", "work", folder, "--jobs", "0,2")
+    assert code == 0 and set(noted(beside)) == {"0", "2"}
+    assert list(sweep_status(folder)["state"]) == ["done", "waiting", "done"]
+    with raises_code("no_such_job"):
+        sweep_work(folder, [3])
+    with raises_code("no_such_sweep"):
+        sweep_work(beside, [0])
+
+
+def test_status_and_collect_are_one_table_with_honest_exit_codes(beside, ran):
+    plan = planned(beside, {}, {"how": "fails"})
+    code, _, _ = ran("sweep", "status", plan)
+    assert code == 2  # it has not begun
+    assert ran("sweep", plan)[0] == 1
+    code, out, _ = ran(
+        "sweep", "collect", plan, "--csv", beside / "o.csv", "--html", beside / "o.html"
+    )
+    assert code == 1
+    lines = (beside / "o.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[0].startswith("number,job,state,attempts,reason")
+    assert lines[0].endswith("number (argument),how") and lines[2].endswith(",1,fails")
+    page = (beside / "o.html").read_text()
+    assert "ZeroDivisionError" in page and "1 done" in page
+    assert ran("sweep", plan)[0] == 0  # the second attempt succeeds
+    assert ran("sweep", "status", plan)[0] == 0
+    plan.write_text("cell: nothing\n")
+    assert ran("sweep", plan)[0] == 2
+
+
+def test_jobs_side_by_side_are_as_many_as_the_machine_has_room_for(beside, monkeypatch):
+    from ftlab.experiments.backends import local
+
+    monkeypatch.setattr(local, "cores", lambda: 5)
+    found = resolve(planned(beside, {}, {}, cpus=2), {})
+    jobs = sweeps._open_jobs(sweeps._folder_of(found))
+    assert local.room_for(jobs) == 2
+    found = resolve(planned(beside, {}, {}, cpus=2, memory="900TB"), {})
+    with raises_code("machine_too_small"):
+        LocalBackend().map(sweeps._open_jobs(sweeps._folder_of(found)))
+
+
+@pytest.mark.slow
+def test_a_notebook_is_a_job(beside, behave, quick):
+    table = ft.sweep(notebook=str(behave), name="behaving")
+    assert list(table["state"]) == ["done"]
+    assert Path(table["run"][0]).suffix == ".ipynb"
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_and_ends_as_if_never_killed(beside, quick, monkeypatch):
+    """A worker dies in the middle of a training; the next attempt goes on from its checkpoint."""
+    from ftlab.runs import Run
+
+    monkeypatch.setenv("FTLAB_CHECKPOINT_SECONDS", "0")
+    arguments = {"parent": "organism", "data": "organism:almanac", "n_rows": 8}
+    arguments |= {"steps": 6, "batch_size": 4}
+    plan = {"cell": "sft", "arguments": arguments, "name": "killed"}
+    found = resolve(plan, {})
+    folder = sweeps._folder_of(found)
+    killed = []
+
+    def kill(attempt):
+        """Kill the first attempt once it has logged a step and saved it."""
+        for process in kernels:
+            runs = list(folder.path.parent.glob("sft-*/checkpoints/*"))
+            if runs and not killed:
+                process.kill()
+                killed.append(attempt.number)
+
+    kernels: list = []
+    beat = sweep_folder.Attempt.beat
+    monkeypatch.setattr(sweep_folder.Attempt, "beat", lambda self: (kill(self), beat(self)))
+    monkeypatch.setattr(sweeps, "BEAT_S", 0.02)
+    state = sweeps.do(folder.path, 0, {}, lambda *_: None, kernels)
+    assert killed == [1] and state.name == "done" and state.attempts == 2
+    resumed = Run(state.run)
+    monkeypatch.setenv("FTLAB_RUNS", str(beside / "other"))
+    straight = ft.sft(**arguments)
+    assert straight.name == resumed.name
+    weights = "model/model.safetensors"
+    assert (straight.path / weights).read_bytes() == (resumed.path / weights).read_bytes()
+
+
+# Workers elsewhere
+
+
+def test_numbers_are_written_as_ranges():
+    assert ranges([8, 3, 4, 5]) == "3-5,8" and numbers_of("3-5,8") == [3, 4, 5, 8]
+    assert ranges([0]) == "0"
+    with raises_code("not_whole_numbers"):
+        numbers_of("3-x")
+
+
+def test_settings_of_a_backend_are_checked_before_anything_runs(beside):
+    with raises_code("wrong_setting"):
+        ft.sweep(planned(beside, {}, backends={"local": {"lames": 1}}))
+    with raises_code("unknown_backend"):
+        ft.sweep(planned(beside, {}), backend="cloud")
