@@ -15,6 +15,7 @@ from trainings import (
     every_second,
     interrupt,
     living,
+    make_trainer,
     needs_reward,
     weights,
 )
@@ -50,6 +51,16 @@ def test_trls_classes_fit_together(method):
     taken = inspect.signature(trainer.__init__).parameters
     assert {"model", "args", "train_dataset", "processing_class"} <= {*taken}
     assert issubclass(config, __import__("transformers").TrainingArguments)
+
+
+def test_one_of_several_visible_gpus_is_used(method, llama, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(training.methods.base, "device", lambda: "several")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    trainer = make_trainer(method, llama)
+    assert trainer.args.n_gpu == 1
+    assert trainer._train_batch_size == trainer.args.per_device_train_batch_size
 
 
 @pytest.mark.slow

@@ -199,6 +199,7 @@ class Method:
         trainer_class, config_class = self.trl_class()
         trainer_class = job.config.protection.trainer(trainer_class, job)
         arguments = config_class(**_common_settings(job), **self.settings(job, rows))
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # TRL refuses DataParallel over what is visible
         extra = self.extra(job)
         if valid:
             extra["eval_dataset"] = Dataset.from_list(valid)
