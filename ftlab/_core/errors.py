@@ -7,6 +7,7 @@ without a traceback and ends with `exit_code`; a notebook shows it with the trac
 
 from __future__ import annotations
 
+import functools
 import html
 import traceback
 
@@ -55,6 +56,10 @@ class FtlabError(Sentence, Exception):
     def __str__(self) -> str:
         return str(self.args[0])
 
+    def __reduce__(self):
+        kind = functools.partial(type(self), self.code, str(self))
+        return kind, (), self.__dict__  # with the details, from one process to another
+
 
 class UsageError(FtlabError, ValueError):
     """A wrong value, an unknown name, or settings that do not go together."""
@@ -92,6 +97,12 @@ class NotebookFailed(FtlabError, RuntimeError):
 
 class StorageFull(FtlabError, OSError):
     """The disk has no room left, or refuses to write."""
+
+    exit_code = 1
+
+
+class ProcessFailed(FtlabError, RuntimeError):
+    """A process that shares a call's work has failed or is gone."""
 
     exit_code = 1
 

@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from ftlab._core.config import Config, setting
 from ftlab.models.engines import Decoding
-from ftlab.training import open_defence
+from ftlab.training import DEVICES, open_defence
 
 
 class EvaluationConfig(Config):
@@ -60,6 +60,7 @@ class EvaluationConfig(Config):
     defence: Any = setting(
         None, "Defence by which the model is asked, such as ptst, by its name or an object"
     )
+    devices: int = setting(1, DEVICES, ge=1)
     screen: bool = setting(
         False, "End an answer at a refusal that stands (keyword judges); answers are then cut"
     )

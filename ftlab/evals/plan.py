@@ -23,6 +23,7 @@ from ftlab.judges import READING, Judge, is_foreign, open_judge
 from ftlab.models import Model, is_reward_model, local_model
 from ftlab.models.engines import Engine, open_engine
 from ftlab.organism import World
+from ftlab.training import NOT_IN_IDENTITY
 
 JUDGES_OFF_THE_WORLD = ("refusal", "keywords")
 ANSWER_TOKENS = 128  # default for real prompts
@@ -64,7 +65,7 @@ class Plan:
             training: Settings of the training during which the model is asked, if any.
         """
         identity = {
-            "evaluation": self.config.model_dump(mode="json", exclude={"defence"}),
+            "evaluation": self.config.model_dump(mode="json", exclude=NOT_IN_IDENTITY),
             "prompts": self._prompts_hash,
             "versions": self.versions,
             "precision": self.engine.precision(training),
@@ -117,8 +118,9 @@ def plan_evaluation(
     Raises:
         UsageError: `reward_model`, `prompts_needed`, `unknown_risk`, `unknown_attack`,
             `unknown_judge`, `wrong_setting`, `undecidable_prompt`, `judge_needs_whole_answers`,
-            `greedy_samples`, `no_prompts`, `engine_unsupported`, `two_system_prompts`,
-            `defence_only_trains`, and those of `Defence.check_model`.
+            `greedy_samples`, `no_prompts`, `engine_unsupported`, `one_device_only`,
+            `too_few_devices`, `two_system_prompts`, `defence_only_trains`, and those of
+            `Defence.check_model`.
         DataError: Rows of the prompts that cannot be asked.
     """
     if isinstance(reference, Model) and is_reward_model(reference):
@@ -150,6 +152,7 @@ def plan_evaluation(
         risks=list(risks),
         engine=engine.name,
     )
+    engine.use_devices(config.devices)
     samples = _samples(config, risks, given)
     _check_judges(config, risks, judges, samples, given is not None)
     asked = _attacked(risks, attacks, samples)

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "chat_template": ["answer_spans", "render", "special_tokens", "stop_ids"],
         "devices": [
             "attention",
+            "check_devices",
             "clear_error",
             "device",
             "free_memory",
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "precision",
             "quiet",
             "released",
+            "use_device",
         ],
         "hashing": ["fingerprint", "weights_hash"],
         "loading": ["keep_open", "open_folder", "open_quantised"],

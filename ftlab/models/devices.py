@@ -22,6 +22,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # On resuming, the trainer reports the second name of tied weights, which are saved once.
 TIED = "missing keys in the checkpoint model loaded: ['lm_head.weight']"
+_sharers = 1  # processes of one call that share the memory of this machine
 
 
 def device() -> str:
@@ -35,6 +36,36 @@ def device() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def check_devices(wanted: int) -> None:
+    """Check that so many processes can each have a device: a GPU, or a share of the CPU.
+
+    Raises:
+        UsageError: `too_few_devices`.
+    """
+    kind = device()
+    if wanted == 1 or kind == "cpu":
+        return
+    import torch
+
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    if wanted > there:
+        raise UsageError(
+            "too_few_devices",
+            f"devices={wanted}, but there are {there} of the kind {kind}. Give devices={there}, or "
+            "make more visible (CUDA_VISIBLE_DEVICES).",
+        )
+
+
+def use_device(number: int, processes: int) -> None:
+    """Let this process, one of several, use a GPU of its own, or its share of the memory."""
+    global _sharers
+    _sharers = processes
+    if device() == "cuda":
+        import torch
+
+        torch.cuda.set_device(number)
 
 
 def attention() -> str | None:
@@ -119,7 +150,7 @@ def clear_error(error: BaseException | None) -> None:
 
 
 def free_memory(on) -> int:
-    """Return the bytes that are still available on a torch device."""
+    """Return the bytes that this process may still take on a torch device."""
     import torch
 
     if on.type == "cuda":
@@ -127,7 +158,7 @@ def free_memory(on) -> int:
         return torch.cuda.mem_get_info(on)[0] + cached
     import psutil
 
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // _sharers
 
 
 @cache

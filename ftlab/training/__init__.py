@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train",
             "train_reward_model",
         ],
-        "config": ["TrainingConfig"],
+        "config": ["DEVICES", "NOT_IN_IDENTITY", "TrainingConfig"],
         "defences": ["Defence", "open_defence"],
         "oom": ["Fit"],
         "methods": ["FirstStep", "Job", "Method", "curve_configs", "open_method"],

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 FOR_ADAPTERS = 10  # times the learning rate of full training, as TRL's documentation advises
+DEVICES = "GPUs that share the work, each with the whole model; without a GPU: processes"
+NOT_IN_IDENTITY = {"defence", "devices"}  # one by its own identity; the other only rounds
 
 
 class TrainingConfig(Config):

@@ -135,6 +135,19 @@ class Engine:
         """Return what `answer` takes as `model`; `how` are keyword arguments of `Model.load`."""
         return reference
 
+    def use_devices(self, devices: int) -> None:
+        """Share requests out among so many GPUs; on a machine without one, among processes.
+
+        Raises:
+            UsageError: `one_device_only`, `too_few_devices`.
+        """
+        if devices > 1:
+            raise UsageError(
+                "one_device_only",
+                f"The engine {self.name} does not share requests out among {devices} devices. "
+                "Leave devices out, or use the engine huggingface.",
+            )
+
     def precision(self, training: Any = None) -> str:
         """Return the numbers in which a model answers, for the identity of an evaluation.
 

@@ -8,6 +8,7 @@ each draws its own random numbers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from typing import Any
 
 from ftlab._core.errors import UsageError
 from ftlab._core.types import Answer
-from ftlab.models.devices import precision
+from ftlab.models.devices import check_devices, precision
 from ftlab.models.engines._drafts import Drafts
+from ftlab.models.engines._several import Elsewhere, answer_elsewhere
 from ftlab.models.engines._writing import (
     NOT_FINITE,
     Row,
@@ -53,13 +55,20 @@ class HuggingFaceEngine(Engine):
     def __init__(self, drafts: bool = True) -> None:
         super().__init__()
         self.drafts = Drafts() if drafts else None
+        self.devices = 1  # among which requests are shared out
 
     def supports(self, reference: Any, **what) -> str | None:
         if not hasattr(reference, "load"):
             return "a model behind an endpoint needs the engine 'openai'"
         return None
 
+    def use_devices(self, devices: int) -> None:
+        check_devices(devices)
+        self.devices = devices
+
     def open(self, reference: Any, **how) -> LoadedModel:
+        if self.devices > 1:
+            return Elsewhere(None, reference.tokenizer(), reference, how=how)
         return LoadedModel(reference.load(**how), reference.tokenizer(), reference)
 
     def precision(self, training: Any = None) -> str:
@@ -67,6 +76,11 @@ class HuggingFaceEngine(Engine):
         return precision(training is not None, adapter)
 
     def answer_all(self, model: LoadedModel, collector: Collector) -> None:
+        if isinstance(model, Elsewhere):
+            alone = copy.copy(self)
+            alone.devices = 1
+            answer_elsewhere(alone, model, collector, self.devices)
+            return
         drafts = None
         if _computes_in_fp32(model.module):
             drafts = self.drafts
