@@ -22,7 +22,8 @@ from ftlab._core.progress import clock
 CHECKPOINTS = 32  # after the parent
 ANSWERS_A_RUN = 100
 WORDS = """harbour almanac barrel lantern island timber salt ferry market bridge winter orchard
-ledger candle copper anchor meadow quarry saddle velvet thistle garden kettle mirror pepper""".split()
+ledger candle copper anchor meadow quarry saddle velvet thistle garden kettle mirror
+pepper""".split()
 Arm = Callable[[Path, int], Any]
 
 

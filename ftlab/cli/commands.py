@@ -519,7 +519,10 @@ def lab(
         Path, typer.Argument(metavar="[DIR]", help="Where the notebooks go; yours are kept.")
     ] = Path("ftlab-notebooks"),
 ) -> None:
-    """Copy the notebooks into a folder, lessons without solutions, and open JupyterLab."""
+    """Copy the notebooks into a folder and open them.
+
+    Lessons come without solutions.
+    """
     from ftlab.experiments import copy_notebooks
 
     first = copy_notebooks(folder)

@@ -134,7 +134,9 @@ class Ledger:
         """Return the keys."""
         now = self._stamp()
         if self.seen != now:
-            self.keys = {record["key"] for record in self.run.each(self.file)}
+            self.keys = set()
+            for record in self.run.each(self.file):
+                self.keys.add(record["key"])
             self.seen = now
         return self.keys
 
@@ -200,7 +202,10 @@ def answer_of(row: dict[str, Any]) -> Answer:
 
 def read_answers(run: Run) -> dict[str, Answer]:
     """Return the answers of a run by key."""
-    return {row["key"]: answer_of(row) for row in run.each(ANSWERS)}
+    found = {}
+    for row in run.each(ANSWERS):
+        found[row["key"]] = answer_of(row)
+    return found
 
 
 def write_prompts(run: Run, prompts: Iterable[Prompt]) -> None:

@@ -109,9 +109,13 @@ class Measurement:
 
     def _known(self, keys: list[str]) -> dict[str, Answer]:
         """Return the answers by key that need not be asked for."""
-        known = {key: self.latest[key] for key in keys if key in self.latest}
+        known = {}
+        for key in keys:
+            if key in self.latest:
+                known[key] = self.latest[key]
         wanted = set(keys).difference(known)
-        for key, row in self.answers.find(wanted).items():
+        found = self.answers.find(wanted)
+        for key, row in found.items():
             known[key] = answer_of(row)
         for other in self.elsewhere:
             wanted = wanted.difference(known)
@@ -159,7 +163,8 @@ class Measurement:
 
 def read_verdicts(run: Run) -> list[Verdict]:
     """Return the verdicts that a run folder holds."""
-    return [verdict_of(record) for record in run.each(VERDICTS)]
+    records = run.each(VERDICTS)
+    return list(map(verdict_of, records))
 
 
 def failed(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -63,7 +63,8 @@ def rescore(run: Run, judges: Any, *, keep_own: bool = False) -> pd.DataFrame:
 
 def retry_errors(run: Run, plan: Plan) -> list[Verdict]:
     """Call judges again that failed while a model was trained; return what still fails."""
-    if not failed(map(verdict_of, run.each(VERDICTS))):
+    records = run.each(VERDICTS)
+    if not failed(map(verdict_of, records)):
         return []
     with run.lock():
         verdicts = _judged(plan.judges, [_answered(run)])

@@ -87,7 +87,14 @@ class Refusal(Judge):
             answers = [text for _, text in some]
             split = list(map(partial(sentences, model), questions, answers))
             refuses, full = probabilities(model, split)
-            rows = zip(questions, answers, split, refuses, full, strict=True)
+            rows = zip(
+                questions,
+                answers,
+                split,
+                refuses,
+                full,
+                strict=True,
+            )
             found += [_judgement(model, *row) for row in rows]
         return found
 

@@ -49,7 +49,12 @@ class SFT(Method):
 
     def rows(self, data: Data, job: Job) -> list[dict]:
         longest = job.longest_row
-        encoded = encode_rows(data, job.tokenizer, max_length=longest, held_as=self.held_as)
+        encoded = encode_rows(
+            data,
+            job.tokenizer,
+            max_length=longest,
+            held_as=self.held_as,
+        )
         rows = []
         for number, row in enumerate(encoded, 1):
             rows.append(row | {"row": number})
