@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | check | lab | docs | course | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | check | lab | docs | course | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser soak lab check docs course bench organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm soak lab check docs course bench organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -70,7 +70,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser"
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm"
 
 .venv/browser: .venv/ready
 	@echo "Installing JupyterLab and Playwright"
@@ -83,6 +83,12 @@ test-browser: .venv/ready
 		if $(MAKE) --no-print-directory .venv/browser; \
 		then FTLAB_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser -m browser; \
 		else echo "Browser tests skipped: pip could not install Playwright."; fi; \
+	fi
+
+# As with the browser: one sentence where there is no Slurm and none can be installed.
+test-slurm: .venv/test
+	@if bash tests/experiments/slurm.sh; \
+		then $(BIN)/python -m pytest tests/experiments/test_slurm.py -m slurm; \
 	fi
 
 perf: .venv/test

@@ -122,7 +122,8 @@ class Measurement:
             taken = found_in(other, ANSWERS, wanted)
             for key, row in taken.items():
                 known[key] = answer_of(row)
-            self.answers.append(taken.values())
+            rows = taken.values()
+            self.answers.append(rows)
         return known
 
     def _ask(

@@ -406,7 +406,10 @@ def _this_process() -> dict[str, Any]:
 def _is_alive(process: int) -> bool:
     import psutil
 
-    return psutil.pid_exists(process)
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _key(job: dict[str, Any]) -> str:

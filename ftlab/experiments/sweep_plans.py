@@ -70,7 +70,7 @@ class Plan(Config):
     memory: ByteSize | None = setting(None, "Memory of a job, such as 4GB", ge=2**20)
     gpus: int = setting(0, "Accelerators of a job", ge=0)
     backends: dict[str, Named] | None = setting(
-        None, "Settings of backends: {'local': {'lanes': 2}}"
+        None, "Settings of backends: {'slurm': {'time': '01:00:00'}}"
     )
 
     @model_validator(mode="after")

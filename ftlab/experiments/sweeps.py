@@ -69,7 +69,7 @@ def sweep(
 
     Args:
         plan: A YAML file, or its content as a dict; None where the settings say it all.
-        backend: Where the jobs run: local, or an object.
+        backend: Where the jobs run: local, slurm, or an object.
         {settings}
 
     Returns:

@@ -19,7 +19,7 @@ from helpers import raises_code
 
 import ftlab as ft
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
-from ftlab.experiments.backends import LocalBackend, Needs, numbers_of, ranges
+from ftlab.experiments.backends import LocalBackend, Needs, SlurmBackend, numbers_of, ranges
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_plans import resolve
 
@@ -410,7 +410,7 @@ def test_a_killed_training_is_resumed_and_ends_as_if_never_killed(beside, quick,
     assert (straight.path / weights).read_bytes() == (resumed.path / weights).read_bytes()
 
 
-# Workers elsewhere
+# Slurm, as far as it goes without a cluster
 
 
 def test_numbers_are_written_as_ranges():
@@ -420,8 +420,29 @@ def test_numbers_are_written_as_ranges():
         numbers_of("3-x")
 
 
+def test_the_array_file_is_written_where_there_is_no_slurm(beside, monkeypatch, capsys):
+    plan = planned(
+        beside, {}, {}, {}, cpus=2, memory="3GB", gpus=1,
+        backends={"slurm": {"time": "01:00:00", "at_once": 2, "setup": ["module load x"]}},
+    )  # fmt: skip
+    shell = shutil.which("bash")
+    monkeypatch.setenv("PATH", str(beside))
+    table = ft.sweep(plan, backend="slurm")
+    assert table.attrs["exit_code"] == 3 and set(table["state"]) == {"waiting"}
+    file = Path(table.attrs["folder"]) / "slurm" / "array.sh"
+    assert str(file) in capsys.readouterr().out
+    lines = file.read_text().splitlines()
+    for option in ("array=0-2%2", "time=01:00:00", "mem=2862M", "cpus-per-task=2", "gres=gpu:1"):
+        assert f"#SBATCH --{option}" in lines
+    assert "#SBATCH --requeue" in lines and "module load x" in lines
+    subprocess.run([shell, "-n", str(file)], check=True)
+
+
 def test_settings_of_a_backend_are_checked_before_anything_runs(beside):
+    plan = planned(beside, {}, backends={"slurm": {"tyme": "1"}})
     with raises_code("wrong_setting"):
-        ft.sweep(planned(beside, {}, backends={"local": {"lames": 1}}))
+        ft.sweep(plan)
+    with raises_code("wrong_setting"):
+        SlurmBackend.make(options=["--a\nrm -r x"])
     with raises_code("unknown_backend"):
         ft.sweep(planned(beside, {}), backend="cloud")

@@ -157,6 +157,8 @@ class _Work:
         self.results[job.name] = result
         del self.running[job.name]
         word = "failed" if result.error else "done"
+        if self.stop.is_set():  # in the middle, unless it was faster
+            word = "ended"
         _report(f"{job.name}  {word}, {seconds:.0f} s")
         return result.error is None
 
