@@ -111,6 +111,21 @@ def test_the_steps_are_chosen_by_keyboard(book, panel):
     expect(explore.locator('[data-pick="jailbreak 0"]')).to_be_visible()
 
 
+def test_keys_in_a_panel_are_not_the_notebooks(book, panel, lab):
+    """In a list the arrow keys choose, and letters neither add nor remove cells."""
+    n_cells = len(book.save().cells)
+    compare = panel("compare")
+    field = compare.get_by_label("Risk")
+    field.focus()
+    book.page.keyboard.press("ArrowDown")
+    expect(compare).to_contain_text("Answers about bias")
+    for key in ("a", "x", "z", "ArrowUp"):  # of the notebook: add, cut, undo
+        book.page.keyboard.press(key)
+    expect(compare).to_contain_text("Answers about jailbreak")
+    expect(field).to_be_focused()
+    assert len(book.save().cells) == n_cells
+
+
 def test_two_sides_are_compared(panel):
     compare = panel("compare")
     compare.get_by_label("Show the answers").check()

@@ -12,6 +12,15 @@ function copied(text) {
   return done ? Promise.resolve() : Promise.reject();
 }
 
+// JupyterLab and Notebook 7 take a key for themselves unless what has the focus says otherwise. A key
+// alone is the panel's, so that arrows choose in a list and no letter removes a cell; with Ctrl, Alt
+// or Shift it stays theirs.
+function keep(event) {
+  if (!event.target.closest?.('[class*="ftlab-"]')) return;
+  const held = event.ctrlKey || event.metaKey || event.altKey || event.shiftKey;
+  event.target.toggleAttribute("data-lm-suppress-shortcuts", !held && event.key !== "Escape");
+}
+
 function render({ model, el }) {
   const keys = document.createElement("input"); // front ends keep their shortcuts off a text field
   const content = document.createElement("div");
@@ -77,6 +86,8 @@ function render({ model, el }) {
   model.on("change:prompt", draw);
   draw();
   el.append(keys, content);
+  window.addEventListener("keydown", keep, true); // before the front end hears of it
+  return () => window.removeEventListener("keydown", keep, true);
 }
 
 export default { render };
