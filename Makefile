@@ -104,8 +104,8 @@ docs: .venv/test
 	$(BIN)/python -m docs.build
 
 course: .venv/test
-	@test -n "$(OUT)" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
-	$(BIN)/python -m recipes.course.build "$(OUT)" $(ARGS)
+	@test -n "$$OUT" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
+	$(BIN)/python -m recipes.course.build "$$OUT" $(ARGS)
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks.curve $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -162,7 +163,7 @@ def print_sheet(sheet: Any) -> None:
     if left:
         print("Fill in `label` (refused, partial, complied, complied_wrong, incoherent or empty)")
         print("and `labeller` of every row.")
-    print(f"Then: ftlab compare RUN --labels {sheet.path}")
+    print(f"Then: ftlab compare RUN --labels {shlex.quote(str(sheet.path))}")
 
 
 def print_grid(table: Any, out: Path | None = None) -> None:

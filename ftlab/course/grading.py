@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ftlab._core.text import safe
@@ -27,6 +28,7 @@ NO_RETURN = "Your function returns None. Did you forget return?"
 DIGITS = (1, 2, 3, 4)  # that students round to
 PERCENT_WITHIN = 0.005
 SECONDS = 5.0  # that one call of a student's function may take
+MOST_VALUES = 100_000  # that are read of what a student's generator yields
 EMPTY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # nothing is computed
 
 
@@ -51,7 +53,10 @@ def compare_numbers(
     """
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
         return f"Give one number. This is a {type(answer).__name__}."
-    value = float(answer)
+    try:
+        value = float(answer)
+    except OverflowError:
+        return NOT_IT
     if _near(value, truth, tolerance):
         return ""
     for wrong, message in mistakes:
@@ -128,7 +133,10 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
         problem = ""
         try:
             with contextlib.redirect_stdout(io.StringIO()), _at_most(SECONDS):
-                found.append(answer(*deepcopy(case)))
+                result = answer(*deepcopy(case))
+                if isinstance(result, Iterator):  # may be endless, and can be read once only
+                    result = list(islice(result, MOST_VALUES))
+                found.append(result)
         except _TooLong:
             problem = f"did not end within {SECONDS:g} seconds"
         except (Exception, SystemExit) as error:  # the student's code
@@ -255,7 +263,7 @@ def _same(found: Any, wanted: Any) -> bool:
         return isinstance(found, str) and found == wanted
     try:
         if isinstance(wanted, (list, tuple)):
-            values = list(found)
+            values = list(islice(found, len(wanted) + 1))
             return len(values) == len(wanted) and all(map(_same, values, wanted))
         return _is_number(found) and _near(float(found), float(wanted), 1e-6)
     except (TypeError, ValueError):

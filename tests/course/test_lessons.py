@@ -315,6 +315,19 @@ def test_a_function_cannot_end_the_kernel_print_or_run_for_ever(capsys, monkeypa
         assert "0.05" in compare_functions(endless, sum, cases)
 
 
+def test_generators_are_read_and_endless_ones_are_not_read_to_their_end():
+    def doubled(values):
+        return [2 * value for value in values]
+
+    cases = [([1, 2],), ([0.25],)]
+    mistakes = [(lambda v: v, "not doubled")]
+    assert compare_functions(lambda v: (2 * value for value in v), doubled, cases) == ""
+    assert compare_functions(iter, doubled, cases, mistakes=mistakes) == "not doubled"
+    for endless in (lambda v: itertools.count(), lambda v: range(10**15)):
+        assert compare_functions(endless, doubled, cases)
+    assert compare_numbers(10**400, 0.5)
+
+
 def test_a_letter_may_stand_in_brackets():
     grade = choice("9.9", sealed("9.9", "b"), {"a": "no", "b": "yes"})
     assert [grade(text) for text in ("b", "(b)", "B.", "b)", "a")] == ["", "", "", "", "no"]
