@@ -36,7 +36,9 @@ def test_words_are_shown_on_the_tick_only(panel):
 
 def test_words_on_a_terminal_are_escaped():
     panel = ui.guard("organism", "guard")
-    panel.answers = [{"guard": "none", "flags": "", "passed_on": True, "answer": "\x1b]0;pwned\x07"}]
+    panel.answers = [
+        {"guard": "none", "flags": "", "passed_on": True, "answer": "\x1b]0;pwned\x07"}
+    ]
     panel.texts = True
     assert "\x1b" not in str(panel) and "pwned" in str(panel)
 
