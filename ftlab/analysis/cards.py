@@ -15,7 +15,7 @@ import pandas as pd
 
 from ftlab._core.config import takes
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.files import write_page
+from ftlab._core.files import check_page, write_page
 from ftlab.analysis import card_answers, card_facts, claims, tables, verdicts
 from ftlab.analysis.answer_tables import Comparison
 from ftlab.analysis.card_facts import Facts, is_training
@@ -99,7 +99,7 @@ def card(
             `unknown_card_format`; `unknown_published_figure`; as `ftlab.analysis.compare`.
         NotFoundError: `no_such_run`.
     """
-    path = None if out is None else Path(out)
+    path = check_page(out)
     if path is not None and path.suffix not in FORMATS:
         allowed = " or ".join(FORMATS)
         raise UsageError("unknown_card_format", f"{path} ends in neither {allowed}. Name it so.")

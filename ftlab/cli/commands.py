@@ -596,14 +596,15 @@ def table(
 ) -> None:
     """Print settings and results of every finished run as CSV."""
     from ftlab import runs as room
-    from ftlab._core.files import write_atomic
+    from ftlab._core.files import check_page, write_page
     from ftlab._core.text import csv
 
+    check_page(out)
     text = csv(room.runs_table())
     if out is None:
         print(text, end="")
     else:
-        write_atomic(out, text)
+        write_page(out, text)
         print(out)
 
 

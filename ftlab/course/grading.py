@@ -28,6 +28,7 @@ NO_RETURN = "Your function returns None. Did you forget return?"
 DIGITS = (1, 2, 3, 4)  # that students round to
 PERCENT_WITHIN = 0.005
 SECONDS = 5.0  # that one call of a student's function may take
+AGAIN = 5e-5  # seconds after which one that goes on is stopped again
 MOST_VALUES = 100_000  # that are read of what a student's generator yields
 EMPTY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # nothing is computed
 
@@ -133,10 +134,7 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
         problem = ""
         try:
             with contextlib.redirect_stdout(io.StringIO()), _at_most(SECONDS):
-                result = answer(*deepcopy(case))
-                if isinstance(result, Iterator):  # may be endless, and can be read once only
-                    result = list(islice(result, MOST_VALUES))
-                found.append(result)
+                found.append(_called(answer, case))
         except _TooLong:
             problem = f"did not end within {SECONDS:g} seconds"
         except (Exception, SystemExit) as error:  # the student's code
@@ -152,23 +150,38 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
     return found, ""
 
 
+def _called(answer: Callable, case: tuple) -> Any:
+    """Return what a student's function returns; only in here may `_at_most` stop it."""
+    result = answer(*deepcopy(case))
+    if isinstance(result, Iterator):  # may be endless, and can be read once only
+        return list(islice(result, MOST_VALUES))
+    return result
+
+
 class _TooLong(BaseException):
     """A student's function does not end. Its own `except Exception` must not catch this."""
 
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Stop what takes longer, where the system has a timer and this is the main thread."""
+    """Stop a call that takes longer, where the system has a timer and this is the main thread.
+
+    A bare `except:` of the student catches that. So it is raised again and again, until it comes
+    where nothing catches it.
+    """
     main = threading.current_thread() is threading.main_thread()
     if not (main and hasattr(signal, "setitimer")):
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise _TooLong
+    def stop(_: int, frame: Any) -> None:
+        while frame is not None:
+            if frame.f_code is _called.__code__:
+                raise _TooLong
+            frame = frame.f_back
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.files import resource, write_page
+from ftlab._core.files import check_page, resource, write_page
 from ftlab.data import records
 from ftlab.judges.agreement import human_agreement
 from ftlab.judges.answer_files import score_file
@@ -98,7 +98,7 @@ def judge_card(
     """
     spec = open_judge(judge).spec
     kind = judge_class(spec)
-    path = None if out is None else Path(out)
+    path = check_page(out)
     if path is not None and path.suffix != ".md":  # its table would be written over it
         raise UsageError("wrong_ending", f"A card is written as .md, and out is {path.name}.")
     if gold_folder is None:

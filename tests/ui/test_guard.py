@@ -48,6 +48,8 @@ def test_what_guards_nothing_and_what_was_not_asked_are_refused(panel):
         ui.guard("organism", ["mix"])
     with raises_code("unknown_defence"):
         ui.guard("organism", "gard")
+    with raises_code("unknown_defence"):
+        ui.guard("organism", 5)
     with raises_code("no_question"):
         panel.ask("  ")
     with raises_code("no_question"):

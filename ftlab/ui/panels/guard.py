@@ -47,7 +47,8 @@ def guard(
         UsageError: `unknown_defence`, `defence_only_trains`, those of `Defence.check_model` and of
             `ftlab.model`.
     """
-    names = [guards] if isinstance(guards, (str, Defence)) else list(guards)
+    one = isinstance(guards, (str, Defence)) or not isinstance(guards, Iterable)
+    names = [guards] if one else list(guards)
     found = GuardPanel(model, names, max_new_tokens)
     if question:
         found.ask(question)
