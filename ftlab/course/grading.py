@@ -233,7 +233,7 @@ def _is_number(value: Any) -> bool:
         return False
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -279,7 +279,7 @@ def _same(found: Any, wanted: Any) -> bool:
             values = list(islice(found, len(wanted) + 1))
             return len(values) == len(wanted) and all(map(_same, values, wanted))
         return _is_number(found) and _near(float(found), float(wanted), 1e-6)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -338,6 +338,7 @@ def test_generators_are_read_and_endless_ones_are_not_read_to_their_end():
     for endless in (lambda v: itertools.count(), lambda v: range(10**15)):
         assert compare_functions(endless, doubled, cases)
     assert compare_numbers(10**400, 0.5)
+    assert compare_functions(lambda v: 10**400, sum, cases)
 
 
 def test_a_letter_may_stand_in_brackets():
