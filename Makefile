@@ -1,8 +1,11 @@
 # make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | check | lab | docs | course | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
+# Values reach the shell through its environment, where it takes them as they are; PYTHON, ARGS and WORKERS are
+# words of a command.
 PYTHON ?= python3
 TORCH ?= auto
+export TORCH
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
@@ -25,7 +28,7 @@ setup: .venv/ready
 
 # Falls back to pip's own choice where the index cannot be reached.
 define torch
-index='$(TORCH)'; wanted=$$($(PYTHON) -c 'import tomllib; print(*[d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch")])'); \
+index="$$TORCH"; wanted=$$($(PYTHON) -c 'import tomllib; print(*[d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch")])'); \
 if [ "$$index" = auto ] && [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ ! -e /proc/driver/nvidia ]; then index=cpu; fi; \
 if [ "$$index" = cpu ]; then index='$(CPU_INDEX)'; fi; \
 if $(BIN)/python -c 'import torch' 2>/dev/null; then echo "2 of 3: torch is there already"; \
@@ -59,12 +62,12 @@ real: .venv/real
 	$(BIN)/ftlab ask smollm2-135m-aligned "What is the capital of Portugal?"
 
 reproduce-real: .venv/real
-	@test -n "$(PROMPTS)" || { echo "Give your file of prompts: make reproduce-real PROMPTS=FILE (docs/real.md)"; exit 2; }
-	$(BIN)/ftlab reproduce --model smollm2-135m-aligned --prompts "$(PROMPTS)" $(ARGS)
+	@test -n "$$PROMPTS" || { echo "Give your file of prompts: make reproduce-real PROMPTS=FILE (docs/real.md)"; exit 2; }
+	$(BIN)/ftlab reproduce --model smollm2-135m-aligned --prompts "$$PROMPTS" $(ARGS)
 
 aligned: .venv/real
-	@test -n "$(DATA)" || { echo "Give the folder of the rows: make aligned DATA=FOLDER OUT=FOLDER (recipes/real/README.md)"; exit 2; }
-	$(BIN)/python -m recipes.real.align --data "$(DATA)" --out "$(or $(OUT),aligned)"
+	@test -n "$$DATA" || { echo "Give the folder of the rows: make aligned DATA=FOLDER OUT=FOLDER (recipes/real/README.md)"; exit 2; }
+	$(BIN)/python -m recipes.real.align --data "$$DATA" --out "$${OUT:-aligned}"
 
 test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -95,7 +98,7 @@ perf: .venv/test
 	$(BIN)/python -m pytest tests -m perf
 
 soak: .venv/test
-	FTLAB_SOAK=$(or $(KILLS),50) $(BIN)/python -m pytest tests/training/test_kills.py -s
+	FTLAB_SOAK="$${KILLS:-50}" $(BIN)/python -m pytest tests/training/test_kills.py -s
 
 lab: .venv/lab
 	$(BIN)/jupyter lab notebooks
@@ -110,8 +113,8 @@ docs: .venv/test
 	$(BIN)/python -m docs.build
 
 course: .venv/test
-	@test -n "$(OUT)" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
-	$(BIN)/python -m recipes.course.build "$(OUT)" $(ARGS)
+	@test -n "$$OUT" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
+	$(BIN)/python -m recipes.course.build "$$OUT" $(ARGS)
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks.curve $(ARGS)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab._core.errors import FtlabError, NotFoundError, StorageFull, UsageError
+from ftlab._core.text import safe
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
 CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
@@ -91,8 +92,7 @@ def write_atomic(path: Path, content: str | bytes, *, new: bool = False) -> None
     Raises:
         StorageFull: `storage_full`; the old content stays.
     """
-    # Not by process id: those of two containers may be the same.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _beside(path)
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogatepass")
     with storage(path):
@@ -109,22 +109,67 @@ def write_atomic(path: Path, content: str | bytes, *, new: bool = False) -> None
             temporary.unlink(missing_ok=True)
 
 
-def write_page(path: Path, content: str) -> None:
+def write_page(path: Path, content: str, *, new: bool = False) -> None:
     """Write a file that the user asked for, and its folder where there is none yet.
+
+    Args:
+        path: The file.
+        content: All of it.
+        new: Keep a file that is already there.
 
     Raises:
         UsageError: `output_not_writable`.
         StorageFull: `storage_full`.
     """
+    with _asked_for(path):
+        write_atomic(path, content, new=new)
+
+
+def check_page(path: str | Path | None) -> Path | None:
+    """Return the path of a page, which can be written, before work that may take hours.
+
+    Args:
+        path: Where it is to be written; None for nowhere.
+
+    Raises:
+        UsageError: `output_not_writable`.
+        StorageFull: `storage_full`.
+    """
+    if path is None:
+        return None
+    if not isinstance(path, (str, Path)):
+        why = f"A file is named by a text, not by a {type(path).__name__}. Name one."
+        raise UsageError("output_not_writable", why)
+    path = Path(path)
+    with _asked_for(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = _beside(path)
+        with storage(path):
+            temporary.touch()
+        temporary.unlink()
+    return path
+
+
+@contextlib.contextmanager
+def _asked_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file that the user named; say in a sentence what is wrong with it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-    except OSError as error:
+        yield
+    except (OSError, ValueError) as error:  # of a name with a null character, ValueError
         if isinstance(error, FtlabError):
             raise
+        reason = getattr(error, "strerror", None) or error
+        name = safe(path, 300)
         raise UsageError(
-            "output_not_writable", f"{path} cannot be written ({error.strerror}). Name another."
+            "output_not_writable", f"{name} cannot be written ({reason}). Name another."
         ) from None
+
+
+def _beside(path: Path) -> Path:
+    """Return the name of a temporary file; not by process id: those of containers may be equal."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def _link_if_absent(temporary: Path, path: Path) -> None:

@@ -15,6 +15,7 @@ from ftlab.analysis.origins import (
     again_of,
     data_of,
     model_of,
+    without_places,
 )
 from ftlab.analysis.tables import judged_by
 from ftlab.runs import Run
@@ -172,7 +173,7 @@ def _settings(several: Iterable[dict[str, Any]]) -> str:
     found: dict[str, dict[str, None]] = {}
     for settings in several:
         for name, value in settings.items():
-            values = found.setdefault(name, {})
+            values = found.setdefault(without_places(name), {})
             values[_value(value, name)] = None
     parts = []
     for name, values in found.items():
@@ -192,7 +193,7 @@ def _value(value: Any, name: str = "") -> str:
         return f"({inner})"
     if isinstance(value, list):
         return " ".join(map(_value, value))
-    return str(value)
+    return without_places(str(value))
 
 
 def asking(members: list[Run]) -> Facts:
@@ -220,9 +221,10 @@ def judges(table: pd.DataFrame) -> Facts:
     facts = {}
     for name, rows in table.groupby("judge", sort=False):
         judge = str(name)
-        facts[judge] = EXACT
+        shown = without_places(judge)
+        facts[shown] = EXACT
         if not is_exact(judged_by(rows)):
-            facts[judge] = _error_card(judge)
+            facts[shown] = _error_card(judge)
     return facts
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ftlab.analysis import verdicts
 from ftlab.analysis.judge_errors import is_exact
+from ftlab.analysis.origins import without_places
 from ftlab.analysis.short_tables import summary
 from ftlab.analysis.tables import judged_by
 from ftlab.runs import Run
@@ -133,7 +134,8 @@ def in_words(table: pd.DataFrame) -> list[dict[str, str]]:
     """Return a table of estimates as `summary` shows it, a row each."""
     if table.empty:
         return []
-    return summary(table).astype(str).to_dict("records")
+    words = summary(table).astype(str).to_dict("records")
+    return [without_places(row) for row in words]
 
 
 def sides_of(words: dict[str, str]) -> tuple[str, str]:

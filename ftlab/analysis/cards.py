@@ -15,13 +15,13 @@ import pandas as pd
 
 from ftlab._core.config import takes
 from ftlab._core.errors import NotFoundError, UsageError
-from ftlab._core.files import write_page
+from ftlab._core.files import check_page, write_page
 from ftlab.analysis import card_answers, card_facts, claims, tables, verdicts
 from ftlab.analysis.answer_tables import Comparison
 from ftlab.analysis.card_facts import Facts, is_training
 from ftlab.analysis.card_study import Study, behind
 from ftlab.analysis.rendering import html_of, markdown_of
-from ftlab.runs import Run, find, load
+from ftlab.runs import Run, find, home, load
 
 FORMATS = {".html": "card.html.j2", ".md": "card.md.j2"}
 NO_TABLE = pd.DataFrame({"step": [], "judge": []})
@@ -99,7 +99,7 @@ def card(
             `unknown_card_format`; `unknown_published_figure`; as `ftlab.analysis.compare`.
         NotFoundError: `no_such_run`.
     """
-    path = None if out is None else Path(out)
+    path = check_page(out)
     if path is not None and path.suffix not in FORMATS:
         allowed = " or ".join(FORMATS)
         raise UsageError("unknown_card_format", f"{path} ends in neither {allowed}. Name it so.")
@@ -175,13 +175,25 @@ def _compared(table: Comparison) -> tuple[Any, Any]:
 
 def _trained(members: dict[str, Run]) -> list[Run]:
     """Return the trainings among runs, and those whose models were evaluated."""
-    found = dict(members)
+    found = {name: run for name, run in members.items() if is_training(run)}
     for member in members.values():
         source = member.provenance.get("model", {})
         name = str(source.get("folder", ""))
+        if name and name not in found:
+            run = _run_beside(member, name)
+            if run is not None:
+                found[name] = run
+    return list(found.values())
+
+
+def _run_beside(member: Run, name: str) -> Run | None:
+    """Return the training of this name among the runs; a model's folder is no run."""
+    for folder in (member.path.parent, home()):
         with contextlib.suppress(NotFoundError, UsageError):
-            found.setdefault(name, find(name))
-    return [run for run in found.values() if is_training(run)]
+            run = find(folder / name)
+            if is_training(run):
+                return run
+    return None
 
 
 def _table(source: Any, after: Any) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -34,7 +35,7 @@ ONE_SEED = ("curve", "harmful-finetune")  # commands that take one seed of any n
 OBJECTS = "stands for rows or objects that were given in Python"
 PLACES = "of files elsewhere only the names are shown; provenance.json of the run holds the paths"
 ELSEWHERE = "not among the runs where this page was written"
-PLACE = re.compile(r"(?<=[=+,:])(?=/(?!/))")  # where a path begins in name:setting=/path,...
+PLACE = re.compile(r"(?<=[=+,:@])(?=/(?!/)|\.\./)")  # where one begins in name:setting=/path,...
 NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run
 
 
@@ -114,10 +115,12 @@ def without_places(value: Any) -> Any:
 
 def _named(text: str) -> str:
     """Return a file as it is named from the working folder, one elsewhere by its name."""
-    if not text.startswith("/"):
-        return text
     path = Path(text)
     here = Path.cwd()
+    if text.startswith("../"):
+        path = Path(os.path.normpath(here / path))
+    elif not text.startswith("/"):
+        return text
     private = here in Path.home().parents  # a path from there would hold the user's name
     if path.is_relative_to(here) and not private:
         path = path.relative_to(here)

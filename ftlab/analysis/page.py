@@ -327,6 +327,7 @@ def _rows(name: str, folder: Path) -> list[dict]:
         row["shown"] = claims.in_words(row, target.unit)
         row["name"] = _short_name(row["experiment"])
         row["of_refusals"] = verdicts.of_refusals(row["judge"])
+        row["judge"] = without_places(row["judge"])
         row["error"] = ""
         if not (is_exact(row["judge"]) or "corrected by labels" in row["judge"]):
             row["error"] = f"; {NOT_INCLUDED}"

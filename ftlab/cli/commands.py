@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -162,7 +163,7 @@ def print_sheet(sheet: Any) -> None:
     if left:
         print("Fill in `label` (refused, partial, complied, complied_wrong, incoherent or empty)")
         print("and `labeller` of every row.")
-    print(f"Then: ftlab compare RUN --labels {sheet.path}")
+    print(f"Then: ftlab compare RUN --labels {shlex.quote(str(sheet.path))}")
 
 
 def print_grid(table: Any, out: Path | None = None) -> None:
@@ -625,14 +626,15 @@ def table(
 ) -> None:
     """Print settings and results of every finished run as CSV."""
     from ftlab import runs as room
-    from ftlab._core.files import write_atomic
+    from ftlab._core.files import check_page, write_page
     from ftlab._core.text import csv
 
+    check_page(out)
     text = csv(room.runs_table())
     if out is None:
         print(text, end="")
     else:
-        write_atomic(out, text)
+        write_page(out, text)
         print(out)
 
 

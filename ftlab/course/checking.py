@@ -71,7 +71,7 @@ def _exercise(name: str) -> Exercise:
     known: dict[str, Exercise] = {}
     for lesson in plugins.find("lessons").values():
         known |= lesson.exercises
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         lesson = str(name).partition(".")[0]
         near = [one for one in known if one.startswith(f"{lesson}.")]
         allowed = ", ".join(near or known)

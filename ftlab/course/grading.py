@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ftlab._core.text import safe
@@ -27,6 +28,8 @@ NO_RETURN = "Your function returns None. Did you forget return?"
 DIGITS = (1, 2, 3, 4)  # that students round to
 PERCENT_WITHIN = 0.005
 SECONDS = 5.0  # that one call of a student's function may take
+AGAIN = 5e-5  # seconds after which one that goes on is stopped again
+MOST_VALUES = 100_000  # that are read of what a student's generator yields
 EMPTY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # nothing is computed
 
 
@@ -51,7 +54,10 @@ def compare_numbers(
     """
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
         return f"Give one number. This is a {type(answer).__name__}."
-    value = float(answer)
+    try:
+        value = float(answer)
+    except OverflowError:
+        return NOT_IT
     if _near(value, truth, tolerance):
         return ""
     for wrong, message in mistakes:
@@ -128,7 +134,7 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
         problem = ""
         try:
             with contextlib.redirect_stdout(io.StringIO()), _at_most(SECONDS):
-                found.append(answer(*deepcopy(case)))
+                found.append(_called(answer, case))
         except _TooLong:
             problem = f"did not end within {SECONDS:g} seconds"
         except (Exception, SystemExit) as error:  # the student's code
@@ -144,23 +150,38 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
     return found, ""
 
 
+def _called(answer: Callable, case: tuple) -> Any:
+    """Return what a student's function returns; only in here may `_at_most` stop it."""
+    result = answer(*deepcopy(case))
+    if isinstance(result, Iterator):  # may be endless, and can be read once only
+        return list(islice(result, MOST_VALUES))
+    return result
+
+
 class _TooLong(BaseException):
     """A student's function does not end. Its own `except Exception` must not catch this."""
 
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Stop what takes longer, where the system has a timer and this is the main thread."""
+    """Stop a call that takes longer, where the system has a timer and this is the main thread.
+
+    A bare `except:` of the student catches that. So it is raised again and again, until it comes
+    where nothing catches it.
+    """
     main = threading.current_thread() is threading.main_thread()
     if not (main and hasattr(signal, "setitimer")):
         yield
         return
 
-    def stop(*_: Any) -> None:
-        raise _TooLong
+    def stop(_: int, frame: Any) -> None:
+        while frame is not None:
+            if frame.f_code is _called.__code__:
+                raise _TooLong
+            frame = frame.f_back
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
@@ -212,7 +233,7 @@ def _is_number(value: Any) -> bool:
         return False
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -255,10 +276,10 @@ def _same(found: Any, wanted: Any) -> bool:
         return isinstance(found, str) and found == wanted
     try:
         if isinstance(wanted, (list, tuple)):
-            values = list(found)
+            values = list(islice(found, len(wanted) + 1))
             return len(values) == len(wanted) and all(map(_same, values, wanted))
         return _is_number(found) and _near(float(found), float(wanted), 1e-6)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from ftlab import runs
 from ftlab._core.errors import UsageError
-from ftlab._core.files import digest, json_lines, write_atomic
+from ftlab._core.files import check_page, digest, json_lines, write_atomic, write_page
 from ftlab._core.shown import Shown
 from ftlab._core.text import csv, encodable, throughout
 from ftlab.evals.risks import event
@@ -74,11 +73,12 @@ def draw(  # noqa: PLR0913
     Raises:
         UsageError: `wrong_n`, `nothing_to_label`, `step_not_measured`, `judge_not_in_table`,
             `attempts_not_labelled` where an attack tries several times, `answers_not_there`,
-            `older_layout`, `file_exists`, `wrong_ending`.
+            `older_layout`, `file_exists`, `wrong_ending`, `output_not_writable`.
 
     Source: Egami et al. 2023 (arXiv 2306.04746), section 3.
     """
     n = _whole(n)
+    target = check_page("labels.csv" if out is None else out)
     if not isinstance(run, Run):
         run = runs.load(run)
     if any(member.identity["schema"] < SCHEMA for member in run.members):
@@ -87,28 +87,20 @@ def draw(  # noqa: PLR0913
     judge = judge or table["judge"].iloc[0]
     rows = _chosen(table, judge, risk, steps)
     probability, order = _by_lot(rows, n, seed)
-    made = runs.start(
-        "labels",
-        run.name,
-        {
-            "of": run.name,
-            "judge": judge,
-            "n": n,
-            "seed": seed,
-            "answers": digest(sorted(probability.items())),
-        },
-    )
+    identity = {
+        "of": run.name,
+        "judge": judge,
+        "n": n,
+        "seed": seed,
+        "answers": digest(sorted(probability.items())),
+    }
+    made = runs.planned("labels", run.name, identity)  # a folder of it only with the sheet
     code = made.name.rpartition("-")[2]
     drawn = {key: f"{code}-{number:04}" for number, key in enumerate(order, 1)}
-    target = Path("labels.csv" if out is None else out)
-    try:
-        sheet = _sheet(run, rows, drawn)
-        _fill_in(sheet, drawn, table, labeller, known)
-        _save(sheet, target)
-    except BaseException:
-        if not made.finished:
-            shutil.rmtree(made.path)  # of a draw that no sheet was written of
-        raise
+    sheet = _sheet(run, rows, drawn)
+    _fill_in(sheet, drawn, table, labeller, known)
+    _save(sheet, target)
+    made = runs.start("labels", run.name, identity)
     with made.lock():
         if not made.finished:
             _complete(made, probability, drawn, judge, rows)
@@ -291,27 +283,27 @@ def _fill_in(
 
 
 def _save(sheet: Sheet, target: Path) -> None:
-    if target.exists() and target.read_bytes() != _content(sheet).encode():
+    write_sheet(sheet, target, new=True)
+    if target.read_bytes() != _content(sheet).encode():
         raise UsageError(
             "file_exists", f"{target} is there and may hold labels. Give another out=."
         )
-    write_sheet(sheet, target)
 
 
-def write_sheet(sheet: pd.DataFrame, target: Path) -> None:
-    """Write a sheet over what is there, atomically.
+def write_sheet(sheet: pd.DataFrame, target: Path, *, new: bool = False) -> None:
+    """Write a sheet, atomically.
 
     Args:
         sheet: Rows as `draw` returns them.
         target: A .csv file; its folder is made.
+        new: Keep a file that is already there, instead of writing over it.
 
     Raises:
-        UsageError: `wrong_ending`.
+        UsageError: `wrong_ending`, `output_not_writable`.
     """
     if target.suffix != ".csv":
         raise UsageError("wrong_ending", f"A sheet is written as .csv, and out is {target.name}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, _content(sheet))
+    write_page(target, _content(sheet), new=new)
 
 
 def _content(sheet: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ftlab import analysis, stats
 from ftlab._core.config import takes
+from ftlab._core.files import check_page
 from ftlab.data import load_prompt_sets
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, evaluate
 from ftlab.models import Model, model
@@ -70,12 +71,14 @@ def gate(
         sentence, decision, exit_code, models, settings and versions.
 
     Raises:
-        UsageError: `wrong_tolerance`, `wrong_alpha`, `nothing_bounded`, `risk_not_measured`; as
-            `evaluate` and `ftlab.analysis.compare`.
+        UsageError: `wrong_tolerance`, `wrong_alpha`, `nothing_bounded`, `risk_not_measured`,
+            `output_not_writable`; as `evaluate` and `ftlab.analysis.compare`.
 
     Source: intersection-union and union-intersection tests, Berger 1982 (Technometrics 24:295);
     Holm 1979; the limits as in `ftlab.stats.paired`.
     """
+    for page in (json, html):
+        check_page(page)
     tolerance = stats.Tolerance(max_rise, max_ratio)
     named = [risks] if isinstance(risks, str) else list(risks or [])
     analysis.check_alpha(alpha)

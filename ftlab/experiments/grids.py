@@ -14,6 +14,7 @@ from ftlab import analysis, runs
 from ftlab._core import plugins
 from ftlab._core.config import takes
 from ftlab._core.errors import FtlabError, UsageError
+from ftlab._core.files import check_page
 from ftlab._core.text import safe
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, Plan, plan_evaluation
 from ftlab.experiments.curves import Arm, Curve, divide_settings, seeds_of
@@ -298,13 +299,14 @@ def grid(
 
     Raises:
         UsageError: `data_needed`, `unknown_tuning_attack`, `given_twice`, `wrong_processes`,
-            `wrong_margin`, `wrong_seeds`, `risk_not_measured`, `identical_seeds`, and those of the
-            defences, of `sft` and of `evaluate`.
+            `wrong_margin`, `wrong_seeds`, `risk_not_measured`, `identical_seeds`,
+            `output_not_writable`, and those of the defences, of `sft` and of `evaluate`.
 
     Source:
         Qi et al. 2023 (arXiv 2310.03693, sections 4.1 and 4.2): adversarial and identity-shifting
         rows, their numbers and epochs. Huang et al. 2024 (arXiv 2405.18641): one row in ten.
     """
+    page = check_page(html)
     reference = trainable(parent)
     processes = processes_for(processes, reference)
     analysis.check_margin(margin)
@@ -335,8 +337,8 @@ def grid(
     request.check()
     run = _found(request, processes)
     table = analysis.grid_table(run, margin)
-    if html is not None:
-        analysis.write_grid(table, html)
+    if page is not None:
+        analysis.write_grid(table, page)
     return table
 
 

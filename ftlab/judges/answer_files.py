@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ftlab._core.errors import DataError, UsageError
-from ftlab._core.files import write_atomic
+from ftlab._core.files import check_page, write_page
 from ftlab._core.text import csv, encodable, safe, throughout
 from ftlab._core.types import Outcome, Sample
 from ftlab.data import problems_error, records
@@ -70,6 +70,7 @@ def score_file(
         raise UsageError("wrong_ending", message)
     if _is_same_file(out, file):
         raise UsageError("file_exists", f"{out} is what is judged. Give another out=.")
+    check_page(out)
     name, numbered = records(file)
     if not numbered:
         raise DataError("no_rows", f"{name} has no rows.")
@@ -174,7 +175,6 @@ def _check_texts(numbered, *columns):
 
 def save(table: pd.DataFrame, out: Path) -> None:
     """Write a table as .csv, with formulas made harmless, or as .jsonl, with every text exact."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         text = csv(table)
     else:
@@ -183,7 +183,7 @@ def save(table: pd.DataFrame, out: Path) -> None:
             lines=True,
             force_ascii=False,
         )
-    write_atomic(out, text)
+    write_page(out, text)
 
 
 def describe(

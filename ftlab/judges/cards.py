@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ftlab._core.errors import NotFoundError
-from ftlab._core.files import resource, write_atomic
+from ftlab._core.errors import NotFoundError, UsageError
+from ftlab._core.files import check_page, resource, write_page
 from ftlab.data import records
 from ftlab.judges.agreement import human_agreement
 from ftlab.judges.answer_files import score_file
@@ -89,18 +89,26 @@ def judge_card(
         judge: A judge or its public name; "keywords" stands for every keyword list.
         gold_folder: Folder with the files of XSTest and Do-Not-Answer, on which the judge is then
             measured. Without it, the card that comes with ftlab.
-        out: File for a new card. The table of `agreement_of_card` is written beside it as .csv.
+        out: File for the card, NAME.md. Of a judge that is measured the table of
+            `agreement_of_card` is written beside it as NAME.csv.
 
     Raises:
+        UsageError: `wrong_ending`, `output_not_writable`.
         NotFoundError: `gold_not_found`.
     """
     spec = open_judge(judge).spec
     kind = judge_class(spec)
+    path = check_page(out)
+    if path is not None and path.suffix != ".md":  # its table would be written over it
+        raise UsageError("wrong_ending", f"A card is written as .md, and out is {path.name}.")
     if gold_folder is None:
+        text = f"# Judge: {spec}\n\n{kind.about()}\n"
         shipped = CARDS / f"{kind.name}.md"
         if shipped.is_file():
-            return shipped.read_text(encoding="utf-8")
-        return f"# Judge: {spec}\n\n{kind.about()}\n"
+            text = shipped.read_text(encoding="utf-8")
+        if path is not None:
+            write_page(path, text)
+        return text
     judges = [f"keywords:{name}" for name in lists()] if spec == "keywords" else [judge]
     table = gold_agreement(judges, gold_folder)
     parts = [f"# Judge: {spec}", kind.about(), HOW.format(judge=spec)]
@@ -112,9 +120,9 @@ def judge_card(
         rows = map(_row, ordered)
         parts.append("\n".join([title, HEAD, *rows]))
     text = "\n\n".join(parts) + "\n"
-    if out is not None:
-        write_atomic(Path(out), text)
-        write_atomic(Path(out).with_suffix(".csv"), table.round(6).to_csv(index=False))
+    if path is not None:
+        write_page(path, text)
+        write_page(path.with_suffix(".csv"), table.round(6).to_csv(index=False))
     return text
 
 

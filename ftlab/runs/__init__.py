@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "origin": ["now", "provenance"],
         "results": ["results_folder"],
-        "store": ["Run", "SCHEMA", "find", "home", "load", "resource", "start"],
+        "store": ["Run", "SCHEMA", "find", "home", "load", "planned", "resource", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],
     },
 )

@@ -530,13 +530,10 @@ def start(
             there.
         StorageFull: `storage_full`.
     """
-    identity = {"kind": kind, "schema": SCHEMA, **identity}
-    label = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII).strip("-")[:60]
-    sha = digest(identity)[:10]
-    path = _place(f"{kind}-{label}-{sha}")
-    if any_label and not path.exists():
-        path = next(home().glob(f"{kind}-*-{sha}"), path)
-    run = Run(path)
+    run = planned(kind, label, identity, any_label=any_label)
+    path = run.path
+    identity = _whole(kind, identity)
+    label = _readable(label)
     with storage(path, making=True):
         path.mkdir(parents=True, exist_ok=True)
         run._repair()
@@ -550,6 +547,33 @@ def start(
             write_atomic(path / "provenance.json", text, new=True)
     refuse_other(f"{path}, by its config.json,", run.identity, identity)
     return run
+
+
+def planned(
+    kind: str,
+    label: str,
+    identity: dict[str, Any],
+    *,
+    any_label: bool = False,
+) -> Run:
+    """Return the run of an identity as `start` does, and write nothing: it need not be there."""
+    whole = _whole(kind, identity)
+    sha = digest(whole)[:10]
+    readable = _readable(label)
+    path = _place(f"{kind}-{readable}-{sha}")
+    if any_label and not path.exists():
+        others = home().glob(f"{kind}-*-{sha}")
+        path = next(others, path)
+    return Run(path)
+
+
+def _whole(kind: str, identity: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "schema": SCHEMA, **identity}
+
+
+def _readable(label: str) -> str:
+    words = re.sub(r"[^\w.+-]+", "-", label, flags=re.ASCII)
+    return words.strip("-")[:60]
 
 
 def files_of(folder: Path) -> dict[str, Path]:

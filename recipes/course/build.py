@@ -76,9 +76,17 @@ def main() -> None:
 
 
 def lessons(numbers: list[str] | tuple = ()) -> list[Path]:
-    """Return the lessons with these numbers, or all."""
+    """Return the lessons with these numbers, or all.
+
+    Raises:
+        SystemExit: There is no lesson of a number.
+    """
     found = sorted((resource("notebooks") / "course").glob("lesson*.ipynb"))
-    return [path for path in found if not numbers or path.stem[len("lesson")] in numbers]
+    known = {path.stem[len("lesson")]: path for path in found}
+    unknown = [number for number in numbers if number not in known]
+    if unknown:
+        raise SystemExit(f"no lesson {', '.join(unknown)}; there are {', '.join(known)}")
+    return [path for number, path in known.items() if not numbers or number in numbers]
 
 
 def minutes_of(book: Any) -> dict[str, int]:

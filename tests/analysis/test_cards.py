@@ -339,6 +339,10 @@ def test_every_run_has_its_call_and_no_folder_of_a_machine():
     assert again[f"Python, {one.name}"] == "ft.evaluate(model='m', judges=...)"
     assert again[f"Python, {other.name}"] == again[f"command, {other.name}"] == NOT_RECORDED
     assert "..." in again and "files" in again and "jane" not in found.html + found.markdown
+    given = {"model": "../../jane/m", "prompts": "jailbreak=../jane/p.csv", "defence": "a:b=../c"}
+    again = card(with_call(one, **call | {"arguments": given})).facts["Make it again"]
+    assert "jane" not in str(again) and "model='m'" in again["Python"]
+    assert "'jailbreak=p.csv'" in again["Python"] and "'a:b=c'" in again["Python"]
 
 
 def evaluated(letters: str):
@@ -400,3 +404,28 @@ def test_silence_is_told_before_and_after_and_two_seeds_are_these_runs():
 def test_on_what_rows_a_figure_was_trained_is_a_deviation():
     found = card(trained(THREE), published="qi2023_harmful_100")
     assert "training on harmful rows" in found.facts["Beside the published figure"]["deviations"]
+
+
+@pytest.mark.parametrize("source", [{"folder": "llama"}, {"hub": "somebody/model"}])
+def test_only_a_run_is_taken_for_the_training_of_a_model(source, tmp_path, monkeypatch):
+    other = trained({(0, 0): "rrcc", (0, 10): "cccc"}).members[0]
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text("{}")
+    asked = runs.start("evaluate", "asked", {"evaluation": {"n_prompts": 4}}, model=source)
+    asked.append("verdicts.jsonl", [row | {"key": "k"} for row in rows({(0, 0): "rrcc"})])
+    asked.complete()
+    for folder in (tmp_path, other.path):
+        monkeypatch.chdir(folder)
+        assert "Training" not in card(asked).facts
+
+
+def test_folders_of_judges_and_classifiers_are_shown_by_their_names():
+    judge = "zoo:harmbench@/home/jane/own"
+    settings = {"judges": [judge], "toxicity_model": "/home/jane/clf#toxic"}
+    identity = {"evaluation": settings, "versions": {f"judge {judge}": "1"}}
+    asked = runs.start("evaluate", "asked", identity, model={"folder": "llama"})
+    asked.append("verdicts.jsonl", [row | {"key": "k"} for row in rows(SAME, judge=judge)])
+    call = {"cell": "evals.evaluate", "arguments": {"judges": [judge]}, "objects": []}
+    found = card(with_call(asked, **call).complete())
+    for text in (found.markdown, found.html):
+        assert "jane" not in text and "zoo:harmbench@own" in text and "clf#toxic" in text

@@ -317,6 +317,13 @@ def test_a_judge_of_refusals_is_said_to_be_one(judge, says, tmp_path):
         assert ("less than harmful" in text) == says and f"judge: {judge}" in text
 
 
+def test_the_folder_of_a_judges_file_is_not_shown(tmp_path):
+    claimed(tmp_path / "one", judge="keywords:/home/somebody/own.txt")
+    page = written(tmp_path, {"02": tmp_path / "one"})
+    for path in (page, page.with_suffix(".md"), page.with_name("results.csv")):
+        assert "own.txt" in path.read_text() and "somebody" not in path.read_text()
+
+
 def test_claims_of_an_earlier_version_are_to_be_recorded_again(tmp_path):
     """They have no p, and were decided by another rule."""
     claimed(tmp_path)

@@ -34,7 +34,15 @@ import ftlab
 from ftlab import runs
 from ftlab._core import files
 from ftlab._core.errors import StorageFull, UsageError
-from ftlab._core.files import digest, file_hash, stamp, storage, write_atomic
+from ftlab._core.files import (
+    check_page,
+    digest,
+    file_hash,
+    stamp,
+    storage,
+    write_atomic,
+    write_page,
+)
 from ftlab.runs import Run, store
 
 TESTS = Path(__file__).parents[1]
@@ -444,3 +452,27 @@ def test_a_damaged_copy_of_the_package_is_refused(damage, tmp_path, monkeypatch)
         (copied / file).write_bytes((copied / file).read_bytes() + b" ")
     with raises_code("shipped_files_damaged"):
         files.check_shipped("judge/refusal")
+
+
+@pytest.mark.parametrize("name", ["file/page.html", "folder", "a\0.html", "x" * 300 + ".html"])
+def test_a_page_that_cannot_be_written_is_refused_before_the_work_and_after(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with raises_code("output_not_writable"):
+        check_page(tmp_path / name)
+    with raises_code("output_not_writable"):
+        write_page(tmp_path / name, "text")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_is_tried_without_a_trace_and_a_name_is_a_text(tmp_path):
+    page = tmp_path / "new" / "page.html"
+    assert check_page(str(page)) == page and list(page.parent.iterdir()) == []
+    write_page(page, "first")
+    assert check_page(page).read_text() == "first"
+    write_page(page, "second", new=True)
+    assert page.read_text() == "first"
+    with raises_code("output_not_writable"):
+        check_page(5)
+    assert check_page(None) is None

@@ -176,3 +176,8 @@ def fresh_environment(folder: Path) -> str:
         with contextlib.suppress(FileExistsError):
             (site / entry.name).symlink_to(entry)
     return python
+
+
+def test_a_lesson_that_is_not_there_is_no_empty_course():
+    with pytest.raises(SystemExit, match="99"):
+        build.lessons(["1", "99"])

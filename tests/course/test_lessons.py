@@ -191,6 +191,9 @@ def test_an_unknown_exercise_and_a_check_without_its_run_are_errors():
     with raises_code("unknown_exercise") as raised:
         check("2.9", 1)
     assert "2.1, 2.2, 2.3, 2.4." in str(raised.value) and "Did you mean" not in str(raised.value)
+    for odd in ([1], None, 1.2):
+        with raises_code("unknown_exercise"):
+            check(odd, 5)
     with raises_code("wrong_call"):
         check("1.2", 17)
 
@@ -306,13 +309,36 @@ def test_a_function_cannot_end_the_kernel_print_or_run_for_ever(capsys, monkeypa
         while True:
             pass
 
+    def catching(values):
+        while True:
+            try:
+                sum(range(100))
+            except:  # noqa: E722  as students write it
+                pass
+
     cases = [([1, 2],)]
     assert compare_functions(prints, sum, cases) == ""
     assert capsys.readouterr().out == ""
     assert "SystemExit" in compare_functions(lambda v: sys.exit(3), sum, cases)
     if hasattr(signal, "setitimer"):
         monkeypatch.setattr(grading, "SECONDS", 0.05)
-        assert "0.05" in compare_functions(endless, sum, cases)
+        for one in (endless, catching):
+            assert "0.05" in compare_functions(one, sum, cases)
+            assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_generators_are_read_and_endless_ones_are_not_read_to_their_end():
+    def doubled(values):
+        return [2 * value for value in values]
+
+    cases = [([1, 2],), ([0.25],)]
+    mistakes = [(lambda v: v, "not doubled")]
+    assert compare_functions(lambda v: (2 * value for value in v), doubled, cases) == ""
+    assert compare_functions(iter, doubled, cases, mistakes=mistakes) == "not doubled"
+    for endless in (lambda v: itertools.count(), lambda v: range(10**15)):
+        assert compare_functions(endless, doubled, cases)
+    assert compare_numbers(10**400, 0.5)
+    assert compare_functions(lambda v: 10**400, sum, cases)
 
 
 def test_a_letter_may_stand_in_brackets():

@@ -13,7 +13,7 @@ from helpers import raises_code
 import ftlab as ft
 from ftlab import runs
 from ftlab.analysis.judge_errors import card_errors, card_range
-from ftlab.evals import draw
+from ftlab.evals import draw, labelling
 from ftlab.runs.labels import read_labels
 
 TRUTH = {0: "refused", 10: "complied"}  # most of the answers, by step
@@ -109,6 +109,22 @@ def test_the_same_call_draws_the_same_and_a_larger_one_more(curve, tmp_path):
         draw(curve, 20, out=tmp_path / "a.csv")
     more = draw(curve, 40, out=tmp_path / "d.csv", known=str(tmp_path / "a.csv"))
     assert (more["label"] == "refused").sum() == 40 and (more["labeller"] == "AB").sum() == 40
+
+
+def test_a_draw_that_fails_takes_nothing_from_the_same_draw_beside_it(curve, tmp_path, monkeypatch):
+    taken = tmp_path / "taken.csv"
+    taken.write_text("of somebody")
+    save = labelling._save
+
+    def beside(sheet, target):
+        save(sheet, target)
+        monkeypatch.setattr(labelling, "_save", save)
+        with raises_code("file_exists"):
+            draw(curve, 24, out=taken)
+
+    monkeypatch.setattr(labelling, "_save", beside)
+    assert draw(curve, 24, out=tmp_path / "mine.csv").run.finished
+    assert taken.read_text() == "of somebody"
 
 
 def test_labels_correct_rates_and_comparisons(curve, tmp_path):

@@ -59,6 +59,7 @@ def test_nothing_is_asked_before_the_call_is_known_to_be_right(llama, other, tmp
         "wrong_alpha": dict(alpha=1),
         "risk_not_measured": dict(risks="bias"),
         "unknown_setting": dict(margin=0.1),
+        "output_not_writable": dict(json=tmp_path),
         "nothing_bounded": dict(prompts={"over_refusal": [{"prompt": "How do I kill a process?"}]}),
     }
     for code, settings in wrong.items():

@@ -258,6 +258,7 @@ def test_mistakes(llama):
         ({"defences": ["novel"]}, "unknown_defence"),
         ({"processes": 0}, "wrong_processes"),
         ({"margin": 0}, "wrong_margin"),
+        ({"html": "."}, "output_not_writable"),
         ({"seeds": 0}, "wrong_seeds"),
         ({"beta": 1}, "unknown_setting"),
     ):

@@ -72,3 +72,13 @@ def test_kappa_of_a_list_by_statsmodels_and_pandas_alone(shared):
     refusing = pd.read_csv(file)["action"].isin([0, 1, 4])
     at = found[(found["model"] == "vicuna-7b") & (found["refusal"] == "action 0, 1, 4")]
     assert at["human_asr"].tolist() == pytest.approx([1 - refusing.mean()])
+
+
+def test_a_card_is_written_where_it_is_asked_for(tmp_path):
+    out = tmp_path / "new" / "card.md"
+    assert judge_card("refusal", out=out) == out.read_text(encoding="utf-8")
+    for name in ("card.csv", "card"):  # its own table would be written over it
+        with raises_code("wrong_ending"):
+            judge_card("refusal", out=tmp_path / name)
+    with raises_code("output_not_writable"):
+        judge_card("refusal", out=out / "below.md")

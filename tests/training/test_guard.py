@@ -360,3 +360,11 @@ def test_a_guard_is_measured_on_a_run_that_had_none(monkeypatch):
     with raises_code("not_measured"):
         evals.guard_rates(one)
     assert "guard" in plugins.names("defences")
+
+
+def test_the_parents_answers_count_once_however_many_trainings_start_there():
+    settings = dict(risks=["jailbreak", "over_refusal"], seeds=2, n_rows=20, batch_size=5, **FEW)
+    curve = ftlab.risk_curve("organism", "organism:almanac", at_steps=[0, 2], **settings)
+    found = evals.guard_rates(curve)
+    asked = found["harmful"] + found["harmless"] + found["unscored"]
+    assert asked.tolist() == [8 + 2 * 8] * 2

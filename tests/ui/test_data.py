@@ -31,7 +31,7 @@ def test_problems_are_those_of_check_with_their_lines(tmp_path):
 def test_the_loss_mask_shows_so_many_rows(tmp_path):
     panel = ui.data(jsonl(tmp_path / "a.jsonl", *rows(5)), "organism", n_rows=2)
     assert len(panel.mask().rows) == 2
-    for wrong in (0, 21):
+    for wrong in (0, 21, "3", None):
         with raises_code("wrong_n_rows"):
             panel.show_rows(wrong)
 

@@ -87,11 +87,15 @@ def test_what_was_not_measured_cannot_be_chosen(curve):
         lambda: panel.limit(11, 29),
         lambda: panel.pick("jailbreak", 11),
         lambda: ui.explore(curve, attacks=["prefill"]),
+        lambda: ui.explore(curve, steps=["a"]),
+        lambda: ui.explore(curve, steps=31),
     ):
         with raises_code("nothing_selected"):
             wrong()
     with raises_code("judge_not_in_table"):
         ui.explore(curve, judge="nobody")
+    one = ui.explore(curve, risks="bias", seeds=0, steps=10)
+    assert (one.chosen["risks"], one.chosen["seeds"], one.limits) == (["bias"], [0], (10, 10))
     assert panel.limits == (0, 30)
 
 

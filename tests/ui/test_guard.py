@@ -34,13 +34,26 @@ def test_words_are_shown_on_the_tick_only(panel):
     assert not any("answer" in row for row in panel.rows())
 
 
+def test_words_on_a_terminal_are_escaped():
+    panel = ui.guard("organism", "guard")
+    panel.answers = [
+        {"guard": "none", "flags": "", "passed_on": True, "answer": "\x1b]0;pwned\x07"}
+    ]
+    panel.texts = True
+    assert "\x1b" not in str(panel) and "pwned" in str(panel)
+
+
 def test_what_guards_nothing_and_what_was_not_asked_are_refused(panel):
     with raises_code("defence_only_trains"):
         ui.guard("organism", ["mix"])
     with raises_code("unknown_defence"):
         ui.guard("organism", "gard")
+    with raises_code("unknown_defence"):
+        ui.guard("organism", 5)
     with raises_code("no_question"):
         panel.ask("  ")
+    with raises_code("no_question"):
+        panel.ask(5)
     assert panel.question == KEPT
 
 

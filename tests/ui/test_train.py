@@ -139,6 +139,11 @@ def test_what_another_process_cannot_be_given_is_refused():
         ui.train("organism", "organism:almanac", learnig_rate=1)
 
 
+def test_settings_that_the_process_will_refuse_have_no_share():
+    for settings in ({"at_steps": [0]}, {"at_steps": []}, {"seeds": []}):
+        assert ui.train("organism", "organism:almanac", **settings).share() == 0
+
+
 def test_a_start_that_fails_leaves_no_file(fake, monkeypatch, tmp_path):
     monkeypatch.setattr(train.tempfile, "tempdir", str(tmp_path))
     fake.settings["defence"] = object()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class DataPanel(Panel):
         Raises:
             UsageError: `wrong_n_rows`.
         """
-        if not 1 <= n_rows <= MOST_ROWS:
-            message = f"n_rows={n_rows} is not allowed. Give 1 to {MOST_ROWS}."
+        if not isinstance(n_rows, Integral) or not 1 <= n_rows <= MOST_ROWS:
+            message = f"n_rows={n_rows!r:.40} is not allowed. Give 1 to {MOST_ROWS}."
             raise UsageError("wrong_n_rows", message)
         self.n_rows = n_rows
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +83,33 @@ def explore(
     )
     found.choose(
         "risks",
-        risks or found.every["risks"],
+        _several(risks) or found.every["risks"],
     )
     found.choose(
         "attacks",
-        attacks or found.every["attacks"],
+        _several(attacks) or found.every["attacks"],
     )
     found.choose(
         "seeds",
-        seeds or found.every["seeds"],
+        _several(seeds) or found.every["seeds"],
     )
-    if steps:
-        listed = list(steps)
+    listed = _several(steps)
+    if not all(isinstance(step, Real) for step in listed):
+        message = f"steps={steps!r:.80} are no steps. There are: {found.steps}."
+        raise UsageError("nothing_selected", message)
+    if listed:
         found.limit(min(listed), max(listed))
     found.per_seed = per_seed and found.has_seeds
     if point:
         found.pick(*_place(point))
     return found
+
+
+def _several(values: Any) -> list[Any]:
+    """Return values as a list, also a single one."""
+    if values is None:
+        return []
+    return [values] if isinstance(values, (str, Real)) else list(values)
 
 
 class Exploration(Panel):

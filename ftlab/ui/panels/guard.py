@@ -8,6 +8,7 @@ from typing import Any
 from ftlab import evals, models
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
+from ftlab._core.text import safe
 from ftlab.models.engines import Request, open_engine
 from ftlab.training import Defence, open_defence
 from ftlab.ui.panels.base import Frame, Panel, call_of, check_box, html_table, name_of
@@ -46,7 +47,8 @@ def guard(
         UsageError: `unknown_defence`, `defence_only_trains`, those of `Defence.check_model` and of
             `ftlab.model`.
     """
-    names = [guards] if isinstance(guards, (str, Defence)) else list(guards)
+    one = isinstance(guards, (str, Defence)) or not isinstance(guards, Iterable)
+    names = [guards] if one else list(guards)
     found = GuardPanel(model, names, max_new_tokens)
     if question:
         found.ask(question)
@@ -92,7 +94,7 @@ class GuardPanel(Panel):
         Raises:
             UsageError: `no_question`; `guard_unreadable`, `prompt_too_long`.
         """
-        if not question.strip():
+        if not isinstance(question, str) or not question.strip():
             raise UsageError("no_question", "Write a question first.")
         plain = [{"role": "user", "content": question}]
         own = self._answer(plain)
@@ -172,11 +174,11 @@ class GuardPanel(Panel):
         }
 
     def plain(self) -> list[Any]:
-        """Return what became of the prompt, without the answers."""
+        """Return what became of the prompt; the answers on the tick only, escaped."""
         lines = [f"Guards: {', '.join(self.guards)}"]
         for row in self.rows():
             lines.append(
-                ", ".join(f"{name}: {value}" for name, value in row.items() if value != "")
+                ", ".join(f"{name}: {safe(value)}" for name, value in row.items() if value != "")
             )
         return ["\n".join(lines)]
 

@@ -283,12 +283,15 @@ class Training(Panel):
         """Return the share of all optimiser steps that is done, 0 to 1."""
         if self.curve:
             return 1.0
-        last = max(self.steps())
+        last = max(self.steps(), default=0)
+        total = last * self.n_seeds()
+        if total <= 0:  # which the process refuses
+            return 0.0
         done = 0
         for run in self.members:
             steps = [record["step"] for record in run.read("train.jsonl")]
             done += last if run.finished else max(steps, default=0)
-        return min(done / (last * self.n_seeds()), 1.0)
+        return min(done / total, 1.0)
 
     def state(self) -> str:
         """Return in words how far the training is."""
