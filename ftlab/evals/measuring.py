@@ -93,7 +93,10 @@ class Measurement:
     def take_over(self, parent_run: Run, labels: dict[str, Any]) -> list[Verdict]:
         """Copy the parent's answers and verdicts into the run, with these labels."""
         self.answers.append(parent_run.each(ANSWERS))
-        verdicts = [replace(verdict, labels=labels) for verdict in read_verdicts(parent_run)]
+        verdicts = []
+        for verdict in read_verdicts(parent_run):
+            labelled = replace(verdict, labels=labels)
+            verdicts.append(labelled)
         self._write(verdicts)
         return verdicts
 
