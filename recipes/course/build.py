@@ -37,6 +37,7 @@ INSTALL = """\
 # Colab, Binder, or a fresh environment: installs ftlab and what it was tested with.
 %pip install --quiet --find-links . --extra-index-url {index} "{requirement}\""""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+BINDER_PYTHON = "python-3.11"  # Binder's default is 3.10, which ftlab does not run on
 NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>\s*|<!--.*?-->\s*", re.DOTALL)
 NBGRADER_CONFIG = '''"""nbgrader generate_assignment LESSON; students' cells keep their `...`."""
 
@@ -68,6 +69,7 @@ def main() -> None:
     write_atomic(options.out / "nbgrader" / "nbgrader_config.py", NBGRADER_CONFIG)
     pinned = f"--find-links .\n--extra-index-url {CPU_INDEX}\n{requirement}\n"
     write_atomic(options.out / "student" / "requirements.txt", pinned)  # for Binder
+    write_atomic(options.out / "student" / "runtime.txt", f"{BINDER_PYTHON}\n")
     if not options.no_wheel:
         build_wheel(options.out / "student")
     print(f"written to {options.out}")

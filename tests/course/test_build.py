@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from packaging.specifiers import SpecifierSet
 
 from ftlab import __version__
 from ftlab._core import lessons
@@ -123,6 +125,20 @@ def test_seconds_are_those_of_each_cell_by_section(executed):
     }
     plan = build.teacher(executed, None, table).cells[1].source
     assert "| 2. Two | 30 | 0.1 |" in plan
+
+
+def test_binder_gets_a_python_that_ftlab_runs_on_and_torch_for_cpus(tmp_path, monkeypatch):
+    options = ["--no-run", "--no-wheel", "--lessons", "1"]
+    monkeypatch.setattr("sys.argv", ["build", str(tmp_path), *options])
+    build.main()
+    project = tomllib.loads((build.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = SpecifierSet(project["requires-python"])
+    for folder, ours in ((tmp_path / "student", REQUIREMENT), (build.ROOT / "binder", "-e .[lab]")):
+        language, _, version = (folder / "runtime.txt").read_text().strip().partition("-")
+        assert language == "python" and version in wanted
+        lines = (folder / "requirements.txt").read_text().splitlines()
+        assert f"--extra-index-url {build.CPU_INDEX}" in lines
+        assert lines[-1].replace("ftlab[lab]", "ftlab") == ours
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -267,7 +268,25 @@ def test_a_front_end_gets_the_widgets(panel, monkeypatch):
     monkeypatch.setattr(base, "surface", lambda: "jupyter")
     monkeypatch.setattr("IPython.display.display", lambda value, **_: shown.append(value))
     panel._ipython_display_()
-    assert any("application/vnd.jupyter.widget-view+json" in value for value in shown)
+    views = [value for value in shown if "application/vnd.jupyter.widget-view+json" in value]
+    assert views and views[0]["text/plain"] == panel.title  # where widgets are not shown
+    assert set(views[0]) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+
+
+def test_colab_is_asked_for_the_widgets_of_others_before_a_panel_is_shown(panel, monkeypatch):
+    """Without that call Colab shows ipywidgets alone, and a panel has pads of anywidget."""
+    pytest.importorskip("anywidget")
+    from anywidget import _util
+
+    happened = []
+    colab = types.ModuleType("google.colab.output")
+    colab.enable_custom_widget_manager = lambda: happened.append("asked")
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    _util.enable_custom_widget_manager_once.cache_clear()
+    monkeypatch.setattr(base, "surface", lambda: "jupyter")
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: happened.append("shown"))
+    panel._ipython_display_()
+    assert happened[:2] == ["asked", "shown"] and happened.count("asked") == 1
 
 
 def test_controls_have_names_texts_are_escaped_and_colours_are_the_pages(panel):
