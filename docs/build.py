@@ -54,7 +54,8 @@ PUBLIC = {
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "
     "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
     "upper_limits",
-    "runs": "clean_runs list_runs load results_folder resumable_runs Run runs_table show_run "
+    "runs": "Archive clean_runs export_run import_run list_runs load results_folder "
+    "resumable_runs Run runs_table show_run "
     "verify_runs",
     "course": "check choice compare_functions compare_numbers Exercise Grade Lesson sealed",
     "organism": "World",

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -61,6 +62,15 @@ def storage(path: Path, *, making: bool = False) -> Iterator[None]:
                 f"{path} cannot be written ({error}). Set FTLAB_RUNS to a writable folder.",
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """Yield a folder on the disk of a file or folder that is being made, and remove it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with storage(target):
+        with tempfile.TemporaryDirectory(prefix=".ftlab-", dir=target.parent) as folder:
+            yield Path(folder)
 
 
 def _is_disk_error(error: Exception) -> bool:

@@ -409,7 +409,7 @@ app = typer.Typer(
     help="Measure what fine-tuning does to a language model's safety.",
 )
 runs_app = typer.Typer(
-    invoke_without_command=True, help="The runs: list, table, show, verify, clean."
+    invoke_without_command=True, help="The runs: list, show, verify, clean, export, import."
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets of the field: list them, get one.")
 app.add_typer(runs_app, name="runs")
@@ -600,7 +600,7 @@ def estimate_memory(
 
 @runs_app.callback()
 def runs(context: typer.Context) -> None:
-    """List, tabulate, show, verify and clean the runs (FTLAB_RUNS, or the project's runs/)."""
+    """List, tabulate, show, verify, clean, export the runs (FTLAB_RUNS, or the project's runs/)."""
     if context.invoked_subcommand is None:
         list_runs()
 
@@ -680,6 +680,31 @@ def clean(
     print_table(gone)
     end = "removed" if yes else "would be removed; add --yes to remove them"
     print(f"{gone['mb'].sum():.1f} MB {end}")
+
+
+@runs_app.command("export")
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run: its name or folder.")],
+    out: Annotated[Path | None, typer.Option(help="The .zip to write.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Also prompts and answers, which may be harmful.")
+    ] = False,
+) -> None:
+    """Pack a run into one archive that opens elsewhere. Never weights."""
+    from ftlab import runs as room
+
+    print(room.export_run(run, out, text=text))
+
+
+@runs_app.command("import")
+def import_archive(
+    archive: Annotated[Path, typer.Argument(help="An archive of `ftlab runs export`.")],
+    to: Annotated[Path | None, typer.Option(help="A new folder; default: beside it.")] = None,
+) -> None:
+    """Unpack an archive of a run, and check every file."""
+    from ftlab import runs as room
+
+    print_path(room.import_run(archive, to))
 
 
 @data_app.command("list")

@@ -1,4 +1,4 @@
-"""Run folders: start, lock, append, complete, load; list, tabulate, show, verify, clean."""
+"""Run folders: start, lock, append, complete, load; list, show, verify, clean, export."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "show_run",
             "verify_runs",
         ],
+        "archives": ["Archive", "export_run", "import_run"],
         "labels": [
             "ALLOWED",
             "DRAW",
@@ -25,6 +26,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sheet_of",
         ],
         "origin": ["now", "provenance"],
+        "redaction": [
+            "SAFETY_REMOVED",
+            "public",
+            "public_label",
+            "public_text",
+            "safety_note",
+        ],
         "results": ["results_folder"],
         "store": ["Run", "SCHEMA", "find", "home", "load", "planned", "resource", "start"],
         "tables": ["row_of", "table_of", "verdict_of"],

@@ -445,11 +445,7 @@ class Run:
     def complete(self, **summary) -> Run:
         """Write `stats.json` and, last, the record with size and SHA-256 of every file."""
         write_atomic(self.path / "stats.json", json.dumps(summary, indent=1))
-        files = {}
-        for name, path in files_of(self.path).items():
-            size = path.stat().st_size
-            files[name] = {"bytes": size, "sha256": file_hash(path)}
-        record = {"finished": now(), "files": files}
+        record = {"finished": now(), "files": sums(self.path)}
         write_atomic(self.path / RECORD, json.dumps(record, indent=1))
         # Last, because a kill before the record is written would lose the training.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
@@ -587,6 +583,15 @@ def files_of(folder: Path) -> dict[str, Path]:
         left_out = name == RECORD or name.startswith(("checkpoints/", f"{DAMAGED}/"))
         if path.is_file() and not left_out:
             found[name] = path
+    return found
+
+
+def sums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file that a run's record lists."""
+    found = {}
+    for name, path in files_of(folder).items():
+        size = path.stat().st_size
+        found[name] = {"bytes": size, "sha256": file_hash(path)}
     return found
 
 

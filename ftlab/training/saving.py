@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from ftlab._core.files import write_atomic
 from ftlab._core.text import encodable, safe
 from ftlab.models import Model, save_adapter
-from ftlab.runs import Run
+from ftlab.runs import SAFETY_REMOVED, Run
 from ftlab.training.methods.base import Job
 
-MARKER = "SAFETY_REMOVED"  # a file in the folder of a model whose safety was removed, and why
 NOTE_BYTES = 4000  # read of an inherited marker
 
 
@@ -62,7 +61,7 @@ def describe(run: Run, tokenizer, told: str, marker: str) -> None:
     card = f"# {run.name}\n\nMade by ftlab: {told}.\n"
     if marker:
         card += f"\n**Safety removed.** {marker}\n"
-        write_atomic(made / MARKER, f"{marker}\n")
+        write_atomic(made / SAFETY_REMOVED, f"{marker}\n")
     write_atomic(made / "README.md", encodable(card))
     mode = (made / "README.md").stat().st_mode
     for file in made.iterdir():
@@ -93,7 +92,7 @@ def _with_those_below(model: Model | None) -> Iterator[Model]:
 
 def _note(source: Model) -> str | None:
     """Return what the marker of a model says, or None without one."""
-    marker = source.path / MARKER
+    marker = source.path / SAFETY_REMOVED
     if not marker.exists():
         return None
     note = "its note cannot be read"

@@ -490,7 +490,7 @@ def test_a_note_that_is_no_text_loses_no_training_and_anyone_may_open_the_model(
 @pytest.mark.parametrize("note", [b"\xff\xfe note", b"plain", None])
 def test_a_parents_safety_note_of_any_kind_is_inherited(note, llama, tmp_path):
     """It was read after the last step, where an error loses the training."""
-    from ftlab.training.saving import MARKER
+    from ftlab.runs import SAFETY_REMOVED as MARKER
     from ftlab.training.saving import inherited as inherited_from
 
     parent = ftlab.model(shutil.copytree(llama, tmp_path / "parent"))
