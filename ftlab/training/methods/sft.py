@@ -15,6 +15,7 @@ class SFT(Method):
     name = "sft"
     has_curve = True
     draws = False
+    shared = True
 
     def trl_class(self) -> tuple[type, type]:
         from trl import SFTConfig, SFTTrainer
