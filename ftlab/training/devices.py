@@ -48,7 +48,7 @@ def check_sharing(config: TrainingConfig, method: Method) -> None:
         raise UsageError(
             "launched",
             "A launcher started this process several times. Start it once, with devices="
-            f"{os.environ['WORLD_SIZE']}.",
+            f"{os.environ['WORLD_SIZE']}; only the command `ftlab` can be launched.",
         )
     if config.devices == 1:
         return
