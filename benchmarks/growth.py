@@ -3,7 +3,8 @@
 Each arm (see `benchmarks._growing`) has a process of its own, whose peak memory is reported.
 Answers come from a script: the numbers are ftlab's own, without any model.
 
-python -m benchmarks.growth [--smoke] [--only ARM ...] [--json FILE] [--out DIR]
+python -m benchmarks.growth [--smoke] [--only ARM ...] [--sizes N ...] [--json FILE] [--out DIR]
+python -m benchmarks.growth --draw FILE ... [--out DIR]   # what earlier calls wrote, as one figure
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def measure(
     *,
     smoke: bool = False,
     only: tuple[str, ...] = (),
+    sizes: tuple[int, ...] = (),
     file: Path | None = None,
     out: Path,
     run: RunArm = run_arm,
@@ -65,6 +67,7 @@ def measure(
     Args:
         smoke: Tiny sizes.
         only: Arms; by default all. What they read is written too.
+        sizes: Instead of those of each group.
         file: For the numbers, hardware and versions.
         out: Folder for the figure and its .csv.
         run: What runs an arm.
@@ -74,7 +77,10 @@ def measure(
         chosen = [arm for arm in arms if not only or arm in only]
         if chosen:
             chosen = [arm for arm in arms if arm in chosen or arm in FIRST]
-        for n in tiny if smoke else full:
+        of_group = full
+        if smoke:
+            of_group = tiny
+        for n in sizes or of_group:
             with tempfile.TemporaryDirectory(prefix="ftlab-bench-") as folder:
                 for arm in chosen:
                     row = {"group": group, "arm": arm, "n": n} | run(arm, n, Path(folder))
@@ -107,8 +113,20 @@ def main() -> None:
     parser = _report.arguments("Time and memory of ftlab by prompts, runs and rows.")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--only", nargs="*", choices=_growing.ARMS, default=(), help="these arms")
+    parser.add_argument("--sizes", nargs="*", type=int, default=(), help="instead of the usual")
+    parser.add_argument("--draw", nargs="*", type=Path, help="files of --json, measured in pieces")
     given = parser.parse_args()
-    measure(smoke=given.smoke, only=tuple(given.only), file=given.json, out=given.out)
+    if given.draw:
+        found = [row for file in given.draw for row in json.loads(file.read_text())["growth"]]
+        _written(found, given.json, given.out)
+        return
+    measure(
+        smoke=given.smoke,
+        only=tuple(given.only),
+        sizes=tuple(given.sizes),
+        file=given.json,
+        out=given.out,
+    )
 
 
 if __name__ == "__main__":

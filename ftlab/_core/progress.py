@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,12 @@ class Progress:
                 self.whole.board = self.board
                 self.board.title = self.whole.title
 
+    def begin(self, total: int, done: float, losses: list[tuple[int, float]]) -> None:
+        """Report how many steps there are and what an earlier call has done of them."""
+        self.total = max(total, 1)
+        self.losses = losses
+        self.update(done)
+
     def update(self, done: float, note: str = "") -> None:
         """Report that `done` steps are done; the line is shown at most every `LINE_S` seconds.
 
@@ -285,6 +291,28 @@ class Progress:
             print(f"\r\x1b[K{line[:width]}", end=end, file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class FarProgress:
+    """Progress that another process shows.
+
+    Args:
+        report: Called with the name of a method of `Progress` and its arguments.
+    """
+
+    def __init__(self, report: Callable[[tuple], None]):
+        self.report = report
+        self.note = ""
+
+    def update(self, done: float, note: str = "") -> None:
+        self.note = note
+        self.report(("update", done, note))
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        def call(*given: Any) -> None:
+            self.report((method, *given))
+
+        return call
 
 
 def _board_of_cell() -> Board:

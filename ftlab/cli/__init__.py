@@ -9,6 +9,7 @@ decision.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -18,10 +19,14 @@ from ftlab._core.text import redacted, safe
 
 INTERRUPTED = 130
 DECIDING = (["accept"], ["compare"], ["gate"])  # whose exit code 1 is a decision
+# What launchers set for each process, which would make libraries wait for the others.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def main() -> None:
     """Run the command line."""
+    _take_over_launch()
     signal.signal(signal.SIGTERM, _terminated)  # of Slurm, before the time of a job is over
     failed = 2 if sys.argv[1:2] in DECIDING else 1
     try:
@@ -45,6 +50,29 @@ def main() -> None:
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         sys.exit(_report(trace, failed))
+
+
+def _take_over_launch() -> None:
+    """Turn `accelerate launch --num_processes 4 -m ftlab ...` into `ftlab ... --devices 4`.
+
+    Of the processes that a launcher started, the first one does the work and starts others itself,
+    which it can end and replace; the rest have nothing to do.
+    """
+    given = os.environ
+    launched = int(given.get("WORLD_SIZE", 1))
+    if launched == 1:
+        return
+    if int(given.get("RANK", 0)):
+        sys.exit(0)
+    if int(given.get("LOCAL_WORLD_SIZE", launched)) < launched:
+        sys.exit(_report("One machine works on a call. Launch on one.", 2))
+    if any(given.get(name, "").lower() == "true" for name in SHARDING):
+        sys.exit(_report("Each device holds the whole model. Leave FSDP and DeepSpeed out.", 2))
+    for name in [*given]:
+        if name in LAUNCHED or name.startswith("ACCELERATE_"):
+            del given[name]
+    if not any(word.startswith("--devices") for word in sys.argv):
+        sys.argv += ["--devices", str(launched)]
 
 
 def _terminated(*_: object) -> None:

@@ -297,7 +297,9 @@ def _is_for_asking(defence: Any) -> bool:
 def divide_settings(
     settings: dict[str, Any], training: type[TrainingConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the training and those of the evaluation; a defence is of both.
+    """Return the settings of the training and those of the evaluation.
+
+    Devices are of both, and so is a defence that acts where the model is asked.
 
     Raises:
         UsageError: `unknown_setting`, such as `beta` for a method that has none.
@@ -307,7 +309,7 @@ def divide_settings(
     for name, value in settings.items():
         if name in training.model_fields:
             for_training[name] = value
-            if name == "defence" and _is_for_asking(value):
+            if name == "devices" or (name == "defence" and _is_for_asking(value)):
                 for_evaluation[name] = value
         elif name in EvaluationConfig.model_fields:
             for_evaluation[name] = value

@@ -23,6 +23,7 @@ from ftlab.experiments.tuning_attacks import ATTACKS, FineTuningAttack, open_tun
 from ftlab.models import Model
 from ftlab.runs import Run
 from ftlab.training import (
+    NOT_IN_IDENTITY,
     Defence,
     TrainingConfig,
     open_defence,
@@ -184,7 +185,7 @@ class Request:
             cells.append(
                 {
                     "label": label,
-                    "training": config.model_dump(mode="json", exclude={"defence"}),
+                    "training": config.model_dump(mode="json", exclude=NOT_IN_IDENTITY),
                     "defence": config.protection.identity(),
                     "plan": self.plan_of(cell).identity(config),
                 }

@@ -19,6 +19,7 @@ from ftlab._core.progress import Progress, clock
 from ftlab.training.checkpoints import checkpoint_is_due, seal, validations_of
 from ftlab.training.methods.base import Job
 from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit, repaired
+from ftlab.training.sharing import decided, wait_for_all
 
 
 class RunCallback(TrainerCallback):
@@ -51,11 +52,11 @@ class RunCallback(TrainerCallback):
         self.saving_s = 0.0  # seconds that the last checkpoint took
 
     def on_train_begin(self, args, state, control, **_):
-        self.progress.total = max(state.max_steps, 1)
-        self.progress.update(state.global_step)
         log = self.run.log()
+        losses = []
         if len(log):
-            self.progress.losses = list(zip(log["step"], log["loss"], strict=True))
+            losses = list(zip(log["step"], log["loss"], strict=True))
+        self.progress.begin(state.max_steps, state.global_step, losses)
 
     def on_log(self, args, state, control, logs=None, **_):
         if not logs or "loss" not in logs:
@@ -113,19 +114,26 @@ class RunCallback(TrainerCallback):
             reason = self.ends(step)
             self._end(control, step, reason, by="defence")
         if self._monitor_is_due(step):
-            found = self._measure(step)
-            reason = passed_limit(self.config, self.job.monitor, found)
+            reason = decided(self.job, lambda: self._limit_passed_at(step))
             self._end(control, step, reason)
         ending = control.should_training_stop
         validates = bool(self.validate_every)
         control.should_evaluate = validates and (ending or step % self.validate_every == 0)
-        interrupted = self.interrupted  # read once: the signal may come at any line
-        due = checkpoint_is_due(clock() - self.saved, self.saving_s)
+        interrupted, due = decided(self.job, self._must_save)
         if (interrupted or due) and not ending:  # the last step saves the model itself
             self._save(control)
         self.stopped = interrupted and not ending
         control.should_training_stop |= interrupted
         return control
+
+    def _must_save(self) -> tuple[bool, bool]:
+        """Return whether Ctrl-C was pressed, which may be at any line, and whether it is time."""
+        return self.interrupted, checkpoint_is_due(clock() - self.saved, self.saving_s)
+
+    def _limit_passed_at(self, step: int) -> str:
+        """Measure, and return why that ends the training, or ""."""
+        found = self._measure(step)
+        return passed_limit(self.config, self.job.monitor, found)
 
     def _measure(self, step: int) -> dict[str, float]:
         with repaired(self.job, self.loaded.module):
@@ -187,19 +195,26 @@ class RunCallback(TrainerCallback):
         self.saving_since = clock()
 
     def on_save(self, args, state, control, **_):
-        seal(self.run, state.global_step, self.best_step)
+        wait_for_all(self.job)  # each has a file of its own in the checkpoint
+        if self.job.is_first:
+            seal(self.run, state.global_step, self.best_step)
+        wait_for_all(self.job)
         self.saved = clock()
         self.saving_s = self.saved - self.saving_since
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """On the first Ctrl-C or SIGTERM end the step, save, stop; on the second stop at once."""
+        """On the first Ctrl-C or SIGTERM end the step, save, stop; on the second stop at once.
+
+        Processes that share a training are ended by their caller.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(*_):
-            restore()
+            if self.job.processes == 1:
+                restore()
             self.interrupted = True
 
         def restore():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from functools import partial
@@ -28,6 +29,7 @@ NEEDED = (  # besides weights
     "rng_state.pth",
     "trainer_state.json",
 )
+OF_A_PROCESS = re.compile(r"_\d+(?=\.pth$)")  # in the names of what each of several has saved
 BEFORE_ALL = -1  # a step before that of the parent, which is 0
 LOGS = ("train.jsonl", "valid.jsonl", "verdicts.jsonl", "answers.jsonl")
 
@@ -178,7 +180,8 @@ def fault(checkpoint: Path) -> str:
 
 def _first_fault(checkpoint: Path, manifest: dict) -> str:
     files = manifest["files"]
-    missing = [name for name in NEEDED if name not in files]
+    names = {OF_A_PROCESS.sub("", name) for name in files}
+    missing = [name for name in NEEDED if name not in names]
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
         missing.append("weights")

@@ -58,6 +58,7 @@ class TrainingConfig(Config):
     accumulation: int = setting(
         1, "Forward passes per optimiser step; must divide batch_size", ge=1
     )
+    devices: int = setting(1, DEVICES, ge=1)
     max_length: int = setting(
         1024, "Most tokens of a row; the model's own limit holds where it is lower", ge=8
     )
@@ -123,6 +124,14 @@ class TrainingConfig(Config):
         if batch_size % accumulation:
             raise ValueError(f"accumulation must divide batch_size, which is {batch_size}")
         return accumulation
+
+    @field_validator("devices")
+    @classmethod
+    def _shares_the_batch(cls, devices, info):
+        batch_size = info.data.get("batch_size", devices)
+        if batch_size % devices:
+            raise ValueError(f"devices must divide batch_size, which is {batch_size}")
+        return devices
 
     @field_validator("stop_above")
     @classmethod

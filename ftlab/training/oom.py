@@ -30,6 +30,18 @@ class Fit:
     recompute: bool = False
 
 
+def first_fit(rows: int, accumulation: int) -> Fit:
+    """Return the fit that is tried first.
+
+    Args:
+        rows: Of an optimiser step, on one device.
+        accumulation: Forward passes for them, at least.
+    """
+    most = max(rows // accumulation, 1)
+    sizes = [n for n in range(1, most + 1) if rows % n == 0]
+    return Fit(sizes[-1])
+
+
 def next_fit(fit: Fit, batch_size: int, fewest_rows: int) -> Fit | None:
     """Return the next way that takes less memory, or None."""
     if not fit.recompute:

@@ -32,10 +32,11 @@ from ftlab.training.checkpoints import (
     own_names,
     step_of,
 )
-from ftlab.training.config import TrainingConfig, usual_rate
+from ftlab.training.config import NOT_IN_IDENTITY, TrainingConfig, usual_rate
+from ftlab.training.devices import check_sharing, identity_of_sharing, train_on_devices
 from ftlab.training.methods.base import Job, Method, open_method
 from ftlab.training.monitoring import Monitor, call_monitor, function_identity
-from ftlab.training.oom import Fit, fit_into_memory
+from ftlab.training.oom import Fit, first_fit, fit_into_memory
 from ftlab.training.saving import lineage, save
 
 
@@ -75,6 +76,7 @@ def train_run(
         DataError: Rows that cannot be used, all of them at once.
         TrainingFailed: `not_finite`, `wrong_reference`, `validation_not_finite`,
             `no_weight_moved`, `out_of_memory`, `monitor_out_of_memory`.
+        ProcessFailed: `process_lost`, `process_failed`, on several devices.
     """
     method = open_method(method)
     config.protection.check(parent, method, config)
@@ -85,13 +87,15 @@ def train_run(
     if isinstance(config.valid, str):
         valid = strip_answers(method.read(config.valid))
         config = config.model_copy(update={"valid": valid.hash})
+    check_sharing(config, method)
     opened_reward = method.open_reward(reward)
     whole = {
         "parent": parent.hash,
         "data": data.hash,
         "method": method.name,
         "method_version": method.version,
-        "training": config.model_dump(mode="json", exclude={"defence"}),
+        "training": config.model_dump(mode="json", exclude=NOT_IN_IDENTITY),
+        **identity_of_sharing(config, parent),
         **(identity or {}),
     }
     if config.defence is not None:
@@ -206,17 +210,27 @@ def _train(job: Job) -> None:
         what = f"white space before the answers of {stripped} of {len(job.data)} rows is removed"
         print(f"{job.run.name}: {what}", file=sys.stderr)
     config = job.config
-    first = Fit(config.batch_size // config.accumulation)
+    rows = config.batch_size // config.devices  # of an optimiser step, on one device
     attempt = functools.partial(_attempt, job)
-    fit_into_memory(job.run, first, config.batch_size, job.method.fewest_rows, attempt)
+    first = first_fit(rows, config.accumulation)
+    fit_into_memory(job.run, first, rows, job.method.fewest_rows, attempt)
 
 
 def _attempt(job: Job, fit: Fit) -> None:
-    """Train with one way to fit into memory. All that is loaded here dies with this frame."""
+    """Train with one way to fit into memory."""
+    checkpoint = _checkpoint(job)
+    job = replace(job, fit=fit)
+    if job.config.devices > 1:
+        train_on_devices(job, checkpoint, _train_from)
+    else:
+        _train_from(job, checkpoint, Progress(job.run.name, 1))
+
+
+def _train_from(job: Job, checkpoint: Path | None, progress: Any) -> None:
+    """Train on from a checkpoint. All that is loaded here dies with this frame."""
     from ftlab.training.callback import RunCallback  # imports transformers
 
-    checkpoint = _checkpoint(job)
-    job = _prepare(replace(job, fit=fit))
+    job = _prepare(job)
     inner = job.model
     if job.config.adapter:
         inner = job.model.get_base_model()
@@ -227,15 +241,17 @@ def _attempt(job: Job, fit: Fit) -> None:
     trainer = job.method.trainer(job)
     before = fingerprint(job.model)  # of what is trained, which a defence may have narrowed
     own_names(trainer)
-    progress = Progress(job.run.name, 1)
     _restore_token_count(trainer, job.run)
     callback = RunCallback(job, trainer, progress)
     trainer.add_callback(callback)
-    if job.monitor and 0 in job.config.at_steps and not checkpoint:
+    measures = job.is_first and job.monitor is not None
+    if measures and 0 in job.config.at_steps and not checkpoint:
         call_monitor(job.monitor, callback.loaded, 0, progress)
     _fit(trainer, callback, checkpoint)
     callback.measure_later_steps(trainer.state.global_step)
     _check_result(job, trainer, callback, before)
+    if not job.is_first:
+        return
     facts = _load_best(trainer, callback)
     job.config.protection.repair(job.parent, job.model)
     vars(trainer.model).pop("save_pretrained", None)
@@ -347,6 +363,8 @@ def _complete(job: Job, trainer: Any, callback: Any, facts: dict[str, Any]) -> N
     log = job.run.read("train.jsonl")
     if callback.ended:
         facts["ended"] = callback.ended
+    if job.processes > 1:
+        facts["devices"] = job.processes
     if "stripped" in job.data.made:
         facts["stripped"] = job.data.made["stripped"]
     job.run.complete(
@@ -357,7 +375,7 @@ def _complete(job: Job, trainer: Any, callback: Any, facts: dict[str, Any]) -> N
         first_loss=log[0]["loss"],
         last_loss=log[-1]["loss"],
         micro_batch=job.fit.micro_batch,
-        accumulation=job.config.batch_size // job.fit.micro_batch,
+        accumulation=job.config.batch_size // (job.fit.micro_batch * job.processes),
         recomputed=job.fit.recompute,
         padding_free=getattr(trainer.args, "padding_free", False),
         **facts,

@@ -241,9 +241,7 @@ def test_the_identity_holds_what_can_change_the_result(llama, trained):
     identity = {k: v for k, v in run.identity.items() if k not in ("kind", "schema")}
     assert [*identity] == ["parent", "data", "method", "method_version", "training"]
     assert identity["method"] == "sft" and identity["method_version"] == "1"
-    assert {*identity["training"]} == {*TrainingConfig.model_fields} - {
-        "defence"
-    }  # by its own name
+    assert {*identity["training"]} == {*TrainingConfig.model_fields} - training.NOT_IN_IDENTITY
 
 
 @pytest.mark.slow

@@ -98,8 +98,9 @@ class Tally:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """Return the fields, with seconds rounded to milliseconds."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+        """Return the fields that are known, with seconds rounded to milliseconds."""
+        found = asdict(self) | {"seconds": round(self.seconds, 3)}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Engine:

@@ -21,6 +21,7 @@ from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
 from ftlab.training.oom import Fit
 from ftlab.training.padding import has_dropout
+from ftlab.training.sharing import fill_up, sharing
 
 SCHEDULES = {"constant": "constant_with_warmup"}  # our name: transformers'
 
@@ -59,6 +60,8 @@ class Job:
         fit: How its steps fit into memory.
         model: The torch model, while it is trained.
         tokenizer: Its tokenizer.
+        number: Which of the processes that share it this is, from 0.
+        processes: How many share it.
     """
 
     run: Run
@@ -73,6 +76,13 @@ class Job:
     fit: Fit = Fit(1)
     model: Any = None
     tokenizer: Any = None
+    number: int = 0
+    processes: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run."""
+        return self.number == 0
 
     @property
     def longest_row(self) -> int:
@@ -97,6 +107,7 @@ class Method:
         has_curve: Whether `risk_curve` offers the method.
         draws: Whether the seed decides more than the order of rows, dropout and new weights.
         new_head: Whether it adds an output head, which is trained whole. Adapters are merged.
+        shared: Whether processes on several devices can share the rows of a step.
     """
 
     name = ""
@@ -111,6 +122,7 @@ class Method:
     has_curve = False
     draws = True
     new_head = False
+    shared = False
 
     def trl_class(self) -> tuple[type, type]:
         """Return TRL's trainer and its configuration; imported here, not at the top."""
@@ -200,6 +212,9 @@ class Method:
         trainer_class = job.config.protection.trainer(trainer_class, job)
         arguments = config_class(**_common_settings(job), **self.settings(job, rows))
         arguments._n_gpu = min(arguments.n_gpu, 1)  # TRL refuses DataParallel over what is visible
+        if job.processes > 1:
+            trainer_class = sharing(trainer_class, len(rows), job.config.batch_size)
+            rows = rows + fill_up(rows, job.processes * job.fit.micro_batch)
         extra = self.extra(job)
         if valid:
             extra["eval_dataset"] = Dataset.from_list(valid)
@@ -242,14 +257,15 @@ def _common_settings(job: Job) -> dict[str, Any]:
     """Return the settings of TRL's configuration that every method has."""
     config = job.config
     rows = job.fit.micro_batch
+    together = rows * job.processes
     cuda = device() == "cuda"
     return {
         "output_dir": str(job.run.path / "checkpoints"),
         "seed": config.seed,
         "data_seed": config.seed,
         "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": config.batch_size // rows,
-        "per_device_eval_batch_size": rows,
+        "gradient_accumulation_steps": config.batch_size // together,
+        "per_device_eval_batch_size": together,  # as in one process: a loss is a mean over a batch
         "prediction_loss_only": True,  # else the logits of all validation rows would be kept
         "num_train_epochs": config.epochs,
         "max_steps": config.steps or -1,
@@ -267,6 +283,7 @@ def _common_settings(job: Job) -> dict[str, Any]:
         "dataloader_pin_memory": cuda,
         "activation_checkpointing": job.fit.recompute,
         "restore_callback_states_from_checkpoint": False,  # the callback reads its own records
+        "ddp_find_unused_parameters": False,
         "use_cache": bool(getattr(job.model.config, "use_cache", True)),  # else saved as off
     }
 

@@ -26,6 +26,7 @@ class SFT(Method):
     name = "sft"
     has_curve = True
     draws = False
+    shared = True
     held_as = staticmethod(as_array)
 
     def trl_class(self) -> tuple[type, type]:

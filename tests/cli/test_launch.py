@@ -1,0 +1,51 @@
+"""A launcher starts the command several times; one of them does the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+LAUNCHED = {
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+}
+
+
+@pytest.fixture
+def launched(ran, monkeypatch):
+    """Return a function that calls the command as the process with this rank."""
+
+    def call(rank: int, *words: str, **more: str):
+        given = {**LAUNCHED, "RANK": str(rank), "LOCAL_RANK": str(rank), **more}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        return ran(*words)
+
+    return call
+
+
+def test_the_first_process_takes_their_number_as_devices(launched):
+    code, shown, _ = launched(0, "sft", "--help")
+    assert code == 0 and "--devices" in shown
+    assert sys.argv[-2:] == ["--devices", "2"]
+    assert not {"RANK", "WORLD_SIZE", *LAUNCHED} & {*os.environ}
+
+
+def test_devices_that_were_given_stay(launched):
+    launched(0, "sft", "--devices", "1", "--help")
+    assert sys.argv.count("--devices") == 1 and sys.argv[2:4] == ["--devices", "1"]
+
+
+def test_the_other_processes_have_nothing_to_do(launched):
+    assert launched(1, "sft", "organism", "no-such-file") == (0, "", "")
+
+
+@pytest.mark.parametrize("more", [{"LOCAL_WORLD_SIZE": "1"}, {"ACCELERATE_USE_FSDP": "true"}])
+def test_what_is_not_supported_is_refused(launched, more):
+    code, _, errors = launched(0, "sft", "--help", **more)
+    assert code == 2 and errors.count("\n") == 1
