@@ -34,7 +34,7 @@ PUBLIC = {
     "training.methods": "FirstStep Job Method",
     "training.defences": "Defence open_defence",
     "evals": "answer_loss answered_by ask audit call_alarms divergence draw evaluate guard_rates "
-    "lm_eval monitor Monitor monitor_calls red_team refusal_direction rescore",
+    "lm_eval monitor Monitor monitor_calls red_team refusal_direction rescore write_inspect_logs",
     "evals.risks": "bias_score expected_maximum_toxicity Risk",
     "evals.logs": "About LogFormat Logged",
     "evals.attacks": "Attack BestOfN DecodingSweep Direct Identity Prefill Templates Trigger",

@@ -685,15 +685,34 @@ def clean(
 @runs_app.command("export")
 def export(
     run: Annotated[str, typer.Argument(help="A finished run: its name or folder.")],
-    out: Annotated[Path | None, typer.Option(help="The .zip to write.")] = None,
+    to: Annotated[
+        str, typer.Option(help="archive (one .zip that opens elsewhere) or inspect (logs).")
+    ] = "archive",
+    out: Annotated[
+        Path | None, typer.Option(help="The .zip, or the folder of the logs, to write.")
+    ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="Also prompts and answers, which may be harmful.")
     ] = False,
 ) -> None:
-    """Pack a run into one archive that opens elsewhere. Never weights."""
-    from ftlab import runs as room
+    """Hand a run on as an archive or logs of Inspect. Never weights."""
+    if to == "archive":
+        from ftlab import runs as room
 
-    print(room.export_run(run, out, text=text))
+        print(room.export_run(run, out, text=text))
+    elif to == "inspect":
+        from ftlab import evals
+
+        logs = evals.write_inspect_logs(run, out, text=text)
+        print(*logs, sep="\n")
+        what = "with" if text else "without"
+        print(
+            f"{len(logs)} logs {what} prompts and answers: inspect view --log-dir {logs[0].parent}"
+        )
+    else:
+        raise UsageError(
+            "unknown_form", f"--to {to!r:.80} is not allowed. Give archive or inspect."
+        )
 
 
 @runs_app.command("import")

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluation": ["ask", "check_unchanged", "evaluate", "report_failures", "run_evaluation"],
         "guarding": ["guard_rates"],
         "labelling": ["draw", "write_sheet"],
+        "inspect_writing": ["write_inspect_logs"],
         "lm_harness": ["lm_eval", "lm_eval_results"],
         "measuring": ["Measurement"],
         "monitoring": ["Monitor", "monitor"],
