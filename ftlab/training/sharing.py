@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import numpy as np
+
 from ftlab.data import IGNORED
 
 T = TypeVar("T")
@@ -35,7 +37,8 @@ def fill_up(rows: list[dict], together: int) -> list[dict]:
     """Return encoded rows without labels that make their number a multiple of `together`."""
     missing = -len(rows) % together
     ids = rows[0]["input_ids"][:BLANK]
-    blank = {"input_ids": ids, "labels": [IGNORED] * BLANK, "row": 0}
+    labels = np.full_like(ids, IGNORED)
+    blank = {"input_ids": ids, "labels": labels, "row": 0}
     return [blank] * missing
 
 
