@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | check | lab | docs | course | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | check | lab | docs | course | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm soak lab check docs course bench organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray soak lab check docs course bench organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -70,7 +70,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm"
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray"
 
 .venv/browser: .venv/ready
 	@echo "Installing JupyterLab and Playwright"
@@ -90,6 +90,10 @@ test-slurm: .venv/test
 	@if bash tests/experiments/slurm.sh; \
 		then $(BIN)/python -m pytest tests/experiments/test_slurm.py -m slurm; \
 	fi
+
+test-ray: .venv/test
+	$(PIP) -e '.[ray]'
+	$(BIN)/python -m pytest tests/experiments/test_ray.py -m ray
 
 perf: .venv/test
 	$(BIN)/python -m pytest tests -m perf
