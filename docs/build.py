@@ -49,7 +49,7 @@ PUBLIC = {
     "grid harmful_finetune loss_on_clean_rows plant_and_audit poison poison_effect "
     "remove_and_retrain reproduce risk_curve run_notebook sweep sweep_collect sweep_status "
     "sweep_work transform_and_compare trigger_effect",
-    "experiments.backends": "Backend Job LocalBackend Needs Result Row SlurmBackend",
+    "experiments.backends": "Backend Job LocalBackend Needs RayBackend Result Row SlurmBackend",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "
     "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "

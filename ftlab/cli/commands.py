@@ -748,7 +748,7 @@ def get_data(
 @sweep_app.command("run")
 def run_sweep(
     plan: Annotated[str, typer.Argument(metavar="PLAN.yaml", help="The plan.")],
-    backend: Annotated[str, typer.Option(help="Where its jobs run: local, slurm.")] = "local",
+    backend: Annotated[str, typer.Option(help="Where its jobs run: local, ray, slurm.")] = "local",
 ) -> None:
     """Do every job of a plan. Exit code 0: all done; 1: some failed; 3: some are not done yet."""
     from ftlab import experiments

@@ -68,6 +68,9 @@ class Plan(Config):
     )
     cpus: int = setting(1, "Cores of a job", ge=1)
     memory: ByteSize | None = setting(None, "Memory of a job, such as 4GB", ge=2**20)
+    estimate_memory: bool = setting(
+        False, "Take the memory of a job from ftlab.models.estimate_memory, of its parent or model"
+    )
     gpus: int = setting(0, "Accelerators of a job", ge=0)
     backends: dict[str, Named] | None = setting(
         None, "Settings of backends: {'slurm': {'time': '01:00:00'}}"
@@ -77,6 +80,8 @@ class Plan(Config):
     def _one_of_both(self) -> Plan:
         if (self.cell is None) == (self.notebook is None):
             raise ValueError("A plan has a `cell` or a `notebook`, one of them")
+        if self.estimate_memory and (self.memory or self.gpus):
+            raise ValueError("`estimate_memory` goes without `memory`, and on no accelerator")
         return self
 
     @property

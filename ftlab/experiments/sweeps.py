@@ -28,7 +28,7 @@ from ftlab._core.files import write_atomic
 from ftlab._core.progress import clock
 from ftlab._core.shown import Shown
 from ftlab._core.text import csv, redacted, safe
-from ftlab.experiments.backends import Backend, Job, LocalBackend, Needs, Row, open_backend
+from ftlab.experiments.backends import Backend, Job, LocalBackend, Needs, Result, Row, open_backend
 from ftlab.experiments.notebooks import run_notebook
 from ftlab.experiments.sweep_folder import (
     BEAT_S,
@@ -39,6 +39,7 @@ from ftlab.experiments.sweep_folder import (
     SweepFolder,
     SweepJob,
 )
+from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import Plan, Resolved, open_cell, resolve
 from ftlab.runs import Run, find
 
@@ -69,7 +70,7 @@ def sweep(
 
     Args:
         plan: A YAML file, or its content as a dict; None where the settings say it all.
-        backend: Where the jobs run: local, slurm, or an object.
+        backend: Where the jobs run: local, ray, slurm, or an object.
         {settings}
 
     Returns:
@@ -80,7 +81,8 @@ def sweep(
     Raises:
         NotFoundError: `no_such_plan`.
         UsageError: `wrong_plan` with every problem and its line, `unknown_backend`,
-            `wrong_setting` of a backend, `machine_too_small`, `folder_not_writable`.
+            `wrong_setting` of a backend, `machine_too_small`, `ray_missing`,
+            `no_ray_cluster`, `ray_task_failed`, `nothing_to_estimate`, `folder_not_writable`.
     """
     found = resolve(plan, settings)
     runner = _runner(backend, found)
@@ -90,11 +92,20 @@ def sweep(
     while True:
         jobs = _open_jobs(folder)
         before = _attempts(folder)
-        if jobs:
-            runner.map(jobs)
+        results = runner.map(jobs) if jobs else []
         stuck = jobs and _attempts(folder) == before  # no worker could begin
+        if stuck:
+            _say_why(results)
         if not runner.waits or stuck or not _wait(folder):
             return sweep_table(folder)
+
+
+def _say_why(results: list[Result]) -> None:
+    """Print the errors of jobs whose attempts could not even begin."""
+    for result in results:
+        if result.error:
+            reason = safe(result.error, 1000)
+            print(f"{result.job.name}: {reason}", file=sys.stderr)
 
 
 def _runner(backend: str | Backend, found: Resolved) -> Backend:
@@ -105,9 +116,8 @@ def _runner(backend: str | Backend, found: Resolved) -> Backend:
 
 
 def _folder_of(found: Resolved) -> SweepFolder:
-    return SweepFolder.make(
-        found.name, found.directory, found.jobs, found.plan.needs, found.plan.retries
-    )
+    needs = needs_of(found)
+    return SweepFolder.make(found.name, found.directory, found.jobs, needs, found.plan.retries)
 
 
 def _open_jobs(folder: SweepFolder) -> list[Job]:
@@ -211,7 +221,8 @@ def sweep_table(folder: SweepFolder, numbers: list[int] | None = None) -> SweepT
     rows = []
     for job in folder.jobs:
         if numbers is None or job.number in numbers:
-            rows.append(_row(job, job.refreshed()))
+            state = job.refreshed()
+            rows.append(_row(job, state))
     table = SweepTable(rows, columns=list(COLUMNS))
     counts = Counter(table["state"])
     code = NOT_YET
@@ -219,7 +230,8 @@ def sweep_table(folder: SweepFolder, numbers: list[int] | None = None) -> SweepT
         code = SOME_FAILED
     elif counts["done"] == len(table):
         code = ALL_DONE
-    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    parts = [f"{count} {state}" for state, count in sorted(counts.items())]
+    told = ", ".join(parts)
     table.attrs = {
         "folder": str(folder.path),
         "counts": dict(counts),
@@ -345,8 +357,10 @@ def make_attempt() -> None:
     opened = SweepFolder.open(folder)
     job = opened.jobs[int(number)]
     current = Attempt(job.folder, int(which))
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT):  # a shell's `&` has it ignored
-        signal.signal(number_of_signal, signal.default_int_handler)
+    both = (signal.SIGTERM, signal.SIGINT)  # a shell's `&` ignores the second, Ray blocks it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    for one in both:
+        signal.signal(one, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     began = clock()
     code = 0

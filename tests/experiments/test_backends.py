@@ -11,7 +11,7 @@ import pytest
 from helpers import raises_code
 
 from ftlab._core.threads import cores
-from ftlab.experiments.backends import Job, LocalBackend, local, open_backend
+from ftlab.experiments.backends import Job, LocalBackend, RayBackend, Row, local, open_backend, ray
 
 WAIT_S = 20
 
@@ -132,3 +132,11 @@ def test_a_backend_is_opened_by_its_name():
     assert open_backend(own) is own
     with raises_code("unknown_backend"):
         open_backend("cloud")
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray, "find_spec", lambda _: None)
+    with raises_code("ray_missing"):
+        RayBackend().map([Job("one", print, {}, row=Row(tmp_path, 0))])
+    with raises_code("job_not_on_disk"):
+        RayBackend().map([Job("one", print, {})])

@@ -21,6 +21,7 @@ import ftlab as ft
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
 from ftlab.experiments.backends import LocalBackend, Needs, SlurmBackend, numbers_of, ranges
 from ftlab.experiments.sweep_folder import SweepFolder
+from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import resolve
 
 HERE = Path(__file__).parent
@@ -408,6 +409,26 @@ def test_a_killed_training_is_resumed_and_ends_as_if_never_killed(beside, quick,
     assert straight.name == resumed.name
     weights = "model/model.safetensors"
     assert (straight.path / weights).read_bytes() == (resumed.path / weights).read_bytes()
+
+
+def test_the_memory_of_a_job_is_estimated_from_its_largest_training():
+    arguments = {"parent": "organism", "data": "organism:almanac", "max_length": 128}
+    plan = {"cell": "sft", "arguments": arguments, "estimate_memory": True}
+    found = []
+    for sizes in ([4], [4, 64], [64]):
+        needs = needs_of(resolve({**plan, "grid": {"batch_size": sizes}}, {}))
+        found.append(needs.memory)
+    assert 2**28 < found[0] < found[1] == found[2]
+    with raises_code("wrong_plan"):
+        resolve({**plan, "memory": "2GB"}, {})
+    with raises_code("nothing_to_estimate"):
+        needs_of(resolve({"notebook": "02_risk_ratio", "estimate_memory": True}, {}))
+
+
+def test_without_ray_its_backend_is_a_sentence(beside, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with raises_code("ray_missing"):
+        ft.sweep(planned(beside, {}), backend="ray")
 
 
 # Slurm, as far as it goes without a cluster

@@ -45,7 +45,7 @@ EXPECTED = {  # some that every place must at least have
         "repair_dpo",
     },
     "transforms": {"quantise", "merge", "task_arithmetic", "prune"},
-    "backends": {"local", "slurm"},
+    "backends": {"local", "ray", "slurm"},
     "panels": {"live"},
     "logs": {"inspect_ai", "lm_eval", "harmbench", "strongreject", "plain"},
     "lessons": {

@@ -134,5 +134,9 @@ def test_a_device_takes_its_rows_in_passes_of_one_size(rows, accumulation, micro
 
 def test_rows_without_labels_fill_an_epoch_up():
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "row": n} for n in range(1, 6)]
-    blank = {"input_ids": [5, 6], "labels": [-100, -100], "row": 0}
-    assert fill_up(rows, 4) == [blank] * 3 and fill_up(rows[:4], 4) == []
+    assert fill_up(rows[:4], 4) == []
+    made = fill_up(rows, 4)
+    assert len(made) == 3
+    for blank in made:
+        assert list(blank["input_ids"]) == [5, 6]
+        assert list(blank["labels"]) == [-100, -100] and blank["row"] == 0
