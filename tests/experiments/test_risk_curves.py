@@ -267,23 +267,23 @@ def test_a_killed_curve_continues_where_it_stopped(
 @pytest.mark.slow
 def test_files_are_read_once_a_run_and_hold_one_record_per_key(llama, monkeypatch):
     """Not once a point; also where no weight moves between two points."""
-    read = Run.read
+    each = Run.each
     seen = []
 
     def noted(self, file):
         seen.append((self.name, file))
-        return read(self, file)
+        return each(self, file)
 
-    monkeypatch.setattr(Run, "read", noted)
+    monkeypatch.setattr(Run, "each", noted)
     steps = [0, 1, 2, 3, 4, 5, 6, 8]
     run = small(llama, at_steps=steps, learning_rate=1e-12, prompts=goals(3))
     (member,) = run.members
     assert 0 < seen.count((member.name, "answers.jsonl")) < 5
     assert 0 < seen.count((member.name, "verdicts.jsonl")) < 7
     for file in ("answers.jsonl", "verdicts.jsonl"):
-        keys = [row["key"] for row in read(member, file)]
+        keys = [row["key"] for row in member.read(file)]
         assert len(keys) == len(set(keys))
-    assert len(read(member, "verdicts.jsonl")) == 8 * 3
+    assert len(member.read("verdicts.jsonl")) == 8 * 3
 
 
 @pytest.mark.slow
