@@ -5,6 +5,7 @@
     plan.json                  the jobs and what each takes, as the last call gave them
     jobs/NNN-KEY/N.json        attempt N at job NNN: who, where, since when; its lease
     jobs/NNN-KEY/N.end.json    how it ended: done (with its run), failed, lost or stopped, and why
+    jobs/NNN-KEY/N.words.json  why it was interrupted, as its process has it
     jobs/NNN-KEY/N.again.json  a later call gives a failed job its attempts again
     jobs/NNN-KEY/N.log         what it printed
 
@@ -97,6 +98,15 @@ class Attempt:
         ended = {"state": state, "ended": now(), "by": uuid.uuid4().hex, **record}
         return claim(self._end, json.dumps(ended, indent=1))
 
+    def say(self, reason: str) -> None:
+        """Leave word why it was interrupted, for who started its process and writes the end."""
+        claim(self._words, json.dumps({"reason": reason, "by": uuid.uuid4().hex}))
+
+    @property
+    def last_words(self) -> str:
+        """Why it was interrupted, if it has said so."""
+        return (_read(self._words) or {}).get("reason", "")
+
     def again(self) -> None:
         """Give a failed job its attempts again."""
         claim(self._again, json.dumps({"at": now(), "by": uuid.uuid4().hex}))
@@ -142,6 +152,10 @@ class Attempt:
     @property
     def _end(self) -> Path:
         return self.folder / f"{self.number}.end.json"
+
+    @property
+    def _words(self) -> Path:
+        return self.folder / f"{self.number}.words.json"
 
     @property
     def _again(self) -> Path:
@@ -242,7 +256,7 @@ class SweepJob:
 
     def _path(self, name: str | None) -> Path | None:
         """Return where something is: a name is one in the folder of all runs."""
-        return self.folder.parents[2] / name if name else None
+        return self.folder.parents[2].resolve() / name if name else None
 
     def _tries_left(self, every: list[Attempt]) -> bool:
         tries = 0

@@ -19,7 +19,15 @@ from helpers import raises_code
 
 import ftlab as ft
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
-from ftlab.experiments.backends import LocalBackend, Needs, SlurmBackend, numbers_of, ranges
+from ftlab.experiments.backends import (
+    Backend,
+    LocalBackend,
+    Needs,
+    Result,
+    SlurmBackend,
+    numbers_of,
+    ranges,
+)
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import resolve
@@ -299,6 +307,49 @@ def test_an_interrupted_job_is_resumed_and_costs_no_retry(beside, runs_folder, r
     assert table["state"][0] == "stopped" and table.attrs["exit_code"] == 3
     code, out, _ = ran("sweep", plan)
     assert code == 0 and noted(beside)["0"] == 2
+
+
+def test_a_job_without_its_result_fails_once(beside, quick):
+    table = ft.sweep(planned(beside, {"how": "no result", "times": 5}, {}))
+    assert list(table["state"]) == ["failed", "done"]
+    assert "result-0" in table["reason"][0] and str(beside) not in table["reason"][0]
+    assert noted(beside) == {"0": 1, "1": 1}
+
+
+def test_runs_in_a_linked_folder_are_found_again(beside, quick, monkeypatch):
+    (beside / "deep" / "disk").mkdir(parents=True)
+    (beside / "runs").symlink_to(beside / "deep" / "disk")
+    monkeypatch.setenv("FTLAB_RUNS", str(beside / "runs"))
+    plan = planned(beside, {})
+    for _ in range(2):
+        table = ft.sweep(plan)
+        assert list(table["state"]) == ["done"] and Path(table["run"][0]).read_text() == "done"
+    assert noted(beside) == {"0": 1}
+
+
+def test_a_job_that_interrupts_itself_is_tried_as_often_as_allowed(beside, quick):
+    table = ft.sweep(planned(beside, {"how": "interrupts itself", "times": 9}, {}, retries=1))
+    assert list(table["state"]) == ["failed", "done"] and table["attempts"][0] == 2
+    assert "enough" in table["reason"][0]
+    assert noted(beside)["0"] == 2
+
+
+def test_a_job_that_was_stopped_elsewhere_is_not_begun_again_by_the_same_call(beside, quick):
+    class Cancelling(Backend):
+        """Its jobs run elsewhere, where somebody cancels them."""
+
+        name = "cancelling"
+
+        def map(self, jobs):
+            for job in jobs:
+                SweepFolder.open(job.row.folder).jobs[job.row.number].take().end("stopped")
+            return [Result(job) for job in jobs]
+
+    plan = planned(beside, {})
+    for attempts_so_far in (1, 2):  # one a call
+        table = ft.sweep(plan, backend=Cancelling())
+        assert list(table["state"]) == ["stopped"] and table.attrs["exit_code"] == 3
+        assert list(table["attempts"]) == [attempts_so_far]
 
 
 def test_a_killed_sweep_leaves_no_process_behind_and_the_next_one_goes_on(
