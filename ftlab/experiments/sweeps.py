@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ INTERRUPTED = 130
 ALL_DONE, SOME_FAILED, NOT_YET = 0, 1, 3  # exit codes
 COLUMNS = ("number", "job", "state", "attempts", "reason", "seconds", "where", "run")
 INTERRUPTS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a process
+ALONE_S = 60.0  # for a job to save a checkpoint when its worker was killed; less than LOST_S
 SIGNAL_S = 1.0  # within which a signal that is meant for a worker and its job reaches both
 DEAD_KERNEL = "DeadKernelError"
 
@@ -395,6 +397,9 @@ def make_attempt() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
     for one in both:
         signal.signal(one, signal.default_int_handler)
+    current.adopt()
+    if current.ended or _is_alone():  # another may have begun before it could be seen
+        sys.exit(INTERRUPTED)
     alone = threading.Event()  # who started this process has ended
     threading.Thread(target=_end_with_parent, args=(alone,), daemon=True).start()
     began = clock()
@@ -422,11 +427,19 @@ def make_attempt() -> None:
     sys.exit(code)
 
 
+def _is_alone() -> bool:
+    """Return whether the process that started this one has ended."""
+    readable, _, _ = select.select([0], [], [], 0)
+    return bool(readable)
+
+
 def _end_with_parent(alone: threading.Event) -> None:
-    """Interrupt this process when the one that started it has ended, however it did."""
+    """End this process when the one that started it has ended: by an interrupt, then by force."""
     os.read(0, 1)  # of sys.stdin, whose lock would stop the end of this process
     alone.set()
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(ALONE_S)
+    os._exit(INTERRUPTED)
 
 
 def _call(folder: SweepFolder, job: SweepJob) -> Any:

@@ -367,6 +367,43 @@ def test_a_killed_sweep_leaves_no_process_behind_and_the_next_one_goes_on(
     assert first["state"] in ("lost", "stopped")
 
 
+def test_a_job_whose_worker_was_killed_is_not_begun_while_its_process_lives(
+    beside, runs_folder, quick
+):
+    plan = planned(beside, {"how": "clings"})
+    process = begun(plan, runs_folder)
+    wait_for(lambda: noted(beside)["0"])
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+    table = ft.sweep(plan)
+    assert noted(beside) == {"0": 1}
+    assert [ended["state"] for ended in attempts(table, 0)] == ["done"]
+
+
+def test_a_process_that_lost_its_worker_before_it_was_seen_does_nothing(job, beside):
+    job.take()
+    folder = job.folder.parents[1]
+    words = [sys.executable, "-c", sweeps.WORK, str(folder), "0", "1"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environ, cwd=beside, stdin=subprocess.DEVNULL)
+    assert done.returncode == 130 and not noted(beside)
+
+
+def test_a_process_that_will_not_be_interrupted_ends_with_its_worker_all_the_same():
+    code = (
+        "import signal, threading, time\n"
+        "from ftlab.experiments import sweeps\n"
+        "sweeps.ALONE_S = 0.1\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "threading.Thread(target=sweeps._end_with_parent, args=(threading.Event(),)).start()\n"
+        "time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, cwd=ROOT, timeout=WAIT_S)
+    assert done.returncode == 130 and time.monotonic() - began < 50
+
+
 def test_two_sweeps_of_one_plan_do_each_job_once(beside, runs_folder):
     plan = planned(beside, *[{"seconds": 0.3}] * 5)
     both = [begun(plan, runs_folder) for _ in range(2)]
