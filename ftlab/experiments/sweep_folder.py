@@ -5,6 +5,8 @@
     plan.json                  the jobs and what each takes, as the last call gave them
     jobs/NNN-KEY/N.json        attempt N at job NNN: who, where, since when; its lease
     jobs/NNN-KEY/N.end.json    how it ended: done (with its run), failed, lost or stopped, and why
+    jobs/NNN-KEY/N.child.json  the process that does it, of the machine in N.json
+    jobs/NNN-KEY/N.words.json  why it was interrupted, as its process has it
     jobs/NNN-KEY/N.again.json  a later call gives a failed job its attempts again
     jobs/NNN-KEY/N.log         what it printed
 
@@ -97,6 +99,19 @@ class Attempt:
         ended = {"state": state, "ended": now(), "by": uuid.uuid4().hex, **record}
         return claim(self._end, json.dumps(ended, indent=1))
 
+    def adopt(self) -> None:
+        """Note this process as the one that does the work: while it lives, nobody else begins."""
+        write_atomic(self._child, json.dumps({"process": os.getpid()}))
+
+    def say(self, reason: str) -> None:
+        """Leave word why it was interrupted, for who started its process and writes the end."""
+        claim(self._words, json.dumps({"reason": reason, "by": uuid.uuid4().hex}))
+
+    @property
+    def last_words(self) -> str:
+        """Why it was interrupted, if it has said so."""
+        return (_read(self._words) or {}).get("reason", "")
+
     def again(self) -> None:
         """Give a failed job its attempts again."""
         claim(self._again, json.dumps({"at": now(), "by": uuid.uuid4().hex}))
@@ -119,12 +134,14 @@ class Attempt:
     def silence(self) -> str:
         """Return why it must be lost, or ""."""
         who = _read(self.path) or {}
-        if who.get("machine") == machine() and not _is_alive(who["process"]):
-            return f"process {who['process']} on {who['host']} has ended without a word"
+        if who.get("machine") == machine():
+            worker = who["process"]
+            own = (_read(self._child) or {}).get("process", worker)
+            if not _is_alive(worker) and not _is_alive(own):
+                return f"process {worker} has ended without a word"
         age = self._age()
         if age > LOST_S:
-            host = who.get("host", "its machine")
-            return f"{host} gave no sign of life for {age:.0f} s"
+            return f"its machine gave no sign of life for {age:.0f} s"
         return ""
 
     def _age(self) -> float:
@@ -142,6 +159,14 @@ class Attempt:
     @property
     def _end(self) -> Path:
         return self.folder / f"{self.number}.end.json"
+
+    @property
+    def _child(self) -> Path:
+        return self.folder / f"{self.number}.child.json"
+
+    @property
+    def _words(self) -> Path:
+        return self.folder / f"{self.number}.words.json"
 
     @property
     def _again(self) -> Path:
@@ -242,7 +267,7 @@ class SweepJob:
 
     def _path(self, name: str | None) -> Path | None:
         """Return where something is: a name is one in the folder of all runs."""
-        return self.folder.parents[2] / name if name else None
+        return self.folder.parents[2].resolve() / name if name else None
 
     def _tries_left(self, every: list[Attempt]) -> bool:
         tries = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ POLL_S = 5.0  # between two looks at jobs that run elsewhere
 INTERRUPTED = 130
 ALL_DONE, SOME_FAILED, NOT_YET = 0, 1, 3  # exit codes
 COLUMNS = ("number", "job", "state", "attempts", "reason", "seconds", "where", "run")
-INTERRUPTS = (-signal.SIGINT, -signal.SIGTERM)  # as exit codes of a process
+INTERRUPTS = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a process
+ALONE_S = 60.0  # for a job to save a checkpoint when its worker was killed; less than LOST_S
+SIGNAL_S = 1.0  # within which a signal that is meant for a worker and its job reaches both
 DEAD_KERNEL = "DeadKernelError"
 
 
@@ -89,14 +93,17 @@ def sweep(
     folder = _folder_of(found)
     for job in folder.in_state("failed"):
         job.attempts[-1].again()
+    ended: set[int] = set()  # jobs that this call has begun and somebody has stopped
     while True:
-        jobs = _open_jobs(folder)
+        jobs = _open_jobs(folder, ended)
         before = _attempts(folder)
         results = runner.map(jobs) if jobs else []
         stuck = jobs and _attempts(folder) == before  # no worker could begin
         if stuck:
             _say_why(results)
-        if not runner.waits or stuck or not _wait(folder):
+        numbers = {job.row.number for job in jobs if job.row}
+        ended |= numbers & {job.number for job in folder.in_state("stopped", "gone")}
+        if not runner.waits or stuck or not _wait(folder, ended):
             return sweep_table(folder)
 
 
@@ -120,8 +127,9 @@ def _folder_of(found: Resolved) -> SweepFolder:
     return SweepFolder.make(found.name, found.directory, found.jobs, needs, found.plan.retries)
 
 
-def _open_jobs(folder: SweepFolder) -> list[Job]:
-    return [_job(folder, job) for job in folder.in_state(*OPEN)]
+def _open_jobs(folder: SweepFolder, but: Collection[int] = ()) -> list[Job]:
+    """Return the jobs that can be taken, but these."""
+    return [_job(folder, job) for job in folder.in_state(*OPEN) if job.number not in but]
 
 
 def _attempts(folder: SweepFolder) -> int:
@@ -142,11 +150,11 @@ def _job(folder: SweepFolder, job: SweepJob) -> Job:
     )
 
 
-def _wait(folder: SweepFolder) -> bool:
-    """Wait for jobs that another call works on; return whether some are left to take."""
+def _wait(folder: SweepFolder, but: Collection[int]) -> bool:
+    """Wait for jobs that another call works on; return whether some but these are left to take."""
     shown = False
     while True:
-        if _open_jobs(folder):
+        if _open_jobs(folder, but):
             return True
         running = list(folder.in_state("running"))
         if not running:
@@ -267,7 +275,8 @@ def do(
         folder: The folder of the sweep.
         number: The job's place in the plan.
         env: Environment variables for its processes.
-        on_cell: Called before each attempt with its number and how many there may be.
+        on_cell: Called before each attempt, and after one that was interrupted, with its number
+            and how many there may be. It raises KeyboardInterrupt while the caller is ending.
         kernels: The process of an attempt is in it while it runs, so that the caller can end it.
 
     Returns:
@@ -279,12 +288,13 @@ def do(
     opened = SweepFolder.open(folder)
     job = opened.jobs[number]
     while True:
-        on_cell(len(job.attempts) + 1, job.retries + 1, "attempt")
+        begins = partial(on_cell, len(job.attempts) + 1, job.retries + 1, "attempt")
+        begins()
         attempt = job.take()
         if attempt is None:
             break
-        _supervise(opened, job, attempt, env, kernels)
-        if (attempt.ended or {}).get("state") == "stopped":
+        _supervise(opened, job, attempt, env, kernels, partial(_is_asked_to_stop, begins))
+        if (attempt.ended or {}).get("state") in ("stopped", "done"):
             break
     state = job.state()
     if state.name == "failed":
@@ -292,10 +302,32 @@ def do(
     return state
 
 
+def _is_asked_to_stop(begins: Callable[[], None]) -> bool:
+    """Return whether the caller is ending; the signal may reach it a little later than a job."""
+    until = clock() + SIGNAL_S
+    while True:
+        try:
+            begins()  # refused while the caller is ending
+        except KeyboardInterrupt:
+            return True
+        if clock() > until:
+            return False
+        time.sleep(SIGNAL_S / 10)
+
+
 def _supervise(
-    folder: SweepFolder, job: SweepJob, attempt: Attempt, env: dict[str, str], kernels: list
+    folder: SweepFolder,
+    job: SweepJob,
+    attempt: Attempt,
+    env: dict[str, str],
+    kernels: list,
+    is_asked_to_stop: Callable[[], bool],
 ) -> None:
-    """Run an attempt in a process of its own, and write how it ended if the process has not."""
+    """Run an attempt in a process of its own, and write how it ended if the process has not.
+
+    One that was interrupted though nobody asked this process to stop is lost: else a job that is
+    interrupted each time would be begun for ever.
+    """
     words = [sys.executable, "-c", WORK, str(folder.path), str(job.number), str(attempt.number)]
     more = {
         "FTLAB_BATCH": "1",
@@ -321,8 +353,12 @@ def _supervise(
         kernels.append(process)
         _watch(process, attempt)
         reason = _last_words(process.returncode, attempt)
-        if process.returncode in INTERRUPTS:  # before it could say so itself
-            state = "stopped"
+        if process.returncode in INTERRUPTS:
+            reason = attempt.last_words or "interrupted"
+            if is_asked_to_stop():
+                state = "stopped"
+            else:
+                reason = f"interrupted by itself or somebody else: {reason}"
     except OSError as error:
         reason = f"{reason}: {error}"
     finally:
@@ -361,14 +397,23 @@ def make_attempt() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
     for one in both:
         signal.signal(one, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    current.adopt()
+    if current.ended or _is_alone():  # another may have begun before it could be seen
+        sys.exit(INTERRUPTED)
+    alone = threading.Event()  # who started this process has ended
+    threading.Thread(target=_end_with_parent, args=(alone,), daemon=True).start()
     began = clock()
     code = 0
+    ended: dict[str, Any] = {}
     try:
         value = _call(opened, job)
         ended = {"state": "done", **_kept(value, job.folder)}
     except KeyboardInterrupt as error:
-        ended = {"state": "stopped", "reason": str(error) or "interrupted"}
+        reason = safe(redacted(f"{error}"), 1000) or "interrupted"
+        if alone.is_set():
+            ended = {"state": "stopped", "reason": reason}
+        else:  # only who started this process knows why
+            current.say(reason)
         code = INTERRUPTED
     except Exception as error:
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
@@ -377,14 +422,24 @@ def make_attempt() -> None:
             text = f"{type(error).__name__}: {text}"
         ended = {"state": "failed", "reason": text, "retry": is_worth_a_retry(error)}
         code = 1
-    current.end(**ended, seconds=round(clock() - began, 1))
+    if ended:
+        current.end(**ended, seconds=round(clock() - began, 1))
     sys.exit(code)
 
 
-def _end_with_parent() -> None:
-    """Interrupt this process when the one that started it has ended, however it did."""
+def _is_alone() -> bool:
+    """Return whether the process that started this one has ended."""
+    readable, _, _ = select.select([0], [], [], 0)
+    return bool(readable)
+
+
+def _end_with_parent(alone: threading.Event) -> None:
+    """End this process when the one that started it has ended: by an interrupt, then by force."""
     os.read(0, 1)  # of sys.stdin, whose lock would stop the end of this process
+    alone.set()
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(ALONE_S)
+    os._exit(INTERRUPTED)
 
 
 def _call(folder: SweepFolder, job: SweepJob) -> Any:
@@ -414,9 +469,25 @@ def _kept(value: Any, folder: Path) -> dict[str, str]:
     if isinstance(run, Run):
         found["run"] = str(run.path)
     elif isinstance(run, Path):
-        found["run"] = str(run.absolute())
-    home = folder.parents[2]
-    return {name: os.path.relpath(path, home) for name, path in found.items()}
+        found["run"] = str(run)
+    home = folder.parents[2].resolve()
+    return {name: _name_in(home, Path(path)) for name, path in found.items()}
+
+
+def _name_in(home: Path, path: Path) -> str:
+    """Return how a result is named from the folder of all runs.
+
+    Raises:
+        UsageError: `no_result`.
+    """
+    if not path.exists():
+        name = safe(path.name, 200)
+        raise UsageError(
+            "no_result",
+            f"The cell returned the path {name}, where nothing is. Let it return a run, a table, "
+            "or the path of a file that it has written.",
+        )
+    return os.path.relpath(path.resolve(), home)
 
 
 def is_worth_a_retry(error: Exception) -> bool:

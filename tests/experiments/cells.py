@@ -13,7 +13,8 @@ def note(number: int, how: str = "", times: int = 1, seconds: float = 0.0) -> Pa
 
     Args:
         number: Of the job.
-        how: "killed", "fails" (a fault of code), "no room" (of the file system), "sleeps".
+        how: "killed", "fails" (a fault of code), "no room" (of the file system), "sleeps",
+            "clings" (to its life, for 3 s), "interrupts itself", "no result" (its path is not there).
         times: Attempts that end so.
         seconds: How long it takes.
     """
@@ -31,6 +32,13 @@ def note(number: int, how: str = "", times: int = 1, seconds: float = 0.0) -> Pa
         raise OSError(5, "Input/output error")
     if how == "sleeps":
         time.sleep(60)
+    if how == "clings":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(3)
+    if how == "interrupts itself":
+        raise KeyboardInterrupt("enough")
     result = Path(f"result-{number}")
+    if how == "no result":
+        return result
     result.write_text("done")
     return result

@@ -19,7 +19,15 @@ from helpers import raises_code
 
 import ftlab as ft
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
-from ftlab.experiments.backends import LocalBackend, Needs, SlurmBackend, numbers_of, ranges
+from ftlab.experiments.backends import (
+    Backend,
+    LocalBackend,
+    Needs,
+    Result,
+    SlurmBackend,
+    numbers_of,
+    ranges,
+)
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import resolve
@@ -301,6 +309,49 @@ def test_an_interrupted_job_is_resumed_and_costs_no_retry(beside, runs_folder, r
     assert code == 0 and noted(beside)["0"] == 2
 
 
+def test_a_job_without_its_result_fails_once(beside, quick):
+    table = ft.sweep(planned(beside, {"how": "no result", "times": 5}, {}))
+    assert list(table["state"]) == ["failed", "done"]
+    assert "result-0" in table["reason"][0] and str(beside) not in table["reason"][0]
+    assert noted(beside) == {"0": 1, "1": 1}
+
+
+def test_runs_in_a_linked_folder_are_found_again(beside, quick, monkeypatch):
+    (beside / "deep" / "disk").mkdir(parents=True)
+    (beside / "runs").symlink_to(beside / "deep" / "disk")
+    monkeypatch.setenv("FTLAB_RUNS", str(beside / "runs"))
+    plan = planned(beside, {})
+    for _ in range(2):
+        table = ft.sweep(plan)
+        assert list(table["state"]) == ["done"] and Path(table["run"][0]).read_text() == "done"
+    assert noted(beside) == {"0": 1}
+
+
+def test_a_job_that_interrupts_itself_is_tried_as_often_as_allowed(beside, quick):
+    table = ft.sweep(planned(beside, {"how": "interrupts itself", "times": 9}, {}, retries=1))
+    assert list(table["state"]) == ["failed", "done"] and table["attempts"][0] == 2
+    assert "enough" in table["reason"][0]
+    assert noted(beside)["0"] == 2
+
+
+def test_a_job_that_was_stopped_elsewhere_is_not_begun_again_by_the_same_call(beside, quick):
+    class Cancelling(Backend):
+        """Its jobs run elsewhere, where somebody cancels them."""
+
+        name = "cancelling"
+
+        def map(self, jobs):
+            for job in jobs:
+                SweepFolder.open(job.row.folder).jobs[job.row.number].take().end("stopped")
+            return [Result(job) for job in jobs]
+
+    plan = planned(beside, {})
+    for attempts_so_far in (1, 2):  # one a call
+        table = ft.sweep(plan, backend=Cancelling())
+        assert list(table["state"]) == ["stopped"] and table.attrs["exit_code"] == 3
+        assert list(table["attempts"]) == [attempts_so_far]
+
+
 def test_a_killed_sweep_leaves_no_process_behind_and_the_next_one_goes_on(
     beside, runs_folder, quick
 ):
@@ -314,6 +365,43 @@ def test_a_killed_sweep_leaves_no_process_behind_and_the_next_one_goes_on(
     # Either the next sweep found its process gone, or the job's own process had ended before.
     first = attempts(table, 0)[0]
     assert first["state"] in ("lost", "stopped")
+
+
+def test_a_job_whose_worker_was_killed_is_not_begun_while_its_process_lives(
+    beside, runs_folder, quick
+):
+    plan = planned(beside, {"how": "clings"})
+    process = begun(plan, runs_folder)
+    wait_for(lambda: noted(beside)["0"])
+    process.kill()
+    process.communicate(timeout=WAIT_S)
+    table = ft.sweep(plan)
+    assert noted(beside) == {"0": 1}
+    assert [ended["state"] for ended in attempts(table, 0)] == ["done"]
+
+
+def test_a_process_that_lost_its_worker_before_it_was_seen_does_nothing(job, beside):
+    job.take()
+    folder = job.folder.parents[1]
+    words = [sys.executable, "-c", sweeps.WORK, str(folder), "0", "1"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environ, cwd=beside, stdin=subprocess.DEVNULL)
+    assert done.returncode == 130 and not noted(beside)
+
+
+def test_a_process_that_will_not_be_interrupted_ends_with_its_worker_all_the_same():
+    code = (
+        "import signal, threading, time\n"
+        "from ftlab.experiments import sweeps\n"
+        "sweeps.ALONE_S = 0.1\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "threading.Thread(target=sweeps._end_with_parent, args=(threading.Event(),)).start()\n"
+        "time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, cwd=ROOT, timeout=WAIT_S)
+    assert done.returncode == 130 and time.monotonic() - began < 50
 
 
 def test_two_sweeps_of_one_plan_do_each_job_once(beside, runs_folder):
