@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder `ftlab`
 CLOCK_NS = 2 * 10**9  # resolution of the coarsest file system clock (FAT)
 AT_A_TIME = 1000  # items of a list that are written out for their hash
 HASHES = "hashes.json"  # in `data`
+LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # no (more) hard links here
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries in Rust report the number in their text; PyTorch's writer loses it on the way.
 FULL_TEXT = re.compile(
@@ -189,9 +190,26 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without links, where a reader may see half of the content
-        with contextlib.suppress(FileExistsError), open(path, "xb") as file:
-            file.write(temporary.read_bytes())
+    except OSError as error:
+        if error.errno not in LINKLESS:
+            raise
+        _create(path, temporary.read_bytes())
+
+
+def _create(path: Path, content: bytes) -> None:
+    """Write a file that is not there, where a reader may see half of it; leave none on an error."""
+    try:
+        file = open(path, "xb")  # noqa: SIM115
+    except FileExistsError:
+        return
+    try:
+        with file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def claim(path: Path, content: str) -> bool:

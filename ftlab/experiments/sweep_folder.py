@@ -45,6 +45,7 @@ BEAT_S = 10.0  # between two signs of life
 LOST_S = 180.0  # without one, an attempt is lost; NFS shows old times for up to 60 s
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 NAMESPACE = Path("/proc/self/ns/pid")
+TORN = "the file of how it ended is not whole"
 ENDS = ("done", "failed", "lost", "stopped")
 OPEN = ("waiting", "stopped", "gone")  # states in which a job is taken
 # A job's state, and what it means.
@@ -118,8 +119,13 @@ class Attempt:
 
     @property
     def ended(self) -> dict[str, Any] | None:
-        """How it ended; None if it has not."""
-        return _read(self._end)
+        """How it ended; None if it has not. What was half written by somebody dead is lost."""
+        ended = _read(self._end)
+        with contextlib.suppress(FileNotFoundError):  # it has not
+            if ended is None and self._age(self._end) > LOST_S:
+                # It may have been made whole after it was read.
+                return _read(self._end) or {"state": "lost", "reason": TORN, "retry": True}
+        return ended
 
     @property
     def forgiven(self) -> bool:
@@ -139,14 +145,14 @@ class Attempt:
             own = (_read(self._child) or {}).get("process", worker)
             if not _is_alive(worker) and not _is_alive(own):
                 return f"process {worker} has ended without a word"
-        age = self._age()
+        age = self._age(self.path)
         if age > LOST_S:
             return f"its machine gave no sign of life for {age:.0f} s"
         return ""
 
-    def _age(self) -> float:
-        """Return the seconds since its last sign of life, by the clock of the file server."""
-        beat = self.path.stat().st_mtime
+    def _age(self, path: Path) -> float:
+        """Return the seconds since a file was changed, by the clock of the file server."""
+        changed = path.stat().st_mtime
         probe = self.folder / f".{uuid.uuid4().hex[:12]}.tmp"
         try:
             probe.touch()
@@ -154,7 +160,7 @@ class Attempt:
             probe.unlink()
         except OSError:  # somebody who may only read
             present = time.time()
-        return present - beat
+        return present - changed
 
     @property
     def _end(self) -> Path:

@@ -80,7 +80,8 @@ def sweep(
     Returns:
         One row per job: number, job, state, attempts, reason (why the last attempt did not finish
         it), seconds, where (its machine), run (the folder of what its cell returned).
-        `attrs["exit_code"]`: 0 all are done, 1 some failed, 3 none failed and some are not done.
+        `attrs["exit_code"]`: 0 all are done, 1 some failed or could not begin, 3 some are not done
+        for other reasons.
 
     Raises:
         NotFoundError: `no_such_plan`.
@@ -94,25 +95,26 @@ def sweep(
     for job in folder.in_state("failed"):
         job.attempts[-1].again()
     ended: set[int] = set()  # jobs that this call has begun and somebody has stopped
+    errors: dict[int, Exception] = {}  # why jobs could not even begin
     while True:
         jobs = _open_jobs(folder, ended)
         before = _attempts(folder)
         results = runner.map(jobs) if jobs else []
         stuck = jobs and _attempts(folder) == before  # no worker could begin
-        if stuck:
-            _say_why(results)
+        errors |= _errors(results)
         numbers = {job.row.number for job in jobs if job.row}
         ended |= numbers & {job.number for job in folder.in_state("stopped", "gone")}
         if not runner.waits or stuck or not _wait(folder, ended):
-            return sweep_table(folder)
+            return sweep_table(folder, errors=errors)
 
 
-def _say_why(results: list[Result]) -> None:
-    """Print the errors of jobs whose attempts could not even begin."""
+def _errors(results: list[Result]) -> dict[int, Exception]:
+    """Return the errors of jobs, by their numbers."""
+    found = {}
     for result in results:
-        if result.error:
-            reason = safe(result.error, 1000)
-            print(f"{result.job.name}: {reason}", file=sys.stderr)
+        if result.error and result.job.row:
+            found[result.job.row.number] = result.error
+    return found
 
 
 def _runner(backend: str | Backend, found: Resolved) -> Backend:
@@ -187,15 +189,17 @@ def sweep_work(folder: str | Path, numbers: list[int]) -> SweepTable:
         most = len(opened.jobs) - 1
         raise UsageError("no_such_job", f"There is no job {missing[0]}. Jobs are 0 to {most}.")
     until = clock() + LOST_S + 2 * BEAT_S
+    errors: dict[int, Exception] = {}
     while True:
         states = {number: opened.jobs[number].refreshed() for number in numbers}
         jobs = [_job(opened, opened.jobs[one]) for one in numbers if states[one].name in OPEN]
         # Who started this process has seen to what a job needs.
-        LocalBackend(lanes=1).map([replace(job, needs=Needs()) for job in jobs])
+        results = LocalBackend(lanes=1).map([replace(job, needs=Needs()) for job in jobs])
+        errors |= _errors(results)
         # The machine of a task that was queued again may be gone: then its job is free soon.
         running = [one for one in numbers if opened.jobs[one].refreshed().name == "running"]
         if not running or clock() > until:
-            return sweep_table(opened, numbers)
+            return sweep_table(opened, numbers, errors)
         time.sleep(POLL_S)
 
 
@@ -224,17 +228,33 @@ def opened_sweep(plan: str | Path | dict[str, Any]) -> SweepFolder:
     return SweepFolder.open(plan)
 
 
-def sweep_table(folder: SweepFolder, numbers: list[int] | None = None) -> SweepTable:
-    """Return one row per job of a sweep, or of these jobs."""
+def sweep_table(
+    folder: SweepFolder,
+    numbers: list[int] | None = None,
+    errors: dict[int, Exception] | None = None,
+) -> SweepTable:
+    """Return one row per job of a sweep.
+
+    Args:
+        folder: The folder of the sweep.
+        numbers: Of these jobs only.
+        errors: Why jobs could not even begin, by their numbers. Where one is still open, that is
+            its reason, and the exit code is 1.
+    """
     rows = []
+    stuck = False
     for job in folder.jobs:
         if numbers is None or job.number in numbers:
             state = job.refreshed()
+            error = (errors or {}).get(job.number)
+            if error is not None and state.name in OPEN:
+                state = replace(state, reason=safe(redacted(f"{error}"), 1000))
+                stuck = True
             rows.append(_row(job, state))
     table = SweepTable(rows, columns=list(COLUMNS))
     counts = Counter(table["state"])
     code = NOT_YET
-    if counts["failed"]:
+    if counts["failed"] or stuck:
         code = SOME_FAILED
     elif counts["done"] == len(table):
         code = ALL_DONE

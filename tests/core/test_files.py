@@ -36,6 +36,7 @@ from ftlab._core import files
 from ftlab._core.errors import StorageFull, UsageError
 from ftlab._core.files import (
     check_page,
+    claim,
     digest,
     file_hash,
     stamp,
@@ -476,3 +477,39 @@ def test_a_page_is_tried_without_a_trace_and_a_name_is_a_text(tmp_path):
     with raises_code("output_not_writable"):
         check_page(5)
     assert check_page(None) is None
+
+
+def _no_link(number: int):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    return link
+
+
+def test_without_links_one_of_several_claims_is_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", _no_link(errno.EPERM))
+    assert claim(tmp_path / "lease", "one") and not claim(tmp_path / "lease", "two")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_without_links_a_failed_write_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", _no_link(errno.ENOTSUP))
+    synced = []
+
+    def full_at_the_second(_):
+        synced.append(1)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with raises_code("storage_full"):
+        claim(tmp_path / "lease", "one")
+    assert not list(tmp_path.iterdir())
+    assert claim(tmp_path / "lease", "two")
+
+
+def test_another_error_of_linking_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", _no_link(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        claim(tmp_path / "lease", "one")
+    assert not list(tmp_path.iterdir())

@@ -241,6 +241,16 @@ def test_a_process_that_has_ended_on_this_machine_loses_the_job_at_once(job):
     assert job.take().number == 2
 
 
+def test_an_end_that_was_half_written_is_lost_when_it_is_old(job):
+    job.take()
+    torn = job.folder / "1.end.json"
+    torn.write_text('{"state": "do')
+    assert job.state().name == "running" and job.take() is None
+    old = time.time() - sweep_folder.LOST_S - 5
+    os.utime(torn, (old, old))
+    assert job.state().name == "waiting" and job.take().number == 2
+
+
 def test_a_job_is_tried_as_often_as_allowed_and_again_after_the_next_call(job):
     for _ in range(2):  # one retry
         job.take().end("failed", retry=True, reason="memory")
@@ -402,6 +412,22 @@ def test_a_process_that_will_not_be_interrupted_ends_with_its_worker_all_the_sam
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, cwd=ROOT, timeout=WAIT_S)
     assert done.returncode == 130 and time.monotonic() - began < 50
+
+
+def test_why_a_job_could_not_even_begin_is_its_reason(beside, quick, monkeypatch):
+    plan = planned(beside, {}, {})
+    take = sweep_folder.SweepJob.take
+
+    def refused(job):
+        if job.number == 1:
+            raise PermissionError(13, "Permission denied")
+        return take(job)
+
+    monkeypatch.setattr(sweep_folder.SweepJob, "take", refused)
+    folder = sweeps._folder_of(resolve(plan, {})).path
+    for table in (sweep_work(folder, [0, 1]), ft.sweep(plan)):
+        assert list(table["state"]) == ["done", "waiting"] and table.attrs["exit_code"] == 1
+        assert "Permission denied" in table["reason"][1] and not table["reason"][0]
 
 
 def test_two_sweeps_of_one_plan_do_each_job_once(beside, runs_folder):
