@@ -411,6 +411,8 @@ class _Jobs:
             text = value
             if not isinstance(value, str):
                 text = json.dumps(value, ensure_ascii=False)
+            elif text.startswith("/"):
+                text = Path(text).name
             if len(text) > MOST_CHARACTERS:
                 text = f"...{text[-MOST_CHARACTERS:]}"
             parts.append(f"{name}={text}")
