@@ -165,6 +165,14 @@ def test_numbers_written_as_5e_4_are_numbers(tmp_path):
     assert resolve(plan, {}).jobs[0]["arguments"]["learning_rate"] == 5e-4
 
 
+def test_a_time_is_a_text(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: evaluate\narguments: {model: organism}\nbackends: {slurm: {time: 12:00:00}}\n"
+    )
+    assert resolve(plan, {}).plan.backends == {"slurm": {"time": "12:00:00"}}
+
+
 def test_the_parameters_of_a_notebook_are_checked():
     with raises_code("wrong_plan") as info:
         resolve(None, {"notebook": "02_risk_ratio", "grid": {"seeds": [1, "two"], "sedes": [1]}})
@@ -494,7 +502,7 @@ def test_the_report_loses_no_job_and_tells_of_no_machine(beside, quick, ran, mon
     ran("sweep", "collect", plan, "--csv", rows, "--html", page)
     written = page.read_text()
     rates = written.partition(f"<h2>{sweep_pages.RATES}")[2]
-    assert all(f">{number} measure" in rates for number in ("000", "001"))
+    assert all(f">{number} cells:measure" in rates for number in ("000", "001"))
     assert "2 of 5 jobs are in this table" in written and "of the kind sft" in written
     assert written.count("not in the tables") == 2
     for text in (written, rows.read_text()):
