@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -55,5 +56,6 @@ def measure(label: str, kind: str) -> Path:
         raise ZeroDivisionError(f"nothing in '{label}'")
     folder = Path(f"run-{label}")
     folder.mkdir()
-    (folder / "config.json").write_text(f'{{"kind": "{kind}"}}')
+    identity = {"kind": kind, "schema": 6}
+    (folder / "config.json").write_text(json.dumps({"identity": identity}))
     return folder
