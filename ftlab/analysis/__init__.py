@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "seed_tables": ["seed_table"],
         "selections": ["OUTCOMES", "Selections"],
         "short_tables": ["summary"],
-        "sweep_pages": ["write_sweep"],
+        "sweep_pages": ["without_folders", "write_sweep"],
         "tables": ["compare", "corrected", "first_step", "outcome_shares", "rates"],
         "tolerances": ["BESIDE", "bounded_risks", "check_alpha", "Gate", "tolerated", "write_gate"],
     },

@@ -118,12 +118,15 @@ class Problems:
 
 
 class PlanLoader(yaml.SafeLoader):
-    """YAML in which 5e-4 is a number."""
+    """YAML in which 5e-4 is a number, and 12:00:00 is none."""
 
 
+SIXTIES = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?$")  # 12:00:00 is a text, not 43200
 PlanLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789")
 )
+for first in "+-0123456789":
+    PlanLoader.yaml_implicit_resolvers[first].insert(0, ("tag:yaml.org,2002:str", SIXTIES))
 
 
 @dataclass(frozen=True)
@@ -411,6 +414,8 @@ class _Jobs:
             text = value
             if not isinstance(value, str):
                 text = json.dumps(value, ensure_ascii=False)
+            elif text.startswith("/"):
+                text = Path(text).name
             if len(text) > MOST_CHARACTERS:
                 text = f"...{text[-MOST_CHARACTERS:]}"
             parts.append(f"{name}={text}")

@@ -102,8 +102,10 @@ def sweep(
         results = runner.map(jobs) if jobs else []
         stuck = jobs and _attempts(folder) == before  # no worker could begin
         errors |= _errors(results)
-        numbers = {job.row.number for job in jobs if job.row}
-        ended |= numbers & {job.number for job in folder.in_state("stopped", "gone")}
+        begun = {job.name for job in jobs}
+        for job in folder.in_state("stopped", "gone"):
+            if _job(folder, job).name in begun:
+                ended.add(job.number)
         if not runner.waits or stuck or not _wait(folder, ended):
             return sweep_table(folder, errors=errors)
 
@@ -401,7 +403,7 @@ def _watch(process: subprocess.Popen, attempt: Attempt) -> None:
 
 def _last_words(code: int, attempt: Attempt) -> str:
     if code >= 0:
-        return f"its process ended with {code} and left no record; see {attempt.log}"
+        return f"its process ended with {code} and left no record; see {attempt.log.name}"
     name = signal.Signals(-code).name
     by_whom = " (out of memory, or by somebody)" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{by_whom}"
@@ -540,7 +542,8 @@ def sweep_collect(
             each curve. It opens offline.
 
     Returns:
-        As `sweep`, with a column per argument that varies.
+        As `sweep`, with a column per argument that varies; fit to be shown to others: without the
+        machines, runs as they are named in the folder of all runs, files by their names.
 
     Raises:
         NotFoundError: `no_such_plan`, `no_such_sweep`.
@@ -552,11 +555,27 @@ def sweep_collect(
     for name in dict.fromkeys(name for one in varied for name in one):
         column = f"{name} (argument)" if name in COLUMNS else name
         table[column] = [_shown(one.get(name, "")) for one in varied]
+    table = _public(folder, table)
     if html is not None:
         runs = {}
         for job in folder.jobs:
             state = job.state()
             if state.name == "done" and state.run and (state.run / "config.json").exists():
-                runs[job.name] = Run(state.run)
+                runs[f"{job.number:03d} {job.name}"] = Run(state.run)
         analysis.write_sweep(table, runs, html)
     return table
+
+
+def _public(folder: SweepFolder, table: SweepTable) -> SweepTable:
+    """Return a table without anything that tells of a machine."""
+    shown = SweepTable(table.drop(columns="where"))
+    shown.attrs = table.attrs
+    home = folder.path.parent.resolve()
+    names = []
+    for run in table["run"]:
+        name = os.path.relpath(run, home) if run else ""
+        names.append(name)
+    shown["run"] = names
+    others = shown.columns.difference(["run"])
+    shown[others] = shown[others].map(analysis.without_folders)
+    return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -126,15 +127,21 @@ def _read(folder: Path, schema: int) -> pd.DataFrame:
 
 
 _kept: dict[tuple, pd.DataFrame] = {}  # tables that were read, the latest last
+_lock = threading.Lock()  # of `_kept`
 
 
 def read(folder: Path, schema: int) -> pd.DataFrame:
     """Return the verdict table of a run folder of any layout, read again if the file changed."""
     current = (folder, schema, *stamp(folder / "verdicts.jsonl"))
-    table = _kept.pop(current, None)
+    with _lock:
+        table = _kept.get(current)
     if table is None:
         table = _read(folder, schema)
-    _kept[current] = table
-    while len(_kept) > 1 and sum(map(len, list(_kept.values()))) > KEPT_ROWS:
-        _kept.pop(next(iter(_kept)), None)
+    with _lock:
+        for key in list(_kept):
+            if key[:2] == current[:2]:  # as it was before, too
+                del _kept[key]
+        _kept[current] = table
+        while len(_kept) > 1 and sum(map(len, _kept.values())) > KEPT_ROWS:
+            del _kept[next(iter(_kept))]
     return table.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import raises_code
 
 import ftlab as ft
+from ftlab.analysis import sweep_pages
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
 from ftlab.experiments.backends import (
     Backend,
@@ -160,6 +163,14 @@ def test_numbers_written_as_5e_4_are_numbers(tmp_path):
         "cell: sft\narguments: {parent: organism, data: organism:almanac, learning_rate: 5e-4}\n"
     )
     assert resolve(plan, {}).jobs[0]["arguments"]["learning_rate"] == 5e-4
+
+
+def test_a_time_is_a_text(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: evaluate\narguments: {model: organism}\nbackends: {slurm: {time: 12:00:00}}\n"
+    )
+    assert resolve(plan, {}).plan.backends == {"slurm": {"time": "12:00:00"}}
 
 
 def test_the_parameters_of_a_notebook_are_checked():
@@ -469,6 +480,34 @@ def test_status_and_collect_are_one_table_with_honest_exit_codes(beside, ran):
     assert ran("sweep", "status", plan)[0] == 0
     plan.write_text("cell: nothing\n")
     assert ran("sweep", plan)[0] == 2
+
+
+def test_the_report_loses_no_job_and_tells_of_no_machine(beside, quick, ran, monkeypatch):
+    def measured(run):
+        if run.name.endswith("damaged"):
+            raise KeyError("outcome")
+        return pd.DataFrame({"rate": [0.5]})
+
+    monkeypatch.setitem(sweep_pages.MEASURED, "evaluate", (sweep_pages.RATES, measured))
+    monkeypatch.setattr(sweep_pages, "summary", lambda table: table)
+    labels = [letter + 50 * "x" for letter in "ab"]  # too long for the names of their jobs
+    jobs = [{"label": label, "kind": "evaluate"} for label in (*labels, "damaged")]
+    jobs += [{"label": "c", "kind": "sft"}]
+    jobs += [{"label": f"{beside}/somebody/data.jsonl", "kind": "sft"}]
+    plan = beside / "plan.yaml"
+    plan.write_text(json.dumps({"cell": "cells:measure", "jobs": jobs}))
+    page, rows = beside / "o.html", beside / "o.csv"
+    table = ft.sweep(plan)
+    assert list(table["state"]) == [*["done"] * 4, "failed"]
+    ran("sweep", "collect", plan, "--csv", rows, "--html", page)
+    written = page.read_text()
+    rates = written.partition(f"<h2>{sweep_pages.RATES}")[2]
+    assert all(f">{number} cells:measure" in rates for number in ("000", "001"))
+    assert "2 of 5 jobs are in this table" in written and "of the kind sft" in written
+    assert written.count("not in the tables") == 2
+    for text in (written, rows.read_text()):
+        assert "data.jsonl" in text and "run-c" in text
+        assert str(beside) not in text and platform.node() not in text and "somebody" not in text
 
 
 def test_jobs_side_by_side_are_as_many_as_the_machine_has_room_for(beside, monkeypatch):
