@@ -218,7 +218,15 @@ class _Work:
                 process = kernel
                 if hasattr(kernel, "provisioner"):  # a notebook's; others are processes themselves
                     process = kernel.provisioner.process
-                process.kill() if what == "kill" else process.send_signal(signal.SIGINT)
+                _kill(process) if what == "kill" else process.send_signal(signal.SIGINT)
+
+
+def _kill(process: Any) -> None:
+    """Kill a process, and what it has started where both are a session of their own."""
+    if process.poll() is None and os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _report(line: str) -> None:
