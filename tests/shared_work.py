@@ -17,6 +17,13 @@ def double(report, value):
     return 2 * value
 
 
+class Unreadable:
+    """Can be sent, and not be read."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
 def act(report, what):
     """Do what the name says; "wait" never ends by itself."""
     if what == "data":
@@ -29,6 +36,10 @@ def act(report, what):
         print("the last line", file=sys.stderr)
         sys.exit(3)
     report((what, os.getpid()))
+    if what == "real time":
+        os.kill(os.getpid(), 40)
+    if what == "unreadable":
+        report(Unreadable())
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     try:

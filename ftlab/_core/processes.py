@@ -127,10 +127,16 @@ class _Crew:
         with contextlib.suppress(OSError):  # it has ended
             process.stdin.write(data)
             process.stdin.flush()  # and stays open: that it closes says that the caller is gone
-        with contextlib.suppress(Exception):  # until the end of the stream
+        try:
             while True:
                 kind, value = pickle.load(process.stdout)
                 self.messages.put((number, kind, value))
+        except EOFError:
+            pass
+        except Exception as error:
+            if process.poll() is None and "truncated" not in str(error):
+                self.messages.put((number, RAISE, self._unreadable(number, error)))
+            process.kill()
         self.messages.put((number, END, process.wait()))
 
     def wait(self) -> None:
@@ -164,11 +170,18 @@ class _Crew:
             else:
                 self.failures.append(value)
 
+    def _unreadable(self, number: int, error: Exception) -> ProcessFailed:
+        place = f"process {number + 1} of {len(self.processes)}"
+        why = f"{self.name}: what {place} sent cannot be read ({safe(error, 300)})."
+        return ProcessFailed("process_failed", why)
+
     def _lost(self, number: int, code: int) -> ProcessFailed:
         """Return the error of a process that ended without a word."""
         how = f"ended with code {code}"
         if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            how = f"was ended by signal {-code}"
+            with contextlib.suppress(ValueError):  # signals of real time have no name
+                how = f"was ended by {signal.Signals(-code).name}"
         for line in self._printed(number).splitlines()[-1:]:
             how += f" ({safe(line, 300)})"
         why = f"{self.name}: process {number + 1} of {len(self.processes)} {how}."

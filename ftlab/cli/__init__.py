@@ -59,12 +59,12 @@ def _take_over_launch() -> None:
     which it can end and replace; the rest have nothing to do.
     """
     given = os.environ
-    launched = int(given.get("WORLD_SIZE", 1))
+    launched = int(given.get("WORLD_SIZE") or 1)
     if launched == 1:
         return
-    if int(given.get("RANK", 0)):
+    if int(given.get("RANK") or 0):
         sys.exit(0)
-    if int(given.get("LOCAL_WORLD_SIZE", launched)) < launched:
+    if int(given.get("LOCAL_WORLD_SIZE") or launched) < launched:
         sys.exit(_report("One machine works on a call. Launch on one.", 2))
     if any(given.get(name, "").lower() == "true" for name in SHARDING):
         sys.exit(_report("Each device holds the whole model. Leave FSDP and DeepSpeed out.", 2))

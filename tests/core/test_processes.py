@@ -53,6 +53,8 @@ def test_an_error_of_one_ends_all_and_is_raised_as_it_was():
     "what, code, word",
     [
         ("killed", "process_lost", "SIGKILL"),
+        ("real time", "process_lost", "signal 40"),
+        ("unreadable", "process_failed", "cannot be read"),
         ("exit", "process_lost", "the last line"),
         ("bug", "process_failed", "nothing there"),
         ("memory", "process_failed", "out of memory"),

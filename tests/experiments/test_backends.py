@@ -11,7 +11,16 @@ import pytest
 from helpers import raises_code
 
 from ftlab._core.threads import cores
-from ftlab.experiments.backends import Job, LocalBackend, RayBackend, Row, local, open_backend, ray
+from ftlab.experiments.backends import (
+    Job,
+    LocalBackend,
+    Needs,
+    RayBackend,
+    Row,
+    local,
+    open_backend,
+    ray,
+)
 
 WAIT_S = 20
 
@@ -120,6 +129,29 @@ def test_an_interrupt_ends_the_kernels_and_is_raised(monkeypatch, work):
 def test_a_job_without_a_kernel_gets_its_own_arguments_only():
     (result,) = LocalBackend().map([Job("a", lambda **given: given, {"x": 1})])
     assert result.value == {"x": 1}
+
+
+@pytest.mark.parametrize("gpus, seen", [(1, ["4", "5"]), (0, ["", ""]), (None, ["", ""])])
+def test_each_job_sees_the_accelerators_that_it_has_taken_only(monkeypatch, gpus, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,-1")
+    meeting = threading.Barrier(2)
+    found = []
+
+    def sees(*, env, on_cell, kernels):
+        found.append(env.get("CUDA_VISIBLE_DEVICES", ""))
+        assert ("CUDA_VISIBLE_DEVICES" in env) == (gpus is not None)
+        meeting.wait(WAIT_S)
+
+    needs = Needs(gpus=gpus)
+    jobs = [Job(n, sees, {}, lane, kernel=True, needs=needs) for lane, n in enumerate("ab")]
+    assert not any(result.error for result in LocalBackend().map(jobs))
+    assert sorted(found) == seen
+
+
+def test_one_after_the_other_there_is_room_for_one_or_an_error(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with raises_code("machine_too_small"):
+        LocalBackend(side_by_side=False).map([Job("a", print, {}, needs=Needs(gpus=1))])
 
 
 def test_no_jobs_are_no_results():

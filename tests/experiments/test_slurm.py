@@ -82,6 +82,16 @@ def test_every_job_is_done_once_over_time_limit_requeue_and_kill(beside, monkeyp
     assert noted(beside).total() == 7 and again.attrs["exit_code"] == 0
 
 
+def test_the_last_task_of_an_array_is_queued_again_alone(beside, monkeypatch, cluster):
+    """Its SLURM_JOB_ID is the whole array's, of which other tasks run or wait."""
+    monkeypatch.chdir(beside)
+    rows = [{"how": "sleeps"} for _ in range(3)]
+    table = ft.sweep(plan(*rows, time="1", grace=30), backend="slurm")  # one array, and no other
+    wait_for(lambda: sweep_status(table.attrs["folder"]).attrs["exit_code"] == 0, cluster)
+    for number in range(3):
+        assert ends(table, number) == ["stopped", "done"]
+
+
 def test_a_task_that_slurm_queues_again_resumes(beside, monkeypatch, cluster):
     """As after a preemption: the task is ended, and begins once more without any call of ours."""
     monkeypatch.chdir(beside)

@@ -27,12 +27,12 @@ class Needs:
     Args:
         cpus: Cores; None: a share of them, by how many jobs run side by side.
         memory: Bytes; None: not known.
-        gpus: Accelerators.
+        gpus: Accelerators; None: those that this process sees.
     """
 
     cpus: int | None = None
     memory: int | None = None
-    gpus: int = 0
+    gpus: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ftlab.experiments.backends.base import Backend, Job, Needs, Result
 LINE_S = 20.0  # seconds between two lines of progress
 POLL_S = 0.5
 GRACE_S = 20.0  # for a training to save a checkpoint; Slurm kills 30 s after SIGTERM
+MARGIN_S = 5.0  # of FTLAB_GRACE, for the end of this process itself
 
 
 class LocalBackend(Backend):
@@ -45,7 +46,7 @@ class LocalBackend(Backend):
         for job in jobs:
             number = job.lane if self.side_by_side else 0
             lanes.setdefault(number, []).append(job)
-        room = room_for(jobs) if self.side_by_side else None
+        room = room_for(jobs)
         most = min(filter(None, [self.lanes, room]), default=None)
         results = _Work(lanes, most).run()
         return [results[job.name] for job in jobs]
@@ -61,7 +62,7 @@ def room_for(jobs: list[Job]) -> int | None:
     takes = {
         "cores": max((one.cpus or 0 for one in needs), default=0),
         "bytes of free memory": max((one.memory or 0 for one in needs), default=0),
-        "accelerators": max((one.gpus for one in needs), default=0),
+        "accelerators": max((one.gpus or 0 for one in needs), default=0),
     }
     found = []
     for name, most in takes.items():
@@ -91,7 +92,7 @@ def _accelerators() -> list[str]:
     """Return the accelerators that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [one for one in given.split(",") if one]
+        return [one for one in given.split(",") if one not in ("", "-1")]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
@@ -113,6 +114,8 @@ class _Work:
         self.free: list[str] = []  # accelerators that no job has
         if any(job.needs.gpus for jobs in lanes.values() for job in jobs):
             self.free = _accelerators()
+        given = os.environ.get("FTLAB_GRACE")  # of a task of Slurm
+        self.grace = max(float(given) - MARGIN_S, 1.0) if given else GRACE_S
         self.shown = clock()  # time of the last line of progress
 
     def run(self) -> dict[str, Result]:
@@ -165,9 +168,12 @@ class _Work:
     @contextlib.contextmanager
     def _accelerators_of(self, needs: Needs) -> Iterator[dict[str, str]]:
         """Take as many accelerators as a job needs, which nobody else has, while it runs."""
+        if needs.gpus is None:
+            yield {}
+            return
         taken = [self.free.pop() for _ in range(needs.gpus)]
         try:
-            yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if taken else {}
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
         finally:
             self.free += taken
 
@@ -201,7 +207,7 @@ class _Work:
         self._send("interrupt")
         try:
             while wait(lanes, timeout=POLL_S).not_done:
-                if clock() - asked > GRACE_S:
+                if clock() - asked > self.grace:
                     self._send("kill")
         finally:  # a second interrupt does not wait
             self._send("kill")
@@ -212,7 +218,15 @@ class _Work:
                 process = kernel
                 if hasattr(kernel, "provisioner"):  # a notebook's; others are processes themselves
                     process = kernel.provisioner.process
-                process.kill() if what == "kill" else process.send_signal(signal.SIGINT)
+                _kill(process) if what == "kill" else process.send_signal(signal.SIGINT)
+
+
+def _kill(process: Any) -> None:
+    """Kill a process, and what it has started where both are a session of their own."""
+    if process.poll() is None and os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _report(line: str) -> None:

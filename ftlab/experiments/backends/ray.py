@@ -118,7 +118,7 @@ def _check_room(nodes: list[dict[str, Any]], needs: list[Needs]) -> None:
     """Raise UsageError `machine_too_small` where no node could ever take a job."""
     found = [node["Resources"] for node in nodes if node["Alive"]]
     for one in dict.fromkeys(needs):
-        takes = {"CPU": one.cpus or 1, "GPU": one.gpus, "memory": one.memory or 0}
+        takes = {"CPU": one.cpus or 1, "GPU": one.gpus or 0, "memory": one.memory or 0}
         for there in found:
             if all(there.get(name, 0) >= most for name, most in takes.items()):
                 break

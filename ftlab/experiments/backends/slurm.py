@@ -26,6 +26,7 @@ SCRIPT = """#!/bin/bash
 {options}
 
 export FTLAB_RUNS={home}
+export FTLAB_GRACE={grace}
 {setup}
 {command} "$SLURM_ARRAY_TASK_ID" &
 worker=$!
@@ -41,9 +42,11 @@ done
 trap - TERM
 
 # It is then queued again, and resumes there; not so if somebody has cancelled it.
-state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
+# SLURM_JOB_ID of the last task is the number of the whole array.
+me="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+state=$(squeue --noheader --jobs "$me" --format %T)
 if [[ $code = 130 || $code = 143 ]] && [[ $state = RUNNING ]]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$me"
 fi
 exit "$code"
 """
