@@ -156,6 +156,11 @@ def print_explanation(table: Any, out: Path | None = None) -> None:
     print_table(analysis.summary(table))
 
 
+def print_tracked(how: str) -> None:
+    """Print how to look at what was copied to a tracker."""
+    print(safe(how, 500))
+
+
 def print_sheet(sheet: Any) -> None:
     """Print where a sheet lies and what to do with it."""
     left = int((sheet["label"] == "").sum())
@@ -343,6 +348,12 @@ CELLS = {
         print_card,
     ),
     "judge-card": Cell("judges:judge_card", "Measure a judge on human labels.", ("judge",), print),
+    "track": Cell(
+        "analysis:track",
+        "Copy a finished run to MLflow or Trackio.",
+        ("run",),
+        print_tracked,
+    ),
 }
 
 
