@@ -42,8 +42,10 @@ PUBLIC = {
     "judge_card JudgeAgreement Keywords Organism Refusal Rubric score_file Zoo",
     "analysis": "Acceptance answers Card card chain_drift chain_stops Claims compare corrected "
     "differences explained first_step Grid grid_table outcome_shares plan plot rates record "
-    "record_claim report seed_table summary Target target_of targets verdict write_grid",
+    "record_claim report seed_table summary Target target_of targets track verdict "
+    "write_grid",
     "analysis.plots": "Drawing Kind",
+    "analysis.trackers": "Tracked Tracker",
     "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
     "covert_cleanup covert_finetune CovertTrial explain fewest_rows FineTuningAttack gate "
     "grid harmful_finetune loss_on_clean_rows plant_and_audit poison poison_effect "

@@ -33,6 +33,7 @@ PLACES = {  # place: (package, attribute of a module that holds the extension)
     "panels": ("ftlab.ui.panels", "PANEL"),
     "logs": ("ftlab.evals.logs", "LOG"),
     "lessons": ("ftlab.course.lessons", "LESSON"),
+    "trackers": ("ftlab.analysis.trackers", "TRACKER"),
 }
 LAST = 100  # place in the order of an extension that declares none
 

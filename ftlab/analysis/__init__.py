@@ -6,7 +6,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["plots"],
+    submodules=["plots", "trackers"],
     submod_attrs={
         "acceptances": [
             "Acceptance",
@@ -46,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "short_tables": ["summary"],
         "sweep_pages": ["without_folders", "write_sweep"],
         "tables": ["compare", "corrected", "first_step", "outcome_shares", "rates"],
+        "tracking": ["track"],
         "tolerances": ["BESIDE", "bounded_risks", "check_alpha", "Gate", "tolerated", "write_gate"],
     },
 )

@@ -156,6 +156,21 @@ def print_explanation(table: Any, out: Path | None = None) -> None:
     print_table(analysis.summary(table))
 
 
+def print_harness(run: Any) -> None:
+    """Print the table of the harness, and the samples that `ftlab compare` pairs."""
+    from ftlab import evals
+
+    print_path(run)
+    print_table(evals.lm_eval_results(run))
+    for path in sorted(run.path.glob("samples/*.jsonl")):
+        print(path)
+
+
+def print_tracked(how: str) -> None:
+    """Print how to look at what was copied to a tracker."""
+    print(safe(how, 500))
+
+
 def print_sheet(sheet: Any) -> None:
     """Print where a sheet lies and what to do with it."""
     left = int((sheet["label"] == "").sum())
@@ -331,6 +346,13 @@ CELLS = {
         print_explanation,
         figure=True,
     ),
+    "lm-eval": Cell(
+        "evals:lm_eval",
+        "Run tasks of the lm-evaluation-harness.",
+        ("model", "tasks"),
+        print_harness,
+        ("limit",),
+    ),
     "plan": Cell("analysis:plan", "Say what a study would show before it is run.", (), print_plan),
     "preview": Cell("data:preview", "Show rows as the model reads them.", ("data", "model"), print),
     "reproduce": Cell(
@@ -343,6 +365,12 @@ CELLS = {
         print_card,
     ),
     "judge-card": Cell("judges:judge_card", "Measure a judge on human labels.", ("judge",), print),
+    "track": Cell(
+        "analysis:track",
+        "Copy a finished run to MLflow or Trackio.",
+        ("run",),
+        print_tracked,
+    ),
 }
 
 

@@ -7,7 +7,9 @@ the harness's own.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEPT = ("results", "n-samples", "n-shot", "versions", "configs")  # of the harness's report
+SAMPLES = "samples"  # folder of a run, in the harness's own form, which `ftlab.compare` pairs
 COLUMNS = ["task", "metric", "filter", "value", "stderr", "n"]
 
 
 def lm_eval(
     model: Any,
-    tasks: str | Path | list[str | Path],
+    tasks: str | Path | list[str] | list[Path],
     *,
     n_prompts: int | None = None,
     num_fewshot: int | None = None,
@@ -50,7 +53,8 @@ def lm_eval(
         limit: Old name of `n_prompts`; it warns.
 
     Returns:
-        A finished run; its `results.json` holds what the harness reports.
+        A finished run; its `results.json` holds what the harness reports, and `samples/` a log a
+        task, of which `ftlab.compare` pairs two.
 
     Raises:
         UsageError: `lm_eval_missing`, `unknown_task`, `bad_task_file`.
@@ -91,9 +95,10 @@ def lm_eval(
     with run.lock():
         if not run.finished:
             run.take_up()
-            settings |= {"tasks": asked, "task_manager": manager, "log_samples": False}
+            settings |= {"tasks": asked, "task_manager": manager}
             with released():
                 report = harness.simple_evaluate(_wrapped(reference, batch_size), **settings)
+            _save_samples(run, report.pop("samples"))
             _complete(run, reference.name, report)
     return run
 
@@ -140,6 +145,18 @@ def _wrapped(reference: Any, batch_size: int) -> Any:
 
     tokenizer = reference.tokenizer()
     return HFLM(pretrained=reference.load(), tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _save_samples(run: Run, samples: dict[str, list]) -> None:
+    """Write what each sample scored as the harness itself does, a file a task."""
+    from lm_eval.loggers import EvaluationTracker
+
+    shutil.rmtree(run.path / SAMPLES, ignore_errors=True)  # of a call that was killed
+    tracker = EvaluationTracker(output_path=str(run.path))
+    tracker.general_config_tracker.model_name_sanitized = SAMPLES
+    tracker.date_id = datetime.now().isoformat().replace(":", "-")  # as it names its files
+    for task, rows in samples.items():
+        tracker.save_results_samples(task, rows)
 
 
 def _complete(run: Run, name: str, report: dict[str, Any]) -> None:

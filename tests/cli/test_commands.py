@@ -59,7 +59,7 @@ def test_every_argument_of_a_cell_but_functions_and_tables_is_an_option(name):
     room, cell = command.path.split(":")
     cell = getattr(getattr(ftlab, room), cell)
     found = {option.name for option in options.options_of(cell, command.skip)}
-    assert found | {"monitor", "verdicts"} >= set(inspect.signature(cell).parameters)
+    assert found | {"monitor", "verdicts", "limit"} >= set(inspect.signature(cell).parameters)
 
 
 def test_an_option_shows_its_default_as_it_is_typed():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import raises_code
 
+import ftlab
+from ftlab import runs
 from ftlab._core.errors import FtlabDeprecationWarning
 from ftlab.evals import lm_eval, lm_eval_results
 from ftlab.models import model
@@ -125,3 +128,19 @@ def test_without_the_extra_it_is_an_error(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with raises_code("lm_eval_missing"):
         lm_eval(llama, "gsm8k")
+
+
+@pytest.mark.slow
+@needs
+def test_the_command_prints_the_table_and_two_of_its_logs_are_compared(llama, task, ran):
+    code, out, _ = ran("lm-eval", llama, task, "--n-prompts", 6)
+    folder, *_, log = out.splitlines()
+    run = runs.load(folder)
+    assert code == 0 and "ftlab_local" in out and Path(log).is_file()
+    chat = lm_eval(llama, task, n_prompts=6, chat=True)
+    (other,) = (chat.path / "samples").glob("samples_ftlab_local_*.jsonl")
+    found = ftlab.compare(log, str(other), score="acc").iloc[0]
+    for side, made in (("parent", run), ("child", chat)):
+        (row,) = lm_eval_results(made).query("metric == 'acc'").itertuples()
+        assert found[side] == pytest.approx(row.value)
+    assert found["n_prompts"] == 6

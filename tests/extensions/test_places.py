@@ -48,6 +48,7 @@ EXPECTED = {  # some that every place must at least have
     "backends": {"local", "ray", "slurm"},
     "panels": {"live"},
     "logs": {"inspect_ai", "lm_eval", "harmbench", "strongreject", "plain"},
+    "trackers": {"mlflow", "trackio"},
     "lessons": {
         *("alignment", "risk_ratio", "one_hundred_examples", "judges"),
         *("statistics", "backdoors", "defences", "reproduction"),

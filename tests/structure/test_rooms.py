@@ -32,6 +32,7 @@ INNER_ROOMS = (
     "evals.attacks",
     "evals.logs",
     "analysis.plots",
+    "analysis.trackers",
     "experiments.backends",
     "ui.panels",
 )
