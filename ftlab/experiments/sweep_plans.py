@@ -71,7 +71,11 @@ class Plan(Config):
     estimate_memory: bool = setting(
         False, "Take the memory of a job from ftlab.models.estimate_memory, of its parent or model"
     )
-    gpus: int = setting(0, "Accelerators of a job", ge=0)
+    gpus: int | None = setting(
+        None,
+        "Accelerators of a job; None: one of this machine's, if it has any, and none elsewhere",
+        ge=0,
+    )
     backends: dict[str, Named] | None = setting(
         None, "Settings of backends: {'slurm': {'time': '01:00:00'}}"
     )

@@ -131,18 +131,29 @@ def test_a_job_without_a_kernel_gets_its_own_arguments_only():
     assert result.value == {"x": 1}
 
 
-@pytest.mark.parametrize("gpus, seen", [(1, ["4", "5"]), (0, ["", ""]), (None, ["", ""])])
-def test_each_job_sees_the_accelerators_that_it_has_taken_only(monkeypatch, gpus, seen):
+OWN = ["4", "5"]
+NONE = ["", ""]
+
+
+@pytest.mark.parametrize(
+    "needs, seen, is_set",
+    [
+        (Needs(gpus=1), OWN, True),
+        (Needs(gpus=0), NONE, True),
+        (Needs(cpus=1), OWN, True),  # of a plan that does not speak of accelerators
+        (Needs(), NONE, False),  # placed by somebody else
+    ],
+)
+def test_each_job_sees_the_accelerators_that_it_has_taken_only(monkeypatch, needs, seen, is_set):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,-1")
     meeting = threading.Barrier(2)
     found = []
 
     def sees(*, env, on_cell, kernels):
         found.append(env.get("CUDA_VISIBLE_DEVICES", ""))
-        assert ("CUDA_VISIBLE_DEVICES" in env) == (gpus is not None)
+        assert ("CUDA_VISIBLE_DEVICES" in env) == is_set
         meeting.wait(WAIT_S)
 
-    needs = Needs(gpus=gpus)
     jobs = [Job(n, sees, {}, lane, kernel=True, needs=needs) for lane, n in enumerate("ab")]
     assert not any(result.error for result in LocalBackend().map(jobs))
     assert sorted(found) == seen

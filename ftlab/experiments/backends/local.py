@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ class LocalBackend(Backend):
     )
 
     def map(self, jobs: list[Job]) -> list[Result]:
+        jobs = list(map(_with_accelerator, jobs))
         lanes: dict[int, list[Job]] = {}
         for job in jobs:
             number = job.lane if self.side_by_side else 0
@@ -76,6 +78,18 @@ def room_for(jobs: list[Job]) -> int | None:
                 )
             found.append(there // most)
     return min(found, default=None)
+
+
+def _with_accelerator(job: Job) -> Job:
+    """Return a job that needs an accelerator if it does not say how many and there are any.
+
+    A job that does not say its cores either was placed by somebody else.
+    """
+    needs = job.needs
+    if needs.cpus is None or needs.gpus is not None:
+        return job
+    most = min(len(_accelerators()), 1)
+    return replace(job, needs=replace(needs, gpus=most))
 
 
 def _there(name: str) -> int:
