@@ -463,7 +463,7 @@ def open_cell(name: str, directory: Path) -> Any:
     if not sign:
         room, _, function = name.rpartition(".")
         module = f"ftlab.{room}"
-    sys.path.insert(0, str(directory))
+    sys.path.append(str(directory))
     try:
         found = getattr(import_module(module), function)
         inspect.signature(found)

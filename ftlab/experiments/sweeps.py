@@ -350,11 +350,14 @@ def _supervise(
     One that was interrupted though nobody asked this process to stop is lost: else a job that is
     interrupted each time would be begun for ever.
     """
-    words = [sys.executable, "-c", WORK, str(folder.path), str(job.number), str(attempt.number)]
+    places = [str(folder.path), str(job.number), str(attempt.number)]
+    words = [sys.executable, "-P", "-c", WORK, *places]
+    # Last: a file beside the plan, such as datasets.py, must not stand for a library.
+    path = [*filter(None, sys.path), str(folder.directory)]
     more = {
         "FTLAB_BATCH": "1",
         "FTLAB_RUNS": str(folder.path.parent),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(path),
     }
     if folder.needs.cpus:
         more["OMP_NUM_THREADS"] = str(folder.needs.cpus)

@@ -73,6 +73,26 @@ def attempts(table, number: int) -> list[dict]:
     return [attempt.ended for attempt in job.attempts]
 
 
+def test_what_lies_beside_a_plan_stands_for_no_library(tmp_path, quick):
+    """Its neighbours are found all the same, also by an import within the function."""
+    (tmp_path / "statistics.py").write_text("raise RuntimeError")
+    (tmp_path / "neighbour.py").write_text("NAME = 'result'")
+    source = """
+import statistics
+from pathlib import Path
+
+def work(number: int) -> Path:
+    import neighbour
+
+    Path(neighbour.NAME).touch()
+    return Path(neighbour.NAME)
+"""
+    (tmp_path / "own_cell.py").write_text(source)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps({"cell": "own_cell:work", "arguments": {"number": 1}}))
+    assert list(ft.sweep(plan)["state"]) == ["done"]
+
+
 def begun(plan: Path, runs: Path) -> subprocess.Popen:
     """Start `ftlab sweep PLAN` in a process of its own, as a shell does in the background."""
     environ = {**os.environ, "FTLAB_RUNS": str(runs), "PYTHONPATH": str(ROOT)}
