@@ -229,6 +229,7 @@ class _Crew:
 
 def work() -> None:
     """Do the work on stdin, in a process that `share_out` started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not join the messages
     sys.stdout = sys.stderr

@@ -97,6 +97,7 @@ def test_what_another_process_cannot_import_is_refused(monkeypatch):
 
 def test_an_interrupt_is_passed_on_once_and_their_words_are_raised():
     """A launcher sends it twice."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     reported = []
 
     def start(value):
@@ -105,8 +106,11 @@ def test_an_interrupt_is_passed_on_once_and_their_words_are_raised():
             for seconds in (0.3, 0.35):
                 threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    with pytest.raises(KeyboardInterrupt, match="stopped wait"):
-        share_out("work", act, [("wait",), ("wait",)], start)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="stopped wait"):
+            share_out("work", act, [("wait",), ("wait",)], start)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert all(gone(pid) for _, pid in reported)
 
 
