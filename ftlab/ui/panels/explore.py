@@ -486,13 +486,6 @@ def _template() -> Any:
     ).get_template(TEMPLATE)
 
 
-def _heading(risk: str, judge: str) -> str:
-    """Return a risk's name and what the judge counts: "jailbreak: not refused"."""
-    name = plots.risk_name(risk)
-    what = plots.counted(risk, judge)
-    return name if what in name else f"{name}: {what}"
-
-
 def _chart(
     risk: str,
     judge: str,
