@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tomllib
+from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from small_models import (  # noqa: F401  fixtures: other people's models
@@ -26,6 +31,8 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
 }
 ROOT = Path(__file__).parents[1]
+TOOLS = ("browser", "lab", "test")  # extras for people and tests, not for a notebook's numbers
+NAME = re.compile(r"[\w.-]+")  # of a package, in what pyproject.toml asks for
 COSTLY = {
     "classifier",
     "doses",
@@ -48,6 +55,43 @@ def runs_folder(tmp_path, monkeypatch) -> Path:
     """Set `FTLAB_RUNS` to a folder of the test's own: never the checkout's `runs/`."""
     monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+class WithoutExtras(PathFinder):
+    """Finds no module that only an extra of ftlab installs."""
+
+    hidden: ClassVar[set[str]] = set()
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in cls.hidden:
+            return None
+        return super().find_spec(name, path, target)
+
+
+def named(wanted: list[str]) -> set[str]:
+    return {NAME.match(one)[0].lower() for one in wanted}
+
+
+@pytest.fixture
+def core_only(monkeypatch):
+    """Leave only what `make reproduce` installs to be imported, though the tests have more."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    of_extras = set()
+    for extra, wanted in declared["optional-dependencies"].items():
+        if extra not in TOOLS:
+            of_extras |= named(wanted)
+    of_extras -= named(declared["dependencies"]) | {"ftlab"}
+    hidden = set()
+    for module, packages in metadata.packages_distributions().items():
+        if all(package.lower() in of_extras for package in packages):
+            hidden.add(module)
+    monkeypatch.setattr(WithoutExtras, "hidden", hidden)
+    finders = [WithoutExtras if one is PathFinder else one for one in sys.meta_path]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in hidden:
+            monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ftlab._core.calls import adopt, outermost
@@ -30,6 +30,23 @@ POLL_S = 0.5
 GRACE_S = 5.0  # for the last words of the other processes after one has failed
 DOUBLED_S = 2.0  # within which a launcher repeats an interrupt that it passes on
 REPORT, RETURN, RAISE, END = "report", "return", "raise", "end"  # kinds of messages
+
+
+def python_path(*more: str) -> str:
+    """Return the PYTHONPATH of a process that finds the modules which this one finds.
+
+    Args:
+        *more: Folders to look in after these.
+    """
+    return os.pathsep.join([*filter(None, sys.path), *more])
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; those of real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def share_out(
@@ -67,8 +84,9 @@ def share_out(
             raise _cannot_be_sent(error) from None
     crew = _Crew(name, on_report)
     try:
-        crew.start(sent)
-        crew.wait()
+        with crew.interruptible():
+            crew.start(sent)
+            crew.wait()
     finally:
         crew.end()
     crew.raise_failure()
@@ -96,14 +114,15 @@ class _Crew:
         self.returned: dict[int, Any] = {}
         self.said: set[int] = set()  # processes that returned or raised something
         self.failures: list[BaseException] = []
-        self.interrupted: float | None = None  # when an interrupt was passed on
+        self.interrupts: list[float] = []  # when they came
+        self.interrupted = False  # whether one was passed on
 
     def start(self, sent: list[bytes]) -> None:
         threads = max(cores() // len(sent), 1)
         more = {
             "FTLAB_BATCH": "1",
             "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": python_path(),
         }
         for number, data in enumerate(sent):
             errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
@@ -144,12 +163,11 @@ class _Crew:
         waiting = set(range(len(self.processes)))
         until = None
         while waiting and (until is None or clock() < until):
+            if self.interrupts:
+                self._interrupt()
             try:
                 number, kind, value = self.messages.get(timeout=POLL_S)
             except queue.Empty:
-                continue
-            except KeyboardInterrupt:
-                self._interrupt()
                 continue
             if kind == END:
                 waiting.discard(number)
@@ -179,9 +197,7 @@ class _Crew:
         """Return the error of a process that ended without a word."""
         how = f"ended with code {code}"
         if code < 0:
-            how = f"was ended by signal {-code}"
-            with contextlib.suppress(ValueError):  # signals of real time have no name
-                how = f"was ended by {signal.Signals(-code).name}"
+            how = f"was ended by {signal_name(-code)}"
         for line in self._printed(number).splitlines()[-1:]:
             how += f" ({safe(line, 300)})"
         why = f"{self.name}: process {number + 1} of {len(self.processes)} {how}."
@@ -193,12 +209,29 @@ class _Crew:
         errors.seek(0)
         return errors.read().decode("utf-8", "replace")
 
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM: between two messages they lose nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.interrupts.append(clock())
+
     def _interrupt(self) -> None:
         """Pass an interrupt on; raise the second one."""
-        if self.interrupted is not None and clock() - self.interrupted > DOUBLED_S:
+        if self.interrupts[-1] - self.interrupts[0] > DOUBLED_S:
             raise KeyboardInterrupt
-        if self.interrupted is None:
-            self.interrupted = clock()
+        if not self.interrupted:
+            self.interrupted = True
             for process in self.processes:
                 with contextlib.suppress(OSError):
                     process.send_signal(signal.SIGINT)
@@ -219,7 +252,7 @@ class _Crew:
 
     def raise_failure(self) -> None:
         """Raise why the processes failed, if they did: an unknown error may follow from another."""
-        if self.interrupted is not None:
+        if self.interrupts:
             words = [error for error in self.failures if isinstance(error, KeyboardInterrupt)]
             raise [*words, KeyboardInterrupt()][0]
         known = [one for one in self.failures if getattr(one, "code", "") != "process_failed"]

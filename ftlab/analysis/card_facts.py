@@ -9,6 +9,7 @@ import pandas as pd
 
 from ftlab._core.calls import TEXTS
 from ftlab._core.files import digest
+from ftlab.analysis import verdicts
 from ftlab.analysis.judge_errors import card_errors, is_exact
 from ftlab.analysis.origins import (
     NOT_RECORDED,
@@ -257,6 +258,7 @@ def counts(table: pd.DataFrame, members: list[Run]) -> Facts:
     sides = own["side"].nunique()
     facts = {}
     for (side, step), rows in own.groupby(["side", "step"]):
+        rows = verdicts.parent_once(rows)
         place = f"step {step}"
         if sides > 1:
             place = f"{side}, {place}"

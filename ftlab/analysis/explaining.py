@@ -163,10 +163,8 @@ def _difference(row: Series) -> list[float]:
 
 
 def _parent(ends: DataFrame) -> DataFrame:
-    """Return the verdicts on the parent, which answered once for all seeds."""
-    rows = ends[ends["step"] == 0]
-    first = rows["seed"].min()
-    rows = rows[rows["seed"] == first]
+    """Return the verdicts on the parent."""
+    rows = verdicts.parent_once(ends[ends["step"] == 0])
     return rows.reset_index(drop=True)
 
 

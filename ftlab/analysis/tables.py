@@ -194,9 +194,7 @@ def _rate_rows(
     band = band_of(events, clusters)
     rows = []
     for k, step in enumerate(steps):
-        here = part[part["step"] == step]
-        if step == 0:  # the parent answered once, whatever the number of seeds
-            here = here[here["seed"] == here["seed"].min()]
+        here = verdicts.parent_once(part[part["step"] == step])
         scored = here[here["event"].notna()]
         counts = here["outcome"].value_counts()
         row = {
@@ -504,8 +502,8 @@ def _of_parent_and_child(
     """Return a row per step of the child, each against the first answers of the parent."""
     first = parent["step"].min()
     parent = parent[parent["step"] == first]
-    if first == 0:  # the parent answered once, whatever the number of seeds
-        parent = parent[parent["seed"] == parent["seed"].min()]
+    if first == 0:
+        parent = verdicts.parent_once(parent)
     else:
         parent, child = shared(parent, child, ["item", "seed"])
     later = verdicts.steps_of(child, steps)
@@ -756,7 +754,7 @@ def first_step(
             row = _ratio_reached(part, float(ratio[1]))
         else:
             row = _seldom_refused(part, float(below[1]) / 100)
-        row["unscored"] = part["event"].isna().sum()
+        row["unscored"] = verdicts.parent_once(part)["event"].isna().sum()
         row["judge"] = part["judge"].iloc[0]
         rows.append({**group, **row})
     return _finished(rows, "first_step", table, columns)

@@ -251,6 +251,16 @@ def steps_of(part: pd.DataFrame, steps: Sequence[int] | None = None) -> list[int
     return sorted(wanted.intersection(common))
 
 
+def parent_once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without copies of the parent's (step 0).
+
+    The parent answered once, whatever the number of seeds: each training holds a copy.
+    """
+    of_parent = rows["step"] == 0
+    first = rows.loc[of_parent, "seed"].min()
+    return rows[~of_parent | (rows["seed"] == first)]
+
+
 def refuse_parent_alone(table: pd.DataFrame) -> None:
     """Raise `no_later_step` where nothing after step 0 was measured."""
     if not (table["step"] > 0).any():

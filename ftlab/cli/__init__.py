@@ -71,8 +71,21 @@ def _take_over_launch() -> None:
     for name in [*given]:
         if name in LAUNCHED or name.startswith("ACCELERATE_"):
             del given[name]
-    if not any(word.startswith("--devices") for word in sys.argv):
+    words = sys.argv[1:]
+    given_already = any(word.startswith("--devices") for word in words)
+    if not given_already and _takes_devices(words):
         sys.argv += ["--devices", str(launched)]
+
+
+def _takes_devices(words: list[str]) -> bool:
+    """Return whether the command that these words begin with has the option --devices."""
+    from ftlab.cli.commands import CELLS, as_command
+
+    for name in words[:1]:
+        if name in CELLS:
+            command = as_command(name, CELLS[name].callback())
+            return any("--devices" in option.opts for option in command.params)
+    return False
 
 
 def _terminated(*_: object) -> None:

@@ -383,12 +383,12 @@ class LazyGroup(TyperGroup):
     def get_command(self, context: Any, name: str) -> Any:
         if name not in CELLS:
             return super().get_command(context, name)
-        return _as_command(name, _nothing)
+        return as_command(name, _nothing)
 
     def resolve_command(self, context: Any, arguments: list[str]) -> Any:
         name = arguments[0] if arguments else ""
         if name in CELLS:
-            found = name, _as_command(name, CELLS[name].callback()), arguments[1:]
+            found = name, as_command(name, CELLS[name].callback()), arguments[1:]
         else:
             self.commands.update(dict.fromkeys(CELLS))  # so that typer suggests them
             found = super().resolve_command(context, arguments)
@@ -420,7 +420,8 @@ def _nothing() -> None:
     """Stand in for a command in the list of commands."""
 
 
-def _as_command(name: str, callback: Callable) -> Any:
+def as_command(name: str, callback: Callable) -> Any:
+    """Return the command of a cell, whose options are those of the callback."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     cell = CELLS[name]
     single.command(name, help=cell.summary)(callback)

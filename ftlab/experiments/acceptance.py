@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -170,16 +169,14 @@ def accept(
         An `Acceptance`: claims, trials, survival, decision, exit_code, sentence.
 
     Raises:
-        UsageError: `optuna_missing`, `data_needed`, `prompts_not_fresh`, `risk_not_measured`,
-            `too_few_rows`, `training_too_short`, `identical_seeds`, `wrong_processes`, and those
-            of the defences, of `sft` and of `evaluate`.
+        UsageError: `data_needed`, `prompts_not_fresh`, `risk_not_measured`, `too_few_rows`,
+            `training_too_short`, `identical_seeds`, `wrong_processes`, and those of the defences,
+            of `sft` and of `evaluate`.
         TrainingFailed: `no_trial_trained`; or a training of what decides failed.
 
     Source: the attacker of TamperBench (arXiv 2602.06911), 50 Optuna trials under a bound on
     utility; TPE: Bergstra et al. 2011 (NeurIPS 24).
     """
-    if not find_spec("optuna"):
-        raise UsageError("optuna_missing", "Install the extra: pip install 'ftlab[accept]'.")
     own = {name: settings.pop(name) for name in OWN if name in settings}
     config = AcceptanceConfig.make(**own)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -651,7 +648,10 @@ def _within(first: dict[str, float], config: AcceptanceConfig) -> bool:
         "epochs": config.epochs,
         "examples": config.examples,
     }
-    return all(low <= first[name] <= high for name, (low, high) in ranges.items())
+    for name, (low, high) in ranges.items():
+        if not low <= first[name] <= high:
+            return False
+    return True
 
 
 def _space(config: AcceptanceConfig, adapters: list[str | None]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ftlab._core.calls import adopt, outermost
 from ftlab._core.errors import UsageError
+from ftlab._core.processes import python_path
 from ftlab._core.text import safe
 from ftlab._core.threads import cores
 from ftlab.experiments.backends import Job, LocalBackend
@@ -97,7 +98,7 @@ def _in_a_process(
     """
     more = {
         "FTLAB_BATCH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": python_path(),
     }
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

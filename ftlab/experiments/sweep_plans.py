@@ -21,7 +21,7 @@ from pydantic import ByteSize, Field, model_validator
 
 from ftlab._core.config import Config, setting, unknown_setting
 from ftlab._core.errors import FtlabError, NotFoundError, UsageError
-from ftlab._core.files import file_hash
+from ftlab._core.files import digest, file_hash
 from ftlab._core.text import did_you_mean, safe
 from ftlab.data import first_lines
 from ftlab.experiments.backends import Needs
@@ -34,6 +34,8 @@ OURSELVES = ("sweep",)  # no cells of a sweep
 MOST_JOBS = 10_000
 MOST_CHARACTERS = 40  # of a value in a job's name
 MOST_OF_A_PATH = 1000  # characters
+OUTPUTS = ("out", "output", "html", "json", "csv")  # arguments that name what a job writes
+OF_MODELS = ("config.json", "adapter_config.json")  # one of them is in a model's folder
 Place = tuple[str | int, ...]  # where something is in the plan, such as ("grid", "seed", 0)
 Values = Annotated[list[Any], Field(min_length=1)]
 Named = dict[str, Any]
@@ -150,12 +152,14 @@ class Resolved:
     jobs: list[Named]
 
 
-def resolve(source: Source, settings: Named) -> Resolved:
+def resolve(source: Source, settings: Named, *, imports: bool = True) -> Resolved:
     """Return a checked plan.
 
     Args:
         source: A YAML file, its content as a dict, or None.
         settings: Fields of `Plan`, which replace those of the file.
+        imports: Whether to import the module of a function of one's own, and check the arguments
+            against it. The jobs are the same without.
 
     Raises:
         NotFoundError: `no_such_plan`.
@@ -181,7 +185,7 @@ def resolve(source: Source, settings: Named) -> Resolved:
     plan = _plan_of(given, problems)
     if plan is None:
         problems.refuse(shown)
-    jobs = _Jobs(plan, directory, problems).made()
+    jobs = _Jobs(plan, directory, problems, imports).made()
     problems.refuse(shown)
     work = plan.cell or Path(str(plan.notebook)).stem
     return Resolved(plan, plan.name or work, directory, jobs)
@@ -279,8 +283,9 @@ class _Jobs:
     plan: Plan
     directory: Path
     problems: Problems
+    imports: bool = True
     known: Named = field(default_factory=dict)  # parameters of the cell or notebook
-    hashes: dict[str, str] = field(default_factory=dict)  # of files, by their names
+    hashes: dict[str, str] = field(default_factory=dict)  # of files and folders, by their names
     cell: Any = None
     cell_name: str = ""
     notebook: str = ""
@@ -316,10 +321,12 @@ class _Jobs:
 
     def _find_cell(self) -> None:
         wanted = str(self.plan.cell)
+        is_own = ":" in wanted
         try:
-            self.cell_name = wanted if ":" in wanted else _full_name(wanted)
-            self.cell = open_cell(self.cell_name, self.directory)
-            self.known = dict(inspect.signature(self.cell).parameters)
+            self.cell_name = wanted if is_own else _full_name(wanted)
+            if self.imports or not is_own:
+                self.cell = open_cell(self.cell_name, self.directory)
+                self.known = dict(inspect.signature(self.cell).parameters)
         except FtlabError as error:
             self.problems.add(("cell",), str(error))
 
@@ -426,13 +433,21 @@ class _Jobs:
         return " ".join(parts)
 
     def _files(self, arguments: Named) -> dict[str, str]:
-        """Return the hashes of files that the arguments name, and of the notebook."""
+        """Return the hashes of files and models that a job reads.
+
+        They are those that its arguments name, the notebook, and the module of one's own function,
+        where it lies beside the plan.
+        """
         named = [self.notebook]
-        for value in arguments.values():
-            named += value if isinstance(value, list) else [value]
+        if ":" in self.cell_name:
+            module = self.cell_name.partition(":")[0]
+            named.append(module.replace(".", "/") + ".py")
+        for name, value in arguments.items():
+            if name not in OUTPUTS:
+                named += _texts(value)
         found = {}
         for name in named:
-            if not isinstance(name, str) or not name or len(name) > MOST_OF_A_PATH:
+            if not name or len(name) > MOST_OF_A_PATH:
                 continue
             if name not in self.hashes:
                 self.hashes[name] = _hash_of(self.directory / name)
@@ -441,12 +456,28 @@ class _Jobs:
         return found
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in plain lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
 def _hash_of(path: Path) -> str:
-    """Return the hash of a file, or "" where there is none of this name."""
+    """Return the hash of a file, or of the files in a model's folder; "" where this is neither."""
     try:
-        return file_hash(path) if path.is_file() else ""
+        if path.is_file():
+            return file_hash(path)
+        if any((path / name).is_file() for name in OF_MODELS):
+            files = {one.name: file_hash(one) for one in path.iterdir() if one.is_file()}
+            return digest(files)
     except (OSError, ValueError):  # a text that is no name
-        return ""
+        pass
+    return ""
 
 
 def open_cell(name: str, directory: Path) -> Any:

@@ -27,6 +27,7 @@ from ftlab import analysis, models
 from ftlab._core.config import takes
 from ftlab._core.errors import Busy, FtlabError, UsageError
 from ftlab._core.files import write_atomic
+from ftlab._core.processes import python_path, signal_name
 from ftlab._core.progress import clock
 from ftlab._core.shown import Shown
 from ftlab._core.text import csv, redacted, safe
@@ -225,7 +226,7 @@ def opened_sweep(plan: str | Path | dict[str, Any]) -> SweepFolder:
     """Return the folder of a plan's sweep that has begun."""
     is_file = isinstance(plan, (str, Path)) and str(plan).endswith((".yaml", ".yml"))
     if isinstance(plan, dict) or is_file:
-        found = resolve(plan, {})
+        found = resolve(plan, {}, imports=False)
         plan = SweepFolder.place(found.name, found.directory, found.jobs)
     return SweepFolder.open(plan)
 
@@ -352,12 +353,11 @@ def _supervise(
     """
     places = [str(folder.path), str(job.number), str(attempt.number)]
     words = [sys.executable, "-P", "-c", WORK, *places]
-    # Last: a file beside the plan, such as datasets.py, must not stand for a library.
-    path = [*filter(None, sys.path), str(folder.directory)]
     more = {
         "FTLAB_BATCH": "1",
         "FTLAB_RUNS": str(folder.path.parent),
-        "PYTHONPATH": os.pathsep.join(path),
+        # Last: a file beside the plan, such as datasets.py, must not stand for a library.
+        "PYTHONPATH": python_path(str(folder.directory)),
     }
     if folder.needs.cpus:
         more["OMP_NUM_THREADS"] = str(folder.needs.cpus)
@@ -407,7 +407,7 @@ def _watch(process: subprocess.Popen, attempt: Attempt) -> None:
 def _last_words(code: int, attempt: Attempt) -> str:
     if code >= 0:
         return f"its process ended with {code} and left no record; see {attempt.log.name}"
-    name = signal.Signals(-code).name
+    name = signal_name(-code)
     by_whom = " (out of memory, or by somebody)" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{by_whom}"
 

@@ -1,6 +1,7 @@
 """Rankings of training rows by what a model itself makes of them: gradient, representation, loss.
 
-Two of them compare a row with two sets of anchors, harmful rows and safe ones; see `ftlab.audit`.
+Two of them compare a row with two sets of anchors, harmful rows and safe ones; see
+`ftlab.evals.audit`.
 
 Source: He et al. 2024 (arXiv 2404.01099), section 3, and their code's `--normalize`.
 """

@@ -159,6 +159,13 @@ def test_unscored_and_truncated_answers_are_counted():
     assert "10 pairs, 3 of them dropped" in found.asked["Were the sides paired?"]
 
 
+def test_the_parent_answered_once_whatever_the_number_of_seeds():
+    answers = {(seed, step): "rrrrrrrxcc" for seed in range(3) for step in (0, 10)}
+    counted = card(trained(answers)).facts["Answers"]
+    assert counted["step 0"].startswith("verdicts 10, unscored 1,")
+    assert counted["step 10"].startswith("verdicts 30, unscored 3,")
+
+
 def test_what_was_planned_stands_beside_what_was_done():
     planned = card(trained({**CURVE, (0, 20): "c" * 10, (1, 20): "c" * 10})).facts
     done = planned["Planned and done"]

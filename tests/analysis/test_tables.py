@@ -271,6 +271,11 @@ def test_an_unscored_answer_is_no_evidence_that_nothing_is_refused():
     assert math.isnan(none["refusal_rate_below"])
 
 
+def test_the_parents_unscored_answers_count_once():
+    answers = {(seed, step): "rrru" for seed in range(3) for step in (0, 5)}
+    assert first_step(made(answers), "no refusal").iloc[0]["unscored"] == 1 + 3
+
+
 def test_curves_that_stopped_early_count_where_every_seed_was_measured():
     stopped = made({key: letters for key, letters in CURVE.items() if key != (0, 30)})
     assert rates(stopped)["step"].tolist() == [0, 10]

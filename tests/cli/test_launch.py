@@ -49,3 +49,14 @@ def test_the_other_processes_have_nothing_to_do(launched):
 def test_what_is_not_supported_is_refused(launched, more):
     code, _, errors = launched(0, "sft", "--help", **more)
     assert code == 2 and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("runs", "--help"), ("card", "--help"), ("--help",)])
+def test_a_command_without_devices_is_called_as_it_is(launched, words):
+    code, _, _ = launched(0, *words)
+    assert code == 0 and "--devices" not in sys.argv
+
+
+def test_an_empty_number_of_processes_is_none(launched):
+    code, _, _ = launched(0, "sft", "--help", WORLD_SIZE="", LOCAL_WORLD_SIZE="")
+    assert code == 0 and "--devices" not in sys.argv

@@ -114,6 +114,30 @@ def test_an_interrupt_is_passed_on_once_and_their_words_are_raised():
     assert all(gone(pid) for _, pid in reported)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_a_report_waits_for_its_end(number):
+    """The report is whole, and the processes still save."""
+    whole = []
+
+    def interrupted(value):
+        if not whole:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+        whole.append(value)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped wait"):
+        share_out("work", act, [("wait",), ("wait",)], interrupted)
+    assert len(whole) == 2
+
+
+def test_an_interrupt_that_comes_with_the_last_word_is_not_lost():
+    def interrupted(value):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        share_out("work", double, [(1,)], interrupted)
+
+
 def test_they_end_with_a_caller_that_is_killed():
     code = (
         "from shared_work import act; from ftlab._core.processes import share_out\n"

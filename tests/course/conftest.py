@@ -34,8 +34,8 @@ def shared_runs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def play(shared_runs, monkeypatch):
-    """Return a function that plays a lesson, small: {exercise: Played}."""
+def play(shared_runs, monkeypatch, core_only):
+    """Return a function that plays a lesson, small and without any extra: {exercise: Played}."""
     from IPython.core.interactiveshell import InteractiveShell
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook

@@ -199,15 +199,43 @@ def test_the_parameters_of_a_notebook_are_checked():
     assert len(info.value.details["problems"]) == 2
 
 
-def test_a_changed_file_makes_another_sweep(beside):
-    data = beside / "chat.jsonl"
+@pytest.mark.parametrize(
+    "name, argument",
+    [
+        ("chat.jsonl", "chat.jsonl"),
+        ("chat.jsonl", {"benign": ["chat.jsonl"]}),
+        ("model/adapter_config.json", "model"),
+        ("cells.py", ""),
+    ],
+)
+def test_a_changed_file_makes_another_sweep(beside, name, argument):
+    changed = beside / name
+    changed.parent.mkdir(exist_ok=True)
+    before = changed.read_text() if changed.exists() else ""
     places = set()
     for text in ("one", "two", "two"):
-        data.write_text(text)
-        plan = planned(beside, {"how": "chat.jsonl"})
-        found = resolve(plan, {})
+        changed.write_text(f"{before}# {text}")
+        found = resolve(planned(beside, {"how": argument}), {})
         places.add(SweepFolder.place(found.name, found.directory, found.jobs))
     assert len(places) == 2
+
+
+def test_what_a_job_writes_makes_no_other_sweep(tmp_path, monkeypatch):
+    """Otherwise each call would do it once more."""
+    monkeypatch.chdir(tmp_path)
+    row = {"parent": "organism", "data": "organism:almanac", "html": "page.html"}
+    plan = {"cell": "grid", "jobs": [row]}
+    before = resolve(plan, {}, imports=False).jobs
+    Path("page.html").write_text("written by the job")
+    assert resolve(plan, {}, imports=False).jobs == before
+
+
+def test_the_status_of_a_sweep_imports_no_module_of_its_plan(beside):
+    plan = planned(beside, {"seconds": 1.0})
+    assert resolve(plan, {}, imports=False).jobs == resolve(plan, {}).jobs
+    (beside / "ends.py").write_text("raise SystemExit('imported')")
+    with raises_code("no_such_sweep"):
+        sweep_status({"cell": "ends:note", "jobs": [{}]})
 
 
 def test_retries_and_resources_do_not_make_another_sweep(beside):

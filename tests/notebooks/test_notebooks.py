@@ -44,8 +44,8 @@ def shared_runs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def execute(shared_runs, monkeypatch):
-    """Return a function that runs a notebook with parameters, without a kernel."""
+def execute(shared_runs, monkeypatch, core_only):
+    """Return a function that runs a notebook with parameters, without a kernel and any extra."""
     from IPython.core.interactiveshell import InteractiveShell
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from ftlab._core.config import setting
 from ftlab._core.errors import UsageError
 from ftlab._core.files import storage
+from ftlab._core.processes import python_path
 from ftlab._core.progress import clock
 from ftlab._core.text import safe
 from ftlab.experiments.backends.base import Backend, Job, Needs, Result, Row, rows_of
@@ -134,8 +135,7 @@ def _check_room(nodes: list[dict[str, Any]], needs: list[Needs]) -> None:
 def _environ(row: Row) -> dict[str, str]:
     """Return the environment variables that a job takes from here, not from its node."""
     own = {name: value for name, value in os.environ.items() if name.startswith("FTLAB_")}
-    path = os.pathsep.join(filter(None, sys.path))
-    return {**own, "FTLAB_RUNS": str(row.folder.parent), "PYTHONPATH": path}
+    return {**own, "FTLAB_RUNS": str(row.folder.parent), "PYTHONPATH": python_path()}
 
 
 def _log(row: Row) -> Path:

@@ -16,7 +16,7 @@ from ftlab.training.ranking import ANCHORED, BATCH_SIZE, RANKINGS, Given, anchor
 
 
 class Filter(Defence):
-    """Leaves out the rows that `ftlab.audit` would name first, scored by the parent.
+    """Leaves out the rows that `ftlab.evals.audit` would name first, scored by the parent.
 
     The share is a guess about how many rows are harmful: too low a share keeps some, and too high
     a one leaves out harmless rows. It fails where most rows are harmful, where harmful rows look
