@@ -201,9 +201,15 @@ class Method:
             rows.append({column: row[column] for column in self.columns} | {"row": number})
         return rows
 
+    def dataset(self, rows: list[dict]) -> Any:
+        """Return rows as the data set that TRL takes."""
+        from datasets import Dataset
+
+        return Dataset.from_list(rows)
+
     def trainer(self, job: Job) -> Any:
         """Return TRL's trainer on checked rows."""
-        from datasets import Dataset, disable_progress_bars
+        from datasets import disable_progress_bars
         from transformers import PrinterCallback
 
         disable_progress_bars()
@@ -217,12 +223,12 @@ class Method:
             rows = rows + fill_up(rows, job.processes * job.fit.micro_batch)
         extra = self.extra(job)
         if valid:
-            extra["eval_dataset"] = Dataset.from_list(valid)
+            extra["eval_dataset"] = self.dataset(valid)
         with _no_tqdm():
             trainer = trainer_class(
                 model=job.model,
                 args=arguments,
-                train_dataset=Dataset.from_list(rows),
+                train_dataset=self.dataset(rows),
                 processing_class=job.tokenizer,
                 **extra,
             )
