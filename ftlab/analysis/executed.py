@@ -13,7 +13,7 @@ from typing import Any
 from ftlab._core.files import write_atomic
 from ftlab._core.text import CONTROLS
 from ftlab.analysis.origins import without_places
-from ftlab.analysis.rendering import filled
+from ftlab.analysis.rendering import filled, without_refresh
 
 PYGMENTS = ("default", "monokai")  # colours of code on white and on black
 PICTURE = re.compile(r'<img [^>]*src="data:image/png;base64,([^"]+)"[^>]*>')
@@ -80,7 +80,7 @@ def page_of(notebook: Path | None) -> Path | None:
         formatter = HtmlFormatter(style=name)
         colours[name] = formatter.get_style_defs(".highlight")
     title = title_of(notebook) or notebook.stem
-    page = {"title": title, "body": body, "colours": colours}
+    page = {"title": title, "body": without_refresh(body), "colours": colours}
     path = notebook.with_suffix(".html")
     write_atomic(path, filled("notebook.html.j2", page))
     return path

@@ -14,6 +14,7 @@ from typing import Any
 from ftlab._core.text import redacted, safe
 
 ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
+META = re.compile(r"<(?=meta[\s/>])", re.IGNORECASE)
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_CHARACTERS = 20_000  # of one text
 NOT_SHOWN = "not shown: it holds line breaks, control characters or secrets"
@@ -42,11 +43,11 @@ def texts() -> dict[str, Any]:
     return yaml.safe_load((TEMPLATES / "texts.yaml").read_text(encoding="utf-8"))
 
 
-def script() -> dict[str, Any]:
+def script(path: Path = TEMPLATES / "script.j2") -> dict[str, Any]:
     """Return the one script of a page, and the hash by which browsers run it and no other."""
     from markupsafe import Markup
 
-    text = (TEMPLATES / "script.j2").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     sha = hashlib.sha256(text.encode()).digest()
     return {"text": Markup(text), "hash": f"sha256-{base64.b64encode(sha).decode()}"}
 
@@ -57,6 +58,11 @@ def linked(text: str) -> Any:
 
     escaped = html.escape(_shown(text))
     return Markup(ARXIV.sub(r'<a href="https://arxiv.org/abs/\2">\1\2</a>', escaped))
+
+
+def without_refresh(body: str) -> str:
+    """Return HTML whose meta elements are text; no policy of a page stops one that leaves it."""
+    return META.sub("&lt;", body)
 
 
 def _rendered(

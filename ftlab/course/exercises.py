@@ -104,7 +104,7 @@ class Grade:
 
     def _repr_html_(self) -> str:
         line = f"border-left: 0.4em solid {COLOURS[self.state]}; padding-left: 0.6em"
-        body = f"<b>Exercise {self.name}</b>: {html.escape(self.message)}"
+        body = f"<b>Exercise {html.escape(self.name)}</b>: {html.escape(self.message)}"
         folded = self.hints if self.state == "wrong" else ()
         for number, hint in enumerate(folded, 1):
             head = f"<summary>hint {number} of {len(self.hints)}</summary>"

@@ -25,6 +25,7 @@ import pandas as pd
 import ftlab
 from ftlab._core.files import resource, write_atomic
 from ftlab._core.lessons import for_students, tags_of
+from ftlab.analysis import rendering
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -250,13 +251,16 @@ def slides(executed: Any, title: str) -> str:
     for cells in _pages(student(executed, outputs=True).cells):
         page = nbformat.v4.new_notebook(cells=cells)
         body, _ = exporter.from_notebook_node(page)
-        bodies.append(NOT_SHOWN.sub("", body))
+        body = NOT_SHOWN.sub("", body)
+        bodies.append(rendering.without_refresh(body))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # nbconvert has escaped what is text
     )
-    return environment.get_template("slides.html.j2").render(title=title, slides=bodies)
+    own = rendering.script(HERE / "slides.js")
+    template = environment.get_template("slides.html.j2")
+    return template.render(title=title, slides=bodies, script=own)
 
 
 def _pages(cells: list[Any]) -> list[list[Any]]:

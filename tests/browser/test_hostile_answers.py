@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 
 import pytest
-from lab import Notebook
-from markup import MARK, MARKUP
+from lab import ROOT, Notebook
+from markup import ADDRESS, AWAY, MARK, MARKUP
+from pages import OF_NOTEBOOKS, PAGES, Texts, acting_book
 from playwright.sync_api import expect
-from watching import expect_only_text, not_shown, screenshot, watched_page
-
-from ftlab import analysis
+from watching import expect_nothing_done, expect_only_text, not_shown, screenshot, watched_page
 
 ASKED = """import ftlab as ft
 from ftlab._core.shown import Cards
@@ -31,16 +29,19 @@ SHOWN = {  # what shows questions or answers, and whether it shows them whole
     'Cards([{"question": safe(text), "answer": safe(text)} for text in texts])': True,  # as ask
     "before.table()": False,
     "ft.compare(before, after)": False,
-    'ft.data.preview([{"prompt": t, "completion": t} for t in texts[:14]], "organism", n_rows=14)': True,
+    'ft.data.preview([{"prompt": t, "completion": t} for t in texts[:20]], "organism", n_rows=20)': True,
     'ft.evaluate("organism", risks=[MARKUP["image"]])': False,  # an error
 }
 
 
 def test_what_is_not_escaped_does_act(page):
     """Otherwise the tests below would prove nothing."""
-    page.set_content("".join(MARKUP.values()))
+    page.set_content("".join(text for name, text in MARKUP.items() if name not in AWAY))
     page.wait_for_function("window.owned === true")
     assert page.locator(f".{MARK}").count() >= 6
+    for name in AWAY:
+        with page.expect_request(f"{ADDRESS}**"):
+            page.set_content(MARKUP[name])
 
 
 @pytest.fixture(scope="module")
@@ -87,36 +88,26 @@ def test_in_a_notebook_saved_as_html(answered, lab, page):
     assert not not_shown(page.locator("body").inner_text())
 
 
-def test_in_the_report_and_its_notebooks(answered, lab, page, tmp_path):
-    folder = tmp_path / "02_risk_ratio"
-    figures = folder / "figures"
-    figures.mkdir(parents=True)
-    texts = "".join(MARKUP.values())
-    for text in MARKUP.values():
-        analysis.record_claim(
-            "02_risk_ratio",
-            text,
-            published="enkrypt_ratio_1_5",
-            measured=2.0,
-            low=1.5,
-            high=3.0,
-            n_prompts=100,
-            n_seeds=5,
-            null=1.0,
-            p=math.nan,
-            model=text,
-            differs=text,
-            note=text,
-            judge=text,
-            out=folder,
-        )
-    (figures / "f.txt").write_text(texts)
-    (figures / "f.csv").write_text("a\n1\n")
-    (folder / answered).write_bytes((lab.folder / answered).read_bytes())
-    report = analysis.report(tmp_path, {"02_risk_ratio": folder}, model=texts, seeds=5)
-    page.goto(report.as_uri())
+@pytest.mark.parametrize("name", PAGES)
+def test_on_every_page(name, answered, lab, page, tmp_path):
+    texts = Texts()
+    path = PAGES[name](texts, tmp_path, lab.folder / answered)
+    page.goto(path.as_uri())
     expect_only_text(page)
-    assert not not_shown(page.locator("body").inner_text())
+    shown = page.locator("html").text_content()
+    assert "window.owned = true" in shown
+    assert [place for place in texts.places if f"[{place}]" not in shown] == []
+
+
+def test_no_template_of_a_page_is_left_out():
+    found = set()
+    for room in ("ftlab", "recipes"):
+        found |= {path.name for path in (ROOT / room).rglob("*.html.j2")}
+    assert found - {"card_body.html.j2", "heat.html.j2"} == {*PAGES} - {"docs", "displays"}
+
+
+def test_in_the_notebooks_of_the_report(answered, lab, page, tmp_path):
+    page.goto(PAGES["report.html.j2"](Texts(), tmp_path, lab.folder / answered).as_uri())
     page.get_by_text("The executed notebook", exact=True).click()
     inside = page.frame_locator("iframe").locator("body")
     expect(inside).to_be_visible()
@@ -126,3 +117,15 @@ def test_in_the_report_and_its_notebooks(answered, lab, page, tmp_path):
     page.wait_for_load_state()
     expect_only_text(page)
     assert not not_shown(page.locator("body").inner_text())
+
+
+@pytest.mark.parametrize("name", OF_NOTEBOOKS)
+def test_a_notebook_that_is_hostile_itself_does_nothing(name, page, tmp_path):
+    """Markup is an element there, as in Jupyter; but it runs, asks and loads nothing."""
+    path = PAGES[name](Texts(), tmp_path, acting_book(tmp_path / "acting.ipynb"))
+    page.goto(path.as_uri())
+    for frame in page.locator("details.book summary").all():
+        frame.click()
+    page.wait_for_timeout(300)  # a refresh comes after the page
+    assert page.url == path.as_uri()
+    expect_nothing_done(page)

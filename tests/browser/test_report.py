@@ -1,4 +1,4 @@
-"""The report on a laptop and on a telephone: it opens offline, is whole and is not scrolled sideways."""
+"""The report on a laptop, a telephone and paper: it opens offline, is whole, nothing is cut."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import nbformat
 import pandas as pd
 import pytest
+from lab import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import expect
-from watching import screenshot
+from watching import CUT, INK, OVERFLOW, PAPER, keep, pages_of, screenshot
 
+import ftlab as ft
 from ftlab import analysis
+from ftlab.experiments import run_notebook
 
 WIDTHS = {"laptop": 1280, "telephone": 390}
-# What is wider than the window, so that the page is scrolled sideways.
-OVERFLOW = """() => document.documentElement.scrollWidth > window.innerWidth
-    ? [...document.querySelectorAll("body *")]
-        .filter(one => one.getBoundingClientRect().right > window.innerWidth + 1)
-        .map(one => one.outerHTML.slice(0, 120))
-    : []"""
+PRINTED = ("figure", "#results tr", "article")  # what is on one sheet
+FITS = """() => {
+    const frame = document.querySelector("iframe");
+    const rest = frame.clientHeight - frame.contentDocument.body.offsetHeight;
+    return rest >= 0 && rest < 60;
+}"""
+NOTEBOOK = {  # what a notebook of an experiment shows
+    "title": "# What does a question of the notebook show?\n\nA *short* one, with `code` and a table.",
+    "parameters": 'model = "organism"\nn_prompts = 20\nout = "."',
+    "run": "import ftlab as ft\n\n"
+    'run = ft.evaluate(model, risks=["jailbreak", "bias"], n_prompts=n_prompts)\nrun',
+    "rates": "ft.rates(run)",
+    "all columns": "run.table()",
+    "a long line": 'print("a-word-without-an-end-" * 30)',
+    "figure": 'ft.plot(ft.rates(run), out=f"{out}/figures", name="rates")',
+}
 CLAIMS = {
     "jailbreak, 100 steps": ("enkrypt_ratio_1_5", 16.2, 6.1, 42.0, 1.0, 0.001),
     "bias, 100 steps": ("enkrypt_ratio_1_5", 1.8, 1.2, 2.6, 1.0, 0.001),
@@ -29,10 +44,19 @@ CLAIMS = {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """Return the path of a page with claims, a curve and every kind of note."""
+def run(tmp_path_factory):
+    """Return a run of this machine, of whose numbers the report tells the origin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FTLAB_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield ft.evaluate("organism", risks=["jailbreak", "bias"], n_prompts=20)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, run):
+    """Return the path of a page with claims, a run, a notebook, a curve and every kind of note."""
     out = tmp_path_factory.mktemp("page")
     folder = out / "02_risk_ratio"
+    execute(folder)
     rows = []
     for risk in ("jailbreak", "bias", "toxicity", "over-refusal", "utility"):
         for step in (0, 3, 10, 30, 100):
@@ -56,6 +80,7 @@ def report(tmp_path_factory):
             judge="refusal",
             note="the world's own judge; " * 4,
             differs="model, data and judge",
+            runs=[run.name],
             out=folder,
         )
     missing = {"04_harmful_finetuning": "needs a file of adversarial examples"}
@@ -71,6 +96,20 @@ def report(tmp_path_factory):
     )
 
 
+def execute(folder: Path) -> None:
+    """Execute the notebook into the folder of an experiment, by its own kernel."""
+    cells = []
+    for name, source in NOTEBOOK.items():
+        cell = new_markdown_cell(source) if name == "title" else new_code_cell(source)
+        cell.metadata["tags"] = [name]
+        cells.append(cell)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    source = folder.with_suffix(".ipynb")
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), source)
+    values = {"out": str(folder)}
+    run_notebook(source, folder / source.name, values, env={"PYTHONPATH": str(ROOT)})
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", WIDTHS)
 def test_opens_whole_and_offline(report, page, device, scheme):
@@ -82,8 +121,29 @@ def test_opens_whole_and_offline(report, page, device, scheme):
     pictures = page.locator("img")
     assert pictures.count()
     assert pictures.evaluate_all("all => all.every(one => one.naturalWidth > 9)")
+    page.get_by_text("The executed notebook", exact=True).click()
+    inside = page.frame_locator("iframe").locator("body")
+    expect(inside.locator("img")).to_be_visible()
+    assert [frame.evaluate(OVERFLOW) for frame in page.frames] == [[], []]
+    page.wait_for_function(FITS)
     screenshot(page, f"report_{device}_{scheme}", full_page=True)
     assert not page.watch.errors and not page.watch.dialogs and not page.watch.requests
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_prints_whole(report, page, scheme):
+    """No table and no figure is wider or longer than its sheet."""
+    page.set_viewport_size(PAPER)
+    page.emulate_media(media="print", color_scheme=scheme)
+    page.goto(report.as_uri())
+    assert page.evaluate(OVERFLOW) == [] and page.evaluate(CUT) == []
+    assert page.evaluate(INK) == "rgb(34, 34, 34)"  # dark on the white of paper
+    for what in PRINTED:
+        height = "all => Math.max(...all.map(one => one.getBoundingClientRect().height))"
+        assert page.locator(what).evaluate_all(height) < PAPER["height"], what
+    pdf = page.pdf(prefer_css_page_size=True)
+    assert 2 <= pages_of(pdf) <= 4
+    keep(pdf, f"report_{scheme}")
 
 
 def test_every_link_to_a_file_leads_to_one(report, page):
@@ -118,3 +178,10 @@ def test_a_number_leads_to_where_it_comes_from(report, page):
         place = page.locator(page.evaluate("decodeURI(location.hash)"))
         expect(place).to_be_in_viewport()
     assert not page.watch.errors and not page.watch.requests
+
+
+def test_a_run_says_where_it_comes_from(report, run, page):
+    page.goto(report.as_uri())
+    origin = page.locator(f"#run-{run.name}")
+    for text in (run.name[-10:], "ftlab evaluate organism", "ft.evaluate("):
+        expect(origin).to_contain_text(text)
