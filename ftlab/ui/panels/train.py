@@ -715,5 +715,5 @@ def _limit_field(risk: str, limit: float | None) -> Any:
         continuous_update=False,
         style={"description_width": "initial"},
     )
-    field.layout.width = "14em"
+    field.layout.flex = "0 0 17em"
     return field
