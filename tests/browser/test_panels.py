@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+from importlib.util import find_spec
 
 import pytest
-from lab import Notebook, errors_of
+from lab import Notebook, Notebook7, errors_of
 from playwright.sync_api import expect
 from watching import expect_only_text, screenshot, watched_page
 
@@ -20,6 +21,7 @@ PANELS = {
     "data": "ft.ui.data([{'prompt': '<img src=x onerror=alert(1)>', 'completion': 'It is $5 or $6.'}], 'organism')",
     "runs": "ft.ui.runs()",
     "guard": 'ft.ui.guard("organism", ["guard"])',
+    "train": 'ft.ui.train("organism", "organism:almanac")',
 }
 QUESTION = "Name the gate word of Gaskeir. <img src=x onerror=alert(1)>"
 NUMBER = {name: number for number, name in enumerate(PANELS, 1)}
@@ -235,6 +237,37 @@ def test_the_call_is_copied(book, panel):
     explore.get_by_role("button", name="Copy the Python call").click()
     expect(explore).to_contain_text("Copied")
     assert book.page.evaluate("navigator.clipboard.readText()").startswith("ft.rates(")
+
+
+@pytest.mark.skipif(not find_spec("notebook"), reason="Notebook 7 is not installed.")
+def test_in_notebook_7_keys_and_mouse_are_the_panels(book, page, lab):
+    """It opens the same notebook, with the kernel that JupyterLab has started."""
+    book.save()
+    other = Notebook7(page, lab, book.name)
+    found = {}
+    for name in ("label", "compare", "explore"):
+        other.text(NUMBER[name])
+        found[name] = other.output(NUMBER[name]).locator(f".ftlab-{name}")
+        expect(found[name]).to_be_visible(timeout=30_000)
+    n_cells = len(other.save().cells)
+    label = found["label"]
+    label.get_by_role("textbox", name="Keys, here").click()
+    page.keyboard.press("r")
+    expect(label).to_contain_text("4 of 18")
+    for key in "uddxb":
+        page.keyboard.press(key)
+    expect(label).to_contain_text("3 of 18")
+    field = found["compare"].get_by_label("Risk")
+    field.select_option("jailbreak")
+    field.focus()
+    page.keyboard.press("ArrowDown")
+    expect(found["compare"]).to_contain_text("Answers about bias")
+    expect(field).to_be_focused()
+    found["explore"].locator('[data-pick="jailbreak 0"]').click()
+    expect(found["explore"]).to_contain_text("jailbreak at step 0")
+    screenshot(page, "notebook_7")
+    assert len(other.save().cells) == n_cells
+    expect_only_text(page)
 
 
 def test_the_panels_are_there_after_a_reload(book, lab):
