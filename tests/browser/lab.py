@@ -224,6 +224,13 @@ class Notebook:
         expect(tab).not_to_have_class(re.compile("jp-mod-dirty"), timeout=20_000)
         return self.lab.saved(self.name)
 
+    def choose_theme(self, name: str) -> None:
+        """Choose one of JupyterLab's themes in its menu by mouse."""
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        for item in ("Theme", name):  # menus in a menu have no role
+            self.page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
+        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", name)
+
     def figures(self) -> list[str]:
         """Return the addresses of all pictures in outputs that the browser could draw."""
         drawn = "all => all.filter(one => one.complete && one.naturalWidth > 9).map(one => one.src)"

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from lab import Notebook, Notebook7, errors_of
 from playwright.sync_api import expect
-from watching import expect_only_text, screenshot, watched_page
+from watching import LOW_CONTRAST, expect_only_text, screenshot, watched_page
 
 MADE = """import ftlab as ft
 from ui_runs import make_curve
@@ -237,6 +237,23 @@ def test_the_call_is_copied(book, panel):
     explore.get_by_role("button", name="Copy the Python call").click()
     expect(explore).to_contain_text("Copied")
     assert book.page.evaluate("navigator.clipboard.readText()").startswith("ft.rates(")
+
+
+def test_a_text_that_does_not_stand_out_is_found(page):
+    """Otherwise the test below would prove nothing. Of the greys on white #767676 is the last."""
+    shown = '<p style="color: {}">grey</p><p style="opacity: {}">faint</p>'
+    page.set_content(shown.format("#777777", 0.5) + shown.format("#767676", 0.6))
+    assert page.locator("html").evaluate(LOW_CONTRAST) == ["4.48 P grey", "3.98 P faint"]
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_every_text_stands_out_from_its_background(book, panel, theme):
+    book.choose_theme(theme)
+    for name in NUMBER:
+        found = panel(name)
+        found.scroll_into_view_if_needed()
+        screenshot(book.page, f"{theme} {name}")
+        assert found.evaluate(LOW_CONTRAST) == [], name
 
 
 @pytest.mark.skipif(not find_spec("notebook"), reason="Notebook 7 is not installed.")
