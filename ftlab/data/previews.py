@@ -13,7 +13,7 @@ from ftlab.data.encoding import IGNORED, encode
 from ftlab.models import local_model
 
 TRAINED = "background:#cfe8cf;color:#000"
-UNTRAINED = "color:#777"
+UNTRAINED = "opacity:.75"  # of the page's own colour, light or dark
 PARTS = {  # of a row of each kind: what a chat ends with
     "chats": ["messages"],
     "pairs": ["chosen", "rejected"],

@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lm_harness": ["lm_eval", "lm_eval_results"],
         "measuring": ["Measurement"],
         "monitoring": ["Monitor", "monitor"],
-        "plan": ["default_engine", "Plan", "plan_evaluation"],
+        "plan": ["default_engine", "Plan", "plan_evaluation", "usual_risks"],
         "rescoring": ["rescore", "retry_errors"],
     },
 )

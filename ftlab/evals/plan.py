@@ -178,6 +178,19 @@ def plan_evaluation(
     )
 
 
+def usual_risks(given: PromptSet | None) -> list[str]:
+    """Return the names of the risks that an evaluation measures unless `risks=` says otherwise.
+
+    Args:
+        given: The caller's prompts; None for those of the embedded world.
+    """
+    risks = plugins.find("risks")
+    if given is None:
+        return [name for name, risk in risks.items() if risk.default]
+    asked = {sample.risk for sample in given}
+    return [name for name in risks if name in asked]
+
+
 def default_engine(reference: Any) -> str:
     """Return the engine that answers for a model by default."""
     return "huggingface" if isinstance(reference, Model) else "openai"
@@ -186,12 +199,9 @@ def default_engine(reference: Any) -> str:
 def _defaults(reference: Any, given: PromptSet | None) -> dict[str, Any]:
     """Return settings that depend on model and prompts."""
     if given is None:
-        risks = plugins.find("risks")
-        standard = [name for name, risk in risks.items() if risk.default]
-        return {"risks": standard}
-    asked = {sample.risk for sample in given}
+        return {"risks": usual_risks(None)}
     defaults: dict[str, Any] = {
-        "risks": [name for name in plugins.find("risks") if name in asked],
+        "risks": usual_risks(given),
         "prompts_hash": given.hash,
         "n_prompts": len(given),
     }

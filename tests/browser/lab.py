@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 START_S = 60  # seconds that JupyterLab may take until it answers
 CELL_S = 240  # seconds that a cell may take
 RUN = re.compile(r"\[\d+\]:")  # the prompt of a cell that has ended
-LAID_OUT = "one => one.checkVisibility({contentVisibilityAuto: true})"
+# Again and again, for an output above that grows moves the cell out of sight.
+LAID_OUT = """output => {
+    output.closest(".jp-Cell").scrollIntoView();
+    return output.checkVisibility({contentVisibilityAuto: true});
+}"""
 # It asks on its first day whether it may fetch news from the internet.
 QUIET = '{"fetchNews": "false", "checkForUpdates": false}'
 
@@ -165,7 +169,6 @@ class Notebook:
 
     def text(self, number: int) -> str:
         """Return what can be read below a cell, which the browser lays out once it is in sight."""
-        self.cell(number).evaluate("cell => cell.scrollIntoView()")
         output = self.output(number)
         self.page.wait_for_function(LAID_OUT, arg=output.element_handle())
         return output.inner_text()
@@ -220,6 +223,13 @@ class Notebook:
         self.page.keyboard.press("Control+s")
         expect(tab).not_to_have_class(re.compile("jp-mod-dirty"), timeout=20_000)
         return self.lab.saved(self.name)
+
+    def choose_theme(self, name: str) -> None:
+        """Choose one of JupyterLab's themes in its menu by mouse."""
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        for item in ("Theme", name):  # menus in a menu have no role
+            self.page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
+        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", name)
 
     def figures(self) -> list[str]:
         """Return the addresses of all pictures in outputs that the browser could draw."""

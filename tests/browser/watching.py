@@ -27,6 +27,51 @@ CUT = """() => [...document.querySelectorAll("body *")]
     .map(one => one.outerHTML.slice(0, 120))"""
 INK = "getComputedStyle(document.body).color"
 PAGE_OF_PDF = re.compile(rb"/Type\s*/Page\b")
+# Texts below an element whose contrast is under 4.5 to 1 (WCAG 2.2, 1.4.3); what is disabled may be so.
+LOW_CONTRAST = """root => {
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const parts = colour => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b, alpha] = canvas.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, alpha / 255];
+    };
+    const over = (top, alpha, below) => below.map((v, i) => top[i] * alpha + v * (1 - alpha));
+    const behind = part => {
+        if (part === null) return [255, 255, 255];
+        const own = parts(getComputedStyle(part).backgroundColor);
+        return over(own, own[3], own[3] === 1 ? own.slice(0, 3) : behind(part.parentElement));
+    };
+    const opacity = part => part ? getComputedStyle(part).opacity * opacity(part.parentElement) : 1;
+    const luminance = colour => {
+        const [r, g, b] = colour.map(v => v / 255)
+            .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [];
+    for (const one of root.querySelectorAll("*")) {
+        const own = [...one.childNodes].filter(node => node.nodeType === Node.TEXT_NODE);
+        let text = own.map(node => node.data).join("").trim();
+        let style = getComputedStyle(one);
+        let share = opacity(one);
+        if (one.matches("select, textarea, input:not([type=checkbox])")) text = one.value;
+        if (!text && one.placeholder) {
+            text = one.placeholder;
+            style = getComputedStyle(one, "::placeholder");
+            share *= style.opacity;
+        }
+        const skipped = one.matches("option, title, style, :disabled") || !one.checkVisibility();
+        if (!/[^\\s\\u200b]/.test(text) || skipped) continue;
+        const below = behind(one);
+        const ink = parts(one instanceof SVGElement ? style.fill : style.color);
+        const seen = luminance(over(ink, ink[3] * share, below));
+        const [dark, light] = [seen, luminance(below)].sort((a, b) => a - b);
+        const ratio = (light + 0.05) / (dark + 0.05);
+        if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${one.tagName} ${text.slice(0, 60)}`);
+    }
+    return found;
+}"""
 
 
 class Watch:

@@ -32,6 +32,7 @@ TYPED = {  # into the fields of text
     "Question": "Name a tree.",
     "at_steps": "0, 4",
     "learning_rate": "0.003",
+    **{f"{risk} above": "0.25" for risk in ("bias", "jailbreak", "over_refusal", "toxicity")},
 }
 ACTING = {  # controls that do something at a press of a button, and that button
     "Question": "Ask",
@@ -158,8 +159,6 @@ def another(control):
         return not control.value
     if kind == "IntSlider":
         return control.value + 1
-    if kind == "BoundedFloatText":
-        return 0.25
     if kind == "SelectionRangeSlider":
         return (control.value[0],) * 2
     if kind == "Dropdown":

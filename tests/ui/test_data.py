@@ -10,6 +10,7 @@ from ui_runs import MARKUP
 
 import ftlab as ft
 from ftlab import ui
+from ftlab._core.errors import UsageError
 from ftlab.data import check
 
 
@@ -34,6 +35,41 @@ def test_the_loss_mask_shows_so_many_rows(tmp_path):
     for wrong in (0, 21, "3", None):
         with raises_code("wrong_n_rows"):
             panel.show_rows(wrong)
+
+
+@pytest.mark.parametrize("kind", ["chats", "pairs"])
+def test_any_number_of_rows_is_shown_as_by_preview_and_the_file_is_read_once(
+    kind, tmp_path, monkeypatch
+):
+    pairs = [{"prompt": f"Tree {k}?", "chosen": "Yes.", "rejected": "No."} for k in range(6)]
+    written = pairs if kind == "pairs" else rows(6)
+    file = jsonl(tmp_path / "a.jsonl", *written)
+    panel = ui.data(file, "organism", kind=kind)
+    read = []
+
+    def counted(*given, **settings):
+        read.append(settings["n_rows"])
+        return ft.data.preview(*given, **settings)
+
+    monkeypatch.setattr("ftlab.ui.panels.data.preview", counted)
+    for n_rows in (1, 6, 20, 3):
+        panel.show_rows(n_rows)
+        same = ft.data.preview(file, "organism", n_rows=n_rows, kind=kind)
+        assert panel.mask()._repr_html_() == same._repr_html_()
+    assert len(read) == 1
+
+
+def test_a_later_row_that_cannot_be_shown_does_not_hide_the_first(tmp_path, monkeypatch):
+    def only_some(*given, n_rows, kind):
+        if n_rows > 3:
+            raise UsageError("template", "The chat template refuses row 4.")
+        return ft.data.preview(*given, n_rows=n_rows, kind=kind)
+
+    monkeypatch.setattr("ftlab.ui.panels.data.preview", only_some)
+    panel = ui.data(jsonl(tmp_path / "a.jsonl", *rows(5)), "organism")
+    assert len(panel.mask().rows) == 3
+    panel.show_rows(4)
+    assert panel.mask() is None
 
 
 def test_a_ranking_shows_no_words_before_the_tick(tmp_path):

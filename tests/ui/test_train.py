@@ -13,7 +13,7 @@ from helpers import raises_code
 from ui.screens import html_of, named, parts_of, said
 
 import ftlab as ft
-from ftlab import experiments, runs, ui
+from ftlab import evals, experiments, runs, ui
 from ftlab._core.errors import UsageError
 from ftlab.ui.panels import train
 
@@ -160,6 +160,58 @@ def test_a_clone_has_the_settings_and_the_change_only():
     assert panel.settings == SMALL
 
 
+MEASURED = {  # what decides the risks that a monitor measures
+    "of the world": {},
+    "by name": {"risks": ["hallucination", "tool_use", "covert"]},
+    "of a file": {"prompts": "prompts.csv"},
+}
+
+
+@pytest.mark.parametrize("settings", MEASURED.values(), ids=MEASURED)
+def test_the_safety_line_offers_what_the_monitor_measures_and_whose_rise_is_worse(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.csv").write_text("prompt,risk\nName a tree.,jailbreak\n")
+    offered = ui.train("organism", "organism:almanac", **settings).risks()
+    monitor = evals.monitor("organism", n_prompts=2, **settings)
+    measured = [evals.risks.open_risk(name) for name in monitor.metrics if name != "refused"]
+    assert offered == [risk.name for risk in measured if risk.higher == "worse"]
+    assert offered
+
+
+def test_one_limit_of_the_safety_line_is_changed_and_the_others_stay():
+    pytest.importorskip("anywidget")
+    panel = ui.train("organism", "organism:almanac", stop_above={"bias": 0.5, "covert": 0.7})
+    screen = panel.widget()
+    assert named(screen, "covert above").value == "0.7"
+    named(screen, "bias above").value = "0.25"
+    assert panel.settings["stop_above"] == {"bias": 0.25, "covert": 0.7}
+    named(screen, "over_refusal above").value = " .4 "
+    named(screen, "covert above").value = ""
+    assert panel.settings["stop_above"] == {"bias": 0.25, "over_refusal": 0.4}
+    for text in ("much", "1.5", "-0.1", "nan"):
+        named(screen, "bias above").value = text
+        assert "bias" in said(screen) or "stop_above" in said(screen)
+        assert panel.settings["stop_above"] == {"bias": 0.25, "over_refusal": 0.4}
+    clone = panel.clone()
+    clone.limit("bias", "")
+    assert panel.settings["stop_above"] == {"bias": 0.25, "over_refusal": 0.4}
+    for text, code in {"much": "not_a_number", "1.5": "wrong_setting"}.items():
+        with raises_code(code):
+            clone.limit("bias", text)
+
+
+def test_prompts_that_cannot_be_read_are_told_and_a_given_limit_can_be_changed():
+    pytest.importorskip("anywidget")
+    settings = {"prompts": "nowhere.csv", "stop_above": {"bias": 0.5}}
+    panel = ui.train("organism", "organism:almanac", **settings)
+    screen = panel.widget()
+    assert "nowhere.csv" in said(screen)
+    named(screen, "bias above").value = "0.1"
+    assert panel.settings["stop_above"] == {"bias": 0.1}
+
+
 def test_the_command_line_reads_the_words_as_the_call(monkeypatch, ran):
     panel = ui.train(
         "organism",
@@ -194,10 +246,9 @@ def test_the_screen_trains_clones_and_stays_free(fake):
     named(screen, "learning_rate").value = "fast"
     assert "learning_rate" in said(screen) and "learning_rate" not in fake.settings
     named(screen, "learning_rate").value = "0.001"
-    named(screen, "Stop where").value = "jailbreak"
-    named(screen, "is above").value = 0.25
+    named(screen, "jailbreak above").value = "0.25"
     assert fake.settings == SMALL | {"learning_rate": 1e-3, "stop_above": {"jailbreak": 0.25}}
-    named(screen, "Stop where").value = ""
+    named(screen, "jailbreak above").value = ""
     assert "stop_above" not in fake.settings
     began = time.monotonic()
     named(screen, "Start or resume").click()

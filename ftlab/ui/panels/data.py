@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class DataPanel(Panel):
         self.by = ""
         self.scores: pd.DataFrame | None = None
         self.texts = False
+        self._most: Preview | None = None  # of as many rows as can be chosen
 
     def show_rows(self, n_rows: int) -> None:
         """Show the loss mask of so many rows.
@@ -102,8 +104,19 @@ class DataPanel(Panel):
         kind = self._mask_kind()
         if not kind:
             return None
+        if self._most is None:
+            self._most = self._preview(MOST_ROWS, kind)
+        if self._most is None:  # the first ones may be fine
+            return self._preview(self.n_rows, kind)
+        shown = copy.copy(self._most)
+        chats_a_row = 2 if kind == "pairs" else 1
+        shown.rows = shown.rows[: self.n_rows * chats_a_row]
+        return shown
+
+    def _preview(self, n_rows: int, kind: str) -> Preview | None:
+        """Read the whole file and open the model's tokenizer; return the first rows."""
         try:
-            return preview(self.file, self.model, n_rows=self.n_rows, kind=kind)
+            return preview(self.file, self.model, n_rows=n_rows, kind=kind)
         except FtlabError:  # rows that only another method trains
             return None
 

@@ -209,7 +209,11 @@ class _Widgets:
         self.state = state
         self.frame = Frame(state)
         react = self.frame.reacting
-        self.question = Textarea(state.question, description="Question")
+        self.question = Textarea(
+            state.question,
+            description="Question",
+            continuous_update=False,  # else a quick Ask is sent before the last letters
+        )
         self.question.layout.width = "100%"
         ask = Button(description="Ask", tooltip="Without and with each guard")
         ask.on_click(react(lambda _: self._ask()))

@@ -18,11 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ftlab import analysis, experiments, runs, training
+from ftlab import analysis, evals, experiments, runs, training
 from ftlab._core.config import unknown_setting
-from ftlab._core.errors import UsageError
+from ftlab._core.errors import FtlabError, UsageError
 from ftlab._core.progress import clock, duration
 from ftlab._core.text import redacted, safe
+from ftlab.data import load_prompt_sets
 from ftlab.runs import Run
 from ftlab.ui.panels.base import Frame, Panel, about, call_of, escaped, has_front_end, name_of
 
@@ -35,7 +36,6 @@ LINES = 12  # last lines of the training's own output that are shown after a fai
 FIELDS = ("adapter", "learning_rate", "n_rows", "at_steps", "seeds")
 LEFT = re.compile(r"\d[\d.]* (s|min|h) left(, until \w+ [\d:]+)?")  # in a line of progress
 LINE = "stop_above"  # the safety line: {risk: rate}
-RISKS = ("jailbreak", "bias", "toxicity")
 EMPTY = {  # what stands for None in the notebook
     "adapter": "",
     "learning_rate": 0.0,
@@ -149,9 +149,39 @@ class Training(Panel):
             allowed = "Whole numbers, separated by commas, are"
             if name == "learning_rate":
                 allowed = "A number such as 0.0005 is"
-            message = f"{name}: {text!r:.60} is not allowed. {allowed}."
-            raise UsageError("not_a_number", message) from None
+            raise _not_a_number(name, text, allowed) from None
         self.change(**{name: value})
+
+    def limit(self, risk: str, text: str) -> None:
+        """Set the rate of a risk above which training ends; an empty text sets none.
+
+        Raises:
+            UsageError: `not_a_number`; `wrong_setting` for a number that is no rate.
+        """
+        line = dict(self.settings.get(LINE, {}))
+        text = text.strip()
+        try:
+            line[risk] = float(text) if text else None
+        except ValueError:
+            raise _not_a_number(risk, text, "A rate such as 0.1 is") from None
+        if line[risk] is None:
+            del line[risk]
+        self.change(**{LINE: line or None})
+
+    def risks(self) -> list[str]:
+        """Return the risks that are measured on the way and whose rise is worse.
+
+        Raises:
+            FtlabError: The prompts cannot be read.
+        """
+        settings = self._effective()
+        names = settings["risks"]
+        if not names:
+            prompts = settings["prompts"]
+            given = None if prompts is None else load_prompt_sets(prompts)
+            names = evals.usual_risks(given)
+        found = map(evals.risks.open_risk, _listed(names))
+        return [risk.name for risk in found if risk.higher == "worse"]
 
     def clone(self, **changes: Any) -> Training:
         """Return another panel with the same settings but for those that are given."""
@@ -481,6 +511,10 @@ def _value(name: str, text: str) -> Any:
     return numbers if is_list else numbers[0]
 
 
+def _not_a_number(name: str, text: str, allowed: str) -> UsageError:
+    return UsageError("not_a_number", f"{name}: {text!r:.60} is not allowed. {allowed}.")
+
+
 def _word(name: str, value: Any) -> str:
     """Return a value as the command line takes it.
 
@@ -564,9 +598,7 @@ class _Widgets:
             field = _field(name, state.settings.get(name))
             field.observe(react(lambda change, name=name: self._read(name, change)), "value")
             fields.append(field)
-        self.risk, self.limit = _safety_line(state.settings.get(LINE))
-        for field in (self.risk, self.limit):
-            field.observe(react(lambda _: self._draw_line()), "value")
+        line = self._safety_line()
         start = Button(description="Start or resume", tooltip="Call the cell, in a process")
         stop = Button(description="Stop", tooltip="Save and end after this step")
         clone = Button(description="Clone", tooltip="Another panel with these settings")
@@ -576,10 +608,10 @@ class _Widgets:
         self.progress = HTML()
         self.below = VBox()
         self.watcher: threading.Thread | None = None
-        lines = [HBox([self.risk, self.limit]), HBox([start, stop, clone])]
         self.box = self.frame.show(
             *fields,
-            *lines,
+            line,
+            HBox([start, stop, clone]),
             self.progress,
             self.below,
         )
@@ -592,9 +624,28 @@ class _Widgets:
     def _read(self, name: str, change: Any) -> None:
         self.state.read(name, change["new"])
 
-    def _draw_line(self) -> None:
-        line = {self.risk.value: self.limit.value} if self.risk.value else None
-        self.state.change(**{LINE: line})
+    def _safety_line(self) -> Any:
+        """Return a field for each risk that can end the training; an empty one sets no limit."""
+        from ipywidgets import HTML, HBox
+
+        given = self.state.settings.get(LINE, {})
+        offered = list(given)
+        try:
+            offered += self.state.risks()
+        except FtlabError as error:  # as Start will report too
+            self.frame.tell(redacted(str(error)))
+        fields = []
+        for risk in dict.fromkeys(offered):
+            field = _limit_field(risk, given.get(risk))
+            read = self.frame.reacting(lambda change, risk=risk: self._limit(risk, change))
+            field.observe(read, "value")
+            fields.append(field)
+        row = HBox([HTML("<b>Stop where</b>"), *fields])
+        row.layout.flex_flow = "row wrap"
+        return row
+
+    def _limit(self, risk: str, change: Any) -> None:
+        self.state.limit(risk, change["new"])
 
     def _start(self) -> None:
         self.state.start()
@@ -652,23 +703,17 @@ def _field(name: str, value: Any) -> Any:
     )
 
 
-def _safety_line(given: dict[str, float] | None) -> tuple[Any, Any]:
-    """Return the fields of the safety line: a risk, and the rate above which training ends."""
-    from ipywidgets import BoundedFloatText, Dropdown
+def _limit_field(risk: str, limit: float | None) -> Any:
+    """Return the field of the rate of a risk above which training ends."""
+    from ipywidgets import Text
 
-    (risk, limit), *_ = [*(given or {}).items(), ("", 0.5)]
-    risks = dict.fromkeys(["", risk, *analysis.plots.ordered(RISKS)])
-    options = [(one or "no safety line", one) for one in risks]
-    chosen = Dropdown(
-        options=options,
-        value=risk,
-        description="Stop where",
+    field = Text(
+        "" if limit is None else str(limit),
+        description=f"{risk} above",
+        placeholder="no limit",
+        tooltip=about(experiments.risk_curve, LINE),
+        continuous_update=False,
+        style={"description_width": "initial"},
     )
-    rate = BoundedFloatText(
-        limit,
-        min=0,
-        max=0.99,
-        step=0.05,
-        description="is above",
-    )
-    return chosen, rate
+    field.layout.flex = "0 0 17em"
+    return field
