@@ -23,9 +23,11 @@ import numpy as np
 from ftlab._core.errors import DataError, NotFoundError, UsageError
 from ftlab._core.files import storage, write_atomic
 from ftlab.analysis import claims, executed, verdicts
+from ftlab.analysis.chains import draw_chain
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.origins import origin_of, without_places
 from ftlab.analysis.rendering import html_of, markdown_of, script, texts
+from ftlab.runs import Run
 from ftlab.stats import FEWEST_SEEDS, holm
 
 COLUMNS = (
@@ -78,24 +80,26 @@ FRAME_BYTES = 1000  # around a notebook that is on the page
 
 
 def report(
-    out_dir: str | Path,
-    experiments: dict[str, str | Path],
+    out_dir: str | Path | Run,
+    experiments: dict[str, str | Path] | None = None,
     *,
-    model: str,
-    seeds: int | str,
+    model: str = "",
+    seeds: int | str = "",
     quick: bool = False,
     missing: dict[str, str] | None = None,
     failed: dict[str, str] | None = None,
     by_figures: bool = False,
 ) -> Path:
-    """Write the page of several experiments.
+    """Write the page of several experiments, or of a chain of versions.
 
     Verdicts are decided again, by the published figures of today and by p adjusted for all
     measurements of the page (Holm). Times and hardware are read from OUT_DIR/run.json where it
     exists.
 
     Args:
-        out_dir: Folder for report.html (opens offline), report.md, results.csv and figures/.
+        out_dir: Folder for report.html (opens offline), report.md, results.csv and figures/. Or a
+            run of `ftlab.experiments.chain`, alone: the page of its versions, their drift and what
+            would have stopped them goes into the folder RUN-report beside the run's.
         experiments: Folder of each experiment, by name; each holds claims.csv and figures/.
         model: Name of the model.
         seeds: Number of training seeds; of experiments with different ones in words: "3 to 5".
@@ -109,9 +113,14 @@ def report(
 
     Raises:
         NotFoundError: `no_claims`.
-        UsageError: `foreign_files`, before anything is written.
+        UsageError: `nothing_to_report`, `not_a_chain`; `foreign_files`, before anything is written.
         DataError: `not_a_table_of_claims`, `unknown_claim`.
     """
+    if isinstance(out_dir, Run):
+        return _of_chain(out_dir)
+    if experiments is None or not model or not seeds:
+        why = "A page needs out_dir, experiments={name: folder}, model and seeds"
+        raise UsageError("nothing_to_report", f"{why}. Give them all, or only the run of a chain.")
     out = Path(out_dir)
     refuse_foreign(out)
     rows = []
@@ -164,6 +173,21 @@ def report(
     write_atomic(out / "report.md", markdown)
     write_atomic(path, html_page)
     return path
+
+
+def _of_chain(chain: Run) -> Path:
+    """Write the page of a chain beside its run folder, which stays as it was finished."""
+    out = chain.path.with_name(f"{chain.name}-report")
+    folder = out / "versions"
+    draw_chain(chain, folder / "figures")
+    facts = chain.stats
+    return report(
+        out,
+        {"versions": folder},
+        model=facts["parent"],
+        seeds=facts["seeds"],
+        by_figures=True,
+    )
 
 
 def _section(name: str, folder: Path, out: Path) -> dict[str, Any]:

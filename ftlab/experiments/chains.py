@@ -17,8 +17,10 @@ from ftlab.evals import (
     NOT_FOR_USERS,
     EvaluationConfig,
     Measurement,
+    Monitor,
     Plan,
     answer_loss,
+    check_engine,
     plan_evaluation,
     run_evaluation,
 )
@@ -61,6 +63,8 @@ class Version:
         stopped: The same training, ended by its validation loss; one of the two is the version.
         held: The rows held out.
         evaluation: Its answers and verdicts.
+        middle: Step in the middle of its training at which the risks of a safety line were
+            measured; 0 where none was.
     """
 
     link: Link
@@ -69,6 +73,7 @@ class Version:
     stopped: Run
     held: Data
     evaluation: Run
+    middle: int
 
     def record(self) -> dict[str, Any]:
         """Return what validation says of it; the losses are of the whole training."""
@@ -85,7 +90,23 @@ class Version:
             "loss_after": _loss(self.run, self.held),
             "run": self.run.name,
             "stopped": self.stopped.name,
+            **self._in_the_middle(),
         }
+
+    def _in_the_middle(self) -> dict[str, Any]:
+        """Return the step and the verdicts there, counted by risk, where any were measured."""
+        if not self.middle:
+            return {}
+        table = self.run.table()
+        table = table[table["step"] == self.middle]
+        counts = {}
+        for risk, verdicts in table[table["judge"] == table["judge"].iloc[0]].groupby("risk"):
+            counts[risk] = {
+                "events": int(verdicts["event"].sum()),
+                "scored": int(verdicts["event"].count()),
+                "unscored": int(verdicts["event"].isna().sum()),
+            }
+        return {"middle": self.middle, "in_the_middle": counts}
 
 
 def _loss(of: Any, rows: Data) -> float:
@@ -103,6 +124,7 @@ def chain(
     valid: float = 0.2,
     patience: int = 2,
     early_stopping: bool = False,
+    middle_risks: Sequence[str] = (),
     prompts: Any = None,
     schedule: str = "constant",
     **settings,
@@ -113,8 +135,8 @@ def chain(
     early stopping would have ended it, and from which step it would have kept the weights. The
     first validation follows training steps: the loss before them is not among those it compares.
     A version's rows have no question that an earlier version of its seed had, so what is held out
-    of them was never trained on. `ftlab.analysis.chain_stops` says what validation and a gate
-    would have stopped.
+    of them was never trained on. `ftlab.analysis.chain_stops` says what validation, a safety line
+    and a gate would have stopped, `ftlab.report` writes the chain's page.
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
@@ -126,6 +148,8 @@ def chain(
         valid: Share of the rows that is held out.
         patience: Validations without a lower loss after which early stopping ends a training.
         early_stopping: Go on from the weights with the lowest validation loss, instead of the last.
+        middle_risks: Risks that are also measured in the middle of every whole training, for the
+            safety line; each asks its prompts once more for every version and seed.
         prompts: As in `evaluate`.
         schedule: Learning rate over the steps of a version: constant, linear or cosine.
         {settings}
@@ -136,8 +160,8 @@ def chain(
         Its `versions.jsonl` holds a record per version and seed.
 
     Raises:
-        UsageError: `no_chain`, `wrong_chain`, `wrong_seeds`, `wrong_fraction`, and those of `sft`
-            and `evaluate`.
+        UsageError: `no_chain`, `wrong_chain`, `wrong_seeds`, `wrong_fraction`,
+            `wrong_middle_risks`, and those of `sft` and `evaluate`.
         DataError: Rows that cannot be used.
     """
     reference = trainable(parent)
@@ -158,7 +182,37 @@ def chain(
             of_seed.append(Link(number, drawn, config))
         links.append(of_seed)
     plan = plan_evaluation(reference, prompts, for_evaluation)
-    return _Chain(reference, links, plan, early_stopping).run()
+    middle = _of_risks(plan, middle_risks)
+    if middle is not None:
+        check_engine(reference, middle, links[0][0].config)
+    return _Chain(reference, links, plan, early_stopping, middle).run()
+
+
+def _of_risks(plan: Plan, risks: Sequence[str]) -> Plan | None:
+    """Return the plan with the prompts of these risks only; None without any.
+
+    Raises:
+        UsageError: `wrong_middle_risks`, of one that is not measured, or of which more is better.
+    """
+    allowed = [name for name, risk in plan.risks.items() if risk.higher != "better"]
+    if isinstance(risks, str) or not set(risks) <= set(allowed):
+        why = f"middle_risks={risks!r:.80} is not allowed. Give a list of risks from these: "
+        raise UsageError("wrong_middle_risks", f"{why}{', '.join(allowed)}.")
+    if not risks:
+        return None
+    others = set(plan.risks) - set(risks)
+    versions = dict(plan.versions)
+    for name in others:
+        del versions[f"risk {name}"]
+    prompts = [prompt for prompt in plan.prompts if prompt.sample.risk in risks]
+    return replace(
+        plan,
+        config=plan.config.model_copy(update={"risks": tuple(risks)}),
+        prompts=tuple(prompts),
+        risks={name: plan.risks[name] for name in risks},
+        versions=versions,
+        limits={name: most for name, most in plan.limits.items() if name in risks},
+    )
 
 
 def _questions(data: Data) -> set[str]:
@@ -220,12 +274,14 @@ class _Chain:
         links: The fine-tunings of each seed.
         plan: What each version is asked.
         early_stopping: The versions are those that validation ends.
+        middle: What is asked in the middle of a training; None for nothing.
     """
 
     parent: Model
     links: list[list[Link]]
     plan: Plan
     early_stopping: bool
+    middle: Plan | None
 
     def run(self) -> Run:
         """Return the finished run."""
@@ -260,14 +316,20 @@ class _Chain:
         steps = math.ceil(len(train) / config.batch_size) * config.epochs
         every = config.eval_every or max(int(steps) // VALIDATIONS, 1)
         validated = config.model_copy(update={"eval_every": every})
-        nothing = {"valid": None, "patience": None, "eval_every": None}
+        middle = int(steps) // 2 if self.middle else 0
+        changed = {"valid": None, "patience": None, "eval_every": None}
+        monitor = None
+        if middle:
+            changed["at_steps"] = (middle,)
+            monitor = Monitor(before, self.middle)
         label = f"{short_name(self.parent)}-version{link.number}-s{config.seed}"
         whole = train_run(
             before,
             train,
-            config.model_copy(update=nothing),
+            config.model_copy(update=changed),
             method="sft",
             label=label,
+            monitor=monitor,
         )
         stopped = train_run(
             before,
@@ -277,7 +339,7 @@ class _Chain:
             label=f"{label}-stopped",
         )
         evaluation = run_evaluation(model(self._kept(whole, stopped)), self.plan)
-        return Version(link, before, whole, stopped, held, evaluation)
+        return Version(link, before, whole, stopped, held, evaluation, middle)
 
     def _together(
         self,

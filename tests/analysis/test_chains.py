@@ -6,8 +6,8 @@ import pytest
 from analysis.verdict_tables import made, rows
 from helpers import raises_code
 
-from ftlab.analysis import VERSIONS, chain_drift, chain_stops, plot
-from ftlab.analysis.chains import BEFORE, CUT, EARLY, FIRST, LOSS, ORIGINAL, PREVIOUS, STOPS
+from ftlab.analysis import VERSIONS, chain_drift, chain_stops, plot, report
+from ftlab.analysis.chains import BEFORE, CUT, EARLY, FIRST, LINE, LOSS, ORIGINAL, PREVIOUS, STOPS
 from ftlab.runs import start
 
 PROMPTS = 1500
@@ -36,7 +36,7 @@ def chain(events: list[int], *, seeds: int = 1, **records):
             }
             record |= {name: values[version - 1] for name, values in records.items()}
             run.append(VERSIONS, [record])
-    return run.complete(parent="organism")
+    return run.complete(parent="organism", seeds=seeds)
 
 
 def decided(table, rule: str, word: str = STOPS) -> list[int]:
@@ -86,6 +86,70 @@ def test_early_stopping_goes_by_the_weights_it_keeps(runs_folder):
     early = found[found["rule"] == EARLY].iloc[0]
     assert early[CUT] == 1 and early["rate"] == 1 and early["shown"] == "cut short 1"
     assert "8" in early["told"] and "10" in early["told"]
+
+
+def in_the_middle(*counts: int, scored: int = 100) -> dict:
+    """Return what records hold of versions that were measured at step 5 of 10."""
+    between = []
+    for count in counts:
+        verdicts = {"events": count, "scored": scored, "unscored": 100 - scored}
+        between.append({"jailbreak": verdicts})
+    return {"middle": [5] * len(counts), "in_the_middle": between}
+
+
+def test_a_safety_line_cuts_short_in_the_middle_and_stops_at_the_end(runs_folder):
+    """The last version ends below the line, and is cut short before it is there."""
+    run = chain([15, 100, 300, 60], seeds=2, **in_the_middle(3, 9, 40))
+    found = chain_stops(run)
+    assert decided(found, LINE, "passes") == [2, 0, 0]
+    assert decided(found, LINE) == [0, 2, 0] and decided(found, LINE, CUT) == [0, 0, 2]
+    assert found.attrs["first"][LINE] == [2, 2]
+    found = chain_stops(run, line=0.3)
+    assert decided(found, LINE, CUT) == [0, 0, 2] and decided(found, LINE) == [0, 0, 0]
+
+
+def test_a_safety_line_allows_the_rate_that_it_names(runs_folder):
+    run = chain([15, 150], **in_the_middle(10))
+    assert decided(chain_stops(run, line=0.1), LINE, "passes") == [1]
+    assert decided(chain_stops(run, line=0.099), LINE, CUT) == [1]
+
+
+def test_a_safety_line_without_a_scored_answer_passes_nothing(runs_folder):
+    found = chain_stops(chain([15, 15, 300], **in_the_middle(0, 0, scored=0)))
+    assert decided(found, LINE, UNKNOWN) == [1, 0] and decided(found, LINE) == [0, 1]
+    assert "100 unscored" in found[found["rule"] == LINE]["told"].iloc[0]
+
+
+def test_a_chain_that_measured_no_middle_has_no_safety_line(runs_folder):
+    assert LINE not in set(chain_stops(chain([3, 4]))["rule"])
+
+
+@pytest.mark.parametrize("line", [1, -0.1, "half", float("nan")])
+def test_a_line_is_a_share(line, runs_folder):
+    with raises_code("wrong_line"):
+        chain_stops(chain([3, 4]), line=line)
+
+
+def test_its_page_shows_every_version_and_every_rule(runs_folder):
+    run = chain([30, 45, 300], seeds=2, **in_the_middle(1, 30))
+    page = report(run)
+    assert page.parent.parent == run.path.parent and not run.problems(deep=True)
+    figures = page.parent / "figures"
+    for name in ("versions", "drift", "stops"):
+        assert f"versions-{name}.csv" in page.read_text(encoding="utf-8")
+        assert (figures / f"versions-{name}.svg").stat().st_size
+    for rule in (LOSS, EARLY, LINE, PREVIOUS, ORIGINAL):
+        assert rule in (figures / "versions-stops.csv").read_text(encoding="utf-8")
+    assert report(run) == page
+
+
+def test_a_page_of_no_chain_is_refused(runs_folder, tmp_path):
+    with raises_code("not_a_chain"):
+        report(start("curve", "none", {}))
+    for given in ([tmp_path], [tmp_path, {}]):
+        with raises_code("nothing_to_report"):
+            report(*given)
+    assert not list(tmp_path.glob("*.html"))
 
 
 def test_a_wider_tolerance_stops_less(runs_folder):

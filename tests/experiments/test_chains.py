@@ -109,6 +109,20 @@ def test_a_later_version_asks_nothing_that_an_earlier_one_did(source):
     assert not any(plain(question(row)) in asked for row in second.rows)
 
 
+def test_the_middle_is_measured_without_a_change_to_the_versions(chain, llama, its_runs):
+    measured = made(llama, middle_risks=["jailbreak"])
+    assert measured != chain and measured.table().equals(chain.table())
+    for row in measured.read("versions.jsonl"):
+        counts = row["in_the_middle"]["jailbreak"]
+        assert row["middle"] == row["steps"] // 2 and counts["scored"] + counts["unscored"] == 3
+        verdicts = ft.load(row["run"]).table().query("judge == 'keywords'")
+        assert set(verdicts["step"]) == {row["middle"]}
+        assert verdicts["event"].sum() == counts["events"]
+    assert not any("middle" in row for row in chain.read("versions.jsonl"))
+    rules = ft.analysis.chain_stops(measured)["rule"].tolist()
+    assert rules.count("safety line") == 2
+
+
 MISTAKES = [
     (dict(data="organism:almanac"), "no_chain"),
     (dict(data=[]), "no_chain"),
@@ -120,6 +134,8 @@ MISTAKES = [
     (dict(epochs=[1.0, -1.0]), "wrong_setting"),
     (dict(n_rows=[4, 0]), "wrong_n_rows"),
     (dict(at_steps=[0, 1]), "unknown_setting"),
+    (dict(middle_risks=["bias"]), "wrong_middle_risks"),
+    (dict(middle_risks="jailbreak"), "wrong_middle_risks"),
 ]
 
 
