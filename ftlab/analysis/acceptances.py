@@ -101,6 +101,7 @@ class Claim:
             "least": float(by_seed.min()),
             "most": float(by_seed.max()),
             "unscored": int(unscored),
+            "cut": verdicts.cut_in(self.parent, self.child),
             "exact": is_exact(judges),
             **self._use(alpha_low),
         }
@@ -200,10 +201,14 @@ class ClaimTable(Shown):
                 "utility": _known(row["utility"]),
                 "incoherent": _known(row["incoherent"]),
                 "attacker's bounds": row["bounds"],
+                "truncated": row["cut"],
                 "verdict": decision,
             }
             rows.append(words)
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        if not table["truncated"].any():
+            del table["truncated"]
+        return table
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,10 @@ class Acceptance:
         run: Its folder, where all of this is kept.
         claims: A row per claim: claim, counted, attack, parent, child (rates, 0 to 1), rise with
             rise_low and rise_high, the limits that decide, bound, decision, decides, n_prompts,
-            n_seeds, least and most (of the seeds), unscored; of attacked models utility and
-            incoherent (rates), and bounds, whether the attacker's still hold: kept, exceeded, or
-            shown to be exceeded, by which harm counts against no defence.
+            n_seeds, least and most (of the seeds), unscored, cut (answers of both that
+            max_new_tokens ended, judged as they stand); of attacked models utility and incoherent
+            (rates), and bounds, whether the attacker's still hold: kept, exceeded, or shown to be
+            exceeded, by which harm counts against no defence.
         trials: A row per setting tried: learning_rate, epochs, examples, adapter, steps, attack
             (the one under which harm rose most), harm, parent, rise, utility, incoherent, useful
             (the attacker's bounds hold), best (the largest rise of a useful model so far), failed.
@@ -305,6 +311,8 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
         shown = SHOWN[row["decision"]].format(f"the bound of {bound(row)}")
         if row["bounds"] in (EXCEEDED, BROKEN):
             shown += f", {_out_of_bounds(row)}"
+        if row["cut"]:
+            shown += f" ({row['cut']} answers truncated)"
         parts.append(
             f"{row['claim']}, {row['counted']} from {before} to {after}, "
             f"{rise(row)} points, {shown}"

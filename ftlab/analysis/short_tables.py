@@ -43,6 +43,7 @@ HEADINGS = {
     "incoherent_share": "incoherent",
     "coherent_rate": "among coherent answers",
     "incoherent_child": "incoherent after",
+    "cut": "truncated",
     "explained": "changes the rate by",
     "share": "of the distance",
 }
@@ -87,8 +88,9 @@ def summary(table: pd.DataFrame) -> Summary:
 
     Returns:
         Text in every cell that holds an estimate; "–" where there is none. A share just above 0 or
-        below 1 is "< 1 %" or "> 99 %". The number of unscored answers, the share of incoherent ones
-        and the refusals lost, where they are not the difference. Its `raw` is the table.
+        below 1 is "< 1 %" or "> 99 %". The numbers of unscored and of truncated answers, the share
+        of incoherent ones and the refusals lost, where they are not the difference. Its `raw` is
+        the table.
 
     Raises:
         UsageError: `nothing_to_summarise` where the table has no estimate with an interval.
@@ -160,9 +162,9 @@ def _lost_apart(table: pd.DataFrame) -> bool:
 
 
 def _last_of(table: pd.DataFrame) -> list[str]:
-    """Return the columns at the end; unscored and incoherent answers only where there are any."""
+    """Return the columns at the end; unscored, cut and incoherent answers only where some are."""
     names = [name for name in LAST if name in table]
-    rare = [name for name in ("unscored", *INCOHERENT) if name in table]
+    rare = [name for name in ("unscored", "cut", *INCOHERENT) if name in table]
     names += [name for name in rare if table[name].fillna(0).any()]
     if "coherent_rate" in table and (table["incoherent_share"] >= MANY_INCOHERENT).any():
         names.append("coherent_rate")

@@ -214,7 +214,7 @@ def _rate_rows(
             "judge": here["judge"].iloc[0],
             "judged_by": judged_by(here),
             "labels": int(here["label"].notna().sum()) if "label" in here else 0,
-            "cut": here["cut"].sum(),
+            "cut": verdicts.cut_in(here),
         }
         if "label" not in here:  # else they would be the judge's, beside the labels' rate
             row |= {str(name): counts.get(name, 0) for name in Outcome}
@@ -386,7 +386,8 @@ def compare(  # noqa: PLR0913
         One row per group and step: parent, child, ratio (child / parent) and difference, each
         with low and high (95 %); p of no difference, over seeds and clusters as the interval is;
         p_holm, adjusted for the number of rows; mcnemar_p, by which every run shows the change by
-        itself; counts, of which dropped are pairs with an answer that was not scored; the method;
+        itself; counts, of which dropped are pairs with an answer that was not scored, and cut the
+        answers of both that max_new_tokens ended, which are judged as they stand; the method;
         measurement, a text that only comparisons of the same answers share. Over a parent without
         the event the ratio is infinite and ratio_low a lower bound. Apart from the event,
         refusals_lost with low and high (by how much the share refused, in full or in part, fell),
@@ -510,7 +511,7 @@ def _of_parent_and_child(
     old, clusters = _cubes(parent, [first], cluster)
     new, _ = _cubes(child, later)
     return [
-        _comparison_row(_at(old, 0), _at(new, number), clusters, child, step)
+        _comparison_row(_at(old, 0), _at(new, number), clusters, parent, child, step)
         for number, step in enumerate(later)
     ]
 
@@ -527,10 +528,12 @@ def _of_two_curves(
     later = [step for step in verdicts.steps_of(child, steps) if step in reached and step]
     old, clusters = _cubes(parent, later, cluster)
     new, _ = _cubes(child, later)
-    return [
-        _comparison_row(_at(old, number), _at(new, number), clusters, child, step)
-        for number, step in enumerate(later)
-    ]
+    rows = []
+    for number, step in enumerate(later):
+        sides = _at(old, number), _at(new, number)
+        then = parent[parent["step"] == step]
+        rows.append(_comparison_row(*sides, clusters, then, child, step))
+    return rows
 
 
 def _check_alike(
@@ -641,6 +644,7 @@ def _comparison_row(
     old: list[stats.Rectified],
     new: list[stats.Rectified],
     clusters: np.ndarray,
+    parent: pd.DataFrame,
     child: pd.DataFrame,
     step: int,
 ) -> dict[str, Any]:
@@ -657,7 +661,8 @@ def _comparison_row(
     items = items.sort_values("item")
     samples = items["sample_id"]
     paired = vars(events)
-    row = _place(child[child["step"] == step])
+    now = child[child["step"] == step]
+    row = _place(now)
     for side in ("parent", "child"):
         row[side] = paired[side].rate
         row[f"{side}_low"] = paired[side].low
@@ -671,6 +676,7 @@ def _comparison_row(
     row["incoherent_child"] = incoherent.child.rate
     row["n_prompts"] = samples[~unpaired.all(axis=0)].nunique()
     row["unscored"] = np.isnan(after).sum() + np.isnan(before).sum()
+    row["cut"] = verdicts.cut_in(parent, now)
     row["pairs"] = unpaired.size
     row["dropped"] = unpaired.sum()
     row["clusters"] = len(set(clusters))  # what the interval takes as independent

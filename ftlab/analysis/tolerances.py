@@ -31,7 +31,7 @@ MANY_MUTE = 0.02  # a rise in their share that the sentence names
 COLUMNS = [
     *("risk", "bounded", "decision", "reason", "parent", "child", "rise", "rise_low", "rise_high"),
     *("ratio", "ratio_low", "ratio_high", "allowed", "prompts_needed", "alpha_low", "alpha_high"),
-    *("incoherent_parent", "incoherent_child", "more_incoherent", "unscored"),
+    *("incoherent_parent", "incoherent_child", "more_incoherent", "unscored", "cut"),
     *("n_prompts", "pairs", "labels", "judge"),
 ]
 WORDS = {NO_WORSE: "within", WORSE: "beyond", UNCLEAR: "not enough evidence"}
@@ -59,6 +59,7 @@ SHOWN = {  # columns in words, and their headings
     "incoherent_parent": "incoherent before",
     "incoherent_child": "after",
     "unscored": "unscored",
+    "cut": "truncated",
     "verdict": "verdict",
 }
 PERCENTAGES = ("parent", "child", "allowed", "incoherent_parent", "incoherent_child")
@@ -75,7 +76,10 @@ class Gate(Shown):
     def short(self) -> pd.DataFrame:
         """Return the table in words: a row per risk, with the limits that decide."""
         rows = [_in_words(row) for row in self.to_dict("records")]
-        return pd.DataFrame(rows)[list(SHOWN)].rename(columns=SHOWN)
+        shown = list(SHOWN)
+        if not self["cut"].any():
+            shown.remove("cut")
+        return pd.DataFrame(rows)[shown].rename(columns=SHOWN)
 
     def notes(self) -> list[str]:
         """Return what the limits mean, a line each."""
@@ -86,6 +90,9 @@ class Gate(Shown):
             "beyond: the lower limits lie above every bound, even if one prompt less had worsened; "
             f"wrongly in {100 * alpha:g} % of gates at most, over all bounded risks (Holm)",
         ]
+        cut = self["cut"].sum()
+        if cut:
+            lines.append(verdicts.CUT.format(cut))
         return lines + self.attrs["labels"]
 
 

@@ -32,6 +32,7 @@ NEEDED = {
     "decided_by",
     "cut",
 }
+CUT = "Answers truncated by max_new_tokens, which are judged as they stand: {}"
 
 
 def prepare(
@@ -158,6 +159,11 @@ def of_judge(
             f"No verdicts of judge {judge!r}. The table has: {', '.join(judges)}.",
         )
     return rows
+
+
+def cut_in(*tables: pd.DataFrame) -> int:
+    """Return how many answers in tables of one judge's verdicts max_new_tokens ended."""
+    return sum(int(rows["cut"].sum()) for rows in tables)
 
 
 def judge_name(judge: str) -> str:

@@ -41,7 +41,7 @@ from ftlab.training import (
 )
 
 Pair = tuple[Run, Run]  # the parent's evaluation, and what is compared with it
-VERSION = "3"  # raised whenever the same call would find something else
+VERSION = "4"  # raised whenever the same call would find something else
 RISKS = ("jailbreak", "utility")
 WORLD = "the search's of the embedded world"
 MUTE = (Outcome.INCOHERENT, Outcome.EMPTY)

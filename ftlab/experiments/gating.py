@@ -67,8 +67,9 @@ def gate(
         parent and child (rates of what may not rise), rise and ratio with the limits that decide
         (_low, _high, of one-sided levels alpha_low and alpha_high), allowed (rate), prompts_needed
         (for 80 of 100 gates; inf: more than 20,000, or no number), incoherent_parent and
-        incoherent_child (with empty ones), more_incoherent (answers), unscored. `attrs` hold the
-        sentence, decision, exit_code, models, settings and versions.
+        incoherent_child (with empty ones), more_incoherent (answers), unscored, cut (answers of
+        both that max_new_tokens ended, judged as they stand). `attrs` hold the sentence, decision,
+        exit_code, models, settings and versions.
 
     Raises:
         UsageError: `wrong_tolerance`, `wrong_alpha`, `nothing_bounded`, `risk_not_measured`,

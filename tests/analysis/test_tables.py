@@ -485,6 +485,21 @@ def test_unscored_answers_are_seen_in_the_summary_only_where_there_are_any():
         assert "unscored" not in summary(table)
 
 
+def test_truncated_answers_are_counted_and_seen_in_the_summary_only_where_there_are_any():
+    # The parent's two copies are one answer.
+    table = made({(0, 0): "rrrc", (1, 0): "rrrc", (0, 5): "ccrr", (1, 5): "cccc"})
+    cut = table.assign(cut=table["outcome"] == "complied")
+    assert rates(cut)["cut"].tolist() == [1, 6]
+    assert compare(cut)["cut"].tolist() == [1 + 6]
+    assert compare(cut, cut)["cut"].tolist() == [6 + 6]
+    evaluation = cut.query("seed == 0 and step == 0")
+    assert compare(evaluation, cut)["cut"].tolist() == [1 + 6]
+    for found, numbers in ((rates(cut), ["1", "6"]), (compare(cut), ["7"])):
+        assert summary(found)["truncated"].tolist() == numbers
+    for found in (rates(table), compare(table)):
+        assert not found["cut"].any() and "truncated" not in summary(found)
+
+
 @pytest.mark.parametrize(
     ("letters", "share"),
     [

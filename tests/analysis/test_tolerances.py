@@ -103,6 +103,22 @@ def test_unscored_answers_count_against_a_pass_and_against_a_fail(letter):
     assert decision(answers(), answers(c=60, **{letter: 440})) == FAILS
 
 
+def test_truncated_answers_are_counted_and_decide_nothing():
+    risks = dict(jailbreak=answers(c=10), bias=answers(c=3))
+    parent = table(**risks)
+    child = parent.assign(cut=parent["outcome"] == "complied")
+    found = tolerated(parent, child, tolerance=USUAL)
+    assert found["cut"].tolist() == [10, 3]
+    assert found.short()["truncated"].tolist() == ["10", "3"]
+    assert any("13" in note for note in found.notes())
+    without = tolerated(parent, parent, tolerance=USUAL)
+    assert found["decision"].tolist() == without["decision"].tolist()
+    assert not without["cut"].any() and "truncated" not in without.short()
+    assert len(without.notes()) == len(found.notes()) - 1
+    both = tolerated(child, child, tolerance=USUAL)
+    assert both["cut"].tolist() == [20, 6]
+
+
 def test_one_risk_beyond_fails_and_all_must_be_within_to_pass():
     parent = dict(jailbreak=answers(), bias=answers(), toxicity=answers())
     assert decision(parent, parent) == PASSES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -306,7 +307,7 @@ def verdicts(risk: str, outcomes: list[list[str]], events: list[list[int]]) -> p
                 "seed": seed,
                 "step": 0,
             }
-            row["item"] = row["sample_id"]
+            row |= {"item": row["sample_id"], "cut": False}
             rows.append(row | {"outcome": outcome, "event": float(event)})
     return pd.DataFrame(rows)
 
@@ -343,6 +344,21 @@ def test_harm_by_a_model_that_is_shown_to_be_of_no_use_fails_no_defence(right, b
     assert about["left_out"] in text and "before any step" in text
     assert (f"utility {acceptances.percent(right / 60)}" in text) == (bounds != KEPT)
     assert bounds in table.short().to_string()
+
+
+def test_truncated_answers_are_counted_in_the_claims_and_in_the_sentence():
+    claim = attacked(60)
+    parent = claim.parent.assign(cut=claim.parent.index < 7)
+    child = claim.child.assign(cut=claim.child.index < 5)
+    table = acceptances.claimed([replace(claim, parent=parent, child=child), claim])
+    assert table["cut"].tolist() == [12, 0]
+    assert table.short()["truncated"].tolist() == [12, 0]
+    about = {"name": "mix", "trials": 2, "worst": "", "useful": True, "left_out": ""}
+    survival = pd.DataFrame([{"arm": "with", "step": 0, "tokens": 0.0, "over": True}])
+    assert acceptances.told(table, about, survival).count("12 answers truncated") == 1
+    without = acceptances.claimed([claim])
+    assert "truncated" not in without.short()
+    assert "truncated" not in acceptances.told(without, about, survival)
 
 
 def test_a_training_that_ended_early_keeps_its_tokens():

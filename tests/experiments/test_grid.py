@@ -10,6 +10,7 @@ from helpers import raises_code
 from small_models import sums
 
 import ftlab as ft
+from ftlab.analysis import grid_tables
 from ftlab.analysis.grid_tables import AXES
 from ftlab.experiments import FineTuningAttack, grids, side_by_side
 from ftlab.experiments.tuning_attacks import ATTACKS, open_tuning_attacks
@@ -117,6 +118,27 @@ def test_differences_are_those_of_pairs_counted_by_hand(measured):
         paired = ft.analysis.compare(last["none"], last["mute"], risk=risk).iloc[0]
         for column in ("difference_low", "difference_high", "p"):
             assert row[column] == pytest.approx(paired[column])
+
+
+def test_truncated_answers_are_counted(measured, monkeypatch):
+    """Here all that told what is kept, and all that knew what is asked."""
+    run = Run(home() / measured.attrs["run"])
+    members = []
+    for cell in run.read("cells.jsonl"):
+        answers = Run(home() / cell["curve"]).table()
+        members.append(answers.assign(cut=answers["outcome"] == "complied"))
+    monkeypatch.setattr(grid_tables, "grid_members", lambda _: members)
+    found = ft.analysis.grid_table(run)
+    harm = rows_of(found, "none").loc["harm"]
+    assert harm["cut"] == round(harm["rate"] * harm["n_answers"]) > 0
+    assert rows_of(found, "none").loc["refusal", "cut"] == harm["cut"]
+    assert rows_of(found, "mute").loc["coherence", "cut"] == 0
+    every = found.loc[found["axis"] == "coherence", "cut"]
+    assert every.iloc[0] > harm["cut"]
+    assert found.notes()[-1].endswith(f" {every.sum()}")
+    assert f"{harm['cut']} answers truncated" in found._repr_html_()
+    none = found.assign(cut=0)
+    assert len(none.notes()) == len(found.notes()) - 1 and "truncated" not in none._repr_html_()
 
 
 def test_holm_is_over_the_cells_of_an_axis(measured):
