@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | check | lab | docs | course | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | test-logs | test-vllm | check | lab | docs | course | bench | bench-growth | bench-gpu | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 # Values reach the shell through its environment, where it takes them as they are; PYTHON, ARGS and WORKERS are
@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray soak lab check docs course bench organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray test-logs test-vllm soak lab check docs course bench bench-growth bench-gpu organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -73,7 +73,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray"
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray and not vllm"
 
 .venv/browser: .venv/ready
 	@echo "Installing JupyterLab and Playwright"
@@ -105,6 +105,31 @@ test-ray: .venv/test
 		else echo "Ray tests skipped: pip could not install Ray."; \
 	fi
 
+.venv/logs: .venv/test
+	@echo "Installing Inspect, MLflow and Trackio"
+	@$(PIP) -e '.[inspect,track]'
+	@touch $@
+
+test-logs: .venv/test
+	@if $(MAKE) --no-print-directory .venv/logs; \
+		then $(BIN)/python -m pytest tests/evals/test_inspect_writing.py tests/analysis/test_tracking.py; \
+		else echo "Tests of logs and trackers skipped: pip could not install Inspect, MLflow and Trackio."; \
+	fi
+
+.venv/vllm: .venv/test
+	@echo "Installing vLLM (several GB; it chooses the torch)"
+	@$(PIP) -e '.[vllm]'
+	@touch $@
+
+# Without an NVIDIA GPU nothing is installed.
+test-vllm: .venv/test
+	@if ! command -v nvidia-smi >/dev/null; \
+		then echo "vLLM tests skipped: there is no NVIDIA GPU here."; \
+	elif $(MAKE) --no-print-directory .venv/vllm; \
+		then $(BIN)/python -m pytest tests/models/test_vllm.py -m vllm -s -rs; \
+		else echo "vLLM tests skipped: pip could not install vLLM."; \
+	fi
+
 perf: .venv/test
 	$(BIN)/python -m pytest tests -m perf
 
@@ -129,6 +154,12 @@ course: .venv/test
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks.curve $(ARGS)
+
+bench-growth: .venv/test
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-gpu: .venv/real
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 organism: .venv/ready
 	$(BIN)/python -m recipes.organism.build $(ARGS)

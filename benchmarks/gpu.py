@@ -2,8 +2,8 @@
 
 Shares are of what the same device does in a plain product of matrices and a plain copy, measured
 in the same minute. Weights are random and rows are the embedded world's: nothing is downloaded,
-answers are no text, and none ends early. Last comes SmolLM2-135M with its own weights, where the
-extra `real` is installed. On one GPU it takes about 4 minutes.
+answers are no text, and none ends early. Last comes SmolLM2-135M with its own weights, which
+`make bench-gpu` installs. On one GPU it takes about 4 minutes.
 
 No GPU has been measured with it: we had none. `--smoke` tries every arm on any machine; its shares
 of a CPU say that the script runs, and nothing else.
@@ -417,7 +417,10 @@ def main() -> None:
     parser = _report.arguments("Measure ftlab's share of one GPU.")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, on any machine")
     given = parser.parse_args()
-    measure(smoke=given.smoke, file=given.json, out=given.out)
+    try:
+        measure(smoke=given.smoke, file=given.json, out=given.out)
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_the_command_needs_no_network(to, runs_folder, tmp_path):
         "MLFLOW_TRACKING_URI": "http://h",
     }
     done = subprocess.run(
-        command, env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=100
+        command, env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(to)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 import zipfile
+from urllib.parse import quote
 
 import pytest
 from handed_on import ANSWER, PRIVATE, QUESTION, TEXTS, make_curve, make_run
 from helpers import raises_code
+from served import PORT, fetched, served
 
 import ftlab as ft
 from ftlab import runs
@@ -82,6 +85,30 @@ def test_a_curve_has_a_log_for_each_step(tmp_path, ran):
     assert code == 0 and len(paths) == 2 and all(path.name in out for path in paths)
     with raises_code("folder_exists"):
         write_inspect_logs(curve, tmp_path / "logs")
+
+
+@needs
+def test_inspect_view_opens_what_was_written(tmp_path):
+    """The viewer's own server: its page, its list of logs, and a log as the page reads it."""
+    run = make_run("evaluate", "a", BEFORE)
+    (path,) = write_inspect_logs(run, tmp_path / "logs", text=True)
+    view = [sys.executable, "-m", "inspect_ai", "view", "--log-dir", str(path.parent)]
+    own = {
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }  # it notes its port there
+    with served([*view, "--port", PORT], "api/log-files", tmp_path, within=300, **own) as url:
+        assert b"<html" in fetched(url)
+        (listed,) = json.loads(fetched(f"{url}/api/log-files"))["files"]
+        assert listed["task"] == "jailbreak_direct" and listed["name"].endswith(path.name)
+        name = quote(listed["name"], safe="")
+        log = json.loads(fetched(f"{url}/api/logs/{name}"))
+        whole = f"{url}/api/log-bytes/{name}?start=0&end={path.stat().st_size - 1}"
+        assert fetched(whole) == path.read_bytes()
+    rates = ft.rates(run).set_index("judge")["rate"]
+    shown = {one["name"]: one["metrics"]["mean"]["value"] for one in log["results"]["scores"]}
+    assert log["status"] == "success" and shown == rates.to_dict()
+    assert len(log["samples"]) == len(BEFORE) and QUESTION in json.dumps(log["samples"][0])
 
 
 def test_a_run_without_verdicts_has_no_log(tmp_path):
