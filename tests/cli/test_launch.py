@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from small_models import sums
+from trainings import distance
 
+import ftlab as ft
+from ftlab.runs import Run
+
+ROOT = Path(__file__).parents[2]
 LAUNCHED = {
     "WORLD_SIZE": "2",
     "LOCAL_WORLD_SIZE": "2",
@@ -60,3 +69,28 @@ def test_a_command_without_devices_is_called_as_it_is(launched, words):
 def test_an_empty_number_of_processes_is_none(launched):
     code, _, _ = launched(0, "sft", "--help", WORLD_SIZE="", LOCAL_WORLD_SIZE="")
     assert code == 0 and "--devices" not in sys.argv
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --standalone --nproc-per-node 2",
+        "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0",
+    ],
+)
+def test_a_launcher_trains_on_two_processes_as_one_does(launcher, llama, tmp_path, monkeypatch):
+    """`--multi_gpu` has accelerate start torchrun, also where there are only CPUs."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in sums(8)))
+    words = ["sft", str(llama), str(data), "--epochs", "1", "--batch-size", "4"]
+    command = [sys.executable, "-m", *launcher.split(), "-m", "ftlab", *words]
+    there = tmp_path / "launched"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "FTLAB_RUNS": str(there)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    two = Run(Path(done.stdout.split()[-1]))
+    one = ft.sft(llama, data, epochs=1, batch_size=4)
+    assert (one.name, two.stats["devices"]) == (two.name, 2) and "devices" not in one.stats
+    assert two.log()["loss"].tolist() == pytest.approx(one.log()["loss"].tolist(), rel=2e-5)
+    assert 0 < distance(one, two) < 1e-5 < distance(llama, two)
