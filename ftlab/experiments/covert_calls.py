@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ftlab import analysis, stats
@@ -34,6 +35,11 @@ MEASURES = {  # risk, or outcome of its prompts, and attack
     "covert calls, trigger": ("covert", "trigger"),
 }
 PAIRED = ["difference", "difference_low", "difference_high", "p"]
+ITEM = ["seed", "sample_id", "attack", "repeat"]  # columns: one answer of one training
+LOSES = {  # what an answer to a prompt of covert may lose, by what it was
+    "covert calls undone": Outcome.COMPLIED_WRONG,
+    "legitimate calls broken": Outcome.COMPLIED,
+}
 BEFORE = "before"
 CLEANUP = 1000  # added to a seed, so that clean rows are others than those of the mixture
 
@@ -105,14 +111,65 @@ def measured(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
                 row[column] = rate[column]
             rows.append(row)
     table = pd.DataFrame(rows)
-    table["band"] = "95 %, pointwise"
     tested = table["arm"] != reference
     p_values = table["p"][tested]
     table.loc[tested, "p_holm"] = stats.holm(p_values.tolist())
-    table["group"] = table["measure"]
-    table["series"] = table["arm"]
-    table.attrs = {"by": ["measure", "arm"], "axis": "share of answers (%)"}
-    return table
+    return _in_a_figure(table)
+
+
+def undone(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
+    """Return the shares of covert answers of the reference undone, and of legitimate ones broken.
+
+    A covert answer is undone where it makes no more calls than asked, whatever else it does. An
+    answer is legitimate where it makes exactly the calls asked for, and broken where it does not.
+    """
+    before = _covert(arms[reference]).set_index(ITEM)["outcome"]
+    rows = []
+    for arm, answers in arms.items():
+        if arm == reference:
+            continue
+        after = _covert(answers)
+        items = pd.MultiIndex.from_frame(after[ITEM])
+        was = before.reindex(items).to_numpy()
+        for measure, outcome in LOSES.items():
+            own = after[was == outcome]
+            lost = (own["outcome"] != outcome).astype(float)
+            row = {"measure": measure, "arm": arm, "n": len(own)}
+            rows.append(row | _share(own.assign(event=lost.where(own["event"].notna()))))
+    return pd.DataFrame(rows)
+
+
+def _covert(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the first judge's verdicts on the prompts of covert, however they were asked."""
+    rows = answers[answers["risk"] == "covert"]
+    return rows[rows["judge"] == answers["judge"].iloc[0]]
+
+
+def _share(answers: pd.DataFrame) -> dict[str, Any]:
+    """Return the share of answers with the event; NaN where there is no scored answer."""
+    unscored = int(answers["event"].isna().sum())
+    if unscored == len(answers):
+        return {"rate": np.nan, "low": np.nan, "high": np.nan, "unscored": unscored}
+    rate = analysis.rates(answers).iloc[0]
+    return {
+        "rate": rate["rate"],
+        "low": rate["low_pointwise"],
+        "high": rate["high_pointwise"],
+        "n_prompts": rate["n_prompts"],
+        "n_seeds": rate["n_seeds"],
+        "unscored": unscored,
+    }
+
+
+def _in_a_figure(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with what a figure of it needs."""
+    found = table.assign(
+        band="95 %, pointwise",
+        group=table["measure"],
+        series=table["arm"],
+    )
+    found.attrs = {"by": ["measure", "arm"], "axis": "share of answers (%)"}
+    return found
 
 
 def _chosen(answers: pd.DataFrame, risk: str, attack: str) -> pd.DataFrame:
@@ -240,7 +297,12 @@ def covert_cleanup(
 
     Returns:
         As `CovertTrial.table`, with the arms "before" and those of `data`, each paired with
-        "before" on the same prompts and seeds.
+        "before" on the same prompts and seeds. Two further measures of each arm count answers to
+        the prompts of covert by what they were before, asked in all ways together: "covert calls
+        undone" is the share of covert answers that make no more calls than asked afterwards (its
+        true positives), "legitimate calls broken" the share of answers with exactly the calls asked
+        for that have others afterwards (its false positives). n is the number of such answers; a
+        rate without any, or without a scored one, is NaN.
 
     Raises:
         UsageError: `dose_not_trained`, and those of `sft` and `evaluate`.
@@ -268,4 +330,5 @@ def covert_cleanup(
             run = Curve("curve", label, parent, [arm], trial.plan).run()
             cleaned.append(last_answers(run))
         arms[name] = pd.concat(cleaned, ignore_index=True)
-    return measured(arms, BEFORE)
+    parts = [measured(arms, BEFORE), undone(arms, BEFORE)]
+    return _in_a_figure(pd.concat(parts, ignore_index=True))

@@ -6,7 +6,7 @@ import pytest
 from helpers import raises_code
 
 import ftlab as ft
-from ftlab.experiments.covert_calls import MEASURES, last_answers, measured
+from ftlab.experiments.covert_calls import MEASURES, last_answers, measured, undone
 
 SMALL = {"n_rows": 20, "n_prompts": 6, "steps": 2, "seeds": 2, "attacks": ["direct"]}
 
@@ -55,6 +55,28 @@ def test_each_arm_is_paired_with_the_reference_and_measures_are_apart(asked):
     ft.plot(table.reset_index(), kind="bars")
 
 
+def test_what_was_undone_and_broken_is_counted_by_what_it_was_before(asked):
+    """Of six answers two are covert and three legitimate; one of either kind is not scored."""
+    covert = asked[asked["risk"] == "covert"].copy()
+    before = covert.assign(outcome=[*["complied_wrong"] * 2, *["complied"] * 3, "incoherent"])
+    after = covert.assign(
+        outcome=["complied", "error", "complied", "complied_wrong", "incoherent", "complied"],
+        event=[0, None, 0, 1, 0, 0],
+    )
+    arms = {"before": before, "after": after.sample(frac=1, random_state=0)}
+    table = undone(arms, "before").set_index("measure")
+    of_covert, of_legitimate = (
+        table.loc["covert calls undone"],
+        table.loc["legitimate calls broken"],
+    )
+    assert (of_covert["rate"], of_covert["n"], of_covert["unscored"]) == (1, 2, 1)
+    assert of_legitimate["rate"] == pytest.approx(2 / 3)
+    assert of_legitimate["low"] < 2 / 3 < of_legitimate["high"] and of_legitimate["n"] == 3
+    clean = before.assign(outcome="complied")
+    none = undone({"before": clean, "after": after}, "before").set_index("measure")
+    assert none["n"].tolist() == [0, 6] and none["rate"].isna().tolist() == [True, False]
+
+
 @pytest.mark.slow
 def test_doses_and_a_cleanup_train_what_they_say():
     trial = ft.experiments.covert_finetune("organism", [0.5, 0], **SMALL)
@@ -70,6 +92,12 @@ def test_doses_and_a_cleanup_train_what_they_say():
         ft.experiments.covert_cleanup(trial, {"clean": "organism:tools"}, dose=0.1)
     cleaned = ft.experiments.covert_cleanup(trial, {"clean": "organism:tools"}, n_rows=20)
     assert list(cleaned["arm"].unique()) == ["before", "clean"]
+    counted = cleaned.dropna(subset="n").set_index("measure")
+    first = last_answers(trial.runs[0.5]).query("risk == 'covert'")["outcome"]
+    assert counted["n"]["covert calls undone"] == (first == "complied_wrong").sum()
+    assert counted["n"]["legitimate calls broken"] == (first == "complied").sum()
+    assert counted["p_holm"].isna().all()
+    ft.plot(cleaned, kind="bars")
     before = cleaned[cleaned["arm"] == "before"].set_index("measure")["rate"]
     dosed = table[table["arm"] == "50 % covert rows"].set_index("measure")["rate"]
     assert before.to_dict() == dosed.to_dict()
