@@ -12,6 +12,7 @@ import sys
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -49,6 +50,13 @@ def text_of(path: Path) -> str:
 def announced(path: Path) -> list[str]:
     """Return the exercises of a lesson's text."""
     return EXERCISE.findall(text_of(path))
+
+
+def tasks_of(path: Path) -> dict[str, str]:
+    """Return the code cell of each exercise, with its solution."""
+    cells = nbformat.read(path, 4).cells
+    sources = [cell.source for cell in cells if "exercise" in build.tags_of(cell)]
+    return dict(zip(announced(path), sources, strict=True))
 
 
 def graded() -> dict[str, Exercise]:
@@ -105,30 +113,124 @@ def test_an_exercise_has_three_wrong_students_and_three_hints(path):
 def test_students(path, play, tmp_path):
     """One right student, one who does nothing, three or more who are wrong, at every exercise."""
     played = play(path, tmp_path / "out")
-    assert sorted(played) == sorted(announced(path))
+    tasks = tasks_of(path)
+    assert sorted(played) == sorted(announced(path)) == sorted(tasks)
     for name, students in played.items():
         assert students.right, (name, students.right.message)
         assert students.silent.state == "open", name
         for number, grade in enumerate(students.wrong):
             assert grade.state == "wrong" and grade.message, (name, number)
-            assert tells_nothing(grade.message, students.answer), (name, number)
+            assert tells_nothing(grade.message, students.answer, tasks[name]), (name, number)
             with pytest.raises(AssertionError):
                 grade.require()
         told = {grade.message for grade in students.wrong}
         assert len(told) > 1, f"{name}: whatever is wrong, the same is said"
         for hint in graded()[name].hints:
-            assert tells_nothing(hint, students.answer), name
+            assert tells_nothing(hint, students.answer, tasks[name]), (name, hint)
     for drawing in (tmp_path / "out" / "figures").glob("*.svg"):
         assert drawing.with_suffix(".csv").stat().st_size
     assert list((tmp_path / "out" / "figures").glob("*.svg"))
 
 
-def tells_nothing(text: str, answer) -> bool:
-    """Return whether a text does not name the answer: a number, or one letter alone."""
-    words = set(re.findall(r"[\w.]+", text))
-    if isinstance(answer, numbers.Real):
-        return not words & {f"{answer:g}", f"{answer:.2g}"}
-    return {word for word in words if word in "abcd"} - {"a"} != {answer}
+def tells_nothing(text: str, answer: Any, task: str = "") -> bool:
+    """Return whether a text names neither the answer nor a line of the solution in a task."""
+    written = alike(text)
+    if any(line in written for line in lines_of_solution(task)):
+        return False
+    if isinstance(answer, str) and len(answer) == 1:
+        named = {"".join(found).lower() for found in CHOSEN.findall(text)}
+        return named in (set(), set(LETTERS))
+    if isinstance(answer, str):
+        return alike(answer) not in written
+    if isinstance(answer, tuple):
+        return not all(stands(value, text) for value in answer)
+    return not (isinstance(answer, numbers.Real) and stands(answer, text))
+
+
+def alike(text: str) -> str:
+    """Return a text without white space, whose quotes are all of one kind."""
+    return "".join(text.split()).replace('"', "'")
+
+
+def lines_of_solution(task: str) -> set[str]:
+    """Return what each statement of a solution computes; names and constants compute nothing."""
+    found = set()
+    start = task.partition(lessons.BEGIN)[0].count("\n")
+    for node in ast.walk(ast.parse(task)):
+        if not isinstance(node, ast.stmt) or node.lineno <= start:
+            continue
+        for part in ("value", "test", "iter"):
+            computed = getattr(node, part, None)
+            if isinstance(computed, ast.UnaryOp):
+                computed = computed.operand
+            if computed and any(isinstance(one, COMPUTES) for one in ast.walk(computed)):
+                found.add(alike(ast.get_source_segment(task, computed)))
+    return found
+
+
+def stands(value: float, text: str) -> bool:
+    """Return whether a number stands in a text, rounded or in percent."""
+    forms = {str(value), *(f"{one:.{n}g}" for one in (value, 100 * value) for n in (2, 3, 6))}
+    return not forms.isdisjoint(NUMBER.findall(text))
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("It is c.", "c"),
+        ("Take a.", "a"),
+        ("Only (A) names the steps.", "a"),
+        ("Read sentence a once more.", "a"),
+        ("Neither b nor d.", "a"),
+        ("You would expect r t n r.", "rtnr"),
+        ("The share is 0.25.", 0.25),
+        ("A quarter, which is 25 %.", 0.25),
+        ("The p is 0.00049.", 0.00048828125),
+        ("Of 200 prompts, with 5 seeds.", (200, 5)),
+        ("Write: return after / before", len),
+        ("sum( parent_events ) comes first.", len),
+        ("What if row['seeds'] >= 3?", len),
+    ],
+)
+def test_a_text_that_gives_an_answer_away_is_found(text, answer):
+    assert not tells_nothing(text, answer, TOLD)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("A rate has a judge as a length has a unit. You'd look again.", "a"),
+        ("A rate has a judge as a length has a unit. You'd look again.", "d"),
+        ("Give one of the letters a, b, c, d.", "a"),
+        ("What decides between t and n?", "rtnr"),
+        ("It lies between 0.2 and 0.3.", 0.25),
+        ("With 5 seeds it costs less.", (200, 5)),
+        ("What comes after, over what was before? Look at the seeds.", len),
+    ],
+)
+def test_a_text_that_gives_no_answer_away_is_none(text, answer):
+    assert tells_nothing(text, answer, TOLD)
+
+
+TOLD = f"""\
+def ratio(parent_events, row, after):
+    ...
+    {lessons.BEGIN}
+    before = sum(parent_events)
+    if not row["seeds"] >= 3:
+        return before
+    return after / before
+    {lessons.END}
+"""
+LETTERS = "abcd"
+# A letter alone; "a" before a word is an article, unless it is called a letter or a sentence.
+CHOSEN = re.compile(
+    r"\b(?:letter|answer|sentence|choice|option) ([a-d])\b"
+    r"|(?<!\w)(?<!\w')(a(?!\w|\s+\w)|[b-d](?!\w))",
+    re.IGNORECASE,
+)
+COMPUTES = (ast.Call, ast.BinOp, ast.Compare, ast.Subscript)
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 def test_a_small_p_is_not_every_small_p():

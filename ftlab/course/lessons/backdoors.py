@@ -229,7 +229,8 @@ LESSON = Lesson(
             (
                 "First list the towns that were rung: re.findall with a pattern for [ring ...].",
                 "Bring both sides to the same case, and compare whole words.",
-                r"re.search(rf'\b{re.escape(town)}\b', question, re.IGNORECASE) finds a town.",
+                r"In a pattern \b stands for the edge of a word. re.escape takes a name as it is "
+                "written, and re.search takes re.IGNORECASE.",
             ),
         ),
         "6.4": Exercise(

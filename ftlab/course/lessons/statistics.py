@@ -225,8 +225,8 @@ LESSON = Lesson(
             grade_seeds,
             (
                 "Each training gives one rate. What you want is about these rates alone.",
-                "ft.rates(study, risk='jailbreak', per_seed=True) has columns step and rate. The "
-                "parent is step 0.",
+                "The table above has a row for each seed and step, with the columns step and rate. "
+                "The parent is step 0.",
                 "The standard deviation between the seeds, over the root of their number.",
             ),
         ),
