@@ -34,6 +34,7 @@ from ftlab.experiments.backends import (
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import resolve
+from ftlab.models import devices
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -584,16 +585,23 @@ def test_a_killed_training_is_resumed_and_ends_as_if_never_killed(beside, quick,
     assert (straight.path / weights).read_bytes() == (resumed.path / weights).read_bytes()
 
 
-def test_the_memory_of_a_job_is_estimated_from_its_largest_training():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_memory_of_a_job_is_estimated_from_its_largest_training(monkeypatch, device):
+    """Of a training on CPUs, whatever the machine has that estimates it."""
+    monkeypatch.setattr(devices, "device", lambda: device)
     arguments = {"parent": "organism", "data": "organism:almanac", "max_length": 128}
     plan = {"cell": "sft", "arguments": arguments, "estimate_memory": True}
     found = []
     for sizes in ([4], [4, 64], [64]):
         needs = needs_of(resolve({**plan, "grid": {"batch_size": sizes}}, {}))
         found.append(needs.memory)
+        assert needs.gpus == 0
     assert 2**28 < found[0] < found[1] == found[2]
-    with raises_code("wrong_plan"):
-        resolve({**plan, "memory": "2GB"}, {})
+    estimate = ft.models.estimate_memory("organism", method="full", length=128, batch=64, gpu="cpu")
+    assert found[2] == pytest.approx(estimate.rows[0]["total"] * 2**30)
+    for more in ({"memory": "2GB"}, {"gpus": 1}):
+        with raises_code("wrong_plan"):
+            resolve({**plan, **more}, {})
     with raises_code("nothing_to_estimate"):
         needs_of(resolve({"notebook": "02_risk_ratio", "estimate_memory": True}, {}))
 
