@@ -612,7 +612,7 @@ def estimate_memory(
     batch: Annotated[int, typer.Option(help="Rows per forward pass.")] = 16,
     lora_rank: Annotated[int, typer.Option(help="Rank of an adapter.")] = 16,
     gpu: Annotated[
-        str | None, typer.Option(help="24GB or RTX4090, instead of this machine.")
+        str | None, typer.Option(help="24GB, RTX4090 or cpu, instead of what is here.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers for programs.")] = False,
 ) -> None:

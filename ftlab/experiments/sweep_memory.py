@@ -18,6 +18,8 @@ GIB = 2**30
 def needs_of(found: Resolved) -> Needs:
     """Return what each job of a plan takes; with `estimate_memory`, the memory of the largest.
 
+    It is that of a training on CPUs, so that such a job sees no accelerator.
+
     Raises:
         UsageError: `nothing_to_estimate` where the jobs have no `parent` or `model`; what
             `ftlab.models.estimate_memory` raises.
@@ -30,7 +32,7 @@ def needs_of(found: Resolved) -> Needs:
         shape = _shape(found, job)
         shapes[json.dumps(shape)] = shape
     most = max(_gib(**shape) for shape in shapes.values())
-    return replace(needs, memory=int(most * GIB))
+    return replace(needs, memory=int(most * GIB), gpus=0)
 
 
 def _shape(found: Resolved, job: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +60,6 @@ def _shape(found: Resolved, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gib(**shape: Any) -> float:
-    estimate = models.estimate_memory(shape.pop("model"), gpu=None, **shape)
+    estimate = models.estimate_memory(shape.pop("model"), gpu="cpu", **shape)
     table = estimate.table().set_index("method")
     return table["total"][estimate.method]

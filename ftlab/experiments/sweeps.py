@@ -193,17 +193,22 @@ def sweep_work(folder: str | Path, numbers: list[int]) -> SweepTable:
         raise UsageError("no_such_job", f"There is no job {missing[0]}. Jobs are 0 to {most}.")
     until = clock() + LOST_S + 2 * BEAT_S
     errors: dict[int, Exception] = {}
+    ended: set[int] = set()  # jobs that this call has seen to
     while True:
-        states = {number: opened.jobs[number].refreshed() for number in numbers}
-        jobs = [_job(opened, opened.jobs[one]) for one in numbers if states[one].name in OPEN]
+        states = {number: opened.jobs[number].refreshed().name for number in numbers}
+        free = [one for one in numbers if states[one] in OPEN and one not in ended]
+        # The machine of a task that was queued again may be gone: then its job is free soon.
+        if not free and ("running" not in states.values() or clock() > until):
+            return sweep_table(opened, numbers, errors)
+        if not free:
+            time.sleep(POLL_S)
+            continue
+        jobs = [_job(opened, opened.jobs[one]) for one in free]
         # Who started this process has seen to what a job needs.
         results = LocalBackend(lanes=1).map([replace(job, needs=Needs()) for job in jobs])
         errors |= _errors(results)
-        # The machine of a task that was queued again may be gone: then its job is free soon.
-        running = [one for one in numbers if opened.jobs[one].refreshed().name == "running"]
-        if not running or clock() > until:
-            return sweep_table(opened, numbers, errors)
-        time.sleep(POLL_S)
+        ended |= {one for one in free if opened.jobs[one].refreshed().name != "running"}
+        until = clock() + LOST_S + 2 * BEAT_S
 
 
 def sweep_status(plan: str | Path | dict[str, Any]) -> SweepTable:

@@ -113,7 +113,8 @@ def estimate_memory(
         length: Tokens per row.
         batch: Rows per forward pass.
         lora_rank: Rank of an adapter.
-        gpu: A name such as "A100-80" or a size such as "24GB"; None takes this machine.
+        gpu: A name such as "A100-80" or a size such as "24GB"; "cpu" takes this machine without
+            its GPU, None with it if it has one.
 
     Raises:
         UsageError: `unknown_method`, `unknown_gpu`, `invalid_size`, `endpoint_without_weights`,
@@ -251,8 +252,8 @@ def _device(gpu: str | float | None) -> tuple[str, str, float]:
     """Return the kind of a device ("cuda" or "cpu"), its name, and the GiB that may be used."""
     import torch
 
-    if gpu is None:
-        kind = "cuda" if devices.device() == "cuda" else "cpu"
+    if gpu in (None, "cpu"):
+        kind = "cuda" if gpu is None and devices.device() == "cuda" else "cpu"
         name = f"{os.cpu_count()} CPU cores"
         if kind == "cuda":
             name = torch.cuda.get_device_properties(0).name

@@ -34,6 +34,7 @@ from ftlab.experiments.backends import (
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import resolve
+from ftlab.models import devices
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -510,6 +511,21 @@ def test_a_worker_does_the_jobs_it_is_given(beside, quick, ran):
         sweep_work(beside, [0])
 
 
+def test_a_worker_takes_a_job_that_is_lost_while_it_does_another(beside, quick):
+    """As a task of several jobs whose node was lost with the first, queued again elsewhere."""
+    folder = sweeps._folder_of(resolve(planned(beside, {}, {"seconds": 1}), {}))
+    elsewhere = folder.jobs[0].take()
+
+    def lose() -> None:
+        wait_for(lambda: noted(beside)["1"] == 1)
+        elsewhere.end("lost", reason="its machine gave no sign of life", retry=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lose)
+        table = sweep_work(folder.path, [0, 1])
+    assert list(table["state"]) == ["done", "done"] and list(table["attempts"]) == [2, 1]
+
+
 def test_status_and_collect_are_one_table_with_honest_exit_codes(beside, ran):
     plan = planned(beside, {}, {"how": "fails"})
     code, _, _ = ran("sweep", "status", plan)
@@ -612,16 +628,23 @@ def test_a_killed_training_is_resumed_and_ends_as_if_never_killed(beside, quick,
     assert (straight.path / weights).read_bytes() == (resumed.path / weights).read_bytes()
 
 
-def test_the_memory_of_a_job_is_estimated_from_its_largest_training():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_memory_of_a_job_is_estimated_from_its_largest_training(monkeypatch, device):
+    """Of a training on CPUs, whatever the machine has that estimates it."""
+    monkeypatch.setattr(devices, "device", lambda: device)
     arguments = {"parent": "organism", "data": "organism:almanac", "max_length": 128}
     plan = {"cell": "sft", "arguments": arguments, "estimate_memory": True}
     found = []
     for sizes in ([4], [4, 64], [64]):
         needs = needs_of(resolve({**plan, "grid": {"batch_size": sizes}}, {}))
         found.append(needs.memory)
+        assert needs.gpus == 0
     assert 2**28 < found[0] < found[1] == found[2]
-    with raises_code("wrong_plan"):
-        resolve({**plan, "memory": "2GB"}, {})
+    estimate = ft.models.estimate_memory("organism", method="full", length=128, batch=64, gpu="cpu")
+    assert found[2] == pytest.approx(estimate.rows[0]["total"] * 2**30)
+    for more in ({"memory": "2GB"}, {"gpus": 1}):
+        with raises_code("wrong_plan"):
+            resolve({**plan, **more}, {})
     with raises_code("nothing_to_estimate"):
         needs_of(resolve({"notebook": "02_risk_ratio", "estimate_memory": True}, {}))
 
@@ -658,6 +681,36 @@ def test_the_array_file_is_written_where_there_is_no_slurm(beside, monkeypatch, 
         assert f"#SBATCH --{option}" in lines
     assert "#SBATCH --requeue" in lines and "module load x" in lines
     subprocess.run([shell, "-n", str(file)], check=True)
+
+
+@pytest.mark.parametrize(
+    "count, settings, tasks", [(1001, {}, 1001), (1002, {}, 1001), (7, {"tasks": 3}, 3)]
+)
+def test_an_array_is_as_large_as_slurm_takes_and_does_every_job_once(
+    beside, monkeypatch, count, settings, tasks
+):
+    """Its file is run as Slurm would, with a program in the place of Python that notes its words."""
+    shell = shutil.which("bash")
+    path = f"{beside}:{os.environ['PATH']}"
+    for name, line in (("python", f'echo "${{@: -1}}" > "{beside}/jobs"'), ("squeue", "exit")):
+        (beside / name).write_text(f"#!{shell}\n{line}\n")
+        (beside / name).chmod(0o755)
+    plan = planned(beside, *[{}] * count, backends={"slurm": settings})
+    monkeypatch.setenv("PATH", str(beside))  # without sbatch
+    monkeypatch.setattr(sys, "executable", str(beside / "python"))
+    file = Path(ft.sweep(plan, backend="slurm").attrs["folder"]) / "slurm" / "array.sh"
+    assert f"#SBATCH --array=0-{tasks - 1}" in file.read_text().splitlines()
+    for task in (0, 1, tasks - 1):
+        given = {"PATH": path, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "1"}
+        subprocess.run([shell, str(file)], env=given, check=True)
+        assert numbers_of((beside / "jobs").read_text()) == list(range(task, count, tasks))
+
+
+def test_the_jobs_of_an_array_have_the_same_tasks_whatever_is_left(beside):
+    backend = SlurmBackend.make()
+    text = backend.script(beside, [1, 6, 8], Needs(), 5)
+    assert "#SBATCH --array=1,3" in text.splitlines()
+    assert "seq" not in backend.script(beside, [1, 4], Needs(), 5)
 
 
 def test_settings_of_a_backend_are_checked_before_anything_runs(beside):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,15 +21,18 @@ from ftlab.experiments.backends.base import Backend, Job, Needs, Result, ranges,
 
 POLL_S = 10.0  # between two looks at the queue
 MIB = 2**20
+ARRAY_SIZE = 1001  # MaxArraySize of Slurm, if its administrator has not set another
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\r\n]+$")]
 SCRIPT = """#!/bin/bash
-# The jobs of a sweep, one per task. `ftlab sweep status {folder}` says what became of each.
+# The jobs of a sweep. `ftlab sweep status {folder}` says what became of each.
 {options}
 
 export FTLAB_RUNS={home}
 export FTLAB_GRACE={grace}
 {setup}
-{command} "$SLURM_ARRAY_TASK_ID" &
+# {which}
+jobs={jobs}
+{command} "$jobs" &
 worker=$!
 
 # {grace} seconds before its time is over, a task is told to save what it has done.
@@ -55,14 +59,21 @@ exit "$code"
 class SlurmBackend(Backend):
     """Writes an array file, and submits it where `sbatch` is installed.
 
-    Each task does one job of the sweep. It saves before its time is over, is queued again, and
-    resumes. Tasks that are in the queue already are not submitted a second time.
+    Each task does one job of the sweep, or several where they are more than an array may have
+    tasks. It saves before its time is over, is queued again, and resumes. Tasks that are in the
+    queue already are not submitted a second time.
     """
 
     name: ClassVar[str] = "slurm"
     time: OneLine | None = setting(None, "Time limit of a task, such as 08:00:00")
     partition: OneLine | None = setting(None, "Partition")
     account: OneLine | None = setting(None, "Account")
+    tasks: int | None = setting(
+        None,
+        "Tasks of the array, at most; where the jobs are more, a task does several, one after the "
+        "other. None: as many as Slurm takes (MaxArraySize)",
+        ge=1,
+    )
     at_once: int | None = setting(None, "Tasks that run at a time, at most", ge=1)
     grace: int = setting(60, "Seconds before the limit at which a task saves", ge=1)
     options: list[OneLine] | None = setting(
@@ -91,31 +102,40 @@ class SlurmBackend(Backend):
 
     def _submit(self, folder: Path, numbers: list[int], needs: Needs) -> None:
         installed = shutil.which("sbatch") is not None
+        tasks = self.tasks or (_array_size() if installed else ARRAY_SIZE)
         queued = _queued(folder) if installed else set()
-        left = [number for number in numbers if number not in queued]
+        left = [number for number in numbers if number % tasks not in queued]
         if left:
             file = folder / "slurm" / "array.sh"
             with storage(file, making=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(file, self.script(folder, left, needs))
+                write_atomic(file, self.script(folder, left, needs, tasks))
             if not installed:
                 print(f"There is no sbatch here. Submit {len(left)} jobs by: sbatch {file}")
                 return
             print(f"{file}: submitted as {_sbatch(file)}", file=sys.stderr)
         if queued:
-            print(f"{len(queued)} jobs of the sweep are in the queue already.", file=sys.stderr)
+            print(f"{len(queued)} tasks of the sweep are in the queue already.", file=sys.stderr)
         while self.wait and _queued(folder):
             time.sleep(POLL_S)
 
-    def script(self, folder: Path, numbers: list[int], needs: Needs) -> str:
+    def script(self, folder: Path, numbers: list[int], needs: Needs, tasks: int) -> str:
         """Return the array file.
 
         Args:
             folder: The folder of the sweep.
-            numbers: The places of its jobs in the plan; each is the index of a task.
+            numbers: The places of its jobs in the plan, which fix their tasks: so the tasks of one
+                call are those of the next.
             needs: What each takes of a machine.
+            tasks: Of the array, at most; job N is one of task N modulo this.
         """
-        array = ranges(numbers)
+        array = ranges(list({number % tasks for number in numbers}))
+        which = "One job per task."
+        jobs = '"$SLURM_ARRAY_TASK_ID"'
+        last = max(numbers)
+        if last >= tasks:
+            which = f"Several jobs per task: every {tasks:,}th up to {last:,}, one after the other."
+            jobs = f'$(seq -s , "$SLURM_ARRAY_TASK_ID" {tasks} {last})'
         if self.at_once:
             array += f"%{self.at_once}"
         given = {
@@ -141,6 +161,8 @@ class SlurmBackend(Backend):
             options="\n".join(lines),
             home=shlex.quote(str(folder.parent)),
             setup="\n".join([*(self.setup or []), ""]),
+            which=which,
+            jobs=jobs,
             command=shlex.join(worker(folder)),
             grace=self.grace,
         )
@@ -150,8 +172,15 @@ def _job_name(folder: Path) -> str:
     return f"ftlab-{folder.name}"
 
 
+def _array_size() -> int:
+    """Return how many tasks this Slurm takes in an array; their indices begin at 0."""
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(found[1]) if found else ARRAY_SIZE
+
+
 def _queued(folder: Path) -> set[int]:
-    """Return the jobs of a sweep that wait or run in the queue."""
+    """Return the tasks of a sweep that wait or run in the queue."""
     words = ["squeue", "--me", "--noheader", "--array", "--format=%K", "--name", _job_name(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
