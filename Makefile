@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | check | lab | docs | course | bench | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | test-course | check | lab | docs | course | bench | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 # Values reach the shell through its environment, where it takes them as they are; PYTHON, ARGS and WORKERS are
@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray soak lab check docs course bench organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray test-course soak lab check docs course bench organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -73,7 +73,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray"
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray and not course"
 
 .venv/browser: .venv/ready
 	@echo "Installing JupyterLab and Playwright"
@@ -104,6 +104,10 @@ test-ray: .venv/test
 		then $(BIN)/python -m pytest tests/experiments/test_ray.py -m ray; \
 		else echo "Ray tests skipped: pip could not install Ray."; \
 	fi
+
+# Every lesson at full size, and a real installation.
+test-course: .venv/test
+	$(BIN)/python -m pytest tests/course -m course -s
 
 perf: .venv/test
 	$(BIN)/python -m pytest tests -m perf
