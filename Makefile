@@ -105,8 +105,14 @@ test-ray: .venv/test
 		else echo "Ray tests skipped: pip could not install Ray."; \
 	fi
 
-# Every lesson at full size, and a real installation.
+.venv/nbgrader: .venv/test
+	@echo "Installing nbgrader"
+	@$(PIP) -e '.[nbgrader]'
+	@touch $@
+
+# Every lesson at full size, a real installation, a real nbgrader.
 test-course: .venv/test
+	@$(MAKE) --no-print-directory .venv/nbgrader || echo "nbgrader's tests are skipped: pip could not install it."
 	$(BIN)/python -m pytest tests/course -m course -s
 
 perf: .venv/test
