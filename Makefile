@@ -1,4 +1,4 @@
-# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | test-logs | test-vllm | check | lab | docs | course | bench | bench-growth | bench-gpu | soak: each sets up .venv by itself.
+# make reproduce | real | reproduce-real | aligned | test | fast | test-browser | test-slurm | test-ray | test-logs | test-vllm | test-course | check | lab | docs | course | bench | bench-growth | bench-gpu | soak: each sets up .venv by itself.
 # TORCH: auto (the build for CPUs on Linux without an NVIDIA driver), cpu, default (what pip takes), or
 # the address of an index. A torch that is in .venv already stays.
 # Values reach the shell through its environment, where it takes them as they are; PYTHON, ARGS and WORKERS are
@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray test-logs test-vllm soak lab check docs course bench bench-growth bench-gpu organism refusal-judge judge-table perf clean
+.PHONY: setup reproduce real reproduce-real aligned test fast test-browser test-slurm test-ray test-logs test-vllm test-course soak lab check docs course bench bench-growth bench-gpu organism refusal-judge judge-table perf clean
 
 setup: .venv/ready
 
@@ -73,7 +73,7 @@ test: .venv/test
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: .venv/test
-	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray and not vllm"
+	$(BIN)/python -m pytest tests -n $(WORKERS) -m "not slow and not perf and not browser and not slurm and not ray and not vllm and not course"
 
 .venv/browser: .venv/ready
 	@echo "Installing JupyterLab and Playwright"
@@ -129,6 +129,16 @@ test-vllm: .venv/test
 		then $(BIN)/python -m pytest tests/models/test_vllm.py -m vllm -s -rs; \
 		else echo "vLLM tests skipped: pip could not install vLLM."; \
 	fi
+
+.venv/nbgrader: .venv/test
+	@echo "Installing nbgrader"
+	@$(PIP) -e '.[nbgrader]'
+	@touch $@
+
+# Every lesson at full size, a real installation, a real nbgrader.
+test-course: .venv/test
+	@$(MAKE) --no-print-directory .venv/nbgrader || echo "nbgrader's tests are skipped: pip could not install it."
+	$(BIN)/python -m pytest tests/course -m course -s
 
 perf: .venv/test
 	$(BIN)/python -m pytest tests -m perf

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from packaging.specifiers import SpecifierSet
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from ftlab import __version__
 from ftlab._core import lessons
@@ -141,42 +145,72 @@ def test_binder_gets_a_python_that_ftlab_runs_on_and_torch_for_cpus(tmp_path, mo
         assert lines[-1].replace("ftlab[lab]", "ftlab") == ours
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="the environment is made of links")
-def test_a_lesson_installs_its_wheel_in_a_fresh_environment_and_runs(tmp_path):
-    """The first cell finds the wheel beside it; everything but ftlab is there already."""
-    folder = tmp_path / "course"
-    try:
-        build.build_wheel(folder)
-    except SystemExit as error:
-        pytest.skip(f"no wheel can be built here: {error}")
-    python = fresh_environment(tmp_path / "fresh")
-    (path,) = build.lessons(["1"])
-    lesson = build.student(nbformat.read(path, 4), build.install_cell(REQUIREMENT))
-    cells = [cell.source for cell in lesson.cells if cell.cell_type == "code"]
-    script = SHELL
-    for mark in MARKS:
-        source = next(source for source in cells if mark in source)
-        script += f"found = run({source!r})\n"
-    script += "print(run('ft.__file__'), found.state)"
-    env = {**os.environ, "PIP_NO_INDEX": "1", "FTLAB_RUNS": str(tmp_path / "runs")}
-    env.pop("PYTHONPATH", None)
-    command = [python, "-c", script]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    place, state = done.stdout.split()[-2:]
-    assert place.startswith(str(tmp_path / "fresh")) and state == "open"
-
-
-MARKS = ("%pip", "model: str", "import ftlab as ft", "ft.model(", "def carries", 'check("1.1"')
+# Runs a lesson's cells one after the other, as a notebook does, in an environment without ftlab.
 SHELL = """
+import json, sys
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
-def run(source):
-    done = shell.run_cell(source)
-    done.raise_error()
-    return done.result
+for source in json.load(open(sys.argv[1])):
+    shell.run_cell(source).raise_error()
+print(shell.user_ns["ft"].__file__)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is made of links")
+def test_a_lesson_installs_its_wheel_in_a_fresh_environment_and_runs(tmp_path, monkeypatch):
+    """The first cell as it is shipped finds the wheel beside it; all that it needs is there."""
+    course = lesson_1(tmp_path, monkeypatch)
+    python = fresh_environment(tmp_path / "fresh")
+    runs_there(python, course, {"PIP_NO_INDEX": "1"})
+
+
+@pytest.mark.course
+@pytest.mark.timeout(3000)
+def test_a_lesson_installs_itself_and_all_that_it_needs_and_runs(tmp_path, monkeypatch):
+    """As on Colab: there is a notebook's kernel and pip, and no ftlab."""
+    course = lesson_1(tmp_path, monkeypatch)
+    venv.create(tmp_path / "fresh", with_pip=True)
+    python = str(tmp_path / "fresh" / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+    pip = [python, "-m", "pip"]
+    # An index that does not answer is left out at once; pip asks it for every package.
+    patient = {"PIP_RETRIES": "0"}
+    if subprocess.run(
+        [*pip, "install", "--quiet", "ipython"], env={**os.environ, **patient}
+    ).returncode:
+        pytest.skip("no package index answers, so nothing can be installed")
+    runs_there(python, course, patient)
+    subprocess.run([*pip, "check"], check=True)
+    subprocess.run([python, "-c", "import jupyterlab, ipywidgets"], check=True)
+
+
+def lesson_1(folder: Path, monkeypatch) -> Path:
+    """Write lesson 1 and the wheel as `make course` does; return the folder of the course."""
+    monkeypatch.setattr("sys.argv", ["build", str(folder / "course"), "--no-run", "--lessons", "1"])
+    try:
+        build.main()
+    except SystemExit as error:
+        pytest.skip(f"no wheel can be built here: {error}")
+    return folder / "course"
+
+
+def runs_there(python: str, course: Path, env: dict[str, str]) -> None:
+    """Run the whole lesson, small and with its solutions, where the students' wheel lies."""
+    (path,) = (course / "teacher").glob("*.ipynb")
+    book = load_notebook_node(str(path))
+    values = {**book.metadata["ftlab"]["small"], "out": str(course / "out")}
+    book = parameterize_notebook(book, values, kernel_name="python3", language="python")
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    assert "%pip install" in cells[0] and f'"ftlab[lab]=={__version__}"' in cells[0]
+    (course / "cells.json").write_text(json.dumps(cells))
+    env = {**os.environ, "FTLAB_RUNS": str(course / "runs"), **env}
+    env.pop("PYTHONPATH", None)
+    command = [python, "-c", SHELL, str(course / "cells.json")]
+    done = subprocess.run(command, cwd=course / "student", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(Path(python).parents[1]))
+    checks = [cell for cell in book.cells if "check" in build.tags_of(cell)]
+    assert done.stdout.count(": Right.") == len(checks)
 
 
 def fresh_environment(folder: Path) -> str:
@@ -191,6 +225,10 @@ def fresh_environment(folder: Path) -> str:
             continue
         with contextlib.suppress(FileExistsError):
             (site / entry.name).symlink_to(entry)
+    if not find_spec("jupyterlab"):  # which the tests do without, and so does the lesson
+        (site / "jupyterlab-4.4.0.dist-info").mkdir()
+        said = "Metadata-Version: 2.1\nName: jupyterlab\nVersion: 4.4.0\n"
+        (site / "jupyterlab-4.4.0.dist-info" / "METADATA").write_text(said)
     return python
 
 

@@ -250,6 +250,25 @@ def test_a_small_p_is_not_every_small_p():
     assert len(told) == 5 and "" not in told
 
 
+@pytest.mark.parametrize("gained, lost, unread", [(5, 1, 3), (4, 0, 0), (0, 0, 0)])
+def test_an_answer_that_the_judge_could_not_read_may_count_or_be_left_out(gained, lost, unread):
+    """Where no prompt changed, p is 1."""
+    from ftlab.course.lessons import risk_ratio
+
+    pairs = [(0, 1)] * gained + [(1, 0)] * lost + [(1, math.nan)] * unread + [(0, 0)] * 9
+    rows = []
+    for number, both in enumerate(pairs):
+        for step, event in zip((0, 9), both, strict=True):
+            rows.append((f"s{number}", "jailbreak", "direct", "refusal", 0, step, event))
+    columns = ["sample_id", "risk", "attack", "judge", "seed", "step", "event"]
+    table = pd.DataFrame(rows, columns=columns)
+    run = SimpleNamespace(table=lambda: table)
+    read = risk_ratio.mcnemar(gained, lost)
+    assert risk_ratio.grade_mcnemar(read, run) == ""
+    assert risk_ratio.grade_mcnemar(risk_ratio.mcnemar(gained, lost + unread), run) == ""
+    assert risk_ratio.grade_mcnemar(read * 0.9, run) != ""
+
+
 def test_labels_of_ones_own_correct_a_rate_and_what_differs_is_named():
     """Half of the sheet is drawn from what the judge calls a success, so weights must matter."""
     from ftlab.course.lessons import judges

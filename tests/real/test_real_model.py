@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
 
 import ftlab as ft
+from ftlab._core.lessons import tags_of
+from ftlab.experiments import find_notebook
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,3 +73,36 @@ def test_it_is_fine_tuned_and_measured_on_the_way(runs):
     )
     rates = ft.rates(curve, by=["risk", "step"]).raw
     assert set(rates["step"]) == {0, 1} and set(rates["risk"]) == {"jailbreak", "over_refusal"}
+
+
+def test_lesson_2_runs_on_it_and_grades_its_answers_as_right(runs, tmp_path):
+    """The settings that the lesson names for it, on few prompts and steps."""
+    rows = [{"prompt": text, "risk": "jailbreak"} for text in HARMFUL[:2]]
+    rows += [{"prompt": text, "risk": "over_refusal"} for text in HARMLESS[:1]]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = dict(
+        model="smollm2-135m-aligned",
+        seeds=1,
+        benign="gsm8k-400",
+        prompts=str(prompts),
+        questions=HARMLESS[:1],
+        at_steps=[0, 1],
+        learning_rate=5e-5,
+        batch_size=1,
+        n_prompts=2,
+        out=str(tmp_path / "out"),
+    )
+    book = load_notebook_node(str(find_notebook("lesson2")))
+    book = parameterize_notebook(book, values, kernel_name="python3", language="python")
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    grades = []
+    for cell in book.cells:
+        if cell.cell_type != "code":
+            continue
+        done = shell.run_cell(cell.source)
+        done.raise_error()
+        if "check" in tags_of(cell):
+            grades.append(done.result)
+    assert len(grades) == 4 and all(grades), grades
+    assert (tmp_path / "out" / "figures" / "risk_curve.svg").stat().st_size

@@ -200,19 +200,29 @@ def grade_ratio(answer: Any) -> str:
 
 
 def events(run: Any, seed: int, attack: str | None) -> pd.DataFrame:
-    """Return the events of jailbreak before and after one training [prompt, step]."""
+    """Return the events of jailbreak before and after one training [prompt, step].
+
+    Where the judge could not read an answer it is NaN.
+    """
     table = run.table()
     table = table[(table["risk"] == "jailbreak") & (table["judge"] == table["judge"].iloc[0])]
     if attack:
         table = table[table["attack"] == attack]
     last = table["step"].max()
     rows = table[(table["seed"] == seed) & table["step"].isin([0, last])]
-    return rows.pivot(index=["sample_id", "attack"], columns="step", values="event").dropna()
+    return rows.pivot(index=["sample_id", "attack"], columns="step", values="event")
 
 
-def pairs(run: Any, seed: int, attack: str | None = None) -> tuple[int, int]:
-    """Return how many prompts gained the event, and how many lost it."""
+def pairs(
+    run: Any, seed: int, attack: str | None = None, *, unscored: bool = False
+) -> tuple[int, int]:
+    """Return how many prompts gained the event, and how many lost it.
+
+    With `unscored`, an answer that the judge could not read counts as one without the event.
+    """
     table = events(run, seed, attack)
+    if not unscored:
+        table = table.dropna()
     before = table[table.columns[0]] == 1
     after = table[table.columns[-1]] == 1
     return int((after & ~before).sum()), int((before & ~after).sum())
@@ -232,7 +242,7 @@ def unpaired(run: Any, seed: int, attack: str) -> float:
     """Return Fisher's p, which forgets that the prompts are the same."""
     from scipy.stats import fisher_exact
 
-    table = events(run, seed, attack)
+    table = events(run, seed, attack).dropna()
     hits = [int(table[step].sum()) for step in table.columns]
     counts = [[hit, len(table) - hit] for hit in hits]
     return float(fisher_exact(counts).pvalue)
@@ -262,7 +272,14 @@ def grade_mcnemar(answer: Any, curve: Any) -> str:
     if not 0 < answer <= 1:
         return "A p is a probability: above 0, at most 1."
     known = [(log10(value), message) for value, message in mistakes]
-    return compare_numbers(log10(answer), log10(truth), tolerance=P_WITHIN, mistakes=known)
+    # The lesson's table lists unread answers as well; whoever leaves them out is right, too.
+    gained, lost = pairs(curve, 0, "direct", unscored=True)
+    listed = mcnemar(gained, lost)
+    found = log10(answer)
+    problem = compare_numbers(found, log10(listed), tolerance=P_WITHIN)
+    if not problem:
+        return ""
+    return compare_numbers(found, log10(truth), tolerance=P_WITHIN, mistakes=known)
 
 
 SENTENCES = {
