@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from time import process_time
@@ -224,10 +224,10 @@ def train(run: Any, folder: Path, repeat: int) -> Found:
 PANELS = {one.__name__: one for one in (explore, compare, label, runs, data, train)}
 
 
-def main(folder: str, n_prompts: int, repeat: int) -> None:
-    """Move every control of every panel; write the milliseconds to found.json of the folder."""
+def main(folder: str, n_prompts: int, repeat: int, only: Sequence[str] = ()) -> None:
+    """Move every control of panels; write the milliseconds to found.json of the folder."""
     place = Path(folder)
     run = made_run(n_prompts)
-    found = {name: move(run, place, repeat) for name, move in PANELS.items()}
+    found = {name: PANELS[name](run, place, repeat) for name in only or PANELS}
     about = {"answers": run.stats["answers"], "load": os.getloadavg()[0]}
     (place / "found.json").write_text(json.dumps({"panels": found} | about))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from ftlab import runs
 pytest.importorskip("anywidget")
 
 
-def run_here(folder: Path, n_prompts: int, repeat: int) -> None:
+def run_here(folder: Path, n_prompts: int, repeat: int, only: Sequence[str]) -> None:
     """Run in this process, where imports are paid once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FTLAB_RUNS", str(folder / "runs"))
         patch.setattr(_reacting, "OTHER_RUNS", 2)
         patch.setattr(_reacting, "OPENED", 1)
-        _reacting.main(str(folder), n_prompts, repeat)
+        _reacting.main(str(folder), n_prompts, repeat, only)
 
 
 @pytest.mark.slow
