@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,8 @@ from ftlab.training import Defence, open_defence
 SMALL = dict(n_prompts=20, max_rise=0.4, max_loss=0.4, examples=(10, 10), adapters=("none",))
 SMALL |= dict(epochs=(6, 6), attacks=("direct",), again=1, processes=1)
 STUDIES = 300
+CLAIMS = 6  # that decide by default: four of harm, and two on models that nobody attacks
 logit = functools.cache(logit_for)
-CHANCE = 3 * math.sqrt(ALPHA * (1 - ALPHA) / STUDIES)  # three standard errors of that rate
 
 
 class Restores(Defence):
@@ -418,17 +418,53 @@ def shares(parent: float, child: float, seed_sd: float) -> np.ndarray:
     found = []
     for _ in range(STUDIES):
         old, new = study(rng, 100, parent, child, seed_sd)
-        decision, _, _ = decide_rise(old, new, None, 0.1, ALPHA / 4)
+        decision, _, _ = decide_rise(old, new, None, 0.1, ALPHA / CLAIMS)
         found.append([decision == NO_WORSE, decision == WORSE])
     return np.mean(found, axis=0)
 
 
+def rarely(alpha: float) -> float:
+    """Return the largest share that such a chance lets expect: three standard errors above it."""
+    return alpha + 3 * math.sqrt(alpha * (1 - alpha) / STUDIES)
+
+
 @pytest.mark.parametrize("parent", [0.02, 0.4])
 @pytest.mark.parametrize("seed_sd", [0, 0.5])
-def test_at_the_bound_each_wrong_verdict_comes_in_2_5_of_100(parent, seed_sd):
+def test_at_the_bound_a_claim_seldom_survives_and_seldom_fails(parent, seed_sd):
     survived, failed = shares(parent, parent + 0.1, seed_sd)
-    assert survived <= ALPHA + CHANCE
-    assert failed <= ALPHA + CHANCE
+    assert survived <= rarely(ALPHA)
+    assert failed <= rarely(ALPHA / CLAIMS)
+
+
+@dataclass(frozen=True)
+class Drawn(Claim):
+    """A claim on drawn events, of the parent and of the child, instead of verdicts."""
+
+    events: tuple = ()
+
+    def _events(self, rows):
+        return self.events[rows is self.child], None
+
+
+@pytest.mark.slow
+def test_where_every_claim_lies_at_its_bound_the_verdict_is_seldom_wrong():
+    """A defence fails by any claim and survives by all: soonest where five of six are sure to."""
+    rng = np.random.default_rng(8)
+    parent, child = (verdicts("jailbreak", [["refused"]], [[0]]) for _ in range(2))
+    survived = failed = 0
+    for number in range(STUDIES):
+        claims = []
+        for rate in (0.02, 0.02, 0.1, 0.1, 0.4, 0.4):
+            old, new = study(rng, 100, rate, rate + 0.1, 0.5)
+            events = (old[None], new)
+            claims.append(Drawn("trial", parent, child, 0.1, events=events))
+        table = acceptances.claimed(claims)
+        failed += acceptances.decided(table) == WORSE
+        others = table.index != number % CLAIMS
+        sure = table.assign(decision=table["decision"].mask(others, NO_WORSE))
+        survived += acceptances.decided(sure) == NO_WORSE
+    assert failed / STUDIES <= rarely(ALPHA)
+    assert survived / STUDIES <= rarely(ALPHA)
 
 
 def test_what_has_not_risen_survives_and_what_has_risen_far_fails():
