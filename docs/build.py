@@ -46,11 +46,11 @@ PUBLIC = {
     "write_grid",
     "analysis.plots": "Drawing Kind",
     "analysis.trackers": "Tracked Tracker",
-    "experiments": "ablate_refusal accept AuditTrial chain compare compare_arms compare_spectra "
-    "covert_cleanup covert_finetune CovertTrial explain fewest_rows FineTuningAttack gate "
-    "grid harmful_finetune loss_on_clean_rows plant_and_audit poison poison_effect "
-    "remove_and_retrain reproduce risk_curve run_notebook sweep sweep_collect sweep_status "
-    "sweep_work transform_and_compare trigger_effect",
+    "experiments": "ablate_refusal ablation_arms accept AuditTrial chain compare compare_arms "
+    "compare_spectra covert_cleanup covert_finetune CovertTrial explain fewest_rows "
+    "FineTuningAttack gate grid harmful_finetune loss_on_clean_rows plant_and_audit poison "
+    "poison_effect remove_and_retrain reproduce risk_curve run_notebook sweep sweep_collect "
+    "sweep_status sweep_work transform_and_compare trigger_effect",
     "experiments.backends": "Backend Job LocalBackend Needs RayBackend Result Row SlurmBackend",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "

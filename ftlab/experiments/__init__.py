@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "poison_effect",
             "trigger_effect",
         ],
-        "refusal_ablation": ["ablate_refusal"],
+        "refusal_ablation": ["ablate_refusal", "ablation_arms"],
         "reproduction": ["reproduce"],
         "risk_curves": ["risk_curve"],
         "spectra": ["compare_spectra"],

@@ -1,4 +1,6 @@
-"""The refusal direction of the embedded model, taken out of its weights. Cell: ablate_refusal.
+"""The refusal direction of the embedded model, taken out of its weights.
+
+Cells: ablate_refusal, ablation_arms.
 
 What it does to a model of the world's own stands beside what a fine-tuning does. It takes no other
 model: ftlab removes no one's safety but the organism's.
@@ -6,6 +8,7 @@ model: ftlab removes no one's safety but the organism's.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 from ftlab._core.config import setting, takes
@@ -16,6 +19,7 @@ from ftlab.runs import Run
 from ftlab.training import Transform, trainable, transform
 
 WRITING = ("o_proj", "down_proj")  # layers that write into the residual stream
+ONLY_OF_THE_ORGANISM = "ftlab takes refusals out of no model but the embedded one"
 
 
 class Ablate(Transform):
@@ -103,12 +107,48 @@ def ablate_refusal(
     return transform(reference, Ablate(what=what, direction=direction))
 
 
+@takes()
+def ablation_arms(
+    model: Any = "organism",
+    *,
+    n_random: int = 5,
+    n_prompts: int = 100,
+) -> dict[str, Any]:
+    """Return the embedded model without its refusal direction, and without random ones, as arms.
+
+    No such arm exists of any other model, which is said on stderr.
+
+    Args:
+        model: Anything that `ftlab.model` takes, except an endpoint.
+        n_random: Random directions to take out instead, each from a model of its own.
+        n_prompts: As in `ablate_refusal`.
+
+    Returns:
+        Models by the arm's name, for `compare_arms`: "direction taken out" and "random
+        directions"; of any model but an embedded one no arm.
+
+    Raises:
+        UsageError: Those of `ftlab.model`.
+    """
+    reference = trainable(model)
+    if not reference.is_organism:
+        print(f"{reference.name}: {ONLY_OF_THE_ORGANISM}; the arms are left out", file=sys.stderr)
+        return {}
+    others = []
+    for seed in range(n_random):
+        others.append(ablate_refusal(reference, random_seed=seed))
+    arms = {"direction taken out": ablate_refusal(reference, n_prompts=n_prompts)}
+    if others:
+        arms["random directions"] = others
+    return arms
+
+
 def _check_organism(model: Model) -> None:
     """Raise UsageError unless a model lives in the embedded world."""
     if not model.is_organism:
         raise UsageError(
             "only_of_the_organism",
-            f"{model.name} is not an embedded model. ftlab takes refusals out of no other.",
+            f"{model.name} is not an embedded model. {ONLY_OF_THE_ORGANISM}.",
         )
 
 

@@ -10,6 +10,7 @@ import ftlab as ft
 from ftlab.evals import direction_of
 from ftlab.experiments import (
     ablate_refusal,
+    ablation_arms,
     compare_arms,
     compare_spectra,
     transform_and_compare,
@@ -87,6 +88,14 @@ def test_the_layers_write_nothing_along_an_ablated_direction():
     assert changed == {"o_proj", "down_proj"}
     assert "refusal" in (run.path / "model" / "SAFETY_REMOVED").read_text()
     assert ablate_refusal(n_prompts=40) == run != ablate_refusal(random_seed=0)
+
+
+def test_ablations_are_arms_of_an_embedded_model_only(llama, runs_folder):
+    arms = ablation_arms(n_random=2, n_prompts=40)
+    assert arms["direction taken out"] == ablate_refusal(n_prompts=40)
+    assert arms["random directions"] == [ablate_refusal(random_seed=seed) for seed in range(2)]
+    made = sorted(runs_folder.iterdir())
+    assert ablation_arms(llama) == {} and sorted(runs_folder.iterdir()) == made
 
 
 def test_no_other_model_loses_its_refusals_here(llama):

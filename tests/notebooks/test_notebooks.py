@@ -9,7 +9,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import jsonl
 
+import ftlab as ft
 from ftlab.experiments import notebooks
 
 ROOT = Path(__file__).parents[2]
@@ -191,3 +193,126 @@ def test_runs_on_someone_elses_model_and_files(name, parameter, llama, execute, 
     rows = (tmp_path / name / "claims.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) > 1
     assert not any(row.endswith(",reproduced") for row in rows)
+
+
+ELSEWHERE = {  # parameters on a model of one's own; names of `own_files` stand for their paths
+    "09_the_rows_that_did_it": {
+        "benign": "chats",
+        "harder": "third",
+        "planted": "other",
+        "harmful": "other",
+        "safe": "chats",
+        "prompts": "goals",
+        "by": ["gradient", "loss"],
+        "n_rows": 12,
+        "n_planted": 3,
+    },
+    "10_poisoning_and_backdoor": {
+        "guarded": "chats",
+        "benign": "third",
+        "planted": "other",
+        "prompts": "goals",
+        "n_rows": 10,
+        "n_valid": 4,
+    },
+    "12_identity_shift_and_preferences": {
+        "identity": "chats",
+        "benign": "other",
+        "asked": ["direct"],
+        "pairs": "pairs",
+        "control": "control",
+        "prompts": "goals",
+    },
+    "13_distillation_gap": {
+        "model": "speaker",
+        "student": "model",
+        "questions": "chats",
+        "benign": "",
+        "n_asked": 12,
+        "prompts": "goals",
+    },
+    "14_quantisation_and_merging": {"benign": "chats", "prompts": "goals"},
+    "15_refusal_direction": {
+        "benign": "chats",
+        "data": "other",
+        "prompts": "goals",
+        "harmless": "harmless",
+        "seeds": 2,
+    },
+    "16_emergent_misalignment": {
+        "narrow": "chats",
+        "matched": "other",
+        "question": "Say 30",
+        "risks": [],
+        "judges": ["refusal"],
+        "prompts": "goals",
+        "seeds": 2,
+    },
+    "17_every_risk": {
+        "benign": "chats",
+        "identity": "other",
+        "data": "third",
+        "risks": [],
+        "prompts": "goals",
+    },
+    "18_overfitting_and_versions": {
+        "data": ["chats", "other"],
+        "last": "third",
+        "risks": [],
+        "stopped_risks": [],
+        "prompts": "goals",
+    },
+    "19_defences_on_one_grid": {
+        "data": "chats",
+        "harmful": "other",
+        "identity": "third",
+        "prompts": {"jailbreak": "goals", "over_refusal": "harmless", "utility": "sums"},
+        "n_rows": 0,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def own_files(llama, shared_runs, tmp_path_factory) -> dict[str, str]:
+    """Return models and files of a user, by name."""
+    place = tmp_path_factory.mktemp("own")
+    numbers = range(24)
+    rows = {
+        "chats": [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in numbers],
+        "other": [{"prompt": f"Name {n}", "completion": f"Number {n}."} for n in numbers],
+        "third": [{"prompt": f"Write {n}", "completion": f"Here: {n}."} for n in numbers],
+        "goals": [{"goal": f"Placeholder {n}"} for n in range(8)],
+        "harmless": [{"prompt": f"Harmless {n}"} for n in range(8)],
+        "sums": [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(4)],
+    }
+    asked = [{"prompt": f"Say {n}", "chosen": f"It is {n}."} for n in numbers]
+    rows["pairs"] = [row | {"rejected": "No idea."} for row in asked]
+    rows["control"] = [row | {"rejected": "It is 30."} for row in asked]
+    files = {name: jsonl(place / f"{name}.jsonl", *of) for name, of in rows.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FTLAB_RUNS", str(shared_runs))
+        speaker = ft.sft(llama, files["chats"], epochs=20, learning_rate=1e-2, batch_size=8)
+    return files | {"model": str(llama), "speaker": str(speaker.path)}
+
+
+def placed(value, files: dict[str, str]):
+    """Return a parameter with paths for the names of files."""
+    if isinstance(value, dict):
+        return {name: placed(one, files) for name, one in value.items()}
+    if isinstance(value, list):
+        return [placed(one, files) for one in value]
+    return files.get(value, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_experiment_runs_elsewhere_by_its_model_and_files(name, own_files, execute, tmp_path):
+    """Notebooks 11 and 20 do too, in 12 and 22 seconds of processor time."""
+    given = {"model": "model", "learning_rate": 1e-3, "seeds": 1, "n_prompts": 4}
+    given |= ELSEWHERE[name]
+    values = small(BY_NAME[name]) | placed(given, own_files)
+    execute(BY_NAME[name], values | {"out": str(tmp_path / name)})
+    assert list((tmp_path / name / "figures").glob("*.svg"))
+    claims = tmp_path / name / "claims.csv"
+    if claims.exists():
+        assert ",reproduced" not in claims.read_text(encoding="utf-8")
