@@ -147,3 +147,16 @@ def test_spectra_are_means_by_kind_of_matrix_and_noise_stands_beside_them(childr
     assert row["stable_rank"] == pytest.approx(mine["stable_rank"].mean())
     assert row["n_matrices"] == 4 and row["n_seeds"] == 2
     assert row["low"] <= row["rate"] <= row["high"] and row["rate"] == row["top_16"]
+
+
+def test_an_arm_is_measured_from_what_it_was_before(children):
+    repaired = [ft.training.transform(child, "prune:share=0.1") for child in children]
+    arms = {"trained": children, "repaired": repaired}
+    table = compare_spectra("organism", arms, since={"repaired": children})
+    own = ft.models.weight_spectrum(children, repaired)
+    pruned = table[table["arm"] == "repaired"].set_index("kind")
+    down = own["weights"].str.contains("down_proj")
+    assert pruned["change"]["down_proj"] == pytest.approx(own["change"][down].mean())
+    assert "embed_tokens" not in pruned.index  # untouched since, though trained before
+    with raises_code("unknown_arm"):
+        compare_spectra("organism", arms, since={"other": children})
