@@ -48,6 +48,15 @@ def test_rates_changes_and_erosions_are_those_of_single_evaluations(children):
             if parent not in rates:
                 parent = ("untransformed", *parent[1:])
             assert row["erosion"] == pytest.approx(rates[here] - rates[parent])
+            is_of_both = row["transform"] == "quantise:bits=2"  # a merge is of the child alone
+            assert np.isnan(row["erosion_p"]) != is_of_both
+            if is_of_both:
+                was = rates["untransformed", "child", here[2]]
+                was -= rates["untransformed", "parent", here[2]]
+                change = row["erosion_change"]
+                assert change == pytest.approx(row["erosion"] - was)
+                assert row["erosion_change_low"] <= change <= row["erosion_change_high"]
+                assert row["erosion_p_holm"] >= row["erosion_p"]
     assert set(table.loc[table["side"] == "child", "n_seeds"]) == {2}
     again = transform_and_compare("organism", children, "merge", amounts=[0.5], **ASKED)
     assert again["rate"].tolist()[-2:] == table["rate"].tolist()[-2:]
