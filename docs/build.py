@@ -54,8 +54,8 @@ PUBLIC = {
     "experiments.backends": "Backend Job LocalBackend Needs RayBackend Result Row SlurmBackend",
     "stats": "Agreement alpha Band bands Crossing crossing first_below holm judge_errors "
     "JudgeErrors kappa lower_limits Paired paired paired_scores plan prompts_to_decide Rate "
-    "rate Rectified rectify seed_spread SeedSpread smallest_difference StudyPlan Tolerance "
-    "upper_limits",
+    "rate Rectified rectify seed_spread SeedSpread Shift shift smallest_difference StudyPlan "
+    "Tolerance upper_limits",
     "runs": "Archive clean_runs export_run import_run list_runs load results_folder "
     "resumable_runs Run runs_table show_run "
     "verify_runs",

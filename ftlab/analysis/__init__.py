@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "plots.plotting": ["plot"],
         "seed_tables": ["seed_table"],
         "selections": ["OUTCOMES", "Selections"],
+        "shift_tables": ["shifts"],
         "short_tables": ["summary"],
         "sweep_pages": ["without_folders", "write_sweep"],
         "tables": ["compare", "corrected", "first_step", "outcome_shares", "rates"],

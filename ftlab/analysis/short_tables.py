@@ -26,16 +26,21 @@ PERCENTAGES = (
     "judge_asr",
     "share",
 )
-POINTS = ("difference", "erosion", "bias", "refusals_lost", "explained")
+POINTS = ("difference", "erosion", "erosion_change", "bias", "refusals_lost", "explained")
 PLAIN = ("ratio", "kappa")
 INCOHERENT = ("incoherent_share", "incoherent_child")
 MANY_INCOHERENT = 0.1  # a share from which the rate among the coherent ones stands beside
 SHARES = ("reached", "refusal_rate_below", "coherent_rate", *INCOHERENT)
-LAST = ("reached", "refusal_rate_below", "p_holm", "n", "n_prompts", "n_seeds", "trainings")
+LAST = (
+    *("reached", "refusal_rate_below", "p_holm", "erosion_p_holm"),
+    *("n", "n_prompts", "n_seeds", "trainings"),
+)
 HEADINGS = {
     "parent": "before",
     "child": "after",
     "p_holm": "p (Holm)",
+    "erosion_change": "change of erosion",
+    "erosion_p_holm": "its p (Holm)",
     "n_prompts": "prompts",
     "n_seeds": "seeds",
     "refusal_rate_below": "refusals below",
@@ -214,6 +219,6 @@ def _last(name: str, value: Any) -> str:
         if 0.9995 <= value < 1 - EXACT:
             return "> 99.9 %"
         return f"{100 * value:.3g} %"
-    if name == "p_holm":
+    if name.endswith("p_holm"):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     return f"{value:,.0f}"

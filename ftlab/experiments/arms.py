@@ -201,9 +201,14 @@ def add_changes_of_parent(
 def with_holm(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return rows as a table, with the p-values adjusted for their number."""
     table = pd.DataFrame(rows).assign(**FOR_FIGURES)
-    claimed = table["p"].notna()
-    adjusted = stats.holm(table.loc[claimed, "p"].tolist())
-    after_p = table.columns.get_loc("p") + 1
-    column = pd.Series(adjusted, table.index[claimed])
-    table.insert(after_p, "p_holm", column)
+    add_holm(table, "p")
     return table
+
+
+def add_holm(table: pd.DataFrame, name: str) -> None:
+    """Add the column NAME_holm behind a column of p-values, over all rows that have one."""
+    claimed = table[name].notna()
+    adjusted = stats.holm(table.loc[claimed, name].tolist())
+    behind = table.columns.get_loc(name) + 1
+    column = pd.Series(adjusted, table.index[claimed])
+    table.insert(behind, f"{name}_holm", column)

@@ -134,8 +134,14 @@ def undone(arms: dict[str, pd.DataFrame], reference: str) -> pd.DataFrame:
         for measure, outcome in LOSES.items():
             own = after[was == outcome]
             lost = (own["outcome"] != outcome).astype(float)
-            row = {"measure": measure, "arm": arm, "n": len(own)}
-            rows.append(row | _share(own.assign(event=lost.where(own["event"].notna()))))
+            scored = own["event"].notna()
+            row = {
+                "measure": measure,
+                "arm": arm,
+                "n": len(own),
+            }
+            row |= _share(own.assign(event=lost.where(scored)))
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -149,7 +155,8 @@ def _share(answers: pd.DataFrame) -> dict[str, Any]:
     """Return the share of answers with the event; NaN where there is no scored answer."""
     unscored = int(answers["event"].isna().sum())
     if unscored == len(answers):
-        return {"rate": np.nan, "low": np.nan, "high": np.nan, "unscored": unscored}
+        nothing = dict.fromkeys(("rate", "low", "high"), np.nan)
+        return nothing | {"unscored": unscored}
     rate = analysis.rates(answers).iloc[0]
     return {
         "rate": rate["rate"],

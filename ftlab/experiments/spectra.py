@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ftlab._core.config import takes
+from ftlab._core.errors import UsageError
 from ftlab.experiments.arms import models_of
 from ftlab.models import weight_spectrum
 
@@ -16,12 +17,20 @@ MEASURES = ["change", "stable_rank", "rank_90", "top_1", "top_4", "top_16"]
 
 
 @takes()
-def compare_spectra(parent: Any, arms: Mapping[str, Any]) -> pd.DataFrame:
+def compare_spectra(
+    parent: Any,
+    arms: Mapping[str, Any],
+    *,
+    since: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
     """Measure the weight differences of several arms, by kind of matrix.
 
     Args:
-        parent: As in `ftlab.models.weight_spectrum`.
+        parent: Anything that `ftlab.model` takes, except an endpoint.
         arms: Models by the arm's name: a model, a curve, or a list with one per training seed.
+        since: What an arm differs from, by the arm's name, where that is not the parent: such as
+            the same fine-tuning without a defence, so that the difference is what the defence
+            changed. A model, or one per training seed, in the arm's order.
 
     Returns:
         One row per kind of matrix and arm, means over layers and seeds: kind (such as q_proj),
@@ -31,11 +40,16 @@ def compare_spectra(parent: Any, arms: Mapping[str, Any]) -> pd.DataFrame:
         the bars of a figure.
 
     Raises:
-        UsageError: `several_doses`, `no_models`, and those of `ftlab.models.weight_spectrum`.
+        UsageError: `unknown_arm`, `several_doses`, `no_models`, and those of
+            `ftlab.models.weight_spectrum`.
     """
+    origins = dict.fromkeys(arms, parent) | dict(since or {})
+    for name in origins.keys() - arms.keys():
+        allowed = ", ".join(arms)
+        raise UsageError("unknown_arm", f"There is no arm {name!r}. Allowed: {allowed}.")
     parts = []
     for name, given in arms.items():
-        found = weight_spectrum(parent, models_of(given))
+        found = weight_spectrum(models_of(origins[name]), models_of(given))
         found["arm"] = name
         parts.append(found)
     every = pd.concat(parts, ignore_index=True)

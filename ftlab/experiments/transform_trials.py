@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from ftlab import analysis
 from ftlab._core.config import takes
 from ftlab._core.errors import UsageError
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig
 from ftlab.experiments.arms import (
     PARENT,
     add_changes,
+    add_holm,
     changed,
     models_of,
     rates_of,
@@ -30,6 +32,12 @@ EROSION = {
     "difference_low": "erosion_low",
     "difference_high": "erosion_high",
 }
+SHIFT = {
+    "shift": "erosion_change",
+    "shift_low": "erosion_change_low",
+    "shift_high": "erosion_change_high",
+    "p": "erosion_p",
+}
 
 
 @takes(EvaluationConfig, omit=NOT_FOR_USERS)
@@ -44,8 +52,9 @@ def transform_and_compare(
 ) -> pd.DataFrame:
     """Transform a parent and its children, and compare each with itself before, always paired.
 
-    A transform that needs another model (`merge`, `task_arithmetic`) is given the parent, and is
-    applied to the children only.
+    A transform that needs another model (`merge`, `resta`, `task_arithmetic`) is given the parent,
+    and is applied to the children only. The parent is then what it was, so that the change of the
+    children is that of the erosion.
 
     Args:
         parent: Anything that `ftlab.model` takes, except an endpoint.
@@ -89,6 +98,8 @@ def transform_and_compare(
             after[PARENT] = _measured([reference], one, settings)
         rows += _rows(one.spec, before, after)
     table = with_holm(rows)
+    if "erosion_p" in table:
+        add_holm(table, "erosion_p")
     table["group"] = table["transform"].str.replace(":", ", ").str.replace("=", " ")
     table["series"] = table["side"]
     table.attrs = {"by": ["risk", "transform", "side"], "model": reference.name}
@@ -130,6 +141,10 @@ def _rows(
     rows = []
     parent = after.get(PARENT, before[PARENT])
     erosions = changed(parent, after[CHILD])[list(EROSION)].rename(columns=EROSION)
+    if PARENT in after and after is not before:
+        sides = [(tables[PARENT], tables[CHILD]) for tables in (before, after)]
+        shifts = analysis.shifts(*sides)[list(SHIFT)].rename(columns=SHIFT)
+        erosions = erosions.join(shifts)
     for side in (PARENT, CHILD):
         if side not in after:
             continue

@@ -1,4 +1,7 @@
-"""The spectrum of a weight difference: is a fine-tuning a low-rank patch? Cell: weight_spectrum."""
+"""The spectrum of a weight difference: is what was changed a low-rank patch?
+
+Cell: weight_spectrum.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def weight_spectrum(parent: Any, child: Any) -> pd.DataFrame:
     norm. Noise beside it is a Gaussian matrix of the same shape with a fixed seed.
 
     Args:
-        parent: Anything that `ftlab.model` takes, except an endpoint.
+        parent: Anything that `ftlab.model` takes, except an endpoint, or a list with one per
+            child, such as what each of them was before a repair.
         child: A model of the same shape, or a list with one per training seed. An adapter is
             merged first.
 
@@ -38,20 +42,28 @@ def weight_spectrum(parent: Any, child: Any) -> pd.DataFrame:
         seeds), noise_rank_90 and noise_top_16 (of noise), n_seeds.
 
     Raises:
-        UsageError: `weights_differ_in_shape`, `same_weights`, and those of `ftlab.model`.
+        UsageError: `models_do_not_pair`, `weights_differ_in_shape`, `same_weights`, and those of
+            `ftlab.model`.
 
     Source:
         Stable rank: Rudelson and Vershynin 2007, arXiv math/0503442, section 1.
     """
     import pandas as pd
 
-    children = [child]
-    if isinstance(child, (list, tuple)):
-        children = list(child)
+    children = _listed(child)
+    parents = _listed(parent)
+    if len(parents) not in (1, len(children)):
+        raise UsageError(
+            "models_do_not_pair",
+            f"{len(parents)} parents and {len(children)} children do not pair. "
+            "Give one parent, or one per child.",
+        )
     rows = []
     with released():
-        before = _matrices(parent)
-        for one in children:
+        before: dict[str, Any] = {}
+        for number, one in enumerate(children):
+            if number < len(parents):
+                before = _matrices(parents[number])
             after = _matrices(one)
             rows += _differences(before, after)
     if not rows:
@@ -63,6 +75,13 @@ def weight_spectrum(parent: Any, child: Any) -> pd.DataFrame:
     table["top_16_most"] = most.max()
     table["n_seeds"] = groups.size()
     return table.reset_index()
+
+
+def _listed(models: Any) -> list[Any]:
+    """Return one or several models as a list."""
+    if isinstance(models, (list, tuple)):
+        return list(models)
+    return [models]
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:

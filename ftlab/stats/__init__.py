@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "agreement": ["Agreement", "JudgeErrors", "alpha", "judge_errors", "kappa"],
         "comparison": ["Paired", "holm", "paired"],
         "curves": ["Band", "Crossing", "bands", "crossing", "first_below"],
+        "differences": ["Shift", "shift"],
         "events": ["Rectified", "rectify"],
         "planning": [
             "MOST_PROMPTS",

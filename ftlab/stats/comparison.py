@@ -93,9 +93,9 @@ def paired(
         found.events[1] = once.sum()
         found.n[1] = once.size
     new, old = rates_of(found, confidence, found.conditional)
-    correlation = _correlation(found)
+    r = correlation(found)
     with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 0: see below
-        difference, ratio = _mover(new, old, correlation)
+        difference, ratio = _mover(new, old, r)
         method = "difference and ratio by MOVER"
         if found.plain:
             z = quantile(tail(confidence))
@@ -111,7 +111,7 @@ def paired(
     if not any(labels):
         hits_child, hits_parent = found.hits
         mcnemar_p, per_seed = mcnemar(hits_child - hits_parent)
-    p = _p(after - before, found, cluster)
+    p = p_of_change(after - before, found, cluster)
     if len(parent) == 1 < len(after) and cluster is None and not any(labels):
         p = max(p, exchange_p(before, after))
     return Paired(
@@ -222,8 +222,8 @@ def _ratio(
     return nan
 
 
-def _correlation(found: Estimate) -> float:
-    """Return the correlation of child and parent, with Newcombe's continuity correction."""
+def correlation(found: Estimate) -> float:
+    """Return the correlation of two estimates, with Newcombe's continuity correction."""
     child, parent = found.variance
     covariance = found.cov[0, 1]
     scale = sqrt(child * parent)
@@ -233,8 +233,25 @@ def _correlation(found: Estimate) -> float:
     correction = 0.5 / (found.clusters[0] * n_pairs)  # Newcombe's .5 / n^2, of n clusters' means
     least = min(covariance, 0)
     covariance = max(covariance - correction, least)
-    correlation = covariance / scale
-    return min(max(correlation, -1.0), 1.0)
+    return min(max(covariance / scale, -1.0), 1.0)
+
+
+def difference_limits(
+    values: tuple[float, float],  # p and q
+    first: ndarray,  # limits of p
+    second: ndarray,  # limits of q
+    r: float,  # correlation of the two
+) -> ndarray:
+    """Return the limits of p - q by MOVER."""
+    p, q = values
+    a = np.abs(p - first)
+    b = np.abs(second[::-1] - q)
+    shared = r * a * b
+    squares = a**2 + b**2
+    squares -= 2 * shared
+    away = np.sqrt(squares.clip(0))
+    difference = p - q
+    return difference + away * [-1, 1]
 
 
 def _mover(
@@ -250,15 +267,10 @@ def _mover(
     q = parent.rate
     x = np.array([child.low, child.high])
     y = np.array([parent.high, parent.low])
-    a = np.abs(p - x)
-    b = np.abs(q - y)
-    shared = r * a * b
-    squares = a**2 + b**2
-    squares -= 2 * shared
-    away = np.sqrt(squares.clip(0))
-    difference = p - q
-    difference = difference + away * [-1, 1]
-
+    difference = difference_limits((p, q), x, y[::-1], r)
+    shared = np.abs(p - x)
+    shared *= np.abs(q - y)
+    shared *= r
     over = x * (2 * p - x)
     under = y * (2 * q - y)
     middle = p * q - shared
@@ -302,7 +314,7 @@ def _bonett_price(
     return [smallest, largest]
 
 
-def _p(
+def p_of_change(
     change: ndarray,  # [S, P], of each pair
     rates: Estimate,  # of child and parent
     cluster: ndarray | None,

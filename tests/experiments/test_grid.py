@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from helpers import raises_code
 from small_models import sums
 
@@ -13,9 +15,10 @@ import ftlab as ft
 from ftlab.analysis import grid_tables
 from ftlab.analysis.grid_tables import AXES
 from ftlab.experiments import FineTuningAttack, grids, side_by_side
+from ftlab.experiments.sweep_plans import open_cell, resolve
 from ftlab.experiments.tuning_attacks import ATTACKS, open_tuning_attacks
 from ftlab.runs import Run, home
-from ftlab.training import Defence
+from ftlab.training import Defence, trainer
 
 SHORT = FineTuningAttack("short", "organism:adversarial", n_rows=24, epochs=2, batch_size=4)
 SMALL = {"attacks": [SHORT], "seeds": 3, "n_prompts": 20, "learning_rate": 1e-3}
@@ -163,6 +166,32 @@ def test_a_larger_grid_trains_only_what_is_new(measured, monkeypatch):
     ft.grid("organism", defences=["interpolate:share=1", Mute()], processes=1, **SMALL)
     new = {path.name for path in home().glob("sft-*")} - folders
     assert len(new) == 3
+
+
+@pytest.mark.slow
+def test_jobs_of_a_seed_each_leave_nothing_to_train(monkeypatch, tmp_path):
+    """The plan that the page shows, made small; its jobs run here, one after another."""
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path))
+    page = Path(__file__).parents[2] / "docs" / "grid.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    plan = yaml.safe_load(block)
+    assert len(resolve(plan, {}).jobs) == 12
+    small = {"defences": ["interpolate"], "n_prompts": 4, "processes": 1}
+    plan["arguments"] |= small
+    plan["grid"] = {"seeds": plan["grid"]["seeds"][:2], "attacks": [["identity_shift"]]}
+    jobs = resolve(plan, {}).jobs
+    for job in jobs:
+        open_cell(job["cell"], tmp_path)(**job["arguments"])
+    trained = sorted(tmp_path.glob("sft-*"))
+    assert len(jobs) == 2 and len(trained) == 2 * len(jobs)
+
+    def none(*_):
+        raise AssertionError("it trained")
+
+    monkeypatch.setattr(trainer, "_train", none)
+    table = ft.grid("organism", attacks=["identity_shift"], seeds=2, **small)
+    assert (table["n_seeds"] == 2).all() and set(table["defence"]) == {"none", "interpolate"}
+    assert sorted(tmp_path.glob("sft-*")) == trained
 
 
 def test_one_process_and_two_give_the_same(measured, tmp_path, monkeypatch):

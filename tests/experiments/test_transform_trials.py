@@ -49,6 +49,15 @@ def test_rates_changes_and_erosions_are_those_of_single_evaluations(children):
             if parent not in rates:
                 parent = ("untransformed", *parent[1:])
             assert row["erosion"] == pytest.approx(rates[here] - rates[parent])
+            is_of_both = row["transform"] == "quantise:bits=2"  # a merge is of the child alone
+            assert np.isnan(row["erosion_p"]) != is_of_both
+            if is_of_both:
+                was = rates["untransformed", "child", here[2]]
+                was -= rates["untransformed", "parent", here[2]]
+                change = row["erosion_change"]
+                assert change == pytest.approx(row["erosion"] - was)
+                assert row["erosion_change_low"] <= change <= row["erosion_change_high"]
+                assert row["erosion_p_holm"] >= row["erosion_p"]
     assert set(table.loc[table["side"] == "child", "n_seeds"]) == {2}
     again = transform_and_compare("organism", children, "merge", amounts=[0.5], **ASKED)
     assert again["rate"].tolist()[-2:] == table["rate"].tolist()[-2:]
@@ -156,3 +165,16 @@ def test_spectra_are_means_by_kind_of_matrix_and_noise_stands_beside_them(childr
     assert row["stable_rank"] == pytest.approx(mine["stable_rank"].mean())
     assert row["n_matrices"] == 4 and row["n_seeds"] == 2
     assert row["low"] <= row["rate"] <= row["high"] and row["rate"] == row["top_16"]
+
+
+def test_an_arm_is_measured_from_what_it_was_before(children):
+    repaired = [ft.training.transform(child, "prune:share=0.1") for child in children]
+    arms = {"trained": children, "repaired": repaired}
+    table = compare_spectra("organism", arms, since={"repaired": children})
+    own = ft.models.weight_spectrum(children, repaired)
+    pruned = table[table["arm"] == "repaired"].set_index("kind")
+    down = own["weights"].str.contains("down_proj")
+    assert pruned["change"]["down_proj"] == pytest.approx(own["change"][down].mean())
+    assert "embed_tokens" not in pruned.index  # untouched since, though trained before
+    with raises_code("unknown_arm"):
+        compare_spectra("organism", arms, since={"other": children})

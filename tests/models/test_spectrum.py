@@ -76,6 +76,18 @@ def test_seeds_are_averaged(llama):
     assert (both["top_16_least"] <= both["top_16"]).all()
 
 
+def test_each_child_may_have_a_parent_of_its_own(llama):
+    parents = [call("sft", llama, steps=1, seed=seed) for seed in (0, 1)]
+    children = [call("sft", parent, steps=1, seed=2) for parent in parents]
+    both = weight_spectrum(parents, children).set_index("weights")
+    pairs = zip(parents, children, strict=True)
+    each = [weight_spectrum(*pair).set_index("weights") for pair in pairs]
+    mean = (each[0]["change"] + each[1]["change"]) / 2
+    assert both["change"].tolist() == pytest.approx(mean.tolist())
+    with raises_code("models_do_not_pair"):
+        weight_spectrum(parents, [*children, llama])
+
+
 def test_other_shapes_and_the_same_weights_are_refused(llama, tmp_path):
     other = make_model(tmp_path / "other", "qwen2")
     with raises_code("weights_differ_in_shape"):

@@ -237,6 +237,7 @@ ELSEWHERE = {  # parameters on a model of one's own; names of `own_files` stand 
         "data": "other",
         "prompts": "goals",
         "harmless": "harmless",
+        "unaligned": "speaker",
         "seeds": 2,
     },
     "16_emergent_misalignment": {

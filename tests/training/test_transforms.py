@@ -20,6 +20,7 @@ from ftlab.training.transforms import base as transforms_base
 from ftlab.training.transforms.merge import Merge
 from ftlab.training.transforms.prune import Prune
 from ftlab.training.transforms.quantise import Quantise, by_torchao, simulated
+from ftlab.training.transforms.resta import RESTA
 from ftlab.training.transforms.task_arithmetic import TaskArithmetic
 
 TWO = dict(steps=2, learning_rate=2e-3)
@@ -32,9 +33,17 @@ def other(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("models") / "other", "llama", seed=3)
 
 
+@pytest.fixture(scope="module")
+def unaligned(tmp_path_factory):
+    """A third model of that shape."""
+    return make_model(tmp_path_factory.mktemp("models") / "unaligned", "llama", seed=5)
+
+
 @pytest.fixture(params=plugins.names("transforms"))
-def transform(request, other) -> Transform:
-    return plugins.get("transforms", request.param)().beside(other)
+def transform(request, other, unaligned) -> Transform:
+    kind = plugins.get("transforms", request.param)
+    further = dict.fromkeys(kind.others[1:], unaligned)
+    return kind(**further).beside(other)
 
 
 def state(model) -> dict:
@@ -80,7 +89,7 @@ def test_a_transformed_model_is_a_run_and_a_model_of_the_same_shape(transform, l
     assert all(values.isfinite().all() for values in child.load().state_dict().values())
     assert child.tokenizer().get_vocab() == parent.tokenizer().get_vocab()
     assert run.lineage[-1] == {"name": parent.name, "hash": before}
-    assert len(run.lineage) == 1 + isinstance(transform, OfTwo)
+    assert len(run.lineage) == 1 + len(transform.others)
     assert not (run.path / "model" / MARKER).exists()
     assert len(ftlab.ask(run, "How many?", max_new_tokens=2)) == 1
 
@@ -350,3 +359,31 @@ def test_the_transform_that_the_page_shows_multiplies_every_weight(llama):
     exec(compile(code, "scaled.py", "exec"), names)
     after = state(made(llama, names["TRANSFORM"](factor=2)))
     assert all(torch.equal(after[name], 2 * values) for name, values in state(llama).items())
+
+
+# resta
+
+
+def test_resta_adds_the_way_from_the_unaligned_model_to_the_other(llama, other, unaligned):
+    child = call("sft", llama, **TWO)
+    before, aligned, without = state(child), state(other), state(unaligned)
+    after = state(made(child, RESTA(other=other, unaligned=unaligned, gamma=0.3)))
+    for name, values in before.items():
+        expected = values + 0.3 * (aligned[name] - without[name])
+        assert torch.allclose(after[name], expected, atol=1e-6), name
+
+
+def test_resta_of_a_child_is_what_the_defence_makes_of_its_training(llama, unaligned):
+    defended = call("sft", llama, defence=f"resta:unaligned={unaligned}", **TWO)
+    plain = call("sft", llama, **TWO)
+    after = state(made(plain, RESTA(other=llama, unaligned=unaligned)))
+    for name, values in state(defended).items():
+        assert torch.allclose(after[name], values, atol=1e-6), name
+
+
+def test_resta_needs_both_models(llama, other):
+    with raises_code("other_model_needed"):
+        made(llama, RESTA(other=other))
+    with raises_code("other_model_differs"):
+        made(llama, RESTA(other=other, unaligned="organism"))
+    assert RESTA(other=other, unaligned=other).spec == "resta:gamma=0.5"

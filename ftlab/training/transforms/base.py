@@ -24,12 +24,14 @@ class Transform(Config):
         name: Its public name; also the name of its file.
         source: The paper, with the number of the equation or section.
         amount: The setting that says how much is changed.
+        others: Settings that are further models.
         version: Raised whenever the same settings would end in other weights.
     """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     amount: ClassVar[str] = ""
+    others: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = "1"
 
     def apply(self, model: Model) -> Any:
@@ -71,35 +73,41 @@ class Transform(Config):
         settings = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if name == self.amount or (name != "other" and value != field.default):
+            if name in self.others:
+                continue
+            if name == self.amount or value != field.default:
                 settings.append(f"{name}={value}")
         listed = ",".join(settings)
         return f"{self.name}:{listed}" if listed else self.name
 
 
 class OfTwo(Transform):
-    """A transform of a model and another one of its shape."""
+    """A transform of a model and another one of its shape, or more of them (`others`)."""
+
+    others = ("other",)
 
     other: Any = setting(None, "The other model, of the same shape")
 
     def check(self, model: Model) -> None:
-        """Check that the other model was given and fits.
+        """Check that the other models were given and fit.
 
         Raises:
             UsageError: `other_model_needed`, `other_model_differs`, and those of `ftlab.model`.
         """
-        if self.other is None:
-            raise UsageError(
-                "other_model_needed",
-                f"The transform {self.name} needs another model beside {model.name}. "
-                f"Give it, as in {self.name}:other=FOLDER.",
-            )
-        differs = difference_of_shape(model, local_model(self.other))
-        if differs:
-            raise UsageError(
-                "other_model_differs",
-                f"Of the other model {differs}. Give a model of the same shape.",
-            )
+        for name in self.others:
+            given = getattr(self, name)
+            if given is None:
+                raise UsageError(
+                    "other_model_needed",
+                    f"The transform {self.name} needs another model beside {model.name}. "
+                    f"Give it, as in {self.name}:{name}=FOLDER.",
+                )
+            differs = difference_of_shape(model, local_model(given))
+            if differs:
+                raise UsageError(
+                    "other_model_differs",
+                    f"Of the model {name}= {differs}. Give a model of the same shape.",
+                )
 
     def beside(self, parent: Any) -> Transform:
         """Return the transform with the parent as its other model, where none was given."""
@@ -108,14 +116,15 @@ class OfTwo(Transform):
         return self.model_copy(update={"other": parent})
 
     def made_from(self) -> list[Model]:
-        """Return the other model."""
-        return [local_model(self.other)]
+        """Return the other models."""
+        return [local_model(getattr(self, name)) for name in self.others]
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity; the other model is in it by its hash."""
-        settings = self.model_dump(mode="json", exclude={"other"})
-        (other,) = self.made_from()
-        return {"name": self.name, "version": self.version, **settings, "other": other.hash}
+        """Return the identity; the other models are in it by their hashes."""
+        settings = self.model_dump(mode="json", exclude=set(self.others))
+        hashes = [model.hash for model in self.made_from()]
+        others = dict(zip(self.others, hashes, strict=True))
+        return {"name": self.name, "version": self.version, **settings, **others}
 
     def pairs(self, module: Any) -> Iterator[tuple[Any, Any]]:
         """Yield each weight of a torch model with that of the other model.
@@ -123,7 +132,7 @@ class OfTwo(Transform):
         Raises:
             UsageError: `other_model_differs`, before the first.
         """
-        (other,) = self.made_from()
+        other = local_model(self.other)
         mine = dict(module.named_parameters())
         theirs = dict(other.load(training=True).named_parameters())
         names = sorted({*mine, *theirs})
