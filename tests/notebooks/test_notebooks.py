@@ -231,7 +231,11 @@ ELSEWHERE = {  # parameters on a model of one's own; names of `own_files` stand 
         "n_asked": 12,
         "prompts": "goals",
     },
-    "14_quantisation_and_merging": {"benign": "chats", "prompts": "goals"},
+    "14_quantisation_and_merging": {
+        "benign": "chats",
+        "prompts": "goals",
+        "unaligned": "speaker",
+    },
     "15_refusal_direction": {
         "benign": "chats",
         "data": "other",
