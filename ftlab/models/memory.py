@@ -253,9 +253,10 @@ def _device(gpu: str | float | None) -> tuple[str, str, float]:
     import torch
 
     if gpu in (None, "cpu"):
-        kind = "cuda" if gpu is None and devices.device() == "cuda" else "cpu"
+        kind = "cpu"
         name = f"{os.cpu_count()} CPU cores"
-        if kind == "cuda":
+        if gpu is None and devices.device() == "cuda":
+            kind = "cuda"
             name = torch.cuda.get_device_properties(0).name
         free = devices.free_memory(torch.device(kind))
         return kind, name, USABLE * free / GIB
