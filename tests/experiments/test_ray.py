@@ -1,4 +1,4 @@
-"""A sweep on a real Ray of two nodes: a lost node, a killed worker, a node that joins. `make test-ray`."""
+"""A sweep on a real Ray of two nodes: nodes lost and joined, what a job needs. `make test-ray`."""
 
 from __future__ import annotations
 
@@ -35,19 +35,23 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster():
     """Return a cluster whose head has 1 core."""
-    made = Cluster(1)
+    made = Cluster()
     yield made
     made.stop()
 
 
 @pytest.fixture
-def node(cluster):
-    """Return a second node, of 2 cores, which a test may kill."""
-    joined = cluster.join(2)
-    yield joined
-    if joined.poll() is None:
-        kill(joined)
+def only_head(cluster):
+    """Return the cluster, of which only the head is left afterwards."""
+    yield cluster
+    cluster.lose(cluster.nodes[1:])
     wait_for(lambda: cluster.alive() == 1)
+
+
+@pytest.fixture
+def node(only_head):
+    """Return a second node, of 2 cores and a GPU, which a test may kill."""
+    return only_head.join()
 
 
 @pytest.fixture
@@ -94,23 +98,26 @@ def wait_for(condition) -> None:
         time.sleep(0.2)
 
 
-def test_the_jobs_of_a_lost_node_go_on_elsewhere(beside, runs_folder, cluster, node):
-    """The node is killed while it does two jobs; the head, of one core, does them again."""
-    plan = planned(beside, cluster, *[{"seconds": 8}] * 4)
+def test_the_jobs_of_a_lost_node_go_on_elsewhere_and_back_on_it(beside, runs_folder, cluster, node):
+    """The node is killed while it does two jobs, is joined again, and takes others."""
+    plan = planned(beside, cluster, *[{"seconds": 8}] * 9)
     process = begun(plan, runs_folder)
     wait_for(lambda: len(working(node)) == 2 and len(noted(beside)) == 3)
     lost = set(working(node))
     kill(node)
+    back = cluster.join()
+    wait_for(lambda: working(back))
+    assert process.poll() is None
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said + cluster.said()
     table = sweep_status(plan)
-    for number in range(4):
+    for number in range(9):
         expected = ["lost", "done"] if number in lost else ["done"]
         assert ends(table, number) == expected
         assert noted(beside)[str(number)] == len(expected)
 
 
-def test_a_node_that_joins_is_waited_for_and_used(beside, runs_folder, cluster):
+def test_a_node_that_joins_is_waited_for_and_used(beside, runs_folder, cluster, only_head):
     """A job of two cores has no place on the head; the node that joins does it."""
     with raises_code("machine_too_small"):
         ft.sweep(planned(beside, cluster, {}, cpus=2), backend="ray")
@@ -119,13 +126,11 @@ def test_a_node_that_joins_is_waited_for_and_used(beside, runs_folder, cluster):
     process = begun(plan, runs_folder)
     time.sleep(5)
     assert not noted(beside)
-    joined = cluster.join(2)
+    joined = cluster.join()
     wait_for(lambda: 0 in working(joined))
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said + cluster.said()
     assert noted(beside) == {"0": 1, "1": 1}
-    kill(joined)
-    wait_for(lambda: cluster.alive() == 1)
 
 
 def test_a_job_whose_worker_is_killed_ends_and_goes_on_in_another(beside, runs_folder, cluster):
