@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers import raises_code
-from ray_cluster import Cluster, kill, working
+from ray_cluster import HEAD, NODE, Cluster, kill, working
 
 import ftlab as ft
 from ftlab.experiments import sweep_status
@@ -25,6 +25,7 @@ from ftlab.experiments.sweep_folder import SweepFolder
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WAIT_S = 180
+LARGE = 256  # rows of 512 tokens, whose training takes more memory than the head has
 
 pytestmark = [
     pytest.mark.ray,
@@ -85,6 +86,11 @@ def noted(folder: Path) -> Counter:
     return Counter(path.read_text().split() if path.exists() else [])
 
 
+def seen(folder: Path, number: int) -> dict:
+    """Return what a job of the cell `look` saw."""
+    return json.loads((folder / f"seen-{number}").read_text())
+
+
 def ends(table, number: int) -> list[str]:
     """Return how each attempt at a job ended."""
     job = SweepFolder.open(table.attrs["folder"]).jobs[number]
@@ -131,6 +137,47 @@ def test_a_node_that_joins_is_waited_for_and_used(beside, runs_folder, cluster, 
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said + cluster.said()
     assert noted(beside) == {"0": 1, "1": 1}
+
+
+def test_a_job_gets_the_accelerator_of_a_node_for_itself(beside, runs_folder, cluster, node):
+    """The node has cores for both jobs at a time, and one accelerator."""
+    plan = planned(beside, cluster, {"seconds": 3}, {"seconds": 3}, cell="cells:look", gpus=1)
+    assert ft.sweep(plan, backend="ray").attrs["exit_code"] == 0
+    one, two = sorted((seen(beside, 0), seen(beside, 1)), key=lambda found: found["begun"])
+    assert node.pid in one["above"] and node.pid in two["above"]
+    assert one["accelerators"] == two["accelerators"] == "0"
+    assert one["ended"] < two["begun"]
+    for number, settings in ((2, {}), (3, {"gpus": 0})):
+        row = {"number": number}
+        ft.sweep(planned(beside, cluster, row, cell="cells:look", **settings), backend="ray")
+        assert seen(beside, number)["accelerators"] == ""
+
+
+def test_a_job_goes_where_its_memory_is(beside, runs_folder, cluster, node):
+    """Ray gives jobs without an accelerator to the head, if nothing speaks against it."""
+    for number, memory, place in ((0, HEAD["memory"], cluster.nodes[0]), (1, NODE["memory"], node)):
+        row = {"number": number}
+        plan = planned(beside, cluster, row, cell="cells:look", memory=memory)
+        assert ft.sweep(plan, backend="ray").attrs["exit_code"] == 0
+        assert place.pid in seen(beside, number)["above"]
+
+
+def test_the_memory_that_is_estimated_decides_where_a_job_runs(
+    beside, runs_folder, cluster, only_head
+):
+    """Only the batch differs; the larger one has no place until the larger node joins."""
+    settings = {"cell": "cells:look", "estimate_memory": True}
+    small = {"number": 0, "model": "organism", "batch_size": 1}
+    large = {"number": 1, "model": "organism", "batch_size": LARGE}
+    plan = planned(beside, cluster, small, **settings)
+    assert ft.sweep(plan, backend="ray").attrs["exit_code"] == 0
+    plan = planned(beside, cluster, large, **settings)
+    with raises_code("machine_too_small"):
+        ft.sweep(plan, backend="ray")
+    node = cluster.join()
+    assert ft.sweep(plan, backend="ray").attrs["exit_code"] == 0
+    assert cluster.nodes[0].pid in seen(beside, 0)["above"]
+    assert node.pid in seen(beside, 1)["above"]
 
 
 def test_a_job_whose_worker_is_killed_ends_and_goes_on_in_another(beside, runs_folder, cluster):
