@@ -207,7 +207,9 @@ def sweep_work(folder: str | Path, numbers: list[int]) -> SweepTable:
         # Who started this process has seen to what a job needs.
         results = LocalBackend(lanes=1).map([replace(job, needs=Needs()) for job in jobs])
         errors |= _errors(results)
-        ended |= {one for one in free if opened.jobs[one].refreshed().name != "running"}
+        for one in free:
+            if opened.jobs[one].refreshed().name != "running":
+                ended.add(one)
         until = clock() + LOST_S + 2 * BEAT_S
 
 

@@ -87,7 +87,7 @@ def test_a_launcher_trains_on_two_processes_as_one_does(launcher, llama, tmp_pat
     command = [sys.executable, "-m", *launcher.split(), "-m", "ftlab", *words]
     there = tmp_path / "launched"
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "FTLAB_RUNS": str(there)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     two = Run(Path(done.stdout.split()[-1]))
     one = ft.sft(llama, data, epochs=1, batch_size=4)

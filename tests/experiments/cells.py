@@ -1,4 +1,4 @@
-"""A cell of somebody's own, which lies beside the plan and notes every attempt in a file."""
+"""Cells of somebody's own, which lie beside the plan and note what they do in files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from pathlib import Path
+
+import psutil
 
 
 def note(number: int, how: str = "", times: int = 1, seconds: float = 0.0) -> Path:
@@ -42,6 +44,26 @@ def note(number: int, how: str = "", times: int = 1, seconds: float = 0.0) -> Pa
     if how == "no result":
         return result
     result.write_text("done")
+    return result
+
+
+def look(number: int, model: str = "", batch_size: int = 1, seconds: float = 0.0) -> Path:
+    """Write into `seen-NUMBER` where a job runs, when, and which accelerators it sees.
+
+    Args:
+        number: Of the job.
+        model: Whose training the job passes for, where its memory is estimated.
+        batch_size: Of that training.
+        seconds: How long it takes.
+    """
+    found = {
+        "accelerators": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "above": [process.pid for process in psutil.Process().parents()],
+        "begun": time.time(),
+    }
+    time.sleep(seconds)
+    result = Path(f"seen-{number}")
+    result.write_text(json.dumps({**found, "ended": time.time()}))
     return result
 
 

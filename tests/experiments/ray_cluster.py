@@ -15,7 +15,13 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 START_S = 90
+STARTS = 3
+STARTED = "Ray runtime started."
 OBJECTS = 100 * 2**20  # bytes of each node's store of objects, which sweeps leave empty
+GIB = 2**30
+HEAD = {"num-cpus": 1, "num-gpus": 0, "memory": 2 * GIB}
+NODE = {"num-cpus": 2, "num-gpus": 1, "memory": 8 * GIB}  # what Ray counts; no GPU is needed
+ALONE = ("--include-dashboard=false", "--include-log-monitor=false", "--no-monitor")
 CODE = "from ray.scripts.scripts import main; main()"
 NODES = "import ray; ray.init('{address}'); print(sum(n['Alive'] for n in ray.nodes()), 'alive')"
 
@@ -23,7 +29,7 @@ NODES = "import ray; ray.init('{address}'); print(sum(n['Alive'] for n in ray.no
 class Cluster:
     """Starts the head; `join` starts another node, `kill` is its loss, `stop` ends everything."""
 
-    def __init__(self, cpus: int):
+    def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # paths of sockets are short
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -35,35 +41,46 @@ class Cluster:
         }
         self.nodes: list[subprocess.Popen] = []
         self.temporary = f"--temp-dir={self.folder}/r"
-        self.start(cpus, "--head", f"--port={self.port}", "--include-dashboard=false")
+        self.start(HEAD, "--head", f"--port={self.port}", *ALONE)
 
-    def join(self, cpus: int) -> subprocess.Popen:
+    def join(self) -> subprocess.Popen:
         """Start a node and return its process."""
-        return self.start(cpus, f"--address={self.address}")
+        return self.start(NODE, f"--address={self.address}")
 
-    def start(self, cpus: int, *words: str) -> subprocess.Popen:
+    def start(self, resources: dict[str, int], *words: str) -> subprocess.Popen:
+        """Start a node; Ray gives it 30 s, which a busy machine may exceed, and ends it then."""
         given = [
-            f"--num-cpus={cpus}",
+            *[f"--{name}={count}" for name, count in resources.items()],
             "--node-ip-address=127.0.0.1",
             f"--object-store-memory={OBJECTS}",
             self.temporary,
             "--block",
             *words,
         ]
-        with open(self.folder / f"{len(self.nodes)}.said", "wb") as said:
-            node = subprocess.Popen(
-                [sys.executable, "-c", CODE, "start", *given],
-                env={**os.environ, **self.environ},
-                stdout=said,
-                stderr=said,
-            )
-        self.nodes.append(node)
-        running = [one for one in self.nodes if one.poll() is None]
+        for _ in range(STARTS):
+            path = self.folder / f"{len(self.nodes)}.said"
+            with open(path, "wb") as said:
+                node = subprocess.Popen(
+                    [sys.executable, "-c", CODE, "start", *given],
+                    env={**os.environ, **self.environ},
+                    stdout=said,
+                    stderr=said,
+                )
+            self.nodes.append(node)
+            if self.is_up(node, path):
+                return node
+            self.nodes.remove(node)
+        raise AssertionError(self.said())
+
+    def is_up(self, node: subprocess.Popen, said: Path) -> bool:
+        """Wait until a node says that it runs; return False where it has ended or says nothing."""
         until = time.monotonic() + START_S
-        while self.alive() != len(running):
-            assert time.monotonic() < until and node.poll() is None, self.said()
+        while node.poll() is None and time.monotonic() < until:
+            if STARTED in said.read_text(errors="replace"):
+                return True
             time.sleep(0.5)
-        return node
+        self.lose([node])
+        return False
 
     def alive(self) -> int:
         """Return how many nodes the head counts."""
@@ -80,11 +97,15 @@ class Cluster:
             texts.append(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}")
         return "\n".join(texts)
 
-    def stop(self) -> None:
-        """End the nodes, the last first."""
-        for node in reversed(self.nodes):
+    def lose(self, nodes: list[subprocess.Popen]) -> None:
+        """Kill those of some nodes that still run, the last first."""
+        for node in reversed(nodes):
             if node.poll() is None:
                 kill(node)
+
+    def stop(self) -> None:
+        """End the nodes, the last first."""
+        self.lose(self.nodes)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 START_S = 30
+ARRAY_SIZE = 5  # tasks of an array, at most
 CONFIGURATION = """
 ClusterName=ftlab
 SlurmctldHost={host}(127.0.0.1)
@@ -26,6 +27,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
+MaxArraySize={array_size}
 ReturnToService=2
 KillWait=10
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
@@ -59,6 +61,7 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         settings = {"folder": folder, "host": socket.gethostname(), "ports": free_ports(3)}
+        settings["array_size"] = ARRAY_SIZE
         configuration = folder / "slurm.conf"
         configuration.write_text(CONFIGURATION.format(**settings))
         self.environ = {"SLURM_CONF": str(configuration)}

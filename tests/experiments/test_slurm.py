@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, is_installed
+from helpers import raises_code
+from slurm_cluster import ARRAY_SIZE, Cluster, is_installed
 
 import ftlab as ft
 from ftlab.experiments import sweep_status
@@ -103,6 +104,21 @@ def test_a_task_that_slurm_queues_again_resumes(beside, monkeypatch, cluster):
     cluster.ask("scontrol", "requeue", task)
     wait_for(lambda: sweep_status(table.attrs["folder"]).attrs["exit_code"] == 0, cluster)
     assert ends(table, 0) == ["stopped", "done"]
+
+
+def test_more_jobs_than_slurm_takes_tasks_are_done_once_each(beside, monkeypatch, cluster):
+    """Job 1 outlives the time of its task, which goes on with it, and then does its next job."""
+    monkeypatch.chdir(beside)
+    rows = [{"how": "sleeps"} if number == 1 else {} for number in range(ARRAY_SIZE + 3)]
+    with raises_code("sbatch_refused"):
+        ft.sweep(plan(*rows, tasks=ARRAY_SIZE + 1), backend="slurm")
+    given = plan(*rows, time="1", grace=30, wait=True)
+    table = ft.sweep(given, backend="slurm")
+    assert list(table["state"]) == ["done"] * len(rows), cluster.said()
+    assert noted(beside) == {str(number): 2 if number == 1 else 1 for number in range(len(rows))}
+    assert ends(table, 1) == ["stopped", "done"] and ends(table, 1 + ARRAY_SIZE) == ["done"]
+    logs = sorted(path.name for path in (Path(table.attrs["folder"]) / "slurm").glob("*.log"))
+    assert logs == [f"{task}.log" for task in range(ARRAY_SIZE)]
 
 
 def test_a_cancelled_task_stays_away_until_the_next_call(beside, monkeypatch, cluster):
