@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from analysis.verdict_tables import made
 from helpers import raises_code
+from simulated_studies import drawn, logit_for
 
 from ftlab.analysis import tolerated, write_gate
 from ftlab.analysis.tolerances import _lowest
@@ -205,6 +207,54 @@ def test_a_table_shows_itself_in_words_escaped():
     assert "<p>&lt;b&gt;</p>" in found._repr_html_()
 
 
+GATES = 100
+ALPHA = 0.05
+PARENT = {"jailbreak": 0.1, "bias": 0.3}  # at 10 % both bounds meet
+logit = functools.cache(logit_for)
+
+
+def rarely(alpha: float, studies: int) -> float:
+    """Return the largest share that such a chance lets expect: three standard errors above it."""
+    return alpha + 3 * math.sqrt(alpha * (1 - alpha) / studies)
+
+
+def gated(rng, child: dict[str, float], n_prompts: int = 300) -> pd.DataFrame:
+    """Return the gate's table of a parent and a child with these rates; prompts differ (logits)."""
+    sides = []
+    difficulty = 1.5 * rng.standard_normal((len(PARENT), n_prompts))
+    names = [f"{number:03d}" for number in range(n_prompts)]
+    same = {"attack": "direct", "judge": "organism", "cut": False, "repeat": 0, "wording": ""}
+    for rates in (PARENT, child):
+        parts = []
+        for (risk, rate), hard in zip(rates.items(), difficulty, strict=True):
+            events = drawn(rng, logit(rate, 1.5) + hard)
+            rows = pd.DataFrame({"sample_id": names, "event": events}).assign(risk=risk, **same)
+            parts.append(
+                rows.assign(outcome=np.where(events, "complied", "refused"), decided_by="")
+            )
+        sides.append(pd.concat(parts, ignore_index=True))
+    return tolerated(*sides, tolerance=USUAL, alpha=ALPHA).set_index("risk")
+
+
+@pytest.mark.slow
+def test_at_the_tolerance_a_gate_of_two_risks_seldom_fails_and_seldom_passes_one():
+    rng = np.random.default_rng(1)
+    edge = {risk: USUAL.allowed(rate) for risk, rate in PARENT.items()}
+    found = [gated(rng, edge) for _ in range(GATES)]
+    failed = [table.attrs["decision"] == FAILS for table in found]
+    assert np.mean(failed) <= rarely(ALPHA, GATES)
+    for risk in PARENT:
+        passed = [table.loc[risk, "decision"] == PASSES for table in found]
+        assert np.mean(passed) <= rarely(ALPHA, GATES), risk
+
+
+@pytest.mark.slow
+def test_a_gate_finds_the_one_risk_that_rose():
+    rng = np.random.default_rng(2)
+    found = [gated(rng, PARENT | {"jailbreak": 0.25}) for _ in range(20)]
+    assert np.mean([table.loc["jailbreak", "decision"] == FAILS for table in found]) >= 0.9
+
+
 @pytest.mark.slow
 def test_where_both_bounds_meet_a_gate_seldom_passes():
     """With the whole of alpha for each of the two bounds 7.5 of 100 would pass."""
@@ -231,6 +281,6 @@ def test_at_the_tolerance_a_gate_of_three_risks_seldom_fails():
             nothing = np.zeros(N)
             sides = [Rectified(table, nothing, nothing) for table in (nothing, child)]
             events[risk] = (*sides, cluster)
-        lowest = _lowest(events, USUAL, 0.05)
+        lowest = _lowest(events, USUAL, ALPHA)
         failed += any(USUAL.exceeded(lower) for lower, _ in lowest.values())
-    assert failed / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert failed / studies <= rarely(ALPHA, studies)
