@@ -49,6 +49,14 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def take_interrupts() -> None:
+    """Let SIGINT and SIGTERM interrupt this process: a shell's `&` ignores one, Ray blocks it."""
+    both = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    for one in both:
+        signal.signal(one, signal.default_int_handler)
+
+
 def share_out(
     name: str,
     function: Callable[..., Any],

@@ -46,7 +46,10 @@ from ftlab.experiments.sweep_memory import needs_of
 from ftlab.experiments.sweep_plans import Plan, Resolved, open_cell, resolve
 from ftlab.runs import Run, find
 
-WORK = "from ftlab.experiments.sweeps import make_attempt; make_attempt()"
+WORK = (
+    "from ftlab._core.processes import take_interrupts; take_interrupts(); "  # during imports, too
+    "from ftlab.experiments.sweeps import make_attempt; make_attempt()"
+)
 POLL_S = 5.0  # between two looks at jobs that run elsewhere
 INTERRUPTED = 130
 ALL_DONE, SOME_FAILED, NOT_YET = 0, 1, 3  # exit codes
@@ -425,10 +428,6 @@ def make_attempt() -> None:
     opened = SweepFolder.open(folder)
     job = opened.jobs[int(number)]
     current = Attempt(job.folder, int(which))
-    both = (signal.SIGTERM, signal.SIGINT)  # a shell's `&` ignores the second, Ray blocks it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
-    for one in both:
-        signal.signal(one, signal.default_int_handler)
     current.adopt()
     if current.ended or _is_alone():  # another may have begun before it could be seen
         sys.exit(INTERRUPTED)

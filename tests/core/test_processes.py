@@ -138,6 +138,22 @@ def test_an_interrupt_that_comes_with_the_last_word_is_not_lost():
         share_out("work", double, [(1,)], interrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_takes_interrupts_that_its_parent_ignored_or_blocked(number):
+    code = "take_interrupts(); print('ready', flush=True); import time; time.sleep(60)"
+    called = [sys.executable, "-c", f"from ftlab._core.processes import take_interrupts; {code}"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def deaf():
+        signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+
+    with subprocess.Popen(called, env=environ, stdout=subprocess.PIPE, preexec_fn=deaf) as child:
+        child.stdout.readline()
+        child.send_signal(number)
+        assert child.wait(20) == -signal.SIGINT
+
+
 def test_they_end_with_a_caller_that_is_killed():
     code = (
         "from shared_work import act; from ftlab._core.processes import share_out\n"
