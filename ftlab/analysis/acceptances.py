@@ -116,7 +116,7 @@ class Claim:
             if row["decision"] == WORSE:
                 bounds = BROKEN
                 break
-            if row["rise"] > row["bound"] + ROUNDING:
+            if not row["rise"] <= row["bound"] + ROUNDING:  # nan, of a model that says nothing
                 bounds = EXCEEDED
         return {
             "utility": 1 - wrong["child"],

@@ -59,12 +59,15 @@ def _take_over_launch() -> None:
     which it can end and replace; the rest have nothing to do.
     """
     given = os.environ
-    launched = int(given.get("WORLD_SIZE") or 1)
+    for name in LAUNCHED:
+        if given.get(name) == "":
+            del given[name]
+    launched = _whole("WORLD_SIZE", 1)
     if launched == 1:
         return
-    if int(given.get("RANK") or 0):
+    if _whole("RANK", 0):
         sys.exit(0)
-    if int(given.get("LOCAL_WORLD_SIZE") or launched) < launched:
+    if _whole("LOCAL_WORLD_SIZE", launched) < launched:
         sys.exit(_report("One machine works on a call. Launch on one.", 2))
     if any(given.get(name, "").lower() == "true" for name in SHARDING):
         sys.exit(_report("Each device holds the whole model. Leave FSDP and DeepSpeed out.", 2))
@@ -75,6 +78,15 @@ def _take_over_launch() -> None:
     given_already = any(word.startswith("--devices") for word in words)
     if not given_already and _takes_devices(words):
         sys.argv += ["--devices", str(launched)]
+
+
+def _whole(name: str, default: int) -> int:
+    """Return an environment variable of a launcher, which is a whole number."""
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        message = f"{name}={value!r} is not a whole number. Unset it, or launch again."
+        sys.exit(_report(message, 2))
+    return int(value)
 
 
 def _takes_devices(words: list[str]) -> bool:

@@ -169,7 +169,12 @@ def callback_of(
         if given.pop("lora", False):
             given["adapter"] = "lora"
         path_wanted = given.pop("print_path", False)
-        run = cell(**_converted(options, given))
+        arguments = _converted(options, given)
+        try:
+            run = cell(**arguments)
+        except SystemExit as error:  # its 0 would be taken for a success, or a decision
+            why = f"Code of your own ended the program (SystemExit {error.code})"
+            raise UsageError("ended_by_own_code", f"{why}. Let it raise an error.") from None
         show(run, **shown)
         if path_wanted:
             print(run.members[-1].path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -195,9 +196,11 @@ def _of_risks(plan: Plan, risks: Sequence[str]) -> Plan | None:
         UsageError: `wrong_middle_risks`, of one that is not measured, or of which more is better.
     """
     allowed = [name for name, risk in plan.risks.items() if risk.higher != "better"]
-    if isinstance(risks, str) or not set(risks) <= set(allowed):
+    listed = isinstance(risks, (list, tuple))
+    if not listed or any(name not in allowed for name in risks):
         why = f"middle_risks={risks!r:.80} is not allowed. Give a list of risks from these: "
         raise UsageError("wrong_middle_risks", f"{why}{', '.join(allowed)}.")
+    risks = list(dict.fromkeys(risks))
     if not risks:
         return None
     others = set(plan.risks) - set(risks)
@@ -317,6 +320,9 @@ class _Chain:
         every = config.eval_every or max(int(steps) // VALIDATIONS, 1)
         validated = config.model_copy(update={"eval_every": every})
         middle = int(steps) // 2 if self.middle else 0
+        if self.middle and not middle:
+            why = "a training of one step has no middle, so no safety line is drawn in it"
+            print(f"version {link.number}: {why}", file=sys.stderr)
         changed = {"valid": None, "patience": None, "eval_every": None}
         monitor = None
         if middle:

@@ -388,12 +388,12 @@ def _supervise(
         kernels.append(process)
         _watch(process, attempt)
         reason = _last_words(process.returncode, attempt)
-        if process.returncode in INTERRUPTS:
+        if process.returncode in (*INTERRUPTS, -signal.SIGKILL) and is_asked_to_stop():
+            state = "stopped"  # also where it took too long to save, and was killed
             reason = attempt.last_words or "interrupted"
-            if is_asked_to_stop():
-                state = "stopped"
-            else:
-                reason = f"interrupted by itself or somebody else: {reason}"
+        elif process.returncode in INTERRUPTS:
+            words = attempt.last_words or "interrupted"
+            reason = f"interrupted by itself or somebody else: {words}"
     except OSError as error:
         reason = f"{reason}: {error}"
     finally:

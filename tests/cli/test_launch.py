@@ -54,7 +54,16 @@ def test_the_other_processes_have_nothing_to_do(launched):
     assert launched(1, "sft", "organism", "no-such-file") == (0, "", "")
 
 
-@pytest.mark.parametrize("more", [{"LOCAL_WORLD_SIZE": "1"}, {"ACCELERATE_USE_FSDP": "true"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"LOCAL_WORLD_SIZE": "1"},
+        {"LOCAL_WORLD_SIZE": "1.5"},
+        {"WORLD_SIZE": "x"},
+        {"RANK": "-1"},
+        {"ACCELERATE_USE_FSDP": "true"},
+    ],
+)
 def test_what_is_not_supported_is_refused(launched, more):
     code, _, errors = launched(0, "sft", "--help", **more)
     assert code == 2 and errors.count("\n") == 1
@@ -94,3 +103,12 @@ def test_a_launcher_trains_on_two_processes_as_one_does(launcher, llama, tmp_pat
     assert (one.name, two.stats["devices"]) == (two.name, 2) and "devices" not in one.stats
     assert two.log()["loss"].tolist() == pytest.approx(one.log()["loss"].tolist(), rel=2e-5)
     assert 0 < distance(one, two) < 1e-5 < distance(llama, two)
+
+
+def test_code_of_ones_own_does_not_end_a_command_as_if_it_had_decided(ran, monkeypatch):
+    def ends(*_, **__):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("ftlab.experiments.acceptance.AcceptanceConfig.make", ends)
+    code, _, errors = ran("accept", "mix", "--trials", "2")
+    assert code == 2 and errors.count("\n") == 1

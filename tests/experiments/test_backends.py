@@ -121,6 +121,7 @@ def test_an_interrupt_ends_the_kernels_and_is_raised(monkeypatch, work):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(local._Work, "_show", interrupt)
+    monkeypatch.setattr(local, "GRACE_S", 5.0)
     with pytest.raises(KeyboardInterrupt):
         LocalBackend().map([Job("a", waits, {}, kernel=True), work.job("b")])
     assert processes[0].returncode is not None and work.events == []

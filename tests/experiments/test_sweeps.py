@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -30,6 +31,7 @@ from ftlab.experiments.backends import (
     SlurmBackend,
     numbers_of,
     ranges,
+    slurm,
 )
 from ftlab.experiments.sweep_folder import SweepFolder
 from ftlab.experiments.sweep_memory import needs_of
@@ -721,3 +723,10 @@ def test_settings_of_a_backend_are_checked_before_anything_runs(beside):
         SlurmBackend.make(options=["--a\nrm -r x"])
     with raises_code("unknown_backend"):
         ft.sweep(planned(beside, {}), backend="cloud")
+
+
+def test_a_slurm_that_takes_no_arrays_is_a_sentence(monkeypatch):
+    told = SimpleNamespace(stdout="MaxArraySize            = 0\n")
+    monkeypatch.setattr(slurm.subprocess, "run", lambda *_, **__: told)
+    with raises_code("no_arrays"):
+        slurm._array_size()

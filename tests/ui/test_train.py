@@ -193,6 +193,7 @@ def test_one_limit_of_the_safety_line_is_changed_and_the_others_stay():
     for text in ("much", "1.5", "-0.1", "nan"):
         named(screen, "bias above").value = text
         assert "bias" in said(screen) or "stop_above" in said(screen)
+        assert named(screen, "bias above").value == "0.25"  # as Start takes it
         assert panel.settings["stop_above"] == {"bias": 0.25, "over_refusal": 0.4}
     clone = panel.clone()
     clone.limit("bias", "")

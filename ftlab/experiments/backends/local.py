@@ -21,7 +21,7 @@ from ftlab.experiments.backends.base import Backend, Job, Needs, Result
 
 LINE_S = 20.0  # seconds between two lines of progress
 POLL_S = 0.5
-GRACE_S = 20.0  # for a training to save a checkpoint; Slurm kills 30 s after SIGTERM
+GRACE_S = 60.0  # for a training to save a checkpoint
 MARGIN_S = 5.0  # of FTLAB_GRACE, for the end of this process itself
 
 
@@ -219,6 +219,10 @@ class _Work:
         """Interrupt the kernels, so that a training saves its state; kill those that stay."""
         asked = clock()
         self._send("interrupt")
+        if self.running:
+            _report(
+                f"Interrupted; waiting up to {self.grace:.0f} s for what runs to save its state"
+            )
         try:
             while wait(lanes, timeout=POLL_S).not_done:
                 if clock() - asked > self.grace:

@@ -92,7 +92,7 @@ class SlurmBackend(Backend):
         """Write the array file and submit it.
 
         Raises:
-            UsageError: `job_not_on_disk`, `sbatch_refused`, `squeue_refused`.
+            UsageError: `job_not_on_disk`, `no_arrays`, `sbatch_refused`, `squeue_refused`.
         """
         rows = rows_of(jobs)
         for folder in {row.folder: None for row in rows}:
@@ -104,12 +104,16 @@ class SlurmBackend(Backend):
         installed = shutil.which("sbatch") is not None
         tasks = self.tasks or (_array_size() if installed else ARRAY_SIZE)
         queued = _queued(folder) if installed else set()
+        kept = folder / "slurm" / "tasks"  # by which jobs were given to the tasks in the queue
+        if queued and kept.exists():
+            tasks = int(kept.read_text())
         left = [number for number in numbers if number % tasks not in queued]
         if left:
             file = folder / "slurm" / "array.sh"
             with storage(file, making=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(file, self.script(folder, left, needs, tasks))
+                write_atomic(kept, str(tasks))
             if not installed:
                 print(f"There is no sbatch here. Submit {len(left)} jobs by: sbatch {file}")
                 return
@@ -176,7 +180,11 @@ def _array_size() -> int:
     """Return how many tasks this Slurm takes in an array; their indices begin at 0."""
     done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    return int(found[1]) if found else ARRAY_SIZE
+    size = int(found[1]) if found else ARRAY_SIZE
+    if not size:
+        why = "This Slurm takes no job arrays (MaxArraySize = 0)"
+        raise UsageError("no_arrays", f"{why}. Use --backend local within a job of your own.")
+    return size
 
 
 def _queued(folder: Path) -> set[int]:

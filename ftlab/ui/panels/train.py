@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import inspect
 import os
 import re
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -622,7 +623,8 @@ class _Widgets:
         self.progress.value = f'<div role="log" aria-live="polite">{text}</div>'
 
     def _read(self, name: str, change: Any) -> None:
-        self.state.read(name, change["new"])
+        with _shown_as_taken(change):
+            self.state.read(name, change["new"])
 
     def _safety_line(self) -> Any:
         """Return a field for each risk that can end the training; an empty one sets no limit."""
@@ -645,7 +647,8 @@ class _Widgets:
         return row
 
     def _limit(self, risk: str, change: Any) -> None:
-        self.state.limit(risk, change["new"])
+        with _shown_as_taken(change):
+            self.state.limit(risk, change["new"])
 
     def _start(self) -> None:
         self.state.start()
@@ -701,6 +704,16 @@ def _field(name: str, value: Any) -> Any:
         continuous_update=False,
         **look,
     )
+
+
+@contextlib.contextmanager
+def _shown_as_taken(change: Any) -> Iterator[None]:
+    """Bring a field back where its new value is refused, so that Start takes what is shown."""
+    try:
+        yield
+    except FtlabError:
+        change["owner"].value = change["old"]
+        raise
 
 
 def _limit_field(risk: str, limit: float | None) -> Any:
