@@ -203,10 +203,10 @@ def _of_risks(plan: Plan, risks: Sequence[str]) -> Plan | None:
     risks = list(dict.fromkeys(risks))
     if not risks:
         return None
-    others = set(plan.risks) - set(risks)
     versions = dict(plan.versions)
-    for name in others:
-        del versions[f"risk {name}"]
+    for name in plan.risks:
+        if name not in risks:
+            del versions[f"risk {name}"]
     prompts = [prompt for prompt in plan.prompts if prompt.sample.risk in risks]
     return replace(
         plan,
