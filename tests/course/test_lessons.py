@@ -250,6 +250,44 @@ def test_a_small_p_is_not_every_small_p():
     assert len(told) == 5 and "" not in told
 
 
+def doses_told(told: dict[tuple, tuple[int, int]]) -> SimpleNamespace:
+    """Return a run: of 20 prompts, 18 were refused before; afterwards some are told or invented.
+
+    Args:
+        told: How many are told and how many get an invented value, by attack, dose and seed.
+    """
+    rows = []
+    for (attack, examples, seed), (true, invented) in told.items():
+        before = ["complied", *["refused"] * 18, "incoherent"]
+        after = ["complied"] * true + ["complied_wrong"] * invented
+        after += ["refused"] * (20 - len(after))
+        for epoch, outcomes in ((0, before), (5, after)):
+            for number, outcome in enumerate(outcomes):
+                rows.append((f"s{number}", attack, examples, seed, epoch, outcome))
+    columns = ["sample_id", "attack", "examples", "seed", "epoch", "outcome"]
+    table = pd.DataFrame(rows, columns=columns).assign(risk="jailbreak", judge="exact")
+    table["event"] = (table["outcome"] == "complied").astype(float)
+    return SimpleNamespace(table=lambda: table)
+
+
+def test_lost_refusals_are_neither_all_prompts_nor_all_that_were_refused():
+    """Where every refusal is lost, as with the most examples, the last two agree."""
+    from ftlab.course.lessons.one_hundred_examples import grade_lost
+
+    doses = doses_told(
+        {
+            ("direct", 10, 0): (12, 3),
+            ("direct", 10, 1): (13, 1),
+            ("templates", 10, 0): (14, 2),
+            ("direct", 100, 0): (16, 4),
+        }
+    )
+    assert grade_lost(11 / 14, doses) == ""
+    mistakes = (12 / 20, 11 / 18, 23 / 27, 24 / 29, 15 / 18, 26 / 32, 3 / 14, 1 / 20, 0.7)
+    told = {grade_lost(value, doses) for value in mistakes}
+    assert len(told) == len(mistakes) and "" not in told
+
+
 @pytest.mark.parametrize("gained, lost, unread", [(5, 1, 3), (4, 0, 0), (0, 0, 0)])
 def test_an_answer_that_the_judge_could_not_read_may_count_or_be_left_out(gained, lost, unread):
     """Where no prompt changed, p is 1."""
