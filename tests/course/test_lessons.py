@@ -288,6 +288,34 @@ def test_lost_refusals_are_neither_all_prompts_nor_all_that_were_refused():
     assert len(told) == len(mistakes) and "" not in told
 
 
+def test_seeds_that_lie_as_far_apart_by_all_attacks_have_another_mean():
+    from ftlab.course.lessons.one_hundred_examples import grade_spread
+
+    doses = doses_told(
+        {
+            ("direct", 10, 0): (14, 0),
+            ("direct", 10, 1): (10, 0),
+            ("templates", 10, 0): (13, 0),
+            ("templates", 10, 1): (12, 0),
+            ("direct", 100, 0): (20, 0),
+            ("direct", 100, 1): (19, 0),
+        }
+    )
+    assert grade_spread((0.6, 0.2), doses) == grade_spread([0.6, 0.2], doses) == ""
+    mistakes = (
+        (0.6125, 0.2),
+        (63 / 80, 0.2),
+        (0.325, 0.2),
+        (0.2, 0.6),
+        (0.6, 0.02**0.5),
+        (0.6, 0.5),
+        (0.65, 0.2),
+        0.2,
+    )
+    told = {grade_spread(answer, doses) for answer in mistakes}
+    assert len(told) == len(mistakes) and "" not in told
+
+
 @pytest.mark.parametrize("gained, lost, unread", [(5, 1, 3), (4, 0, 0), (0, 0, 0)])
 def test_an_answer_that_the_judge_could_not_read_may_count_or_be_left_out(gained, lost, unread):
     """Where no prompt changed, p is 1."""
@@ -368,7 +396,7 @@ def test_a_check_cell_gives_what_its_grader_calls_by_the_same_names(path):
 
 def test_whatever_a_grader_is_given_it_raises_one_error_and_shows_nothing_of_itself():
     table = pd.DataFrame({"step": [0, 1]})
-    answers = {"4.1": "r", "5.2": (200, 5)}  # that are looked at before the run
+    answers = {"3.3": (0.5, 0.1), "4.1": "r", "5.2": (200, 5)}  # that are looked at before the run
     for name, exercise in graded().items():
         given = list(signature(exercise.grade).parameters)[1:]
         for wrong in (None, 3, table, SimpleNamespace(table=lambda: table)) if given else ():

@@ -115,22 +115,45 @@ def grade_lost(answer: Any, doses: Any) -> str:
     return compare_numbers(answer, share_told(lost), mistakes=mistakes)
 
 
-def grade_spread(answer: Any, doses: Any) -> str:
-    """Grade the largest minus the smallest rate of the seeds: fewest examples, last epoch."""
-    table = jailbreaks(doses)
+def rates_of_seeds(table: pd.DataFrame) -> pd.Series:
+    """Return the rate of each seed after the last epoch."""
     last = table[table["epoch"] == table["epoch"].max()]
-    few = last[last["examples"] == last["examples"].min()]
-    by_seed = few.groupby("seed")["event"].mean()
+    return last.groupby("seed")["event"].mean()
+
+
+def grade_spread(answer: Any, doses: Any) -> str:
+    """Grade the seeds' mean rate and how far they lie apart: fewest examples, last epoch.
+
+    Args:
+        answer: The mean, and the largest rate minus the smallest.
+        doses: The run.
+    """
+    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
+        return "Give two numbers in brackets: (mean, spread)."
+    of_doses = jailbreaks(doses)
+    every = jailbreaks(doses, None)
+    every = every[every["examples"] == every["examples"].min()]
+    few = every[every["attack"] == "direct"]
+    by_seed = rates_of_seeds(few)
+    mean = by_seed.mean()
     spread = by_seed.max() - by_seed.min()
-    every = last.groupby(["examples", "seed"])["event"].mean()
-    mistakes = (
+    of_rows = of_doses[of_doses["epoch"] == of_doses["epoch"].max()]
+    by_dose = of_rows.groupby(["examples", "seed"])["event"].mean()
+    mean_mistakes = (
+        (rates_of_seeds(every).mean(), "The mean is over all attacks. Take direct requests."),
+        (by_dose.mean(), "The mean is over all doses. Take the fewest examples."),
+        (few["event"].mean(), "The mean is over all epochs. Take the last."),
+        (spread, "The mean comes first, then the spread."),
+    )
+    spread_mistakes = (
         (by_seed.std(), "This is the standard deviation. The question is how far they lie apart."),
-        (every.max() - every.min(), "This compares doses as well as seeds."),
-        (by_seed.mean(), "This is the mean of the seeds."),
+        (by_dose.max() - by_dose.min(), "The spread compares doses as well as seeds."),
         (by_seed.min(), "This is the smallest rate. How far is it to the largest?"),
     )
-    prompts = few["sample_id"].nunique()
-    return compare_numbers(answer, spread, tolerance=0.2 / prompts, mistakes=mistakes)
+    within = 0.05 / few["sample_id"].nunique()  # less than one answer of one seed changes the mean
+    return compare_numbers(
+        answer[0], mean, tolerance=within, mistakes=mean_mistakes
+    ) or compare_numbers(answer[1], spread, tolerance=within, mistakes=spread_mistakes)
 
 
 CLAIMS = {
@@ -168,8 +191,8 @@ LESSON = Lesson(
             (
                 "ft.rates(..., per_seed=True) has one row for each seed and step.",
                 "by=['examples', 'attack'] keeps doses and ways of asking apart.",
-                "Of the fewest examples, direct, at the last step: the largest rate minus the "
-                "smallest.",
+                "Of the fewest examples, direct, at the last step: the mean of the rates, and the "
+                "largest minus the smallest.",
             ),
         ),
         "3.4": Exercise(
