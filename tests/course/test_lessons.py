@@ -452,7 +452,7 @@ def test_a_function_is_graded_by_what_it_returns_and_cannot_change_the_cases():
     assert compare_functions(max, sum, cases).startswith("On an input like []")
     assert compare_functions(len, sum, cases, mistakes=[(len, "counted")]) == "counted"
     assert "2 of 3" in compare_functions(lambda v: 3 if v == [1, 2] else 0, sum, cases)
-    assert compare_functions(3, sum, cases)
+    assert compare_functions(3, sum, cases).endswith("This is an int.")
 
 
 def test_a_function_that_returns_nothing_is_told_so_and_a_stub_is_open():
