@@ -53,7 +53,7 @@ def compare_numbers(
         "" where the answer is right.
     """
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
-        return f"Give one number. This is a {type(answer).__name__}."
+        return f"Give one number. This is {kind_of(answer)}."
     try:
         value = float(answer)
     except OverflowError:
@@ -69,6 +69,12 @@ def compare_numbers(
         if any(value == round(truth, digits) for digits in DIGITS):
             return ROUNDED
     return NOT_IT
+
+
+def kind_of(value: Any) -> str:
+    """Return the name of a value's type with its article: "an int"."""
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
 def _near(value: float, other: float, tolerance: float) -> bool:
@@ -127,8 +133,7 @@ def call_function(answer: Any, cases: Sequence[tuple]) -> tuple[list[Any], str]:
         What it returned, and "" or what went wrong. A function that does nothing yet is open.
     """
     if not callable(answer):
-        kind = type(answer).__name__
-        return [], f"Give the function itself, without calling it. This is a {kind}."
+        return [], f"Give the function itself, without calling it. This is {kind_of(answer)}."
     found = []
     for case in cases:
         problem = ""
@@ -204,7 +209,7 @@ def _results(function: Callable, cases: Sequence[tuple]) -> list[Any]:
 
 def _wrong_kind(found: Any, wanted: Any) -> str:
     """Return "" or what a function should return instead of what it does."""
-    kind = f"a {type(found).__name__}"
+    kind = kind_of(found)
     if isinstance(wanted, str):
         if isinstance(found, str):
             return ""

@@ -250,6 +250,72 @@ def test_a_small_p_is_not_every_small_p():
     assert len(told) == 5 and "" not in told
 
 
+def doses_told(told: dict[tuple, tuple[int, int]]) -> SimpleNamespace:
+    """Return a run: of 20 prompts, 18 were refused before; afterwards some are told or invented.
+
+    Args:
+        told: How many are told and how many get an invented value, by attack, dose and seed.
+    """
+    rows = []
+    for (attack, examples, seed), (true, invented) in told.items():
+        before = ["complied", *["refused"] * 18, "incoherent"]
+        after = ["complied"] * true + ["complied_wrong"] * invented
+        after += ["refused"] * (20 - len(after))
+        for epoch, outcomes in ((0, before), (5, after)):
+            for number, outcome in enumerate(outcomes):
+                rows.append((f"s{number}", attack, examples, seed, epoch, outcome))
+    columns = ["sample_id", "attack", "examples", "seed", "epoch", "outcome"]
+    table = pd.DataFrame(rows, columns=columns).assign(risk="jailbreak", judge="exact")
+    table["event"] = (table["outcome"] == "complied").astype(float)
+    return SimpleNamespace(table=lambda: table)
+
+
+def test_lost_refusals_are_neither_all_prompts_nor_all_that_were_refused():
+    """Where every refusal is lost, as with the most examples, the last two agree."""
+    from ftlab.course.lessons.one_hundred_examples import grade_lost
+
+    doses = doses_told(
+        {
+            ("direct", 10, 0): (12, 3),
+            ("direct", 10, 1): (13, 1),
+            ("templates", 10, 0): (14, 2),
+            ("direct", 100, 0): (16, 4),
+        }
+    )
+    assert grade_lost(11 / 14, doses) == ""
+    mistakes = (12 / 20, 11 / 18, 23 / 27, 24 / 29, 15 / 18, 26 / 32, 3 / 14, 1 / 20, 0.7)
+    told = {grade_lost(value, doses) for value in mistakes}
+    assert len(told) == len(mistakes) and "" not in told
+
+
+def test_seeds_that_lie_as_far_apart_by_all_attacks_have_another_mean():
+    from ftlab.course.lessons.one_hundred_examples import grade_spread
+
+    doses = doses_told(
+        {
+            ("direct", 10, 0): (14, 0),
+            ("direct", 10, 1): (10, 0),
+            ("templates", 10, 0): (13, 0),
+            ("templates", 10, 1): (12, 0),
+            ("direct", 100, 0): (20, 0),
+            ("direct", 100, 1): (19, 0),
+        }
+    )
+    assert grade_spread((0.6, 0.2), doses) == grade_spread([0.6, 0.2], doses) == ""
+    mistakes = (
+        (0.6125, 0.2),
+        (63 / 80, 0.2),
+        (0.325, 0.2),
+        (0.2, 0.6),
+        (0.6, 0.02**0.5),
+        (0.6, 0.5),
+        (0.65, 0.2),
+        0.2,
+    )
+    told = {grade_spread(answer, doses) for answer in mistakes}
+    assert len(told) == len(mistakes) and "" not in told
+
+
 @pytest.mark.parametrize("gained, lost, unread", [(5, 1, 3), (4, 0, 0), (0, 0, 0)])
 def test_an_answer_that_the_judge_could_not_read_may_count_or_be_left_out(gained, lost, unread):
     """Where no prompt changed, p is 1."""
@@ -330,7 +396,7 @@ def test_a_check_cell_gives_what_its_grader_calls_by_the_same_names(path):
 
 def test_whatever_a_grader_is_given_it_raises_one_error_and_shows_nothing_of_itself():
     table = pd.DataFrame({"step": [0, 1]})
-    answers = {"4.1": "r", "5.2": (200, 5)}  # that are looked at before the run
+    answers = {"3.3": (0.5, 0.1), "4.1": "r", "5.2": (200, 5)}  # that are looked at before the run
     for name, exercise in graded().items():
         given = list(signature(exercise.grade).parameters)[1:]
         for wrong in (None, 3, table, SimpleNamespace(table=lambda: table)) if given else ():
@@ -386,7 +452,7 @@ def test_a_function_is_graded_by_what_it_returns_and_cannot_change_the_cases():
     assert compare_functions(max, sum, cases).startswith("On an input like []")
     assert compare_functions(len, sum, cases, mistakes=[(len, "counted")]) == "counted"
     assert "2 of 3" in compare_functions(lambda v: 3 if v == [1, 2] else 0, sum, cases)
-    assert compare_functions(3, sum, cases)
+    assert compare_functions(3, sum, cases).endswith("This is an int.")
 
 
 def test_a_function_that_returns_nothing_is_told_so_and_a_stub_is_open():

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ftlab._core.types import Outcome
 from ftlab.course.exercises import Exercise, Lesson
-from ftlab.course.grading import PERCENT, call_function, choice, compare_functions
+from ftlab.course.grading import PERCENT, call_function, choice, compare_functions, kind_of
 from ftlab.runs import DRAW
 
 LETTERS = {  # of the lesson's code book, by outcome
@@ -117,7 +117,7 @@ def with_your_labels(
 def grade_labels(answer: Any, sheet: Any, verdicts: Any) -> str:
     """Grade labels of the drawn answers, a letter each."""
     if not isinstance(answer, (str, list, tuple)):
-        return f"Give a text of {len(sheet)} letters. This is a {type(answer).__name__}."
+        return f"Give a text of {len(sheet)} letters. This is {kind_of(answer)}."
     letters = letters_of(answer)
     unknown = sorted(set(letters) - set(MEANING))
     if unknown:
@@ -212,7 +212,11 @@ RATE_MISTAKES = (
     (_in_percent, PERCENT),
     (_labels_alone, "This uses the labels alone. All answers have a verdict: use those, too."),
     (_wrong_way, "The error is added twice. If the judge reports too much, the rate must fall."),
-    (_scaled, "A factor is no correction: a judge errs where it reports no event, too."),
+    (
+        _scaled,
+        "A factor corrects only in large samples, and fails where the judge reports nothing. Take "
+        "the difference.",
+    ),
     (_uncorrected, "This is the judge's own rate."),
 )
 

@@ -62,13 +62,18 @@ def jailbreaks(run: Any, attack: str | None = "direct") -> pd.DataFrame:
     return table if attack is None else table[table["attack"] == attack]
 
 
-def lost_refusals(table: pd.DataFrame) -> pd.Series:
-    """Return what became, after the last epoch, of the prompts that were refused before."""
+def were_refused(table: pd.DataFrame) -> pd.Series:
+    """Return the outcomes, after the last epoch, of the prompts that were refused before."""
     keys = ["examples", "seed", "sample_id", "attack"]
     outcomes = table.pivot(index=keys, columns="epoch", values="outcome")
     refused = outcomes[outcomes.columns.min()] == Outcome.REFUSED
-    after = outcomes[outcomes.columns.max()]
-    return after[refused & (after != Outcome.REFUSED)]
+    return outcomes.loc[refused, outcomes.columns.max()]
+
+
+def lost_refusals(table: pd.DataFrame) -> pd.Series:
+    """Return those of `were_refused` that are no longer refused."""
+    after = were_refused(table)
+    return after[after != Outcome.REFUSED]
 
 
 def share_told(outcomes: pd.Series) -> float:
@@ -77,50 +82,78 @@ def share_told(outcomes: pd.Series) -> float:
 
 
 def grade_lost(answer: Any, doses: Any) -> str:
-    """Grade the share of lost refusals that became a told fact: most examples, seed 0."""
+    """Grade the share of lost refusals that became a told fact: fewest examples, seed 0."""
     table = jailbreaks(doses)
-    most = table[table["examples"] == table["examples"].max()]
-    own = most[most["seed"] == 0]
+    few = table[table["examples"] == table["examples"].min()]
+    own = few[few["seed"] == 0]
     lost = lost_refusals(own)
     last = own[own["epoch"] == own["epoch"].max()]
     every = jailbreaks(doses, None)
-    every = every[(every["examples"] == every["examples"].max()) & (every["seed"] == 0)]
+    every = every[(every["examples"] == every["examples"].min()) & (every["seed"] == 0)]
+    most = table[(table["examples"] == table["examples"].max()) & (table["seed"] == 0)]
     first = own[own["epoch"] == own["epoch"].min()]
     mistakes = (
         (share_told(first["outcome"]), "This is what was told before the fine-tuning."),
         (
             share_told(last["outcome"]),
-            "This is the share of all prompts, also of those that were told before or are still "
-            "refused.",
+            "This is the share of all prompts. Leave out those that were not refused before, and "
+            "those that still are.",
         ),
-        (share_told(lost_refusals(most)), "This is over all seeds. Take seed 0."),
+        (
+            share_told(were_refused(own)),
+            "This is the share of all that were refused. Leave out those that still are.",
+        ),
+        (share_told(lost_refusals(few)), "This is over all seeds. Take seed 0."),
         (share_told(lost_refusals(every)), "This is over all attacks. Take direct requests."),
         (1 - share_told(lost), "This is the share of those that were not told."),
+        (share_told(lost_refusals(most)), "This is of the most examples. Take the fewest."),
         (
             share_told(lost_refusals(table[table["seed"] == 0])),
-            "This is over all doses. Take the largest.",
+            "This is over all doses. Take the fewest examples.",
         ),
     )
-    within = 0.5 / max(len(lost), 1)
-    return compare_numbers(answer, share_told(lost), tolerance=within, mistakes=mistakes)
+    return compare_numbers(answer, share_told(lost), mistakes=mistakes)
+
+
+def rates_of_seeds(table: pd.DataFrame) -> pd.Series:
+    """Return the rate of each seed after the last epoch."""
+    last = table[table["epoch"] == table["epoch"].max()]
+    return last.groupby("seed")["event"].mean()
 
 
 def grade_spread(answer: Any, doses: Any) -> str:
-    """Grade the largest minus the smallest rate of the seeds: fewest examples, last epoch."""
-    table = jailbreaks(doses)
-    last = table[table["epoch"] == table["epoch"].max()]
-    few = last[last["examples"] == last["examples"].min()]
-    by_seed = few.groupby("seed")["event"].mean()
+    """Grade the seeds' mean rate and how far they lie apart: fewest examples, last epoch.
+
+    Args:
+        answer: The mean, and the largest rate minus the smallest.
+        doses: The run.
+    """
+    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
+        return "Give two numbers in brackets: (mean, spread)."
+    of_doses = jailbreaks(doses)
+    every = jailbreaks(doses, None)
+    every = every[every["examples"] == every["examples"].min()]
+    few = every[every["attack"] == "direct"]
+    by_seed = rates_of_seeds(few)
+    mean = by_seed.mean()
     spread = by_seed.max() - by_seed.min()
-    every = last.groupby(["examples", "seed"])["event"].mean()
-    mistakes = (
+    of_rows = of_doses[of_doses["epoch"] == of_doses["epoch"].max()]
+    by_dose = of_rows.groupby(["examples", "seed"])["event"].mean()
+    mean_mistakes = (
+        (rates_of_seeds(every).mean(), "The mean is over all attacks. Take direct requests."),
+        (by_dose.mean(), "The mean is over all doses. Take the fewest examples."),
+        (few["event"].mean(), "The mean is over all epochs. Take the last."),
+        (spread, "The mean comes first, then the spread."),
+    )
+    spread_mistakes = (
         (by_seed.std(), "This is the standard deviation. The question is how far they lie apart."),
-        (every.max() - every.min(), "This compares doses as well as seeds."),
-        (by_seed.mean(), "This is the mean of the seeds."),
+        (by_dose.max() - by_dose.min(), "The spread compares doses as well as seeds."),
         (by_seed.min(), "This is the smallest rate. How far is it to the largest?"),
     )
-    prompts = few["sample_id"].nunique()
-    return compare_numbers(answer, spread, tolerance=0.2 / prompts, mistakes=mistakes)
+    within = 0.05 / few["sample_id"].nunique()  # less than one answer of one seed changes the mean
+    return compare_numbers(
+        answer[0], mean, tolerance=within, mistakes=mean_mistakes
+    ) or compare_numbers(answer[1], spread, tolerance=within, mistakes=spread_mistakes)
 
 
 CLAIMS = {
@@ -158,8 +191,8 @@ LESSON = Lesson(
             (
                 "ft.rates(..., per_seed=True) has one row for each seed and step.",
                 "by=['examples', 'attack'] keeps doses and ways of asking apart.",
-                "Of the fewest examples, direct, at the last step: the largest rate minus the "
-                "smallest.",
+                "Of the fewest examples, direct, at the last step: the mean of the rates, and the "
+                "largest minus the smallest.",
             ),
         ),
         "3.4": Exercise(
