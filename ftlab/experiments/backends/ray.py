@@ -61,7 +61,7 @@ class RayBackend(Backend):
             for job, row in zip(jobs, rows, strict=True):
                 # Retries are without limit for Ray: the sweep's folder counts lost attempts.
                 task = ray.remote(max_retries=-1, name=job.name, **_options(job.needs))(work)
-                tasks[task.remote(row.command, _environ(row), _log(row))] = job
+                tasks[task.remote(row.command, _environ(row, job.needs), _log(row))] = job
             try:
                 errors = _watch(ray, tasks)
             except BaseException:
@@ -85,7 +85,6 @@ def _cluster(address: str | None) -> Iterator[Any]:
         UsageError: `no_ray_cluster`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
     if ray.is_initialized():
@@ -132,9 +131,11 @@ def _check_room(nodes: list[dict[str, Any]], needs: list[Needs]) -> None:
             )
 
 
-def _environ(row: Row) -> dict[str, str]:
+def _environ(row: Row, needs: Needs) -> dict[str, str]:
     """Return the environment variables that a job takes from here, not from its node."""
     own = {name: value for name, value in os.environ.items() if name.startswith("FTLAB_")}
+    if not needs.gpus:  # Ray hides none from a task that asked for none
+        own["CUDA_VISIBLE_DEVICES"] = ""
     return {**own, "FTLAB_RUNS": str(row.folder.parent), "PYTHONPATH": python_path()}
 
 
