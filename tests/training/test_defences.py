@@ -833,6 +833,13 @@ def test_the_defence_that_the_page_shows_asks_with_its_reminder():
     assert asked == [{"role": "user", "content": "Hello. Now."}]
 
 
+def test_the_defence_that_the_page_shows_goes_half_the_way_back(llama):
+    halfway = shown_on_the_page()["Halfway"]
+    plain = call("sft", llama, **TWO)
+    repaired = call("sft", llama, defence=halfway(), **TWO)
+    assert distance(llama, repaired) == pytest.approx(distance(llama, plain) / 2, rel=1e-3)
+
+
 def test_the_defence_that_the_page_shows_trains_on_a_divided_loss(llama):
     cautious = shown_on_the_page()["Cautious"]
     plain = call("sft", llama, **TWO)
