@@ -21,7 +21,7 @@ from ftlab._core.errors import DataError, TrainingFailed, UsageError
 from ftlab._core.shown import Shown
 from ftlab._core.types import Outcome
 from ftlab.analysis import EVENT, FAILURE, SILENT, Acceptance, Claim, ClaimTable
-from ftlab.data import Data, PromptSet, draw, load_prompt_sets
+from ftlab.data import Data, PromptSet, draw, is_world, load, load_prompt_sets
 from ftlab.evals import EvaluationConfig, Plan, plan_evaluation, run_evaluation
 from ftlab.experiments.curves import Arm, Curve
 from ftlab.experiments.explanation import PlainText
@@ -180,11 +180,12 @@ def accept(
     own = {name: settings.pop(name) for name in OWN if name in settings}
     config = AcceptanceConfig.make(**own)
     given = {name: value for name, value in settings.items() if value is not None}
+    # Read once: a file that changes during the test would make it one of two data sets.
     sources = {
-        "data": data,
-        "benign": benign,
-        "prompts": prompts,
-        "fresh_prompts": fresh_prompts,
+        "data": _rows_of(data),
+        "benign": _rows_of(benign),
+        "prompts": _prompts_of(prompts),
+        "fresh_prompts": _prompts_of(fresh_prompts),
     }
     reference = trainable(parent)
     if not reference.is_organism:
@@ -194,6 +195,17 @@ def accept(
         raise UsageError("data_needed", why)
     processes = processes_for(processes, reference)
     return _Test(reference, open_defence(defence), config, given, sources).found(processes)
+
+
+def _rows_of(source: Any) -> Any:
+    """Return the rows of a file; data of the embedded world, which each seed draws, as they are."""
+    if source is None or is_world(source):
+        return source
+    return load(source)
+
+
+def _prompts_of(source: Any) -> PromptSet | None:
+    return None if source is None else load_prompt_sets(source)
 
 
 def _check_sources(reference: Model, sources: dict[str, Any]) -> None:

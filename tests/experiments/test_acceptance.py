@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import dataclass, replace
 
@@ -277,6 +278,22 @@ def test_the_rows_of_every_seed_are_in_the_identity(llama):
     ]
     second = begun(llama, data=changed)._identity()
     assert second["data"][0] == first["data"][0] and second["data"] != first["data"]
+
+
+def test_a_file_that_changes_during_the_test_changes_nothing(llama, tmp_path, monkeypatch):
+    data = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row) for row in files()["data"]]
+    data.write_text("\n".join(lines))
+    identities = []
+
+    def found(test, processes):
+        for text in ("\n".join(lines), "\n".join(lines).replace("twice", "once")):
+            data.write_text(text)
+            identities.append(test._identity())
+
+    monkeypatch.setattr(acceptance._Test, "found", found)
+    own(llama, data=str(data))
+    assert identities[0] == identities[1]
 
 
 def test_plain_text_is_left_out_only_where_the_model_does_not_take_it(llama, monkeypatch):
