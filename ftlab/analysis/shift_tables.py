@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ftlab import stats
+from ftlab._core.errors import UsageError
 from ftlab.analysis import verdicts
 
 Sides = tuple[pd.DataFrame, pd.DataFrame]  # verdicts on parent and child
@@ -32,9 +33,10 @@ def shifts(before: Sides, after: Sides) -> pd.DataFrame:
         tables.append(verdicts.of_judge(prepared))
     rows = []
     for group, _ in verdicts.groups(tables[0], ["risk"]):
+        chosen = [verdicts.select(table, **group) for table in tables]
+        _check_pairs(chosen)
         events = []
-        for table in tables:
-            own = verdicts.select(table, **group)
+        for own in chosen:
             cube, clusters = verdicts.cube_of(own.assign(step=0), [0])
             events.append(cube[:, 0])
         parent, child, parent_after, child_after = events
@@ -53,3 +55,16 @@ def shifts(before: Sides, after: Sides) -> pd.DataFrame:
         }
         rows.append(group | row)
     return pd.DataFrame(rows)
+
+
+def _check_pairs(tables: list[pd.DataFrame]) -> None:
+    """Raise UsageError where a side has other prompts, or other seeds than it had before."""
+    prompts = [set(table["item"]) for table in tables]
+    parent, child, parent_after, child_after = [set(table["seed"]) for table in tables]
+    same_seeds = parent == parent_after and child == child_after
+    if not same_seeds or any(items != prompts[0] for items in prompts):
+        raise UsageError(
+            "tables_do_not_pair",
+            "The four tables have other prompts or seeds. Give the same models' verdicts, before "
+            "and after, on the same prompts.",
+        )
