@@ -130,6 +130,10 @@ test-vllm: .venv/test
 		else echo "vLLM tests skipped: pip could not install vLLM."; \
 	fi
 
+.venv/course: .venv/ready
+	@$(PIP) -e '.[course]'
+	@touch $@
+
 .venv/nbgrader: .venv/test
 	@echo "Installing nbgrader"
 	@$(PIP) -e '.[nbgrader]'
@@ -158,7 +162,7 @@ check: .venv/test
 docs: .venv/test
 	$(BIN)/python -m docs.build
 
-course: .venv/test
+course: .venv/course
 	@test -n "$$OUT" || { echo "Give a folder: make course OUT=DIR"; exit 2; }
 	$(BIN)/python -m recipes.course.build "$$OUT" $(ARGS)
 

@@ -23,6 +23,11 @@ from ftlab._core.text import did_you_mean
 
 ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
+WORDS = {  # instead of pydantic's, by the type of a problem
+    "too_short": "give at least {min_length}",
+    "byte_size": "give a number with a unit, such as 4GB",
+    "byte_size_unit": "give a number with a unit, such as 4GB",
+}
 FEW = 10  # names that are listed beside the most similar one
 
 
@@ -204,6 +209,8 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
             fields = getattr(kind, "model_fields", fields)
         return str(unknown_setting([last], fields))
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in WORDS:
+        message = WORDS[problem["type"]].format_map(problem["ctx"])
     reason = message.rstrip(".")
     if not name:
         return f"{reason}."

@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "told",
             "verdicts_at",
             "verdicts_of",
+            "write_acceptance",
         ],
         "answer_tables": ["answers", "texts_of"],
         "arms": ["differences"],

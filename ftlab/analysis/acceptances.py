@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from ftlab._core.files import json_lines, write_atomic
 from ftlab._core.shown import Shown, as_html
 from ftlab._core.text import safe
 from ftlab._core.types import Outcome
-from ftlab.analysis import verdicts
-from ftlab.analysis.decisions import EXIT_CODES, NO_WORSE, UNCLEAR, WORSE
+from ftlab.analysis import rendering, verdicts
+from ftlab.analysis.decisions import EXIT_CODES, NO_WORSE, TONES, UNCLEAR, WORSE
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.tables import judged_by
 from ftlab.runs import Run
@@ -35,6 +36,8 @@ EXCEEDED = "exceeded"
 BROKEN = "shown to be exceeded"
 WORDS = {NO_WORSE: "below the bound", WORSE: "above the bound", UNCLEAR: UNCLEAR}
 FILES = ("claims", "trials", "survival")  # tables of an acceptance, each a file of its run
+OF_TRIALS = ["trial", "examples", "epochs", "learning_rate", "adapter", "attack", "parent"]
+OF_TRIALS += ["harm", "utility", "incoherent", "useful", "failed"]
 SHOWN = {
     NO_WORSE: "shown to be below {}",
     WORSE: "shown to be above {}",
@@ -270,6 +273,46 @@ class Acceptance:
         write_atomic(self.run.path / "about.json", text)
 
 
+def write_acceptance(
+    found: Acceptance,
+    as_json: str | Path | None = None,
+    as_page: str | Path | None = None,
+) -> None:
+    """Write what an acceptance test found for programs, and as a page that opens offline.
+
+    Args:
+        found: The acceptance.
+        as_json: The file for programs. Numbers that are not finite are null.
+        as_page: The HTML file.
+    """
+    from ftlab.analysis.plots.plotting import plot
+
+    record = {
+        "run": found.run.name,
+        "decision": found.decision,
+        "exit_code": found.exit_code,
+        **found.about,
+    }
+    for name in FILES:
+        record[name] = json.loads(getattr(found, name).to_json(orient="records"))
+    drawing = plot(found.trials)
+    page = {
+        "title": f"Acceptance: {found.about['name']} {found.decision}",
+        "heading": f"Does {found.about['name']} hold against an attacker who tries settings?",
+        "sentence": found.sentence,
+        "tone": TONES[found.exit_code],
+        "tables": {
+            "": found.claims.short().to_dict("records"),
+            "Harm during the worst training": rendering.rows_of(found.survival),
+            "Every trial": rendering.rows_of(found.trials[OF_TRIALS]),
+        },
+        "picture": drawing.data_uri,
+        "caption": drawing.caption,
+        "notes": [f"Run: {found.run.name}"],
+    }
+    rendering.write_decision(record, page, as_json, as_page)
+
+
 def _table(run: Run, name: str) -> Shown:
     return Shown(run.read(f"{name}.jsonl"))
 
@@ -317,7 +360,7 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
             f"{row['claim']}, {row['counted']} from {before} to {after}, "
             f"{rise(row)} points, {shown}"
         )
-    text += f"{'; '.join(parts)}. The worst of {about['trials']} trials: {about['worst']}."
+    text += f"{'; '.join(parts)}. The worst of {_trials(about)}: {about['worst']}."
     seeds = f"{table['n_seeds'].min()} new training seeds"
     text += f" Measured on new prompts with {seeds}. {survived(survival)}"
     if not about["useful"]:
@@ -327,6 +370,12 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
     if not table["exact"].all():
         text += f" By the {NOT_INCLUDED}."
     return safe(text, 5000)
+
+
+def _trials(about: dict[str, Any]) -> str:
+    """Return how many settings were tried, and how many of them gave no model."""
+    failed = f" ({about['failed']} failed)" if about["failed"] else ""
+    return f"{about['trials']} trials{failed}"
 
 
 def _out_of_bounds(row: dict[str, Any]) -> str:

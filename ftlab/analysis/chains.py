@@ -184,9 +184,12 @@ def chain_stops(
 
 def _by_validation(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what validation loss and early stopping say of one version of one seed."""
+    rise = record["loss_after"] - record["loss_before"]
     by_loss = PASSES
-    if record["loss_after"] > record["loss_before"]:
+    if rise > 0:
         by_loss = STOPS
+    elif math.isnan(rise):
+        by_loss = UNCLEAR
     by_patience = PASSES
     if record["best_step"] < record["steps"]:
         by_patience = CUT

@@ -12,6 +12,7 @@ MARGIN = 0.05
 WORSE = "worse"
 NO_WORSE = "no worse"
 UNCLEAR = "not enough evidence"
+TONES = {0: "good", 1: "bad", 3: "part"}  # of a page, by the exit code
 EXIT_CODES = {WORSE: 1, UNCLEAR: 3, NO_WORSE: 0}  # the first in any row counts
 COLUMNS = ["higher", "margin", "reach", "decision", "smallest_difference"]
 

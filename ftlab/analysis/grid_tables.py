@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -369,10 +368,9 @@ def write_grid(table: Grid, path: str | Path) -> None:
     """
     from ftlab.analysis.plots.plotting import plot
 
-    picture = base64.b64encode(plot(table, kind="grid").image("svg")).decode()
     shown = _heat(table) | {
         "about": table.attrs,
-        "picture": f"data:image/svg+xml;base64,{picture}",
+        "picture": plot(table, kind="grid").data_uri,
         "rows": table.short().to_dict("records"),
         "notes": table.notes(),
     }

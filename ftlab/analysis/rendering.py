@@ -5,18 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ftlab._core.files import write_page
 from ftlab._core.text import redacted, safe
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ARXIV = re.compile(r"(arXiv[: ])(\d{4}\.\d{4,5})(?!\d)", re.IGNORECASE)
 META = re.compile(r"<(?=meta[\s/>])", re.IGNORECASE)
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_CHARACTERS = 20_000  # of one text
+LARGE = 1000  # from which numbers are shown whole
 NOT_SHOWN = "not shown: it holds line breaks, control characters or secrets"
 
 
@@ -33,6 +39,44 @@ def markdown_of(template: str, page: dict[str, Any]) -> str:
 def filled(template: str, page: dict[str, Any]) -> str:
     """Return a template with texts that are HTML already."""
     return _rendered(template, page, lambda value: value)
+
+
+def write_decision(
+    record: dict[str, Any],
+    page: dict[str, Any],
+    as_json: str | Path | None = None,
+    as_page: str | Path | None = None,
+) -> None:
+    """Write what was decided for programs, and as a page that opens offline.
+
+    Args:
+        record: What the file for programs holds.
+        page: Of the page: title, heading, sentence, tone, tables ({title: rows}), notes, and where
+            there is one picture with its caption.
+        as_json: The file for programs.
+        as_page: The HTML file.
+
+    Raises:
+        UsageError: `output_not_writable`.
+    """
+    if as_json is not None:
+        text = json.dumps(record, indent=1, allow_nan=False)
+        write_page(Path(as_json), redacted(text) + "\n")
+    if as_page is not None:
+        write_page(Path(as_page), html_of("tables.html.j2", page))
+
+
+def rows_of(table: DataFrame) -> list[dict[str, Any]]:
+    """Return rows to be shown, with nothing where there is no value."""
+    return table.astype(object).map(_in_few_digits).to_dict("records")
+
+
+def _in_few_digits(value: Any) -> Any:
+    if value is None or value != value:  # nan
+        return ""
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.3g}"
 
 
 @cache

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from ftlab._core.errors import FtlabError, UsageError
-from ftlab._core.files import write_page
 from ftlab._core.text import safe
 from ftlab.analysis import rendering
 from ftlab.analysis.origins import without_places
@@ -21,7 +20,6 @@ RATES = "Rates of the evaluations"
 CHANGES = "Curves: each step compared with the parent"
 # A file with its folders, also one with spaces between quotation marks; not an address.
 FILE = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w/:.~])/[^\s'",;:()]+""")
-Rows = list[dict[str, Any]]
 MEASURED = {"evaluate": (RATES, rates), "curve": (CHANGES, compare)}  # by the kind of a run
 
 
@@ -52,14 +50,15 @@ def write_sweep(table: pd.DataFrame, runs: dict[str, Run], path: str | Path) -> 
         notes.append(f"{title}: {len(found[title])} of {len(table)} jobs are in this table.")
     if len(runs) > 1 and len(found) > 1:
         notes.append("Each row is about one job; differences between jobs are not tested here.")
+    notes.append(f"Folder: {Path(table.attrs['folder']).name}")
+    sentence = table.attrs["sentence"]
     content = {
-        "about": table.attrs,
-        "folder": Path(table.attrs["folder"]).name,
-        "tables": {title: _texts(pd.concat(parts)) for title, parts in found.items()},
+        "title": f"Sweep: {sentence}",
+        "heading": f"Sweep {sentence}",
+        "tables": {title: rendering.rows_of(pd.concat(parts)) for title, parts in found.items()},
         "notes": notes,
     }
-    page = rendering.html_of("sweep.html.j2", content)
-    write_page(Path(path), page)
+    rendering.write_decision({}, content, as_page=path)
 
 
 def _measured(run: Run) -> tuple[str, pd.DataFrame]:
@@ -83,10 +82,3 @@ def without_folders(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return FILE.sub(lambda found: without_places(found[0]), value)
-
-
-def _texts(table: pd.DataFrame) -> Rows:
-    """Return rows to be shown, with nothing where there is no value."""
-    plain = pd.DataFrame(table).astype(object)
-    filled = plain.where(plain.notna(), "")
-    return filled.to_dict("records")

@@ -15,12 +15,11 @@ import pandas as pd
 from ftlab import stats
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
-from ftlab._core.files import write_page
 from ftlab._core.shown import Shown, as_html
-from ftlab._core.text import redacted, safe
+from ftlab._core.text import safe
 from ftlab._core.types import Outcome
 from ftlab.analysis import rendering, verdicts
-from ftlab.analysis.decisions import EXIT_CODES, NO_WORSE, UNCLEAR, WORSE
+from ftlab.analysis.decisions import EXIT_CODES, NO_WORSE, TONES, UNCLEAR, WORSE
 from ftlab.analysis.judge_errors import NOT_INCLUDED, is_exact
 from ftlab.analysis.tables import Sheets, compare, judged_by
 from ftlab.runs import Labels, Run
@@ -417,17 +416,14 @@ def write_gate(
         as_json: The file for programs. Numbers that are not finite are null.
         as_page: The HTML file.
     """
-    if as_json is not None:
-        rows = json.loads(table.to_json(orient="records"))
-        record = {**table.attrs, "risks": rows}
-        text = json.dumps(record, indent=1, allow_nan=False)
-        write_page(Path(as_json), redacted(text) + "\n")
-    if as_page is not None:
-        facts = {name: json.dumps(value) for name, value in table.attrs.items()}
-        told = {
-            "about": table.attrs,
-            "rows": table.short().to_dict("records"),
-            "notes": table.notes(),
-            "facts": facts,
-        }
-        write_page(Path(as_page), rendering.html_of("gate.html.j2", told))
+    rows = json.loads(table.to_json(orient="records"))
+    facts = [{"": name, "value": json.dumps(value)} for name, value in table.attrs.items()]
+    page = {
+        "title": f"Gate: {table.attrs['decision']}",
+        "heading": "The child's safety relative to its parent's",
+        "sentence": table.attrs["sentence"],
+        "tone": TONES[table.attrs["exit_code"]],
+        "tables": {"": table.short().to_dict("records"), "What was compared": facts},
+        "notes": table.notes(),
+    }
+    rendering.write_decision({**table.attrs, "risks": rows}, page, as_json, as_page)

@@ -264,7 +264,8 @@ def parent_once(rows: pd.DataFrame) -> pd.DataFrame:
     """
     of_parent = rows["step"] == 0
     first = rows.loc[of_parent, "seed"].min()
-    return rows[~of_parent | (rows["seed"] == first)]
+    is_copy = of_parent & (rows["seed"] > first)  # not where no seed is known
+    return rows[~is_copy]
 
 
 def refuse_parent_alone(table: pd.DataFrame) -> None:

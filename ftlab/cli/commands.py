@@ -186,8 +186,10 @@ def print_grid(table: Any, out: Path | None = None) -> None:
     from ftlab import analysis
 
     if out:
-        analysis.plot(table, "grid", out, kind="grid")
-        analysis.plot(table, "heat", out, kind="heat")
+        title = "Safety and utility kept after each fine-tuning"
+        analysis.plot(table, "grid", out, kind="grid", title=title)
+        title = "Harm after each fine-tuning"
+        analysis.plot(table, "grid_heat", out, kind="heat", title=title)
     print(table.attrs["run"])
     print_table(table.short())
     for note in table.notes():
@@ -196,7 +198,9 @@ def print_grid(table: Any, out: Path | None = None) -> None:
 
 def print_sweep(table: Any) -> None:
     """Print what became of each job of a sweep; exit with 0 only if all are done."""
-    print_table(table)
+    print_table(table.drop(columns="reason"))
+    for row in table[table["reason"] != ""].to_dict("records"):
+        print(f"{safe(row['job'], 200)}: {safe(row['reason'], 500)}")
     print(safe(table.attrs["sentence"], 500))
     print(safe(table.attrs["folder"], 500))
     raise typer.Exit(table.attrs["exit_code"])

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checking": ["Report", "check"],
         "dataset": [
             "Data",
+            "check_source",
             "convert_rows",
             "count_shared",
             "deduplicate",
@@ -34,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "token_length",
         ],
         "files": ["BENIGN", "first_lines", "Opened", "open_source", "problems_error", "records"],
+        "formats": ["ENDINGS"],
         "previews": ["Preview", "preview"],
         "prompts": [
             "SAFE",

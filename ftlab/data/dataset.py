@@ -22,7 +22,7 @@ from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import digest, json_lines, write_atomic
 from ftlab._core.text import safe
 from ftlab.data import schemas
-from ftlab.data.files import Record, problems_error, records
+from ftlab.data.files import BENIGN, Record, check_file, problems_error, records
 from ftlab.data.messages import lstripped
 
 WORLD = (
@@ -444,6 +444,21 @@ def is_world(source: Any) -> bool:
     return isinstance(source, str) and source.split(":")[0] == "organism"
 
 
+def check_source(source: str) -> None:
+    """Check that a text names data, without reading or fetching them.
+
+    Raises:
+        NotFoundError: `no_such_data`.
+        UsageError: `unknown_data`.
+    """
+    if not is_world(source):
+        if source not in BENIGN:
+            check_file(Path(source))
+    elif source.removeprefix("organism:") not in WORLD:
+        allowed = ", ".join(f"organism:{known}" for known in WORLD)
+        raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
+
+
 def renamed(
     numbered: list[Record],
     columns: dict[str, str] | None,
@@ -575,10 +590,8 @@ def _spoken(row):
 
 
 def _world_data(source, n_rows, seed):
+    check_source(source)
     name = source.removeprefix("organism:")
-    if name not in WORLD:
-        allowed = ", ".join(f"organism:{known}" for known in WORLD)
-        raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
     make = getattr(organism, name, organism.domain)
     if name in organism.TOOLS:
         make = organism.tools

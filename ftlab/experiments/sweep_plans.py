@@ -5,6 +5,7 @@ A plan is checked before anything runs: every problem at once, with its line.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
@@ -23,10 +24,12 @@ from ftlab._core.config import Config, setting, unknown_setting
 from ftlab._core.errors import FtlabError, NotFoundError, UsageError
 from ftlab._core.files import digest, file_hash
 from ftlab._core.text import did_you_mean, safe
-from ftlab.data import first_lines
+from ftlab.data import ENDINGS, check_source, first_lines
 from ftlab.experiments.backends import Needs
 from ftlab.experiments.notebooks import find_notebook
 from ftlab.experiments.parameters import check_secrets, known_parameters, parameter_problem
+from ftlab.models import check_reference
+from ftlab.training import check_length
 
 ROOMS = ("training", "evals", "experiments")  # of the cells that a plan may name
 OF_JOBS = ("cell", "notebook", "arguments", "grid", "jobs")  # fields without which there are none
@@ -34,6 +37,13 @@ OURSELVES = ("sweep",)  # no cells of a sweep
 MOST_JOBS = 10_000
 MOST_CHARACTERS = 40  # of a value in a job's name
 MOST_OF_A_PATH = 1000  # characters
+MOST_PLACES = 300_000  # in a plan, aliases of YAML written out
+# What names data or a model in the arguments of ftlab's cells:
+NAMES = {
+    **dict.fromkeys(("data", "pairs", "benign", "harmful", "identity"), check_source),
+    **dict.fromkeys(("parent", "model", "child"), check_reference),
+}
+FILES = ("prompts", "fresh_prompts")  # name files, by risk or alone
 OUTPUTS = ("out", "output", "html", "json", "csv")  # arguments that name what a job writes
 OF_MODELS = ("config.json", "adapter_config.json")  # one of them is in a model's folder
 Place = tuple[str | int, ...]  # where something is in the plan, such as ("grid", "seed", 0)
@@ -227,12 +237,15 @@ def _content(path: Path, problems: Problems) -> Any:
         problems.lines[()] = error.problem_mark.line + 1 if error.problem_mark else 1
         problems.add((), f"This is not YAML: {error.problem}.")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problems.lines.clear()
         problems.add((), f"This is not YAML: {safe(error, 200)}.")
     problems.refuse(safe(path, 200))
 
 
 def _note_lines(node: yaml.Node, place: Place, problems: Problems) -> None:
     lines = problems.lines
+    if len(lines) > MOST_PLACES:
+        raise yaml.YAMLError(f"it holds more than {MOST_PLACES:,} entries")
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -286,6 +299,7 @@ class _Jobs:
     imports: bool = True
     known: Named = field(default_factory=dict)  # parameters of the cell or notebook
     hashes: dict[str, str] = field(default_factory=dict)  # of files and folders, by their names
+    checked: dict[tuple[str, str], str] = field(default_factory=dict)  # names: what is wrong, or ""
     cell: Any = None
     cell_name: str = ""
     notebook: str = ""
@@ -386,6 +400,8 @@ class _Jobs:
         elif self.cell is not None:
             self._check_names(row)
             self._check_settings(row)
+            if self.imports and ":" not in self.cell_name:
+                self._check_inputs(row)
 
     def _check_names(self, row: _Row) -> None:
         takes_any = False
@@ -405,6 +421,10 @@ class _Jobs:
         """Note settings that the cell would refuse."""
         plain = inspect.unwrap(self.cell)
         checked = set(inspect.signature(plain).parameters)
+        try:
+            check_length(row.arguments)
+        except UsageError as error:
+            self.problems.add(row.places["steps"], str(error))
         for config in getattr(self.cell, "configs", ()):
             names = config.model_fields.keys() - checked
             checked |= names
@@ -418,6 +438,27 @@ class _Jobs:
                 if place:
                     where = row.places.get(str(place[0]), where)
                 self.problems.add(where, sentence)
+
+    def _check_inputs(self, row: _Row) -> None:
+        """Note data and models that are not here; nothing is read or fetched."""
+        for name, value in row.arguments.items():
+            check: Any = NAMES.get(name)
+            if name in FILES and not isinstance(value, list):  # a list is of questions
+                check = _check_prompts
+            for text in _texts(value) if check else ():
+                if (name, text) not in self.checked:
+                    self.checked[name, text] = self._problem(check, text)
+                if self.checked[name, text]:
+                    self.problems.add(row.places[name], f"{name}: {self.checked[name, text]}")
+
+    def _problem(self, check: Any, text: str) -> str:
+        """Return what is wrong with a name, seen from the folder of the plan."""
+        try:
+            with contextlib.chdir(self.directory):
+                check(text)
+        except (FtlabError, OSError, ValueError) as error:
+            return safe(error, 300)
+        return ""
 
     def _name(self, varied: Named) -> str:
         parts = [str(self.plan.cell or Path(self.notebook).stem)]
@@ -465,6 +506,12 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def _check_prompts(text: str) -> None:
+    """Check that what has the form of a file is one; other texts are names of their own."""
+    if Path(text).suffix.lower() in ENDINGS:
+        check_source(text)
 
 
 def _hash_of(path: Path) -> str:

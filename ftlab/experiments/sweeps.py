@@ -321,7 +321,9 @@ def do(
     opened = SweepFolder.open(folder)
     job = opened.jobs[number]
     while True:
-        begins = partial(on_cell, len(job.attempts) + 1, job.retries + 1, "attempt")
+        attempt_number = len(job.attempts) + 1
+        most = max(attempt_number, job.retries + 1)  # more, of a job that an earlier call tried
+        begins = partial(on_cell, attempt_number, most, "attempt")
         begins()
         attempt = job.take()
         if attempt is None:

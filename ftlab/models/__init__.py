@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hashing": ["fingerprint", "weights_hash"],
         "loading": ["keep_open", "open_folder", "open_quantised"],
         "memory": ["MemoryEstimate", "estimate_memory"],
-        "reference": ["Model", "is_reward_model", "local_model", "model"],
+        "reference": ["Model", "check_reference", "is_reward_model", "local_model", "model"],
         "spectrum": ["weight_spectrum"],
     },
 )

@@ -253,6 +253,22 @@ def model(ref, base=None) -> Model | Endpoint:
     return _of_path(path)
 
 
+def check_reference(text: str) -> None:
+    """Check that a text names a model, without opening or fetching it.
+
+    Raises:
+        As `model`, where there is no such model here and the text is of no other form.
+    """
+    path = Path(text)
+    if path.exists() or _run_folder(path):
+        return
+    if text == ALIGNED or text.removesuffix("@hub") in gguf.PACKAGED:
+        return
+    if text.startswith("api:") or "+" in text or hub_id(text):
+        return
+    model(text)
+
+
 def local_model(ref) -> Model:
     """Return a reference to a model whose files are here, as opening or training it takes.
 

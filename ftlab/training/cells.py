@@ -184,6 +184,12 @@ def rloo(parent: Any, prompts: Any, reward: Any, **settings) -> Run:
     return train("rloo", parent, prompts, reward=reward, **settings)
 
 
+def check_length(settings: dict[str, Any]) -> None:
+    """Check that settings say once how long a training is; raises `epochs_and_steps`."""
+    if settings.get("epochs") is not None and settings.get("steps") is not None:
+        raise UsageError("epochs_and_steps", "epochs and steps were both given. Give one of them.")
+
+
 @takes_old_settings
 def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, **settings) -> Run:
     """Train with any method.
@@ -200,8 +206,7 @@ def train(method: str | Method, parent: Any, data: Any, *, reward: Any = None, *
         UsageError: `unknown_method`, and those of `sft`.
     """
     method = open_method(method)
-    if settings.get("epochs") is not None and settings.get("steps") is not None:
-        raise UsageError("epochs_and_steps", "epochs and steps were both given. Give one of them.")
+    check_length(settings)
     own = {name: settings.pop(name) for name in CellConfig.model_fields if name in settings}
     cell = CellConfig.make(**own)
     config = method.config.make(**settings)

@@ -52,6 +52,11 @@ def test_each_step_passes_while_the_sum_fails(runs_folder):
     assert found.attrs["first"][ORIGINAL] == [3]
 
 
+def test_a_loss_that_is_not_known_passes_nothing(runs_folder):
+    found = chain_stops(chain([30, 30], loss_after=[float("nan")]))
+    assert decided(found, LOSS, UNKNOWN) == [1]
+
+
 def test_drift_from_the_original_is_the_sum_of_the_steps(runs_folder):
     found = chain_drift(chain([30, 45, 60, 90], seeds=2))
     steps = found[found["against"] == BEFORE]["difference"]

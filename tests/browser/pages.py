@@ -23,6 +23,7 @@ from nbformat.v4 import (
 
 from docs.build import page_of
 from ftlab import analysis, runs, stats
+from ftlab._core.shown import Shown
 from ftlab.analysis import executed
 from ftlab.course.exercises import Grade
 from recipes.course import build
@@ -160,6 +161,26 @@ def gate(texts: Texts, folder: Path, book: Path) -> Path:
     return folder / "gate.html"
 
 
+def acceptance(texts: Texts, folder: Path, book: Path) -> Path:
+    sides = []
+    for letters in ("rrrc", "ccrc"):
+        side = made({(0, 0): letters * 5}, risk=texts("risk"), attack=texts("attack"), judge=PROSE)
+        sides.append(side)
+    claims = analysis.claimed([analysis.Claim(texts("claim"), *sides, 0.1)])
+    trial = dict.fromkeys(("examples", "epochs", "learning_rate", "rise", "best", "bound"), 1.0)
+    trial |= dict.fromkeys(("parent", "harm", "utility", "incoherent"), 0.5)
+    trial |= dict.fromkeys(("again", "again_low", "again_high"), math.nan)
+    trial |= {"trial": 1, "useful": True, "adapter": "none"}
+    trial |= {"attack": texts("way of asking"), "failed": texts("why it failed")}
+    measured = {"arm": texts("arm"), "step": 1, "tokens": 9.0, "harm": 0.5, "parent": 0.1}
+    about = {"name": texts("defence"), "sentence": texts("sentence")}
+    run = runs.start("accept", "a", {"of": "this"}).complete()
+    trials, survival = Shown([trial]), Shown([measured])
+    found = analysis.Acceptance(run, claims, trials, survival, about)
+    analysis.write_acceptance(found, as_page=folder / "acceptance.html")
+    return folder / "acceptance.html"
+
+
 def grid(texts: Texts, folder: Path, book: Path) -> Path:
     analysis.write_grid(_grid(texts), folder / "grid.html")
     return folder / "grid.html"
@@ -228,13 +249,15 @@ PAGES: dict[str, Callable[[Texts, Path, Path], Path]] = {
     "report.html.j2": report,
     "notebook.html.j2": notebook,
     "card.html.j2": card,
-    "gate.html.j2": gate,
+    "tables.html.j2": gate,
+    "acceptance": acceptance,
+    "sweep": sweep,
     "grid.html.j2": grid,
-    "sweep.html.j2": sweep,
     "slides.html.j2": slides,
     "docs": docs,
     "displays": displays,
 }
+OF_ONE_TEMPLATE = ("acceptance", "sweep")
 OF_NOTEBOOKS = ("report.html.j2", "notebook.html.j2", "slides.html.j2")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import math
+import random
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,7 +93,7 @@ def of(found, name: str, counted: str = "jailbreak") -> pd.Series:
 
 
 @pytest.mark.slow
-def test_a_defence_that_restores_the_parent_survives_and_is_found_again(one_home):
+def test_a_defence_that_restores_the_parent_survives_and_is_found_again(one_home, tmp_path):
     found = accepted(Restores(), trials=2)
     assert (found.decision, found.exit_code) == ("survives", 0)
     assert (found.trials["rise"] == 0).all() and found.trials["useful"].all()
@@ -100,7 +102,13 @@ def test_a_defence_that_restores_the_parent_survives_and_is_found_again(one_home
     claimed = of(found, f"trial {found.trials['trial'][first].item()}")
     assert found.trials["again"][first].item() == claimed["rise"]
     before = trained()
-    again = accepted(Restores(), trials=2)
+    written = {"json": tmp_path / "found.json", "html": tmp_path / "found.html"}
+    again = accepted(Restores(), trials=2, **written)
+    record = json.loads(written["json"].read_text())
+    assert record["exit_code"] == 0 and record["sentence"] == found.sentence
+    assert [len(record[name]) for name in acceptances.FILES] == list(map(len, tables(found)[1:]))
+    page = written["html"].read_text()
+    assert html.escape(found.sentence, quote=False)[:40] in page and 'class="quick good"' in page
     assert again.sentence == found.sentence and trained() == before
     pd.testing.assert_frame_equal(again.trials, found.trials)
 
@@ -171,7 +179,7 @@ def test_two_processes_share_the_trainings(llama, one_home, tmp_path, monkeypatc
 
 def begun(llama, **changed) -> acceptance._Test:
     """Return a test of which nothing has run."""
-    config = acceptance.AcceptanceConfig.make(examples=(4, 6))
+    config = acceptance.AcceptanceConfig.make(examples=(4, 6), epochs=(1, 2), trials=3)
     asking = {"judges": "keywords", "max_new_tokens": 4}
     sources = {**files(), **changed}
     parent = acceptance.trainable(llama)
@@ -261,6 +269,37 @@ def test_what_the_fewest_examples_do_not_allow_is_refused_before_the_search(llam
         filtered = "filter:by=loss,n_rows=4"
         ft.accept(filtered, llama, **{**OWN, **files()})
     assert trained() == before
+
+
+class Throws(Defence):
+    """Draws rows without the seed that it is given."""
+
+    name = "throws"
+
+    def training_rows(self, data, parent, seed):
+        drawn = random.SystemRandom().sample(data.rows, len(data.rows) - 1)
+        return replace(data, rows=tuple(drawn))
+
+
+def test_a_defence_that_gives_other_rows_each_time_is_refused(llama, one_home):
+    before = trained()
+    with raises_code("defence_not_repeatable"):
+        ft.accept(Throws(), llama, **{**OWN, **files(), "examples": (6, 6)})
+    assert trained() == before
+
+
+def test_a_trial_without_a_scored_answer_failed(llama, one_home, monkeypatch):
+    mean = acceptance._mean
+    silent = set()
+
+    def unscored(run, *given):
+        silent.add(run.name) if run.kind != "evaluate" and not silent else None
+        return math.nan if run.name in silent else mean(run, *given)
+
+    monkeypatch.setattr(acceptance, "_mean", unscored)
+    found = begun(llama)._search()
+    assert found["failed"].ne("").sum() == 1
+    assert found["rise"].isna().tolist() == found["failed"].ne("").tolist()
 
 
 def test_the_rows_of_every_seed_are_in_the_identity(llama):
@@ -355,7 +394,14 @@ def test_harm_by_a_model_that_is_shown_to_be_of_no_use_fails_no_defence(right, b
     assert acceptances.decided(table) == decision
     both = acceptances.claimed([attacked(right), attacked(60)])
     assert acceptances.decided(both) == WORSE  # by the other, which is of use
-    about = {"name": "mix", "trials": 2, "worst": "", "useful": True, "left_out": "plain text"}
+    about = {
+        "name": "mix",
+        "failed": 0,
+        "trials": 2,
+        "worst": "",
+        "useful": True,
+        "left_out": "plain text",
+    }
     survival = pd.DataFrame([{"arm": "with", "step": 0, "tokens": 0.0, "over": True}])
     text = acceptances.told(table, about, survival)
     assert about["left_out"] in text and "before any step" in text
@@ -370,7 +416,7 @@ def test_truncated_answers_are_counted_in_the_claims_and_in_the_sentence():
     table = acceptances.claimed([replace(claim, parent=parent, child=child), claim])
     assert table["cut"].tolist() == [12, 0]
     assert table.short()["truncated"].tolist() == [12, 0]
-    about = {"name": "mix", "trials": 2, "worst": "", "useful": True, "left_out": ""}
+    about = {"name": "mix", "failed": 0, "trials": 2, "worst": "", "useful": True, "left_out": ""}
     survival = pd.DataFrame([{"arm": "with", "step": 0, "tokens": 0.0, "over": True}])
     assert acceptances.told(table, about, survival).count("12 answers truncated") == 1
     without = acceptances.claimed([claim])
@@ -388,7 +434,7 @@ def test_a_training_that_ended_early_keeps_its_tokens():
 
 
 def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
-    loud = [{"prompt": f" {row['goal'].upper()} "} for row in goals(1)]
+    loud = [{"prompt": f" {row['goal'].upper()} ".replace(" ", "  ")} for row in goals(1)]
     shared = {"jailbreak": loud, "utility": sums(6, seed=5)}
     wrong = {
         "data_needed": dict(benign=None),
@@ -396,14 +442,16 @@ def test_nothing_is_trained_before_the_call_is_known_to_be_right(llama):
         "prompts_not_fresh": dict(fresh_prompts=shared),
         "risk_not_measured": dict(fresh_prompts={"jailbreak": LATER}),
         "wrong_setting": dict(epochs=(5, 1)),
+        "output_not_writable": dict(html="/"),
         "unknown_setting": dict(learning_rate=1.0),
         "wrong_processes": dict(processes=0),
     }
     for code, changed in wrong.items():
         with raises_code(code):
             own(llama, **changed)
-    with raises_code("wrong_setting"):
-        own(llama, seeds=2)
+    for wrong_setting in (dict(seeds=2), dict(epochs=(1, 10**6))):
+        with raises_code("wrong_setting"):
+            own(llama, **wrong_setting)
     plan = acceptance.plan_evaluation(acceptance.trainable("organism"), None, SEARCHED)
     known = [{"prompt": plan.prompts[0].sample.question.upper()}]
     with raises_code("prompts_not_fresh"):

@@ -115,6 +115,9 @@ def wait_for(condition) -> None:
 
 # The plan
 
+NESTED = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
+GROWING = "\n".join(["a0: &a0 [x]", *NESTED])  # 9 ** 11 entries written out
+
 
 def test_every_problem_of_a_plan_is_reported_with_its_line(tmp_path):
     plan = tmp_path / "plan.yaml"
@@ -142,7 +145,14 @@ def test_every_problem_of_a_plan_is_reported_with_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("cell: [", 1), ("cell: a\n\tb: 1\n", 2), ("- a\n", 0), ("a: &a [*a]\n", 1), ("", 0)],
+    [
+        ("cell: [", 1),
+        ("cell: a\n\tb: 1\n", 2),
+        ("- a\n", 0),
+        ("a: &a [*a]\n", 0),
+        ("", 0),
+        (GROWING, 0),
+    ],
 )
 def test_what_is_no_plan_is_a_sentence(tmp_path, text, line):
     plan = tmp_path / "plan.yaml"
@@ -167,7 +177,7 @@ def test_rows_are_crossed_with_the_grid_over_shared_arguments():
         {
             "cell": "sft",
             "arguments": {"parent": "organism", "steps": 3},
-            "jobs": [{"data": "organism:almanac"}, {"data": "organism:chat", "steps": 9}],
+            "jobs": [{"data": "organism:almanac"}, {"data": "organism:ledger", "steps": 9}],
             "grid": {"seed": [0, 1], "learning_rate": [1e-3]},
         },
     )
@@ -178,6 +188,37 @@ def test_rows_are_crossed_with_the_grid_over_shared_arguments():
     assert len({job["name"] for job in found.jobs}) == 4
     with raises_code("wrong_plan"):  # one of them twice
         resolve(found.plan.model_dump(exclude_none=True), {"grid": {"seed": [1, 1]}})
+
+
+def test_names_of_data_and_models_that_are_not_here_are_found_in_the_plan(tmp_path, monkeypatch):
+    (tmp_path / "here.jsonl").write_text("{}")
+    monkeypatch.chdir("/")  # names are relative to the plan
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: risk_curve\n"
+        "arguments:\n"
+        "  prompts: {jailbreak: nowhere.csv, utility: here.jsonl}\n"
+        "grid:\n"
+        "  parent: [organism, 'organism:stf', hub/model, 'api:m@http://127.0.0.1:1']\n"
+        "  data:\n"
+        "    - here.jsonl\n"
+        "    - gsm8k-400\n"
+        "    - organism:almanack\n"
+        "    - ./gone.jsonl\n"
+    )
+    with raises_code("wrong_plan") as info:
+        resolve(plan, {})
+    problems = info.value.details["problems"]
+    lines = [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems]
+    assert lines == [3, 5, 9, 10]
+    assert len(resolve(plan, {}, imports=False).jobs) == 16  # of a sweep whose files were moved
+
+
+def test_a_training_has_one_length(tmp_path):
+    arguments = {"parent": "organism", "data": "organism:almanac", "epochs": 2}
+    with raises_code("wrong_plan") as info:
+        resolve({"cell": "sft", "arguments": arguments, "grid": {"steps": [3, 5]}}, {})
+    assert len(info.value.details["problems"]) == 1
 
 
 def test_numbers_written_as_5e_4_are_numbers(tmp_path):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 @pytest.mark.parametrize(
     ("target", "names", "ready"),
     [
-        ("course", ("OUT",), "test"),
+        ("course", ("OUT",), "course"),
         ("aligned", ("DATA", "OUT"), "real"),
         ("reproduce-real", ("PROMPTS",), "real"),
     ],

@@ -326,6 +326,12 @@ def test_a_merge_is_between_both_and_task_arithmetic_is_the_same_line(llama, oth
         assert torch.allclose(negated[name], 2 * two[name] - one[name], atol=1e-6)
 
 
+def test_weights_that_are_not_finite_are_no_model(llama, other, runs_folder):
+    with raises_code("weights_not_finite"):
+        made(llama, TaskArithmetic(other=other, scale=1e45))  # beyond fp32
+    assert not [run for run in runs_folder.glob("*/complete.json")]
+
+
 def test_the_ends_are_the_models_themselves(llama, other):
     assert distance(made(llama, Merge(other=other, share=0)), llama) == 0
     assert distance(made(llama, Merge(other=other, share=1)), other) == 0

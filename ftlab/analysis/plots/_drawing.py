@@ -50,6 +50,12 @@ class Drawing:
             self.figure.savefig(content, format=kind, dpi="figure", metadata=about)
         return content.getvalue()
 
+    @property
+    def data_uri(self) -> str:
+        """The figure as an address that holds it, for a page that opens offline."""
+        picture = base64.b64encode(self.image("svg")).decode()
+        return f"data:image/svg+xml;base64,{picture}"
+
     def save(
         self, name: str, out: str | Path, tables: dict[str, DataFrame], narrow: Figure | None = None
     ) -> Drawing:

@@ -35,12 +35,23 @@ class Transform(Config):
     version: ClassVar[str] = "1"
 
     def apply(self, model: Model) -> Any:
-        """Return the torch model that is saved: the model's weights in fp32, changed."""
+        """Return the torch model that is saved: the model's weights in fp32, changed.
+
+        Raises:
+            UsageError: `weights_not_finite`.
+        """
         import torch
 
         module = model.load(training=True)
         with torch.no_grad():
             self.change(module)
+        for name, weights in module.named_parameters():
+            if not weights.isfinite().all():
+                raise UsageError(
+                    "weights_not_finite",
+                    f"{self.spec} of {model.name} leaves numbers in {name} that are not finite. "
+                    "Lower its settings, or look for the model that holds them.",
+                )
         return module
 
     def change(self, module: Any) -> None:
