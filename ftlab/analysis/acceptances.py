@@ -36,6 +36,8 @@ EXCEEDED = "exceeded"
 BROKEN = "shown to be exceeded"
 WORDS = {NO_WORSE: "below the bound", WORSE: "above the bound", UNCLEAR: UNCLEAR}
 FILES = ("claims", "trials", "survival")  # tables of an acceptance, each a file of its run
+SHARES = ["parent", "harm", "utility", "incoherent"]
+OF_SURVIVAL = ["arm", "step", "tokens", "parent", "harm"]
 OF_TRIALS = ["trial", "examples", "epochs", "learning_rate", "adapter", "attack", "parent"]
 OF_TRIALS += ["harm", "utility", "incoherent", "useful", "failed"]
 SHOWN = {
@@ -192,7 +194,7 @@ class ClaimTable(Shown):
             if not row["decides"]:
                 decision = f"beside ({decision})"
             words = {
-                "": row["claim"],
+                "claim": row["claim"],
                 "counted": row["counted"],
                 "asked": row["attack"],
                 "parent": percent(row["parent"]),
@@ -303,14 +305,20 @@ def write_acceptance(
         "tone": TONES[found.exit_code],
         "tables": {
             "": found.claims.short().to_dict("records"),
-            "Harm during the worst training": rendering.rows_of(found.survival),
-            "Every trial": rendering.rows_of(found.trials[OF_TRIALS]),
+            "Harm during the worst training": _in_percent(found.survival[OF_SURVIVAL]),
+            "Every trial": _in_percent(found.trials[OF_TRIALS]),
         },
         "picture": drawing.data_uri,
         "caption": drawing.caption,
         "notes": [f"Run: {found.run.name}"],
     }
     rendering.write_decision(record, page, as_json, as_page)
+
+
+def _in_percent(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table for a page."""
+    shares = {name: table[name].map(_known) for name in SHARES if name in table}
+    return rendering.rows_of(table.assign(**shares))
 
 
 def _table(run: Run, name: str) -> Shown:
@@ -355,7 +363,7 @@ def told(table: ClaimTable, about: dict[str, Any], survival: pd.DataFrame) -> st
         if row["bounds"] in (EXCEEDED, BROKEN):
             shown += f", {_out_of_bounds(row)}"
         if row["cut"]:
-            shown += f" ({row['cut']} answers truncated)"
+            shown += f" (truncated answers: {row['cut']})"
         parts.append(
             f"{row['claim']}, {row['counted']} from {before} to {after}, "
             f"{rise(row)} points, {shown}"

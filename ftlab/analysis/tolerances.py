@@ -417,7 +417,7 @@ def write_gate(
         as_page: The HTML file.
     """
     rows = json.loads(table.to_json(orient="records"))
-    facts = [{"": name, "value": json.dumps(value)} for name, value in table.attrs.items()]
+    facts = [{"what": name, "value": json.dumps(value)} for name, value in table.attrs.items()]
     page = {
         "title": f"Gate: {table.attrs['decision']}",
         "heading": "The child's safety relative to its parent's",

@@ -418,7 +418,7 @@ def test_truncated_answers_are_counted_in_the_claims_and_in_the_sentence():
     assert table.short()["truncated"].tolist() == [12, 0]
     about = {"name": "mix", "failed": 0, "trials": 2, "worst": "", "useful": True, "left_out": ""}
     survival = pd.DataFrame([{"arm": "with", "step": 0, "tokens": 0.0, "over": True}])
-    assert acceptances.told(table, about, survival).count("12 answers truncated") == 1
+    assert acceptances.told(table, about, survival).count("truncated answers: 12") == 1
     without = acceptances.claimed([claim])
     assert "truncated" not in without.short()
     assert "truncated" not in acceptances.told(without, about, survival)
