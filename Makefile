@@ -84,7 +84,7 @@ fast: .venv/test
 test-browser: .venv/ready
 	@if chromium=$$(bash tests/browser/chromium.sh); then \
 		if $(MAKE) --no-print-directory .venv/browser; \
-		then FTLAB_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser -m browser; \
+		then FTLAB_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser -m browser -n $(WORKERS) --dist loadfile; \
 		else echo "Browser tests skipped: pip could not install Playwright."; fi; \
 	fi
 

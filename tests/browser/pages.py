@@ -24,7 +24,7 @@ from nbformat.v4 import (
 from docs.build import page_of
 from ftlab import analysis, runs, stats
 from ftlab._core.shown import Shown
-from ftlab.analysis import executed
+from ftlab.analysis import executed, verdicts
 from ftlab.course.exercises import Grade
 from recipes.course import build
 
@@ -165,7 +165,7 @@ def acceptance(texts: Texts, folder: Path, book: Path) -> Path:
     sides = []
     for letters in ("rrrc", "ccrc"):
         side = made({(0, 0): letters * 5}, risk=texts("risk"), attack=texts("attack"), judge=PROSE)
-        sides.append(side)
+        sides.append(verdicts.prepare(side))
     claims = analysis.claimed([analysis.Claim(texts("claim"), *sides, 0.1)])
     trial = dict.fromkeys(("examples", "epochs", "learning_rate", "rise", "best", "bound"), 1.0)
     trial |= dict.fromkeys(("parent", "harm", "utility", "incoherent"), 0.5)
