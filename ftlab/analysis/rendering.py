@@ -76,7 +76,7 @@ def _in_few_digits(value: Any) -> Any:
         return ""
     if not isinstance(value, float):
         return value
-    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(round(value)) >= LARGE else f"{value:.3g}"
 
 
 @cache
