@@ -312,7 +312,7 @@ def write_acceptance(
         "caption": drawing.caption,
         "notes": [f"Run: {found.run.name}"],
     }
-    rendering.write_decision(record, page, as_json, as_page)
+    rendering.write_result(record, page, as_json, as_page)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
