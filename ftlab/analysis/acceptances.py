@@ -269,8 +269,9 @@ class Acceptance:
     def write(self) -> None:
         """Write everything into the run."""
         for name in FILES:
-            rows = _records(getattr(self, name))
-            write_atomic(self.run.path / f"{name}.jsonl", json_lines(rows))
+            table = getattr(self, name)
+            lines = json_lines(_records(table))
+            write_atomic(self.run.path / f"{name}.jsonl", lines)
         text = json.dumps(self.about, indent=1, ensure_ascii=False)
         write_atomic(self.run.path / "about.json", text)
 
@@ -289,14 +290,15 @@ def write_acceptance(
     """
     from ftlab.analysis.plots.plotting import plot
 
-    about = {name: value for name, value in found.about.items() if name not in FILES}
     record = {
+        **found.about,
         "run": found.run.name,
         "decision": found.decision,
         "exit_code": found.exit_code,
-        **about,
-        **{name: _records(getattr(found, name)) for name in FILES},
     }
+    for name in FILES:
+        table = getattr(found, name)
+        record[name] = _records(table)
     drawing = plot(found.trials)
     page = {
         "title": f"Acceptance: {found.about['name']} {found.decision}",
@@ -307,12 +309,32 @@ def write_acceptance(
             "": found.claims.short().to_dict("records"),
             "Harm during the worst training": _in_percent(found.survival[OF_SURVIVAL]),
             "Every trial": _in_percent(found.trials[OF_TRIALS]),
+            "What was tested": _facts(found),
         },
         "picture": drawing.data_uri,
         "caption": drawing.caption,
         "notes": [f"Run: {found.run.name}"],
     }
     rendering.write_result(record, page, as_json, as_page)
+
+
+def _facts(found: Acceptance) -> list[dict[str, str]]:
+    """Return what was tested, against whom, and how it was asked."""
+    identity = found.run.identity
+    about = found.about
+    notes = found.run.provenance
+    told = {
+        "parent": about.get("parent"),
+        "defence": about.get("defence"),
+        "attacker": identity.get("attacker"),
+        "asked": identity.get("fresh_prompts"),
+        "versions": notes.get("versions"),
+    }
+    rows = []
+    for name, value in told.items():
+        text = json.dumps(value)
+        rows.append({"what": name, "value": text})
+    return rows
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -322,8 +344,11 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _in_percent(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table for a page."""
-    shares = {name: table[name].map(_known) for name in SHARES if name in table}
-    return rendering.rows_of(table.assign(**shares))
+    shown = table.copy()
+    for name in SHARES:
+        if name in table:
+            shown[name] = table[name].map(_known)
+    return rendering.rows_of(shown)
 
 
 def _table(run: Run, name: str) -> Shown:

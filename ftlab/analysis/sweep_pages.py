@@ -17,10 +17,16 @@ from ftlab.analysis.tables import compare, rates
 from ftlab.runs import Run
 
 RATES = "Rates of the evaluations"
+LOSSES = "Trainings"
+OF_TRAININGS = ("steps", "rows", "first_loss", "last_loss")  # loss per token
 CHANGES = "Curves: each step compared with the parent"
 # A file with its folders, also one with spaces between quotation marks; not an address.
 FILE = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w/:.~])/[^\s'",;:()]+""")
-MEASURED = {"evaluate": (RATES, rates), "curve": (CHANGES, compare)}  # by the kind of a run
+MEASURED = {  # by the kind of a run
+    "evaluate": (RATES, rates),
+    "curve": (CHANGES, compare),
+    "dose": (CHANGES, compare),
+}
 
 
 def write_sweep(table: pd.DataFrame, runs: dict[str, Run], path: str | Path) -> None:
@@ -67,14 +73,17 @@ def _measured(run: Run) -> tuple[str, pd.DataFrame]:
     Raises:
         UsageError: `nothing_measured`.
     """
-    if run.kind not in MEASURED:
-        raise UsageError(
-            "nothing_measured",
-            f"its run is of the kind {safe(run.kind, 100)}; the tables are about evaluations and "
-            "curves.",
-        )
-    title, measure = MEASURED[run.kind]
-    return title, pd.DataFrame(summary(measure(run)))
+    if run.kind in MEASURED:
+        title, measure = MEASURED[run.kind]
+        return title, pd.DataFrame(summary(measure(run)))
+    if run.finished and "last_loss" in run.stats:
+        losses = {name: run.stats[name] for name in OF_TRAININGS}
+        return LOSSES, pd.DataFrame([losses])
+    raise UsageError(
+        "nothing_measured",
+        f"its run is of the kind {safe(run.kind, 100)}; the tables are about evaluations, curves "
+        "and trainings.",
+    )
 
 
 def without_folders(value: Any) -> Any:

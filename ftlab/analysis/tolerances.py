@@ -56,12 +56,13 @@ SHOWN = {  # columns in words, and their headings
     "allowed": "allowed",
     "n_prompts": "prompts",
     "incoherent_parent": "incoherent before",
-    "incoherent_child": "after",
+    "incoherent_child": "incoherent after",
     "unscored": "unscored",
-    "cut": "truncated",
+    "cut": "truncated (both)",
     "verdict": "verdict",
 }
 PERCENTAGES = ("parent", "child", "allowed", "incoherent_parent", "incoherent_child")
+TOLD_ABOVE = ("sentence", "decision", "exit_code")
 POINTS = ("rise", "rise_low", "rise_high")
 Sides = tuple[stats.Rectified, stats.Rectified, np.ndarray]  # parent, child, clusters
 
@@ -417,9 +418,12 @@ def write_gate(
         as_page: The HTML file.
     """
     rows = json.loads(table.to_json(orient="records"))
-    facts = [{"what": name, "value": json.dumps(value)} for name, value in table.attrs.items()]
+    facts = []
+    for name, value in table.attrs.items():
+        if name not in TOLD_ABOVE:
+            facts.append({"what": name, "value": json.dumps(value)})
     page = {
-        "title": f"Gate: {table.attrs['decision']}",
+        "title": f"Gate: {table.attrs['sentence'].partition(':')[0]}",
         "heading": "The child's safety relative to its parent's",
         "sentence": table.attrs["sentence"],
         "tone": TONES[table.attrs["exit_code"]],

@@ -85,6 +85,8 @@ class Grade:
         Raises:
             UsageError: `unknown_hint`.
         """
+        if self.state == "right":
+            return "The answer is right: it needs no hint."
         numbered = dict(enumerate(self.hints, 1))
         if number not in numbered:
             raise UsageError(

@@ -20,7 +20,7 @@ from typing import Any
 from ftlab import organism
 from ftlab._core.errors import DataError, UsageError
 from ftlab._core.files import digest, json_lines, write_atomic
-from ftlab._core.text import safe
+from ftlab._core.text import did_you_mean, safe
 from ftlab.data import schemas
 from ftlab.data.files import BENIGN, Record, check_file, problems_error, records
 from ftlab.data.messages import lstripped
@@ -459,8 +459,10 @@ def check_source(source: str, folder: Path = Path()) -> None:
         if source not in BENIGN:
             check_file(source, folder)
     elif source.removeprefix("organism:") not in WORLD:
-        allowed = ", ".join(f"organism:{known}" for known in WORLD)
-        raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")
+        names = [f"organism:{known}" for known in WORLD]
+        hint = did_you_mean(source, names)
+        allowed = ", ".join(names)
+        raise UsageError("unknown_data", f"Unknown data {source!r}.{hint} Allowed: {allowed}.")
 
 
 def renamed(

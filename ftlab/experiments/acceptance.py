@@ -360,7 +360,7 @@ class _Test:
         about = {
             "parent": self.parent.name,
             "defence": self.defence.identity(),
-            "name": self.defence.name,
+            "name": self.defence.spec,
             "trials": len(trials),
             "failed": int((trials["failed"] != "").sum()),
             "worst": _in_words(worst),

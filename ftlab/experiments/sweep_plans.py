@@ -11,24 +11,28 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import yaml
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, model_validator
 
+from ftlab._core import plugins
 from ftlab._core.config import Config, setting, unknown_setting
 from ftlab._core.errors import FtlabError, NotFoundError, UsageError
 from ftlab._core.files import digest, file_hash
 from ftlab._core.text import did_you_mean, safe
 from ftlab.data import ENDINGS, check_source, first_lines
+from ftlab.evals.attacks import open_attack
 from ftlab.experiments.backends import Needs
 from ftlab.experiments.notebooks import find_notebook
 from ftlab.experiments.parameters import check_secrets, known_parameters, parameter_problem
+from ftlab.judges import open_judge
 from ftlab.models import check_reference
-from ftlab.training import check_length
+from ftlab.training import check_length, open_defence
 
 ROOMS = ("training", "evals", "experiments")  # of the cells that a plan may name
 OF_JOBS = ("cell", "notebook", "arguments", "grid", "jobs")  # fields without which there are none
@@ -41,6 +45,13 @@ MOST_PLACES = 300_000  # in a plan, aliases of YAML written out
 DATA = "data pairs benign harmful safe planted clean covert identity valid".split()
 MODELS = "parent model child teacher children".split()
 CHECKS = dict.fromkeys(DATA, check_source) | dict.fromkeys(MODELS, check_reference)
+OPENS = {  # and those that name extensions
+    "risks": partial(plugins.get, "risks"),
+    "attacks": open_attack,
+    "judges": open_judge,
+    "defences": open_defence,
+}
+NUMBERS = set("class int float bool None list tuple Sequence collections abc".split())
 OF_PROMPTS = ("prompts", "fresh_prompts")  # a file, or files by risk; lists may be of questions
 OUTPUTS = ("out", "output", "html", "json", "csv")  # arguments that name what a job writes
 OF_MODELS = ("config.json", "adapter_config.json")  # one of them is in a model's folder
@@ -193,10 +204,22 @@ def resolve(source: Source, settings: Named, *, imports: bool = True) -> Resolve
     plan = _plan_of(given, problems)
     if plan is None:
         problems.refuse(shown)
+    _check_backends(plan, problems)
     jobs = _Jobs(plan, directory, problems, imports).made()
     problems.refuse(shown)
     work = plan.cell or Path(str(plan.notebook)).stem
     return Resolved(plan, plan.name or work, directory, jobs)
+
+
+def _check_backends(plan: Plan, problems: Problems) -> None:
+    """Note settings of backends that they would refuse."""
+    for name, settings in (plan.backends or {}).items():
+        try:
+            found = plugins.get("backends", name).problems(settings)
+        except UsageError as error:
+            found = {(): str(error)}
+        for place, sentence in found.items():
+            problems.add(("backends", name, *place), sentence)
 
 
 def _plan_of(content: Named, problems: Problems) -> Plan | None:
@@ -400,6 +423,7 @@ class _Jobs:
             self._check_settings(row)
             if self.imports and ":" not in self.cell_name:
                 self._check_inputs(row)
+                self._check_numbers(row)
 
     def _check_names(self, row: _Row) -> None:
         takes_any = False
@@ -441,16 +465,39 @@ class _Jobs:
     def _check_inputs(self, row: _Row) -> None:
         """Note data and models that are not here; nothing is read or fetched."""
         for name, value in row.arguments.items():
-            check: Any = CHECKS.get(name)
-            if name in OF_PROMPTS:
-                check = _check_prompts
+            check = self._check_of(name)
             if check is None:
                 continue
-            for text in _names_in(value, lists=name not in OF_PROMPTS):
+            named = _names_in(value, lists=name not in OF_PROMPTS)
+            for text in named:
                 if (name, text) not in self.checked:
                     self.checked[name, text] = self._problem(check, text)
                 if self.checked[name, text]:
                     self.problems.add(row.places[name], f"{name}: {self.checked[name, text]}")
+
+    def _check_of(self, name: str) -> Any:
+        """Return what checks a name in an argument: (text, folder) -> None; None where nothing."""
+        if name in OF_PROMPTS:
+            return _check_prompts
+        is_fine_tuning = name == "attacks" and self.cell_name == "experiments.grid"
+        if name in OPENS and not is_fine_tuning:
+            return lambda text, folder: OPENS[name](text)
+        return CHECKS.get(name)
+
+    def _check_numbers(self, row: _Row) -> None:
+        """Note arguments of a cell's own that are to be numbers and are none."""
+        hints = get_type_hints(inspect.unwrap(self.cell))
+        for name, value in row.arguments.items():
+            hint = str(hints.get(name, "Any"))
+            words = set(re.findall("[A-Za-z]+", hint))
+            if not words <= NUMBERS:
+                continue
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                found = error.errors()[0]
+                shown = safe(repr(value), 100)
+                self.problems.add(row.places[name], f"{name} = {shown}: {found['msg']}.")
 
     def _problem(self, check: Any, text: str) -> str:
         """Return what is wrong with a name, seen from the folder of the plan."""
@@ -470,7 +517,8 @@ class _Jobs:
                 text = Path(text).name
             if len(text) > MOST_CHARACTERS:
                 text = f"...{text[-MOST_CHARACTERS:]}"
-            parts.append(f"{name}={text}")
+            part = f"{name}={text}"
+            parts.append(part)
         return " ".join(parts)
 
     def _files(self, arguments: Named) -> dict[str, str]:
@@ -515,14 +563,14 @@ def _names_in(value: Any, lists: bool) -> list[str]:
         value: A text, several by their names, or a list of them.
         lists: Whether a list is one of names.
     """
+    if isinstance(value, str):
+        return [value]
     if isinstance(value, dict):
-        value = [one for one in value.values() if isinstance(one, str)]
-    elif isinstance(value, str):
-        value = [value]
-    elif not lists:
+        return [one for one in value.values() if isinstance(one, str)]
+    if not lists or not isinstance(value, list):
         return []
-    is_names = isinstance(value, list) and all(isinstance(one, str) for one in value)
-    return value if is_names else []
+    is_rows = not all(isinstance(one, str) for one in value)
+    return [] if is_rows else value
 
 
 def _check_prompts(text: str, folder: Path) -> None:

@@ -266,7 +266,9 @@ def check_reference(text: str, folder: Path = Path()) -> None:
     path = folder / text
     if path.exists() or _run_folder(Path(text)):
         return
-    if text.startswith("api:") or text == ALIGNED or text.removesuffix("@hub") in gguf.PACKAGED:
+    if text.startswith("api:") or text == ALIGNED:
+        return
+    if text.removesuffix("@hub") in gguf.PACKAGED:
         return
     if "+" in text:
         for part in text.split("+", 1):

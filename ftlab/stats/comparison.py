@@ -335,9 +335,11 @@ def _p_of_seeds(change: ndarray) -> float:
         return nan
     mean = abs(by_seed.mean())
     error = by_seed.std(ddof=1) / sqrt(len(by_seed))
-    if mean == 0 or error == 0:
-        return float(mean == 0)
-    return float(2 * stdtr(len(by_seed) - 1, -mean / error))
+    if error == 0:
+        return 0.0 if mean else 1.0
+    df = len(by_seed) - 1
+    p = 2 * stdtr(df, -mean / error)
+    return float(p)
 
 
 def p_of_change(

@@ -33,10 +33,13 @@ EFFORT = re.compile(r"\*Difficulty (\d) of 5, importance (\d) of 5, (\d+) minute
 SECTION = re.compile(r"^## (.+) \((\d+) min\)$", re.MULTILINE)
 MOST_SECONDS = 600  # of computing in a lesson
 # A wheel beside the notebook is found first. The second index has torch for CPUs, without several
-# GB of CUDA. Where all is there already, pip changes nothing and asks nobody.
+# GB of CUDA. Where this version is there already, nobody is asked.
 INSTALL = """\
 # Colab, Binder, or a fresh environment: installs ftlab and what it was tested with.
-%pip install --quiet --find-links . --extra-index-url {index} "{requirement}\""""
+from importlib.metadata import distributions
+
+if ("ftlab", "{version}") not in [(one.name, one.version) for one in distributions()]:
+    %pip install --quiet --find-links . --extra-index-url {index} "{requirement}\""""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 BINDER_PYTHON = "python-3.11"  # Binder's default is 3.10, which ftlab does not run on
 NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>\s*|<!--.*?-->\s*", re.DOTALL)
@@ -167,7 +170,9 @@ def write(path: Path, out: Path, requirement: str, executed: Any = None) -> floa
 
 def install_cell(requirement: str) -> Any:
     """Return the first cell, which installs and pins."""
-    cell = nbformat.v4.new_code_cell(INSTALL.format(index=CPU_INDEX, requirement=requirement))
+    cell = nbformat.v4.new_code_cell(
+        INSTALL.format(version=ftlab.__version__, index=CPU_INDEX, requirement=requirement)
+    )
     cell.id = "install"
     cell.metadata["tags"] = ["install"]
     return cell

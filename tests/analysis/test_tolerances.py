@@ -111,7 +111,7 @@ def test_truncated_answers_are_counted_and_decide_nothing():
     child = parent.assign(cut=parent["outcome"] == "complied")
     found = tolerated(parent, child, tolerance=USUAL)
     assert found["cut"].tolist() == [10, 3]
-    assert found.short()["truncated"].tolist() == ["10", "3"]
+    assert found.short()["truncated (both)"].tolist() == ["10", "3"]
     assert any("13" in note for note in found.notes())
     without = tolerated(parent, parent, tolerance=USUAL)
     assert found["decision"].tolist() == without["decision"].tolist()

@@ -231,6 +231,38 @@ def test_rows_questions_and_runs_by_name_are_no_files_that_are_missing(tmp_path,
     assert len(resolve(plan, {}).jobs) == 1
 
 
+def test_wrong_names_numbers_and_backends_are_found_in_the_plan(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "cell: harmful_finetune\n"
+        "arguments:\n"
+        "  parent: organism\n"
+        "  risks: [jailbreak, jailbrake]\n"
+        "  attacks: [direct, foo]\n"
+        "  judges: [nosuch]\n"
+        "  defence: mixx\n"
+        "grid:\n"
+        "  n_examples: [10, ten]\n"
+        "backends:\n"
+        "  slurm:\n"
+        "    at_onc: 3\n"
+        "    time: 1 hour\n"
+        "  slrm: {}\n"
+    )
+    with raises_code("wrong_plan") as info:
+        resolve(plan, {})
+    problems = info.value.details["problems"]
+    lines = [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems]
+    assert lines == [4, 5, 6, 7, 9, 12, 13, 14]
+    for arguments in ({"defences": ["mixx"]}, {"defences": ["mix"], "attacks": ["adversarial"]}):
+        given = {"cell": "grid", "arguments": {"parent": "organism", **arguments}}
+        if arguments["defences"] == ["mix"]:
+            assert len(resolve(given, {}).jobs) == 1
+        else:
+            with raises_code("wrong_plan"):
+                resolve(given, {})
+
+
 def test_wrong_memory_is_a_problem_with_its_line(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text("cell: grid\narguments: {parent: organism}\nmemory: lots\n")
@@ -783,7 +815,7 @@ def test_the_jobs_of_an_array_have_the_same_tasks_whatever_is_left(beside):
 
 def test_settings_of_a_backend_are_checked_before_anything_runs(beside):
     plan = planned(beside, {}, backends={"slurm": {"tyme": "1"}})
-    with raises_code("wrong_setting"):
+    with raises_code("wrong_plan"):
         ft.sweep(plan)
     with raises_code("wrong_setting"):
         SlurmBackend.make(options=["--a\nrm -r x"])

@@ -40,7 +40,7 @@ LIGHT = ("_core", "analysis", "data", "organism", "runs", "stats")
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate"}
 MOST_NODES_A_LINE = 9.0
 MOST_CHARACTERS_A_LINE = 100
-MOST_CODE_LINES = 41_400  # without docstrings, comments and blank lines
+MOST_CODE_LINES = 41_700  # without docstrings, comments and blank lines
 ids = MODULES.get
 
 

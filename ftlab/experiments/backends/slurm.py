@@ -23,6 +23,8 @@ POLL_S = 10.0  # between two looks at the queue
 MIB = 2**20
 ARRAY_SIZE = 1001  # MaxArraySize of Slurm, if its administrator has not set another
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\r\n]+$")]
+# Minutes, minutes:seconds, hours:minutes:seconds, or days-hours with minutes and seconds.
+Time = Annotated[str, StringConstraints(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
 SCRIPT = """#!/bin/bash
 # The jobs of a sweep. `ftlab sweep status {folder}` says what became of each.
 {options}
@@ -65,7 +67,7 @@ class SlurmBackend(Backend):
     """
 
     name: ClassVar[str] = "slurm"
-    time: OneLine | None = setting(None, "Time limit of a task, such as 08:00:00")
+    time: Time | None = setting(None, "Time limit of a task, such as 08:00:00")
     partition: OneLine | None = setting(None, "Partition")
     account: OneLine | None = setting(None, "Account")
     tasks: int | None = setting(

@@ -106,6 +106,16 @@ class Defence(Config):
         """Return what stands for the defence in a run's identity."""
         return {"name": self.name, "version": self.version, **self.model_dump(mode="json")}
 
+    @property
+    def spec(self) -> str:
+        """The defence as text, without files and models: "kl:weight=1.0"."""
+        settings = []
+        for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
+            if isinstance(value, (int, float)):
+                settings.append(f"{name}={value}")
+        listed = ",".join(settings)
+        return f"{self.name}:{listed}" if listed else self.name
+
     def overrides(self, hook: str) -> bool:
         """Return whether the defence does something in a hook."""
         return getattr(type(self), hook) is not getattr(Defence, hook)

@@ -395,9 +395,13 @@ class Training(Panel):
         return defaults | self.settings
 
     def plain(self) -> list[Any]:
-        """Return what is chosen; nothing is trained without a front end."""
+        """Return what is chosen, and how far the training is."""
+        self.look()
         chosen = [f"{name} = {value}" for name, value in self.settings.items()]
-        return ["\n".join([self.state(), *chosen])]
+        state = self.state()
+        if self.process is None:
+            state += " start() begins, wait() waits for its end."
+        return ["\n".join([state, *chosen])]
 
     def widget(self) -> Any:
         """Return the widgets; the live figure is a display of its own."""
