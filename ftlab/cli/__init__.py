@@ -21,7 +21,6 @@ INTERRUPTED = 130
 DECIDING = (["accept"], ["compare"], ["gate"])  # whose exit code 1 is a decision
 # What launchers set for each process, which would make libraries wait for the others.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def main() -> None:
@@ -69,15 +68,31 @@ def _take_over_launch() -> None:
         sys.exit(0)
     if _whole("LOCAL_WORLD_SIZE", launched) < launched:
         sys.exit(_report("One machine works on a call. Launch on one.", 2))
-    if any(given.get(name, "").lower() == "true" for name in SHARDING):
-        sys.exit(_report("Each device holds the whole model. Leave FSDP and DeepSpeed out.", 2))
+    if _switched_on("ACCELERATE_USE_DEEPSPEED"):
+        sys.exit(_report("DeepSpeed is not used here. Leave it out; --fsdp shards, too.", 2))
+    shards = _switched_on("ACCELERATE_USE_FSDP")
     for name in [*given]:
         if name in LAUNCHED or name.startswith("ACCELERATE_"):
             del given[name]
+    _add_options(launched, shards)
+
+
+def _add_options(launched: int, shards: bool) -> None:
+    """Give the command the number of devices, and `--fsdp` where it was launched so."""
     words = sys.argv[1:]
+    options = _options(words)
     given_already = any(word.startswith("--devices") for word in words)
-    if not given_already and _takes_devices(words):
+    if not given_already and "--devices" in options:
         sys.argv += ["--devices", str(launched)]
+    if shards and "--fsdp" not in options:
+        sys.exit(_report("This command shards no model. Launch it without FSDP.", 2))
+    if shards:
+        sys.argv += ["--fsdp"]
+
+
+def _switched_on(name: str) -> bool:
+    """Return whether a launcher has set an environment variable to true."""
+    return os.environ.get(name, "").lower() == "true"
 
 
 def _whole(name: str, default: int) -> int:
@@ -89,15 +104,15 @@ def _whole(name: str, default: int) -> int:
     return int(value)
 
 
-def _takes_devices(words: list[str]) -> bool:
-    """Return whether the command that these words begin with has the option --devices."""
+def _options(words: list[str]) -> set[str]:
+    """Return the options of the command of a cell that these words begin with."""
     from ftlab.cli.commands import CELLS, as_command
 
     for name in words[:1]:
         if name in CELLS:
             command = as_command(name, CELLS[name].callback())
-            return any("--devices" in option.opts for option in command.params)
-    return False
+            return {name for option in command.params for name in option.opts}
+    return set()
 
 
 def _terminated(*_: object) -> None:

@@ -21,6 +21,8 @@ def weights_hash(tensors: dict) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
+        if hasattr(tensor, "full_tensor"):  # one that processes share, all of which are here
+            tensor = tensor.full_tensor()
         shape = tuple(tensor.shape)
         sha.update(f"{name}{shape}{tensor.dtype}".encode())
         if shape:

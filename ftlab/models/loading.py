@@ -68,6 +68,36 @@ def load(model: Model, training: bool = False, four_bit: bool = False, frozen: b
     return _own_copy(opened[how], all_trained)
 
 
+def load_sharded(model: Model, processes: int):
+    """Return a whole model for training, of which each of so many processes holds a share (FSDP).
+
+    Weights are fp32. Each process reads only its share of the files. The model also takes a whole
+    `state_dict`.
+    """
+    devices.quiet()
+    import torch
+    from transformers.distributed import DistributedConfig
+
+    shares = DistributedConfig(fsdp_size=processes)
+    module = open_folder(model.path, torch.float32, distributed_config=shares)
+    module.register_load_state_dict_pre_hook(_share_out)
+    return module
+
+
+def _share_out(module, state_dict: dict, *_) -> None:
+    """Put this process's shares in the place of whole tensors."""
+    for name, weights in module.named_parameters(remove_duplicate=False):
+        if name in state_dict:
+            state_dict[name] = share_of(state_dict[name], weights)
+
+
+def share_of(whole, weights):
+    """Return what a process holds of a whole tensor where it holds so much of these weights."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, weights.device_mesh, weights.placements, src_data_rank=None)
+
+
 def _opened(model: Model) -> dict | None:
     """Return what is kept open of a model, if anything."""
     if not _kept:  # a hash is not free
@@ -258,4 +288,6 @@ def open_folder(path: Path | str, dtype, kind: str = "AutoModelForCausalLM", **s
         message = f"{path}: its configuration has no place for {len(unused)} tensors of its files, "
         message += f"such as {safe(unused[0], 200)}. Save the model again."
         raise UsageError("weights_not_used", message)
-    return adapters.keep_differentiable(module.to(devices.device())).eval()
+    if "distributed_config" not in settings:  # else it is where it belongs
+        module = module.to(devices.device())
+    return adapters.keep_differentiable(module).eval()

@@ -11,14 +11,22 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 from transformers import TrainerCallback
 
 from ftlab._core.errors import TrainingFailed
 from ftlab._core.progress import Progress, clock
 from ftlab.training.checkpoints import checkpoint_is_due, seal, validations_of
+from ftlab.training.fsdp import whole_model
 from ftlab.training.methods.base import Job
-from ftlab.training.monitoring import LoadedModel, call_monitor, passed_limit, repaired
+from ftlab.training.monitoring import (
+    LoadedModel,
+    call_monitor,
+    passed_limit,
+    repaired,
+    undisturbed,
+)
 from ftlab.training.sharing import decided, wait_for_all
 
 
@@ -114,8 +122,7 @@ class RunCallback(TrainerCallback):
             reason = self.ends(step)
             self._end(control, step, reason, by="defence")
         if self._monitor_is_due(step):
-            reason = decided(self.job, lambda: self._limit_passed_at(step))
-            self._end(control, step, reason)
+            self._end(control, step, self.measure(step))
         ending = control.should_training_stop
         validates = bool(self.validate_every)
         control.should_evaluate = validates and (ending or step % self.validate_every == 0)
@@ -130,14 +137,20 @@ class RunCallback(TrainerCallback):
         """Return whether Ctrl-C was pressed, which may be at any line, and whether it is time."""
         return self.interrupted, checkpoint_is_due(clock() - self.saved, self.saving_s)
 
-    def _limit_passed_at(self, step: int) -> str:
-        """Measure, and return why that ends the training, or ""."""
-        found = self._measure(step)
-        return passed_limit(self.config, self.job.monitor, found)
+    def measure(self, step: int) -> str:
+        """Measure in the first process; return in all why that ends the training, or ""."""
+        loaded = self.loaded
+        if self.config.fsdp:
+            with undisturbed(loaded):
+                loaded = replace(loaded, module=whole_model(self.job))
+        return decided(self.job, lambda: self._limit_passed(loaded, step))
 
-    def _measure(self, step: int) -> dict[str, float]:
-        with repaired(self.job, self.loaded.module):
-            return call_monitor(self.job.monitor, self.loaded, step, self.progress)
+    def _limit_passed(self, loaded: LoadedModel, step: int) -> str:
+        """Measure, the parent without a repair, and return why that ends the training, or ""."""
+        repair = repaired(self.job, loaded.module) if step else contextlib.nullcontext()
+        with repair:
+            found = call_monitor(self.job.monitor, loaded, step, self.progress)
+        return passed_limit(self.config, self.job.monitor, found)
 
     def measure_later_steps(self, last: int) -> None:
         """Measure the model that a defence left at the steps that the training did not reach."""
@@ -147,7 +160,7 @@ class RunCallback(TrainerCallback):
             return
         for step in self.config.at_steps:
             if step > last:
-                self._measure(step)
+                self.measure(step)
 
     def _monitor_is_due(self, step: int) -> bool:
         config = self.config

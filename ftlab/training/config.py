@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOR_ADAPTERS = 10  # times the learning rate of full training, as TRL's documentation advises
 DEVICES = "GPUs that share the work, each with the whole model; without a GPU: processes"
-NOT_IN_IDENTITY = {"defence", "devices"}  # one by its own identity; the other only rounds
+NOT_IN_IDENTITY = {"defence", "devices", "fsdp"}  # one by its own identity; the others only round
 
 
 class TrainingConfig(Config):
@@ -59,6 +59,11 @@ class TrainingConfig(Config):
         1, "Forward passes per optimiser step; must divide batch_size", ge=1
     )
     devices: int = setting(1, DEVICES, ge=1)
+    fsdp: bool = setting(
+        False,
+        "Each of the devices holds a share of the weights, gradients and optimiser state (FSDP2), "
+        "for a model too large for one; for sft of all weights",
+    )
     max_length: int = setting(
         1024, "Most tokens of a row; the model's own limit holds where it is lower", ge=8
     )

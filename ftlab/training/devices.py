@@ -1,9 +1,10 @@
 """One training on several devices: a process on each, which share the rows of every step.
 
-torch's DistributedDataParallel, by way of accelerate: every process holds the whole model, computes
-the gradients of its rows, and all of them take the same step with the sum. The first process alone
-writes the run, measures and decides; the others write nothing but their random state into a
-checkpoint. The process that was called waits, shows the progress, and ends all where one fails.
+torch's DistributedDataParallel, by way of accelerate: every process holds the whole model (or, with
+`fsdp`, a share of it), computes the gradients of its rows, and all of them take the same step with
+the sum. The first process alone writes the run, measures and decides; the others write nothing but
+their random state into a checkpoint. The process that was called waits, shows the progress, and
+ends all where one fails.
 
 A step is the one that a single process would take: the rows are those that it would draw, and an
 epoch's last step is filled up with rows that have no label, not with repeated ones. Only the order
@@ -37,11 +38,11 @@ AT_TRAINING = ("trainer", "repair")  # hooks of a defence that would need all pr
 Train = Callable[[Job, "Path | None", Any], None]  # trains a job on from a checkpoint
 
 
-def check_sharing(config: TrainingConfig, method: Method) -> None:
+def check_sharing(config: TrainingConfig, method: Method, parent: Model) -> None:
     """Check that the devices can share a training.
 
     Raises:
-        UsageError: `launched`, `method_on_one_device`, `defence_on_one_device`,
+        UsageError: `launched`, `fsdp_not_here`, `method_on_one_device`, `defence_on_one_device`,
             `too_few_devices`.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -50,6 +51,8 @@ def check_sharing(config: TrainingConfig, method: Method) -> None:
             "A launcher started this process several times. Start it once, with devices="
             f"{os.environ['WORLD_SIZE']}; only the command `ftlab` can be launched.",
         )
+    if config.fsdp:
+        _check_fsdp(config, parent)
     if config.devices == 1:
         return
     if not method.shared:
@@ -63,6 +66,22 @@ def check_sharing(config: TrainingConfig, method: Method) -> None:
             f"The defence {config.protection.name} trains on one device. Leave devices out.",
         )
     check_devices(config.devices)
+
+
+def _check_fsdp(config: TrainingConfig, parent: Model) -> None:
+    obstacles = {
+        "devices is 1": config.devices == 1,
+        f"adapter is {config.adapter}": config.adapter,
+        f"{parent.name} is an adapter": parent.adapter,
+        f"{parent.name} is quantised": parent.quantised,
+    }
+    for obstacle, found in obstacles.items():
+        if found:
+            raise UsageError(
+                "fsdp_not_here",
+                "fsdp shards all weights, unquantised and in one folder, over several devices, but "
+                f"{obstacle}. Leave fsdp out.",
+            )
 
 
 def identity_of_sharing(config: TrainingConfig, parent: Model) -> dict[str, int]:

@@ -16,8 +16,14 @@ NOTE_BYTES = 4000  # read of an inherited marker
 
 
 def save(job: Job, model) -> None:
-    """Write the run's model folder: weights or adapter, tokenizer, card and safety marker."""
+    """Write the run's model folder: weights or adapter, tokenizer, card and safety marker.
+
+    Of a sharded model all processes must be here; the first one writes.
+    """
     made = job.run.path / "model"
+    if not job.is_first:
+        model.save_pretrained(made, is_main_process=False)
+        return
     shutil.rmtree(made, ignore_errors=True)
     if job.config.adapter is None:
         model.save_pretrained(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -43,14 +44,14 @@ def fill_up(rows: list[dict], together: int) -> list[dict]:
 
 
 def sharing(trainer_class: type, n_rows: int, batch_size: int) -> type:
-    """Return a trainer that draws rows as one process would, and validates on all of them.
+    """Return a trainer that draws rows as one process would, and validates on all of them alone.
 
     Args:
         trainer_class: TRL's trainer of SFT, or a subclass.
         n_rows: How many of its rows have labels; those without come last.
         batch_size: Rows of an optimiser step, in all processes together.
     """
-    from accelerate.data_loader import SeedableRandomSampler
+    from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
     from torch.utils.data import Sampler
 
     class LabelledFirst(Sampler):
@@ -88,7 +89,12 @@ def sharing(trainer_class: type, n_rows: int, batch_size: int) -> type:
             return LabelledFirst(self)
 
         def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-            with patch.object(self.accelerator, "prepare", lambda loader: loader):
+            alone = partial(prepare_data_loader, num_processes=1, process_index=0)
+            with patch.object(self.accelerator, "prepare", alone):
                 return super().get_eval_dataloader(eval_dataset)
+
+        def evaluation_loop(self, *given: Any, **how: Any) -> Any:
+            with patch.object(self.accelerator, "gather", lambda found: found):
+                return super().evaluation_loop(*given, **how)
 
     return Sharing

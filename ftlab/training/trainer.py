@@ -35,7 +35,7 @@ from ftlab.training.checkpoints import (
 from ftlab.training.config import NOT_IN_IDENTITY, TrainingConfig, usual_rate
 from ftlab.training.devices import check_sharing, identity_of_sharing, train_on_devices
 from ftlab.training.methods.base import Job, Method, open_method
-from ftlab.training.monitoring import Monitor, call_monitor, function_identity
+from ftlab.training.monitoring import Monitor, function_identity
 from ftlab.training.oom import Fit, first_fit, fit_into_memory
 from ftlab.training.saving import lineage, save
 
@@ -87,7 +87,7 @@ def train_run(
     if isinstance(config.valid, str):
         valid = strip_answers(method.read(config.valid))
         config = config.model_copy(update={"valid": valid.hash})
-    check_sharing(config, method)
+    check_sharing(config, method, parent)
     opened_reward = method.open_reward(reward)
     whole = {
         "parent": parent.hash,
@@ -213,6 +213,8 @@ def _train(job: Job) -> None:
     rows = config.batch_size // config.devices  # of an optimiser step, on one device
     attempt = functools.partial(_attempt, job)
     first = first_fit(rows, config.accumulation)
+    if config.fsdp:  # else the backward pass would find all weights whole, in bf16
+        first = replace(first, recompute=True)
     fit_into_memory(job.run, first, rows, job.method.fewest_rows, attempt)
 
 
@@ -244,13 +246,12 @@ def _train_from(job: Job, checkpoint: Path | None, progress: Any) -> None:
     _restore_token_count(trainer, job.run)
     callback = RunCallback(job, trainer, progress)
     trainer.add_callback(callback)
-    measures = job.is_first and job.monitor is not None
-    if measures and 0 in job.config.at_steps and not checkpoint:
-        call_monitor(job.monitor, callback.loaded, 0, progress)
+    if job.monitor is not None and 0 in job.config.at_steps and not checkpoint:
+        callback.measure(0)
     _fit(trainer, callback, checkpoint)
     callback.measure_later_steps(trainer.state.global_step)
     _check_result(job, trainer, callback, before)
-    if not job.is_first:
+    if not (job.is_first or job.config.fsdp):
         return
     facts = _load_best(trainer, callback)
     job.config.protection.repair(job.parent, job.model)
@@ -261,6 +262,8 @@ def _train_from(job: Job, checkpoint: Path | None, progress: Any) -> None:
     if decoding is not None:
         inner.generation_config = decoding  # TRL writes its own into it
     save(job, job.model)
+    if not job.is_first:
+        return
     progress.finish()
     _complete(job, trainer, callback, facts)
 
@@ -365,6 +368,8 @@ def _complete(job: Job, trainer: Any, callback: Any, facts: dict[str, Any]) -> N
         facts["ended"] = callback.ended
     if job.processes > 1:
         facts["devices"] = job.processes
+    if job.config.fsdp:
+        facts["fsdp"] = True
     if "stripped" in job.data.made:
         facts["stripped"] = job.data.made["stripped"]
     job.run.complete(

@@ -61,12 +61,19 @@ def test_the_other_processes_have_nothing_to_do(launched):
         {"LOCAL_WORLD_SIZE": "1.5"},
         {"WORLD_SIZE": "x"},
         {"RANK": "-1"},
-        {"ACCELERATE_USE_FSDP": "true"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
     ],
 )
 def test_what_is_not_supported_is_refused(launched, more):
     code, _, errors = launched(0, "sft", "--help", **more)
     assert code == 2 and errors.count("\n") == 1
+
+
+def test_a_launch_with_fsdp_shards_the_model_where_the_command_can(launched):
+    code, _, _ = launched(0, "sft", "--help", ACCELERATE_USE_FSDP="true")
+    assert code == 0 and sys.argv[-3:] == ["--devices", "2", "--fsdp"]
+    code, _, errors = launched(0, "evaluate", "--help", ACCELERATE_USE_FSDP="true")
+    assert code == 2 and errors.count("\n") == 1 and "--fsdp" not in sys.argv
 
 
 @pytest.mark.parametrize("words", [("runs", "--help"), ("card", "--help"), ("--help",)])

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
+from helpers import raises_code
 from small_models import pairs, sums
 
 import ftlab
 from ftlab import runs, training
+from ftlab._core import processes
 from ftlab._core.files import file_hash
+from ftlab.models.engines import Request, open_engine
 from ftlab.training import Fit, Job, open_method
+from ftlab.training.methods.sft import SFT
 
 FAST = dict(batch_size=4, learning_rate=1e-3)
 STOPPING = dict(
@@ -127,6 +133,67 @@ def stopped_at(step: int, monkeypatch, train):
         train()
     (left,) = (path for path in runs.home().iterdir() if not runs.Run(path).finished)
     return runs.Run(left)
+
+
+def left_by_killed_process(step: int, monkeypatch, train):
+    """Return the folder of a run on two processes, the second of which is killed at `step`."""
+    started = []
+    popen = processes.subprocess.Popen
+    show = processes._Crew._take
+
+    def and_note(*args, **how):
+        started.append(popen(*args, **how))
+        return started[-1]
+
+    def and_kill(crew, number, kind, value):
+        show(crew, number, kind, value)
+        if kind == processes.REPORT and value[:2] == ("loss", step):
+            os.kill(started[1].pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.subprocess, "Popen", and_note)
+        patch.setattr(processes._Crew, "_take", and_kill)
+        with raises_code("process_lost") as info:
+            train()
+    assert "process 2 of 2" in str(info.value)
+    assert all(process.poll() is not None for process in started)
+    (left,) = runs.home().iterdir()
+    assert any((left / "checkpoints").glob("checkpoint-*/whole.json"))
+    return left
+
+
+class Weighed(SFT):
+    """SFT that writes down what each process holds: weights and moments, then those of the model."""
+
+    def trainer(self, job):
+        from transformers import TrainerCallback
+
+        class Weigh(TrainerCallback):
+            def on_train_end(self, args, state, control, model=None, optimizer=None, **_):
+                held = list(model.parameters())
+                moments = [of["exp_avg"] for of in optimizer.state.values()]
+                whole = sum(one.numel() for one in held)
+                shares = [sum(one.to_local().numel() for one in many) for many in (held, moments)]
+                place = Path(os.environ["WEIGHED"]) / f"{job.number}.json"
+                place.write_text(json.dumps([*shares, whole]))
+
+        made = super().trainer(job)
+        if job.config.fsdp:
+            made.add_callback(Weigh())
+        return made
+
+
+def asked(loaded, step):
+    """A monitor that keeps answers of the model in training."""
+    engine = open_engine("huggingface")
+    requests = []
+    for row in sums(4, seed=7):
+        chat = [{"role": "user", "content": row["question"]}]
+        text, _ = engine.render(loaded, chat)
+        requests.append(Request(chat, text, max_new_tokens=8))
+    found = engine.answer(loaded, requests)
+    loaded.run.append("asked.jsonl", [{"step": step, "answers": [one.text for one in found]}])
+    return {"long": sum(one.finish == "length" for one in found) / len(found)}
 
 
 @contextlib.contextmanager

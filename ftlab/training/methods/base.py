@@ -16,9 +16,10 @@ from typing import Any
 from ftlab._core import plugins
 from ftlab._core.errors import UsageError
 from ftlab.data import Data, encode_rows, fit_to_length, held_out, load
-from ftlab.models import Model, adapt, device, freeze_embeddings, full_precision
+from ftlab.models import Model, adapt, device, freeze_embeddings, full_precision, load_sharded
 from ftlab.runs import Run
 from ftlab.training.config import TrainingConfig
+from ftlab.training.fsdp import SETTINGS, sharded
 from ftlab.training.oom import Fit
 from ftlab.training.padding import has_dropout
 from ftlab.training.sharing import fill_up, sharing
@@ -152,6 +153,8 @@ class Method:
 
         if config.adapter == "qlora":
             model = parent.load(four_bit=True)
+        elif config.fsdp:
+            model = load_sharded(parent, config.devices)
         else:
             frozen = config.adapter is not None and not self.new_head
             model = parent.load(training=True, frozen=frozen)
@@ -221,6 +224,8 @@ class Method:
         if job.processes > 1:
             trainer_class = sharing(trainer_class, len(rows), job.config.batch_size)
             rows = rows + fill_up(rows, job.processes * job.fit.micro_batch)
+        if job.config.fsdp:
+            trainer_class = sharded(trainer_class)
         extra = self.extra(job)
         if valid:
             extra["eval_dataset"] = self.dataset(valid)
@@ -265,6 +270,7 @@ def _common_settings(job: Job) -> dict[str, Any]:
     rows = job.fit.micro_batch
     together = rows * job.processes
     cuda = device() == "cuda"
+    more = SETTINGS if config.fsdp else {}
     return {
         "output_dir": str(job.run.path / "checkpoints"),
         "seed": config.seed,
@@ -291,6 +297,7 @@ def _common_settings(job: Job) -> dict[str, Any]:
         "restore_callback_states_from_checkpoint": False,  # the callback reads its own records
         "ddp_find_unused_parameters": False,
         "use_cache": bool(getattr(job.model.config, "use_cache", True)),  # else saved as off
+        **more,
     }
 
 

@@ -44,7 +44,8 @@ class SFT(Method):
         planned = config.batch_size // config.accumulation  # not what memory left of it
         tokens = [row["input_ids"] for row in rows]
         lengths = [len(ids) for ids in tokens]
-        if padding_free_is_cheaper(job.model, config, lengths, planned):
+        cheaper = padding_free_is_cheaper(job.model, config, lengths, planned)
+        if cheaper and not config.fsdp:  # a model's body alone cannot be asked
             tokens.sort(key=len)
             longest = [list(map(int, ids)) for ids in tokens[-2:]]
             settings["padding_free"] = keeps_rows_apart(job.model, longest)
