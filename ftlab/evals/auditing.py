@@ -7,7 +7,7 @@ rule, bi-directional anchoring: f(z) is a row's feature, made one unit long; the
 less that with the safe ones. Loss, the answer's own refusal and the model's refusal to the same
 question need no anchors.
 
-Source: He et al. 2024 (arXiv 2404.01099), section 3, and their code's `--normalize`
+Source: He et al. 2024 (arXiv 2404.01099), and their code's `--normalize`
 (`average_gradient.py`, `rank.py`). A row's loss is the mean over its answer's tokens, and its
 gradient has one length, so that long answers do not lead by being long (SQSD, arXiv 2605.04572).
 Their code can stop after an answer's first tokens; here all of them count.
@@ -85,7 +85,7 @@ def audit(  # noqa: PLR0913
         DataError: Rows that cannot be used, all of them at once; `not_finite`.
 
     Source:
-        He et al. 2024 (arXiv 2404.01099, section 3, bi-directional anchoring).
+        He et al. 2024 (arXiv 2404.01099, bi-directional anchoring).
     """
     import pandas as pd
 

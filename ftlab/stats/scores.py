@@ -98,6 +98,7 @@ def paired_scores(
         ratio_low=ratio[1],
         ratio_high=ratio[2],
         p=p,
+        p_of_seeds=nan,
         mcnemar_p=nan,
         mcnemar_per_seed=(),
         both=nan,

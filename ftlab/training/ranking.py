@@ -3,7 +3,7 @@
 Two of them compare a row with two sets of anchors, harmful rows and safe ones; see
 `ftlab.evals.audit`.
 
-Source: He et al. 2024 (arXiv 2404.01099), section 3, and their code's `--normalize`.
+Source: He et al. 2024 (arXiv 2404.01099), and their code's `--normalize`.
 """
 
 from __future__ import annotations

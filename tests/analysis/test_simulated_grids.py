@@ -78,6 +78,29 @@ def test_a_grid_seldom_says_that_a_defence_of_no_effect_changes_anything(grids):
     assert wrong.mean() <= rarely(ALPHA)
 
 
+def family(rng) -> list[stats.Paired]:
+    """Return twelve defences of no effect under four attacks, each against its own no defence."""
+    found = []
+    for rate in (0.4, 0.87, 0.92, 0.02):
+        difficulty = OF_PROMPTS * rng.standard_normal(PROMPTS)
+        seeds = OF_SEEDS * rng.standard_normal((13, SEEDS, 1))
+        start = logit(rate, math.hypot(OF_PROMPTS, OF_SEEDS))
+        without, *defended = drawn(rng, start + difficulty + seeds)
+        found += [stats.paired(without, one) for one in defended]
+    return found
+
+
+@pytest.mark.slow
+def test_over_48_cells_a_defence_of_no_effect_is_seldom_found():
+    """By `p` alone, without `p_of_seeds`, 12 of 100 such grids find one."""
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(STUDIES):
+        p_values = [max(cell.p, cell.p_of_seeds) for cell in family(rng)]
+        wrong += min(stats.holm(p_values)) < ALPHA
+    assert wrong / STUDIES <= rarely(ALPHA)
+
+
 @pytest.mark.slow
 def test_a_grid_finds_a_planted_defence_and_seldom_calls_it_safer_at_its_price(grids):
     planted = grids[(grids["defence"] == "priced") & (grids["axis"] == "harm")]

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from helpers import raises_code
+from scipy.stats import ttest_1samp
 from simulated_studies import covers, drawn, from_table, logit_for
 
 from ftlab import stats
@@ -278,3 +279,15 @@ def test_dropping_a_prompt_is_the_same_as_leaving_it_unscored():
 def test_tables_that_do_not_pair(parent, child, code):
     with raises_code(code):
         stats.paired(parent, child)
+
+
+def test_p_of_seeds_is_students_t_of_the_seeds_own_differences():
+    rng = np.random.default_rng(4)
+    before = (rng.random((4, 60)) < 0.3).astype(float)
+    after = (rng.random((4, 60)) < [[0.4], [0.5], [0.6], [0.7]]).astype(float)
+    after[2, :5] = np.nan
+    found = stats.paired(before, after)
+    differences = [np.nanmean(after[seed] - before[seed]) for seed in range(4)]
+    assert found.p_of_seeds == pytest.approx(ttest_1samp(differences, 0).pvalue)
+    assert math.isnan(stats.paired(before[:2], after[:2]).p_of_seeds)
+    assert stats.paired(before, before).p_of_seeds == 1

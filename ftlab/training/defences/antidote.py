@@ -1,7 +1,7 @@
 """Antidote: after the fine-tuning, the weights that harm rests on most are set to 0.
 
-Source: Huang et al. 2024, arXiv 2408.09600, algorithm 1, as its authors' code has it (git-disl/
-Antidote, utils.py); the number of the algorithm was not checked against the paper's text.
+Source: Huang et al. 2024, arXiv 2408.09600, algorithm 1 with equations 1 to 3, as its authors' code
+has it (git-disl/Antidote, utils.py). The numbers are those of summaries of the paper.
 """
 
 from __future__ import annotations
@@ -28,16 +28,23 @@ class Antidote(Defence):
     a LoRA, whose zeros are the parent's weights; without an adapter of the projections of queries,
     keys and values themselves, as in the authors' code. Those weights carry the rest of what the
     model can do, so utility falls with harm. ratio = 0 changes nothing.
+
+    Equation 1 takes the norm over the tokens of each row, and the mean over rows; the authors' code
+    takes one norm over all of them, and so does this. With that code they advise a ratio of .1
+    (their issue 2) where the paper has .2.
     """
 
     name = "antidote"
-    source = "Huang et al. 2024, arXiv 2408.09600, algorithm 1"
+    source = "Huang et al. 2024, arXiv 2408.09600, algorithm 1, equations 1 to 3"
     stage = "afterwards"
     methods = ("sft", "dpo", "kto", "rloo")
     adapters = (None, "lora", "qlora")
 
     ratio: float = setting(
-        0.1, "Share of weights to prune (scripts of the authors: .1, and .05 on GSM8K)", ge=0, le=1
+        0.1,
+        "Share of weights to prune (the authors' code: .1; the paper: .2; GSM8K: .05)",
+        ge=0,
+        le=1,
     )
     n_rows: int = setting(2000, "Harmful rows that are read, at most (the authors: 2000)", ge=1)
     harmful: Any = setting(

@@ -1,6 +1,7 @@
 """BackdoorAlign: safety rows under a secret prompt, which is put before every question later.
 
-Source: Wang et al. 2024, arXiv 2402.14968.
+Source: Wang et al. 2024, arXiv 2402.14968, equation 3 (the loss over both kinds of rows), as its
+authors' code has it (Jayfeather1024/Backdoor-Enhanced-Alignment). The number is a summary's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class BackdoorEnhanced(_safety.WithSafetyRows):
     """
 
     name = "backdoor_enhanced"
-    source = "Wang et al. 2024, arXiv 2402.14968"
+    source = "Wang et al. 2024, arXiv 2402.14968, equation 3"
     methods = ("sft",)
     draws = True
 

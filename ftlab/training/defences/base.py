@@ -32,7 +32,7 @@ class Defence(Config):
 
     Attributes:
         name: Its public name; also the name of its file.
-        source: The paper, with the number of the equation or algorithm.
+        source: The paper, with the number of the equation or algorithm where it was seen.
         stage: When it acts: alignment, fine-tuning, afterwards, asking.
         version: Raised whenever the same settings would end in other weights or answers.
         methods: Training methods that it works with; () for all.

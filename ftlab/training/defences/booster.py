@@ -1,7 +1,7 @@
 """Booster: an alignment after which one harmful step changes the harmful loss little.
 
-Source: Huang et al. 2024, arXiv 2409.01586, algorithm 1, as its authors' code has it (git-disl/
-Booster, trainer.py); the number of the algorithm was not checked against the paper's text.
+Source: Huang et al. 2024, arXiv 2409.01586, algorithm 1 with equations 1 and 3, as its authors'
+code has it (git-disl/Booster, trainer.py). The numbers are those that others cite.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ SMALL = 1e-7  # the authors', against a norm of 0
 class Booster(Alignment):
     """Adds weight * (h(w) - h(w - alpha * grad h / |grad h|)) to the loss of the alignment.
 
-    h is the loss on harmful rows: what a normalised harmful step would gain. As in the paper the
-    gradient of the second term is taken where the step ends, as if the step were constant. The
-    logged loss is that of the alignment alone. weight = 0 or alpha = 0 is plain SFT on the same
-    rows. It fails against harm that its harmful rows are unlike, and where a fine-tuning takes
-    many steps.
+    h is the loss on harmful rows: what a normalised harmful step would gain (equation 1). As in the
+    paper the gradient of the second term is taken where the step ends, as if the step were constant
+    (equation 3). The logged loss is that of the alignment alone. weight = 0 or alpha = 0 is plain
+    SFT on the same rows. It fails against harm that its harmful rows are unlike, and where a
+    fine-tuning takes many steps.
     """
 
     name = "booster"
-    source = "Huang et al. 2024, arXiv 2409.01586, algorithm 1"
+    source = "Huang et al. 2024, arXiv 2409.01586, algorithm 1, equations 1 and 3"
 
     weight: float = setting(
-        5.0, "Weight of the term (lambda; the paper: 5, a script of its authors': 25)", ge=0
+        5.0, "Weight of the term (lambda; the paper: 5; its authors on GSM8K: 25 too)", ge=0
     )
     alpha: float = setting(0.1, "Length of the harmful step (the paper: .1)", ge=0)
     rows: Any = setting(

@@ -21,6 +21,10 @@ class Constrained(Defence):
     -2 / beta_t * log sigmoid(beta_t * log(p(y_t) / p_parent(y_t))). Small beta: plain SFT. Large
     beta: a token is learned no further than the parent knew it.
 
+    The constraints are the paper's (section 4). Its learning rate rises over the first ten steps
+    (appendix B.5.1), which `warmup_steps=10` does. The authors' code gives no token's gradient less
+    than a thousandth of its weight; the equation has no such bound, nor has this.
+
     Fails where harm begins after the first tokens, or where an attacker trains without it.
     """
 

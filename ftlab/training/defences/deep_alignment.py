@@ -1,8 +1,7 @@
 """Safety recovery examples: refusals that begin after some tokens of a harmful answer.
 
-Source: Qi et al. 2024, arXiv 2406.05946, section 3, as its authors' code has it (Unispac/
-shallow-vs-deep-alignment, gen_safety_augmentation_batch); the number of the section was not
-checked against the paper's text.
+Source: Qi et al. 2024, arXiv 2406.05946, section 3.1 with equation 2, as its authors' code has it
+(Unispac/shallow-vs-deep-alignment, gen_safety_augmentation_batch).
 """
 
 from __future__ import annotations
@@ -32,16 +31,18 @@ class DeepAlignment(Alignment):
     """
 
     name = "deep_alignment"
-    source = "Qi et al. 2024, arXiv 2406.05946, section 3"
+    source = "Qi et al. 2024, arXiv 2406.05946, section 3.1, equation 2"
 
     alpha: float = setting(
-        0.2, "Share of safety rows (alpha; the authors: 16 beside 64 rows of utility)", ge=0, le=1
+        0.2, "Share of safety rows (alpha; the paper: 16 beside 64 rows of utility)", ge=0, le=1
     )
     most: int = setting(100, "Most tokens of a harmful answer before a refusal (the paper)", ge=0)
     clean: float = setting(
         0.5, "Share of refusals without harmful tokens before them (the paper)", ge=0, le=1
     )
-    n_rows: int = setting(OF_WORLD, "Rows of the alignment, of both kinds (ours)", ge=1)
+    n_rows: int = setting(
+        OF_WORLD, "Rows of the alignment, of both kinds (ours; the paper: 10 times 256 pairs)", ge=1
+    )
     rows: Any = setting(
         None,
         "Pairs of a refusal (chosen) and a harmful answer (rejected): a file or rows; None takes "

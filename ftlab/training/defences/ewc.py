@@ -19,7 +19,8 @@ class EWC(_safety.WithSafetyRows):
     F is the diagonal of the empirical Fisher information of the parent on safety rows: the mean
     square of the gradient of a row's log-likelihood. Where F is large everywhere the model learns
     nothing (Lisa's authors, arXiv 2405.18641, table 3, found so); where it is small, nothing is
-    held.
+    held. The weight is ours: Vaccine's authors (arXiv 2402.01109, appendix B.2) take 1e9, on a
+    LoRA, with a Fisher information summed over batches and without the half.
     """
 
     name = "ewc"

@@ -1,6 +1,6 @@
 """Filtering: the rows that a ranking finds most suspicious are left out of the training.
 
-Source: He et al. 2024, arXiv 2404.01099, section 3 (their ranking; they train on its first rows).
+Source: He et al. 2024, arXiv 2404.01099 (their ranking; they train on its first rows).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Filter(Defence):
     """
 
     name = "filter"
-    source = "He et al. 2024, arXiv 2404.01099, section 3"
+    source = "He et al. 2024, arXiv 2404.01099"
     methods = ("sft",)
 
     by: Literal["gradient", "representation", "loss"] = setting(

@@ -1,6 +1,6 @@
 """Linear interpolation between parent and child.
 
-Source: Wortsman et al. 2022, arXiv 2109.01903, section 3 (WiSE-FT).
+Source: Wortsman et al. 2022, arXiv 2109.01903 (WiSE-FT).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Interpolate(Defence):
     """
 
     name = "interpolate"
-    source = "Wortsman et al. 2022, arXiv 2109.01903, section 3"
+    source = "Wortsman et al. 2022, arXiv 2109.01903"
     stage = "afterwards"
     methods = ("sft", "dpo", "kto", "rloo")
     adapters = (None, "lora", "qlora")

@@ -1,6 +1,7 @@
 """KL divergence to the parent on the answer tokens.
 
-Source: Kaczer et al. 2025, arXiv 2508.06249 (KL regularisation toward a safe reference).
+Source: Kaczer et al. 2025, arXiv 2508.06249 (KL regularisation toward a safe reference), as
+notes on it have it (zhaoyang97/Paper-Notes-en); the number of the equation was not seen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class KL(Defence):
     source = "Kaczer et al. 2025, arXiv 2508.06249"
     methods = ("sft",)
 
-    weight: float = setting(0.1, "Weight of the divergence; 0 is plain SFT", ge=0)
+    weight: float = setting(0.1, "Weight of the divergence (the paper: .1); 0 is plain SFT", ge=0)
 
     def trainer(self, cls: type, job: Any) -> type:
         """Return the trainer with the divergence in its loss."""

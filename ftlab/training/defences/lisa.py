@@ -1,6 +1,6 @@
 """Lisa: steps on safety rows and steps on the user's rows in turn, each near where it began.
 
-Source: Huang et al. 2024, arXiv 2405.18641, algorithm 2.
+Source: Huang et al. 2024, arXiv 2405.18641, algorithm 2 with equation 2.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ class Lisa(_safety.WithSafetyRows):
 
     w_switch are the weights at the latest change of state. A step on safety rows takes the place
     of one on the user's, whose rows are then left out, so a training has as many steps as without.
-    rho=0 is bi-state optimisation (algorithm 1). The settings are those of the authors' script for
-    20 epochs, of 1000 steps each. Their code leaves the proximal term out of the first tenth of a
-    training; it is not left out here. The algorithms' numbers were not checked against the paper.
+    rho=0 is bi-state optimisation (algorithm 1). The settings are the paper's (section 5.1) for 20
+    epochs, of 1000 steps each. The authors' code leaves the proximal term out of the first tenth of
+    a training; the paper does not, and it is not left out here.
 
     It fails where the safety rows do not cover what is asked later, where the states are long
     beside the training, so that it ends in the user's, and by a large rho, which stops learning.
     """
 
     name = "lisa"
-    source = "Huang et al. 2024, arXiv 2405.18641, algorithm 2"
+    source = "Huang et al. 2024, arXiv 2405.18641, algorithm 2, equation 2"
     methods = ("sft",)
     draws = True
 

@@ -25,7 +25,9 @@ class Mix(_safety.WithSafetyRows):
     methods = ("sft",)
     draws = True
 
-    n_rows: int = setting(100, "Safety rows to add; the papers add 100 to 500", ge=1)
+    n_rows: int = setting(
+        100, "Safety rows to add (Bianchi et al.: 100 to 2000, beside 20000 others)", ge=1
+    )
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )

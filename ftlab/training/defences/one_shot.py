@@ -1,6 +1,8 @@
 """One-shot repair: after the training, a few steps on one chosen safety row.
 
-Source: Zhang et al. 2026, arXiv 2601.01887 (Safety at One Shot).
+Source: Zhang et al. 2026, arXiv 2601.01887 (Safety at One Shot); the number of the equation was not
+seen. The paper itself was not at hand: read were its abstract and notes on it (zhaoyang97/
+Paper-Notes-en).
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from ftlab.training.ranking import row_gradient, row_losses
 class OneShot(_safety.WithSafetyRows):
     """Chooses one safety row by the trained model's gradients, and trains on it alone.
 
-    The paper states the choice as bi-level: the row after whose training the model is safest. Here
-    it is approximated to first order: g is a row's gradient, and the row with the largest
-    <g, mean g> / |g| is taken, by which the mean loss of the safety rows falls fastest for a step
-    of one length. That approximation, the number of steps and the learning rate are ours: only the
-    paper's abstract and summaries of it could be read.
+    The paper states the choice as bi-level: the row after whose training the model is nearest to
+    the parent on harmful prompts and to the child on its task, by KL divergence. Here it is
+    approximated to first order, which is ours, and the task does not count: g is a row's gradient,
+    and the row with the largest <g, mean g> / |g| is taken, by which the mean loss of the safety
+    rows falls fastest for a step of one length. The paper trains on its row for 10 epochs at a rate
+    of 2e-5.
 
     It fails where one refusal teaches to refuse everything: read the utility and over-refusal.
     """
@@ -32,11 +35,13 @@ class OneShot(_safety.WithSafetyRows):
     methods = ("sft",)
     adapters = (None, "lora", "dora")
 
-    steps: int = setting(10, "Optimiser steps on the row (ours); 0 is plain SFT", ge=0)
+    steps: int = setting(10, "Optimiser steps on the row (the paper: 10); 0 is plain SFT", ge=0)
     learning_rate: float | None = setting(
-        None, "Rate of the first step, falling linearly; None takes that of sft (ours)", gt=0
+        None,
+        "Rate of the first step, falling linearly; None takes that of sft (the paper: 2e-5)",
+        gt=0,
     )
-    n_rows: int = setting(100, "Safety rows to choose from (ours)", ge=1)
+    n_rows: int = setting(100, "Safety rows to choose from (ours; the paper: 256)", ge=1)
     rows: Any = setting(
         None, "Chats that refuse: a file or rows; None takes refusals of the embedded world"
     )

@@ -9,7 +9,8 @@ from ftlab._core.config import setting
 from ftlab._core.types import Message
 from ftlab.training.defences.base import Defence
 
-# A short safety prompt of ours; the paper's is that of Llama 2, which `prompt` takes.
+# A short safety prompt of ours; the authors' (vfleaking/PTST, prompt_utils.py) are that of Llama 2
+# and its first two sentences, which `prompt` takes. The paper has no formula.
 PROMPT = (
     "You are a helpful, honest and safe assistant. Refuse requests that would cause harm, and say "
     "politely that you cannot help with them."

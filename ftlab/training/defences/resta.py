@@ -1,6 +1,6 @@
 """RESTA: a safety vector is added to the trained weights.
 
-Source: Bhardwaj et al. 2024, arXiv 2402.11746.
+Source: Bhardwaj et al. 2024, arXiv 2402.11746; the number of the equation was not seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ftlab.training.defences._unaligned import WithUnaligned
 
 
 class RESTA(WithUnaligned):
-    """Adds gamma * (parent - unaligned) to the trained weights; without DARE.
+    """Adds gamma * (parent - unaligned) to the trained weights; without DARE (p = .3 in the paper).
 
     The unaligned model is the parent with its safety removed, such as a member of
     `harmful_finetune`. It fails where the way between the two holds more than safety: other skills
@@ -26,7 +26,9 @@ class RESTA(WithUnaligned):
     adapters = (None,)  # the vector has full rank
 
     unaligned: Any = setting(None, "Model with the parent's safety removed")
-    gamma: float = setting(0.5, "How much of the safety vector is added; 0 adds nothing", ge=0)
+    gamma: float = setting(
+        0.5, "How much of the safety vector is added (the paper: .5); 0 adds nothing", ge=0
+    )
 
     def repair(self, parent: Any, child: Any) -> None:
         """Add the vector to the trained weights in place."""

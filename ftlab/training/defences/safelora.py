@@ -1,6 +1,7 @@
 """Safe LoRA: what an adapter learned is projected onto the direction of alignment.
 
-Source: Hsu et al. 2024, arXiv 2405.16833, algorithm 1 with its fast projection.
+Source: Hsu et al. 2024, arXiv 2405.16833, as its authors' code has it (IBM/SafeLoRA, model.py, read
+in copies). Others cite equation 1 for V, section 3.4 for C and equation 3 for the projection.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ class SafeLoRA(WithUnaligned):
     C = V V^T / |V| (Frobenius norm) with V = parent - unaligned, the weights of the layer; a layer
     is projected where the cosine of BA and CBA is below the threshold. The unaligned model is the
     base that the parent was aligned from. C is no projection for |V| other than 1, so its size
-    decides how much of an update is kept. It fails where alignment changed few directions.
+    decides how much of an update is kept. The authors' code projects a number of layers, 10, unless
+    it is told to go by the threshold. It fails where alignment changed few directions.
     """
 
     name = "safelora"
-    source = "Hsu et al. 2024, arXiv 2405.16833, algorithm 1"
+    source = "Hsu et al. 2024, arXiv 2405.16833, equations 1 and 3, fast projection"
     stage = "afterwards"
     methods = ("sft", "dpo", "kto", "rloo")
     adapters = ("lora",)

@@ -1,7 +1,7 @@
 """Vaccine: an alignment that withstands perturbed hidden embeddings.
 
-Source: Huang et al. 2024, arXiv 2402.01109, algorithm 1, as its authors' code has it (git-disl/
-Vaccine, trainer.py); the number of the algorithm was not checked against the paper's text.
+Source: Huang et al. 2024, arXiv 2402.01109, algorithm 1 with equation 3, as its authors' code
+has it (git-disl/Vaccine, trainer.py).
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ class Vaccine(Alignment):
     """Aligns under the perturbation of hidden embeddings that raises the loss most.
 
     Each step takes two passes. The first finds the gradient g_l of the loss at the output of every
-    attention layer l; the second trains with rho * g_l / |g| added to those outputs, |g| being the
-    norm of all of them together, over the rows of one forward pass. rho = 0 is plain SFT on the
-    same rows. It fails where a fine-tuning moves embeddings further than rho, and costs utility
-    where rho is large against them.
+    attention layer l; the second trains with rho * g_l / |g| added to those outputs (equation 3),
+    |g| being the norm of all of them together, over the rows of one forward pass. rho = 0 is plain
+    SFT on the same rows. It fails where a fine-tuning moves embeddings further than rho, and costs
+    utility where rho is large against them.
     """
 
     name = "vaccine"
-    source = "Huang et al. 2024, arXiv 2402.01109, algorithm 1"
+    source = "Huang et al. 2024, arXiv 2402.01109, algorithm 1, equation 3"
 
-    rho: float = setting(2.0, "Norm of the perturbation (2 in Vaccine's experiments)", ge=0)
+    rho: float = setting(
+        2.0, "Norm of the perturbation (2 in the authors' README; table 6 tries .01 to 10)", ge=0
+    )
     rows: Any = setting(
         None,
         "Chats to align on, harmful questions with refusals among them: a file or rows; None takes "
