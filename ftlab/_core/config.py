@@ -210,7 +210,7 @@ def _sentence(problem: Any, fields: dict[str, FieldInfo]) -> str:
         return str(unknown_setting([last], fields))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in WORDS:
-        message = WORDS[problem["type"]].format_map(problem["ctx"])
+        message = WORDS[problem["type"]].format_map(problem.get("ctx", {}))
     reason = message.rstrip(".")
     if not name:
         return f"{reason}."

@@ -269,7 +269,7 @@ class Acceptance:
     def write(self) -> None:
         """Write everything into the run."""
         for name in FILES:
-            rows = json.loads(getattr(self, name).to_json(orient="records", double_precision=15))
+            rows = _records(getattr(self, name))
             write_atomic(self.run.path / f"{name}.jsonl", json_lines(rows))
         text = json.dumps(self.about, indent=1, ensure_ascii=False)
         write_atomic(self.run.path / "about.json", text)
@@ -289,14 +289,14 @@ def write_acceptance(
     """
     from ftlab.analysis.plots.plotting import plot
 
+    about = {name: value for name, value in found.about.items() if name not in FILES}
     record = {
         "run": found.run.name,
         "decision": found.decision,
         "exit_code": found.exit_code,
-        **found.about,
+        **about,
+        **{name: _records(getattr(found, name)) for name in FILES},
     }
-    for name in FILES:
-        record[name] = json.loads(getattr(found, name).to_json(orient="records"))
     drawing = plot(found.trials)
     page = {
         "title": f"Acceptance: {found.about['name']} {found.decision}",
@@ -312,7 +312,12 @@ def write_acceptance(
         "caption": drawing.caption,
         "notes": [f"Run: {found.run.name}"],
     }
-    rendering.write_decision(record, page, as_json, as_page)
+    rendering.write_result(record, page, as_json, as_page)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows for JSON, in which numbers that are not finite are null."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def _in_percent(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -433,7 +438,7 @@ def bound(row: dict[str, Any]) -> str:
 
 
 def _known(share: float) -> str:
-    return "" if np.isnan(share) else percent(share)
+    return "" if pd.isna(share) else percent(share)
 
 
 def percent(share: float) -> str:

@@ -41,13 +41,13 @@ def filled(template: str, page: dict[str, Any]) -> str:
     return _rendered(template, page, lambda value: value)
 
 
-def write_decision(
+def write_result(
     record: dict[str, Any],
     page: dict[str, Any],
     as_json: str | Path | None = None,
     as_page: str | Path | None = None,
 ) -> None:
-    """Write what was decided for programs, and as a page that opens offline.
+    """Write what was found for programs, and as a page that opens offline.
 
     Args:
         record: What the file for programs holds.
@@ -76,7 +76,7 @@ def _in_few_digits(value: Any) -> Any:
         return ""
     if not isinstance(value, float):
         return value
-    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(round(value)) >= LARGE else f"{value:.3g}"
 
 
 @cache

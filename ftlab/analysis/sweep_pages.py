@@ -58,7 +58,7 @@ def write_sweep(table: pd.DataFrame, runs: dict[str, Run], path: str | Path) -> 
         "tables": {title: rendering.rows_of(pd.concat(parts)) for title, parts in found.items()},
         "notes": notes,
     }
-    rendering.write_decision({}, content, as_page=path)
+    rendering.write_result({}, content, as_page=path)
 
 
 def _measured(run: Run) -> tuple[str, pd.DataFrame]:

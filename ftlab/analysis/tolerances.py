@@ -426,4 +426,4 @@ def write_gate(
         "tables": {"": table.short().to_dict("records"), "What was compared": facts},
         "notes": table.notes(),
     }
-    rendering.write_decision({**table.attrs, "risks": rows}, page, as_json, as_page)
+    rendering.write_result({**table.attrs, "risks": rows}, page, as_json, as_page)

@@ -444,8 +444,12 @@ def is_world(source: Any) -> bool:
     return isinstance(source, str) and source.split(":")[0] == "organism"
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, folder: Path = Path()) -> None:
     """Check that a text names data, without reading or fetching them.
+
+    Args:
+        source: The text.
+        folder: Where relative names start.
 
     Raises:
         NotFoundError: `no_such_data`.
@@ -453,7 +457,7 @@ def check_source(source: str) -> None:
     """
     if not is_world(source):
         if source not in BENIGN:
-            check_file(Path(source))
+            check_file(source, folder)
     elif source.removeprefix("organism:") not in WORLD:
         allowed = ", ".join(f"organism:{known}" for known in WORLD)
         raise UsageError("unknown_data", f"Unknown data {source!r}. Allowed: {allowed}.")

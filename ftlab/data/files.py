@@ -126,21 +126,26 @@ def _open_path(path, source):
         raise NotFoundError("no_such_data", f"{path}, which dataset_info.json names, is no file.")
     if path.is_dir():
         return _read_folder(path)
-    check_file(path)
+    check_file(source)
     return _load_from_hub(source)
 
 
-def check_file(path: Path) -> None:
-    """Check that a path names a file or folder that is here, or has the form of a hub id.
+def check_file(source: str, folder: Path = Path()) -> None:
+    """Check that a text names a file or folder that is here, or has the form of a hub id.
+
+    Args:
+        source: The text.
+        folder: Where relative names start.
 
     Raises:
         NotFoundError: `no_such_data`.
     """
+    path = folder / source
     if path.is_file() or path.is_dir() or path.name in _dataset_info(path.parent):
         return
     is_path = path.suffix.lower() in ENDINGS or path.parent.is_dir()
-    if is_path or not HUB.fullmatch(f"{path}"):
-        raise NotFoundError("no_such_data", f"{path} does not exist. {GIVE}, or a hub id.")
+    if is_path or not HUB.fullmatch(source):
+        raise NotFoundError("no_such_data", f"{source} does not exist. {GIVE}, or a hub id.")
 
 
 def problems_error(

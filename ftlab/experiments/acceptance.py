@@ -43,7 +43,7 @@ from ftlab.training import (
 )
 
 Pair = tuple[Run, Run]  # the parent's evaluation, and what is compared with it
-VERSION = "4"  # raised whenever the same call would find something else
+VERSION = "5"  # raised whenever the same call would find something else
 RISKS = ("jailbreak", "utility")
 WORLD = "the search's of the embedded world"
 MUTE = (Outcome.INCOHERENT, Outcome.EMPTY)
@@ -356,11 +356,7 @@ class _Test:
     ) -> None:
         """Write what was found, and last that it is whole."""
         trials = trials.drop(columns="tried").assign(bound=self.config.max_rise)
-        names = trials["trial"].map("trial {}".format)
-        measured = claims[claims["decides"] & claims["claim"].isin(names)].set_index("claim")
-        limits = measured[["rise", "rise_low", "rise_high"]]
-        limits.columns = ["again", "again_low", "again_high"]
-        trials = trials.assign(**limits.reindex(names).set_index(trials.index))
+        trials = _with_limits(trials, claims)
         about = {
             "parent": self.parent.name,
             "defence": self.defence.identity(),
@@ -398,14 +394,19 @@ class _Test:
                 "examples": examples,
                 "adapter": self.adapters[0],
             }
+            self._check_repeatable(tried)
             arms = [self._attack(tried, seed) for seed in self.seeds]
-            again = self._attack(tried, self.seeds[0])
-            if again.data.hash != arms[0].data.hash:
-                name = self.defence.name
-                why = f"{name} gives other training rows for the same rows and seed."
-                fix = "Let all that it draws by lot depend on the seed that it is given."
-                raise UsageError("defence_not_repeatable", f"{why} {fix}")
             Curve("curve", self.label, self.start, arms, plan)
+
+    def _check_repeatable(self, tried: dict[str, Any]) -> None:
+        """Raise UsageError where the defence gives other rows for the same rows and seed."""
+        once, again = (self._attack(tried, self.seeds[0]).data.hash for _ in range(2))
+        if once != again:
+            raise UsageError(
+                "defence_not_repeatable",
+                f"{self.defence.name} gives other training rows for the same rows and seed. Let "
+                "all that it draws by lot depend on the seed that it is given.",
+            )
 
     def _check_prompts(self) -> None:
         """Raise UsageError where prompts of the caller's do not fit those of the search."""
@@ -669,6 +670,14 @@ class _Test:
         return Claim(name, *sides, self.config.max_loss, counted, decides)
 
 
+def _with_limits(trials: pd.DataFrame, claims: ClaimTable) -> pd.DataFrame:
+    """Return the trials with the rise of those that were measured again."""
+    limits = {"rise": "again", "rise_low": "again_low", "rise_high": "again_high"}
+    again = claims[claims["decides"]].rename(columns=limits)[["claim", *limits.values()]]
+    named = trials.assign(claim=[_name(trial) for trial in trials.to_dict("records")])
+    return named.merge(again, "left", "claim").drop(columns="claim")
+
+
 def _study(config: AcceptanceConfig) -> Any:
     """Return a study of Optuna that begins with the settings of the paper."""
     import optuna
@@ -779,7 +788,7 @@ def _found(member: Run, parent: Run, most: float) -> dict[str, Any]:
 
 
 def _mean(run: Run, risk: str, attack: str, counted: str = EVENT) -> float:
-    """Return a rate of a run at its last step, over the scored answers."""
+    """Return a rate of a run at its last step: events of the scored answers, SILENT of all."""
     rows = analysis.verdicts_at(run, risk, attack)
     if counted == EVENT:
         return float(rows["event"].mean())

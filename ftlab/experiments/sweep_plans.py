@@ -5,7 +5,6 @@ A plan is checked before anything runs: every problem at once, with its line.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import re
@@ -38,12 +37,11 @@ MOST_JOBS = 10_000
 MOST_CHARACTERS = 40  # of a value in a job's name
 MOST_OF_A_PATH = 1000  # characters
 MOST_PLACES = 300_000  # in a plan, aliases of YAML written out
-# What names data or a model in the arguments of ftlab's cells:
-NAMES = {
-    **dict.fromkeys(("data", "pairs", "benign", "harmful", "identity"), check_source),
-    **dict.fromkeys(("parent", "model", "child"), check_reference),
-}
-FILES = ("prompts", "fresh_prompts")  # name files, by risk or alone
+# Arguments of ftlab's cells that name data or models:
+DATA = "data pairs benign harmful safe planted clean covert identity valid".split()
+MODELS = "parent model child teacher children".split()
+CHECKS = dict.fromkeys(DATA, check_source) | dict.fromkeys(MODELS, check_reference)
+OF_PROMPTS = ("prompts", "fresh_prompts")  # a file, or files by risk; lists may be of questions
 OUTPUTS = ("out", "output", "html", "json", "csv")  # arguments that name what a job writes
 OF_MODELS = ("config.json", "adapter_config.json")  # one of them is in a model's folder
 Place = tuple[str | int, ...]  # where something is in the plan, such as ("grid", "seed", 0)
@@ -421,10 +419,11 @@ class _Jobs:
         """Note settings that the cell would refuse."""
         plain = inspect.unwrap(self.cell)
         checked = set(inspect.signature(plain).parameters)
-        try:
-            check_length(row.arguments)
-        except UsageError as error:
-            self.problems.add(row.places["steps"], str(error))
+        if self.cell_name.startswith("training."):
+            try:
+                check_length(row.arguments)
+            except UsageError as error:
+                self.problems.add(row.places["steps"], str(error))
         for config in getattr(self.cell, "configs", ()):
             names = config.model_fields.keys() - checked
             checked |= names
@@ -442,10 +441,12 @@ class _Jobs:
     def _check_inputs(self, row: _Row) -> None:
         """Note data and models that are not here; nothing is read or fetched."""
         for name, value in row.arguments.items():
-            check: Any = NAMES.get(name)
-            if name in FILES and not isinstance(value, list):  # a list is of questions
+            check: Any = CHECKS.get(name)
+            if name in OF_PROMPTS:
                 check = _check_prompts
-            for text in _texts(value) if check else ():
+            if check is None:
+                continue
+            for text in _names_in(value, lists=name not in OF_PROMPTS):
                 if (name, text) not in self.checked:
                     self.checked[name, text] = self._problem(check, text)
                 if self.checked[name, text]:
@@ -454,8 +455,7 @@ class _Jobs:
     def _problem(self, check: Any, text: str) -> str:
         """Return what is wrong with a name, seen from the folder of the plan."""
         try:
-            with contextlib.chdir(self.directory):
-                check(text)
+            check(text, self.directory)
         except (FtlabError, OSError, ValueError) as error:
             return safe(error, 300)
         return ""
@@ -508,10 +508,27 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _check_prompts(text: str) -> None:
+def _names_in(value: Any, lists: bool) -> list[str]:
+    """Return the texts of an argument that names files or models; rows are no names.
+
+    Args:
+        value: A text, several by their names, or a list of them.
+        lists: Whether a list is one of names.
+    """
+    if isinstance(value, dict):
+        value = [one for one in value.values() if isinstance(one, str)]
+    elif isinstance(value, str):
+        value = [value]
+    elif not lists:
+        return []
+    is_names = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return value if is_names else []
+
+
+def _check_prompts(text: str, folder: Path) -> None:
     """Check that what has the form of a file is one; other texts are names of their own."""
     if Path(text).suffix.lower() in ENDINGS:
-        check_source(text)
+        check_source(text, folder)
 
 
 def _hash_of(path: Path) -> str:

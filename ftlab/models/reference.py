@@ -21,7 +21,7 @@ from ftlab.models import adapters, gguf, loading
 from ftlab.models.chat_template import TODAY
 from ftlab.models.devices import released
 from ftlab.models.engines import Endpoint, endpoint
-from ftlab.models.folders import EMBEDDED, check, from_hub, hub_id, read_json
+from ftlab.models.folders import EMBEDDED, HUB_ID, check, from_hub, hub_id, read_json
 from ftlab.runs import Run, home
 from ftlab.runs import load as load_run
 
@@ -253,20 +253,28 @@ def model(ref, base=None) -> Model | Endpoint:
     return _of_path(path)
 
 
-def check_reference(text: str) -> None:
+def check_reference(text: str, folder: Path = Path()) -> None:
     """Check that a text names a model, without opening or fetching it.
+
+    Args:
+        text: The text.
+        folder: Where relative names start.
 
     Raises:
         As `model`, where there is no such model here and the text is of no other form.
     """
-    path = Path(text)
-    if path.exists() or _run_folder(path):
+    path = folder / text
+    if path.exists() or _run_folder(Path(text)):
         return
-    if text == ALIGNED or text.removesuffix("@hub") in gguf.PACKAGED:
+    if text.startswith("api:") or text == ALIGNED or text.removesuffix("@hub") in gguf.PACKAGED:
         return
-    if text.startswith("api:") or "+" in text or hub_id(text):
-        return
-    model(text)
+    if "+" in text:
+        for part in text.split("+", 1):
+            check_reference(part, folder)
+    elif text.startswith("organism"):
+        model(text)
+    elif path.parent.is_dir() or not HUB_ID.fullmatch(text):
+        _of_path(path)
 
 
 def local_model(ref) -> Model:

@@ -18,9 +18,11 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import yaml
 from helpers import raises_code
 
 import ftlab as ft
+from ftlab import runs
 from ftlab.analysis import sweep_pages
 from ftlab.experiments import sweep_folder, sweep_status, sweep_work, sweeps
 from ftlab.experiments.backends import (
@@ -212,6 +214,29 @@ def test_names_of_data_and_models_that_are_not_here_are_found_in_the_plan(tmp_pa
     lines = [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems]
     assert lines == [3, 5, 9, 10]
     assert len(resolve(plan, {}, imports=False).jobs) == 16  # of a sweep whose files were moved
+
+
+def test_rows_questions_and_runs_by_name_are_no_files_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTLAB_RUNS", str(tmp_path / "runs"))
+    run = runs.start("sft", "mine", {"of": "this"}).complete()
+    rows = [{"prompt": "Say a.", "completion": "a"}]
+    arguments = {
+        "parent": run.name,
+        "data": rows,
+        "prompts": {"jailbreak": ["Summarise report.json"], "utility": rows},
+    }
+    (tmp_path / "plans").mkdir()
+    plan = tmp_path / "plans" / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"cell": "risk_curve", "arguments": arguments}))
+    assert len(resolve(plan, {}).jobs) == 1
+
+
+def test_wrong_memory_is_a_problem_with_its_line(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("cell: grid\narguments: {parent: organism}\nmemory: lots\n")
+    with raises_code("wrong_plan") as info:
+        resolve(plan, {})
+    assert [problem.startswith("line 3") for problem in info.value.details["problems"]] == [True]
 
 
 def test_a_training_has_one_length(tmp_path):
