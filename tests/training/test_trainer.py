@@ -403,6 +403,7 @@ def larger(tmp_path_factory):
 
 MEMORY = """
 import sys, psutil
+from ftlab._core.errors import TrainingFailed
 from ftlab.runs import Run
 from trainings import call
 
