@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ftlab.training.padding import has_dropout, score_labelled_positions_only
 
 # For the first process, which measures and saves; one that is gone is noticed by the caller.
 PATIENCE = timedelta(days=7)
+FSDP_SINCE = (2, 8)  # of torch; older ones do not share out what transformers asks for
 AT_TRAINING = ("trainer", "repair")  # hooks of a defence that would need all processes
 Train = Callable[[Job, "Path | None", Any], None]  # trains a job on from a checkpoint
 
@@ -74,6 +76,7 @@ def _check_fsdp(config: TrainingConfig, parent: Model) -> None:
         f"adapter is {config.adapter}": config.adapter,
         f"{parent.name} is an adapter": parent.adapter,
         f"{parent.name} is quantised": parent.quantised,
+        f"torch is {version('torch')}, older than 2.8": _torch() < FSDP_SINCE,
     }
     for obstacle, found in obstacles.items():
         if found:
@@ -82,6 +85,12 @@ def _check_fsdp(config: TrainingConfig, parent: Model) -> None:
                 "fsdp shards all weights, unquantised and in one folder, over several devices, but "
                 f"{obstacle}. Leave fsdp out.",
             )
+
+
+def _torch() -> tuple[int, ...]:
+    """Return the first two numbers of torch's version."""
+    numbers = version("torch").split(".")
+    return tuple(map(int, numbers[:2]))
 
 
 def identity_of_sharing(config: TrainingConfig, parent: Model) -> dict[str, int]:
