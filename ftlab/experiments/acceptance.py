@@ -320,7 +320,7 @@ class _Test:
         if run.finished:
             return Acceptance.read(run)
         self._check_trainings()
-        share("accept", self, processes)
+        share("accept", self, processes, part="trial")
         return self.run()
 
     def run(

@@ -51,7 +51,7 @@ def processes_for(wanted: Any, parent: Model) -> int:
     return wanted
 
 
-def share(name: str, divisible: Divisible, processes: int) -> None:
+def share(name: str, divisible: Divisible, processes: int, part: str = "cell") -> None:
     """Do work in several processes until all have ended; what they leave is the caller's to do.
 
     Args:
@@ -59,6 +59,7 @@ def share(name: str, divisible: Divisible, processes: int) -> None:
         divisible: The work. What cannot be pickled, such as a defence that is defined inside a
             function, is left to the caller.
         processes: How many. With one, nothing is done here.
+        part: What the lines of progress call a part of the work.
     """
     if processes == 1:
         return
@@ -71,9 +72,9 @@ def share(name: str, divisible: Divisible, processes: int) -> None:
     jobs = []
     for number in range(processes):
         job = Job(
-            f"{name} {number + 1} of {processes}",
+            f"{name}, process {number + 1} of {processes}",
             _in_a_process,
-            {"sent": sent, "number": number, "processes": processes},
+            {"sent": sent, "number": number, "processes": processes, "part": part},
             lane=number,
             kernel=True,
         )
@@ -87,8 +88,9 @@ def _in_a_process(
     sent: bytes,
     number: int,
     processes: int,
+    part: str,
     env: dict[str, str],
-    on_cell: Started,
+    on_cell: Callable[[int, int, str], None],
     kernels: list,
 ) -> None:
     """Do the work in a process of its own, until it ends.
@@ -114,7 +116,7 @@ def _in_a_process(
             process.stdin.close()
         for line in process.stdout:
             place, total = map(int, line.split())
-            on_cell(place, total)
+            on_cell(place, total, part)
         if process.wait():
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:]
