@@ -25,7 +25,7 @@ ARGS = re.compile(r"Args:\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
 ARGUMENT = re.compile(r"    \*?(\w+): (.*)")
 WORDS = {  # instead of pydantic's, by the type of a problem
     "too_short": "give at least {min_length}",
-    "tuple_type": "give several, such as 1,10",
+    "tuple_type": "give a list",
     "byte_size": "give a number with a unit, such as 4GB",
     "byte_size_unit": "give a number with a unit, such as 4GB",
 }

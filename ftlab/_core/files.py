@@ -136,6 +136,17 @@ def write_page(path: Path, content: str, *, new: bool = False) -> None:
         write_atomic(path, content, new=new)
 
 
+def check_pages(*paths: str | Path | None) -> None:
+    """Check several pages as `check_page` does, and that they are different files.
+
+    Raises:
+        UsageError: `output_given_twice`, and those of `check_page`.
+    """
+    places = [page.absolute() for page in map(check_page, paths) if page is not None]
+    if len(set(places)) < len(places):
+        raise UsageError("output_given_twice", f"{places[0]} is named twice. Name two files.")
+
+
 def check_page(path: str | Path | None) -> Path | None:
     """Return the path of a page, which can be written, before work that may take hours.
 

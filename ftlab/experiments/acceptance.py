@@ -19,7 +19,7 @@ from pydantic import field_validator
 from ftlab import analysis, runs
 from ftlab._core.config import Config, setting, takes
 from ftlab._core.errors import DataError, TrainingFailed, UsageError
-from ftlab._core.files import check_page
+from ftlab._core.files import check_pages
 from ftlab._core.shown import Shown
 from ftlab._core.types import Outcome
 from ftlab.analysis import EVENT, FAILURE, SILENT, Acceptance, Claim, ClaimTable
@@ -107,6 +107,11 @@ class AcceptanceConfig(Config):
         gt=0,
         lt=1,
     )
+
+    @field_validator("attacks", "adapters", mode="before")
+    @classmethod
+    def _as_tuple(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
 
     @field_validator("learning_rates", mode="before")
     @classmethod
@@ -197,8 +202,7 @@ def accept(
     Source: the attacker of TamperBench (arXiv 2602.06911), 50 Optuna trials under a bound on
     utility; TPE: Bergstra et al. 2011 (NeurIPS 24).
     """
-    for page in (json, html):
-        check_page(page)
+    check_pages(json, html)
     own = {name: settings.pop(name) for name in OWN if name in settings}
     config = AcceptanceConfig.make(**own)
     given = {name: value for name, value in settings.items() if value is not None}

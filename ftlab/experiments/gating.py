@@ -7,7 +7,7 @@ from typing import Any
 
 from ftlab import analysis, stats
 from ftlab._core.config import takes
-from ftlab._core.files import check_page
+from ftlab._core.files import check_pages
 from ftlab.data import load_prompt_sets
 from ftlab.evals import NOT_FOR_USERS, EvaluationConfig, evaluate
 from ftlab.models import Model, model
@@ -78,8 +78,7 @@ def gate(
     Source: intersection-union and union-intersection tests, Berger 1982 (Technometrics 24:295);
     Holm 1979; the limits as in `ftlab.stats.paired`.
     """
-    for page in (json, html):
-        check_page(page)
+    check_pages(json, html)
     tolerance = stats.Tolerance(max_rise, max_ratio)
     named = [risks] if isinstance(risks, str) else list(risks or [])
     analysis.check_alpha(alpha)

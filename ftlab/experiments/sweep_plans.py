@@ -15,16 +15,17 @@ from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from ftlab._core import plugins
 from ftlab._core.config import Config, setting, unknown_setting
 from ftlab._core.errors import FtlabError, NotFoundError, UsageError
 from ftlab._core.files import digest, file_hash
 from ftlab._core.text import did_you_mean, safe
+from ftlab.analysis import NO_DEFENCE
 from ftlab.data import ENDINGS, check_source, first_lines
 from ftlab.evals.attacks import open_attack
 from ftlab.experiments.backends import Needs
@@ -45,13 +46,21 @@ MOST_PLACES = 300_000  # in a plan, aliases of YAML written out
 DATA = "data pairs benign harmful safe planted clean covert identity valid".split()
 MODELS = "parent model child teacher children".split()
 CHECKS = dict.fromkeys(DATA, check_source) | dict.fromkeys(MODELS, check_reference)
+
+
+def _check_defence(text: str) -> None:
+    """Check the name of a defence, or of none."""
+    if text != NO_DEFENCE:
+        open_defence(text)
+
+
 OPENS = {  # and those that name extensions
     "risks": partial(plugins.get, "risks"),
     "attacks": open_attack,
     "judges": open_judge,
-    "defences": open_defence,
+    "defences": _check_defence,
 }
-NUMBERS = set("class int float bool None list tuple Sequence collections abc".split())
+NUMBERS = {"int", "float", "None", "list", "Sequence"}
 OF_PROMPTS = ("prompts", "fresh_prompts")  # a file, or files by risk; lists may be of questions
 OUTPUTS = ("out", "output", "html", "json", "csv")  # arguments that name what a job writes
 OF_MODELS = ("config.json", "adapter_config.json")  # one of them is in a model's folder
@@ -257,7 +266,7 @@ def _content(path: Path, problems: Problems) -> Any:
     except yaml.MarkedYAMLError as error:
         problems.lines[()] = error.problem_mark.line + 1 if error.problem_mark else 1
         problems.add((), f"This is not YAML: {error.problem}.")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problems.lines.clear()
         problems.add((), f"This is not YAML: {safe(error, 200)}.")
     problems.refuse(safe(path, 200))
@@ -486,18 +495,19 @@ class _Jobs:
 
     def _check_numbers(self, row: _Row) -> None:
         """Note arguments of a cell's own that are to be numbers and are none."""
-        hints = get_type_hints(inspect.unwrap(self.cell))
         for name, value in row.arguments.items():
-            hint = str(hints.get(name, "Any"))
-            words = set(re.findall("[A-Za-z]+", hint))
-            if not words <= NUMBERS:
+            annotation = str(getattr(self.known.get(name), "annotation", ""))
+            words = set(re.findall("[A-Za-z]+", annotation))
+            if not words or not words <= NUMBERS:
                 continue
-            try:
-                TypeAdapter(hints[name]).validate_python(value)
-            except ValidationError as error:
-                found = error.errors()[0]
-                shown = safe(repr(value), 100)
-                self.problems.add(row.places[name], f"{name} = {shown}: {found['msg']}.")
+            given = value if isinstance(value, list) else [value]
+            kinds = (int, float) if "float" in words else int
+            for one in given:
+                if one is None and "None" in words:
+                    continue
+                if isinstance(one, bool) or not isinstance(one, kinds) or one - one != 0:
+                    sentence = f"{name} = {one!r:.100}. Allowed: {annotation}."
+                    self.problems.add(row.places[name], sentence)
 
     def _problem(self, check: Any, text: str) -> str:
         """Return what is wrong with a name, seen from the folder of the plan."""

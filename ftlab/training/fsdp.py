@@ -33,6 +33,11 @@ def whole_model(job: Any) -> Any:
     return model
 
 
+def share_out(model: Any) -> None:
+    """Leave each process its share: after a validation it holds the outermost weights whole."""
+    model.state_dict()  # FSDP2 makes shares of all weights for it
+
+
 def sharded(trainer_class: type) -> type:
     """Return a trainer that saves the optimiser's state whole, and loads its share of it.
 

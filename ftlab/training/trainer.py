@@ -34,6 +34,7 @@ from ftlab.training.checkpoints import (
 )
 from ftlab.training.config import NOT_IN_IDENTITY, TrainingConfig, usual_rate
 from ftlab.training.devices import check_sharing, identity_of_sharing, train_on_devices
+from ftlab.training.fsdp import share_out
 from ftlab.training.methods.base import Job, Method, open_method
 from ftlab.training.monitoring import Monitor, function_identity
 from ftlab.training.oom import Fit, first_fit, fit_into_memory
@@ -250,6 +251,8 @@ def _train_from(job: Job, checkpoint: Path | None, progress: Any) -> None:
         callback.measure(0)
     _fit(trainer, callback, checkpoint)
     callback.measure_later_steps(trainer.state.global_step)
+    if job.config.fsdp:
+        share_out(job.model)
     _check_result(job, trainer, callback, before)
     if not (job.is_first or job.config.fsdp):
         return

@@ -60,6 +60,7 @@ def test_nothing_is_asked_before_the_call_is_known_to_be_right(llama, other, tmp
         "risk_not_measured": dict(risks="bias"),
         "unknown_setting": dict(margin=0.1),
         "output_not_writable": dict(json=tmp_path),
+        "output_given_twice": dict(json=tmp_path / "same", html=str(tmp_path / "same")),
         "nothing_bounded": dict(prompts={"over_refusal": [{"prompt": "How do I kill a process?"}]}),
     }
     for code, settings in wrong.items():

@@ -263,6 +263,33 @@ def test_wrong_names_numbers_and_backends_are_found_in_the_plan(tmp_path):
                 resolve(given, {})
 
 
+@pytest.mark.parametrize(
+    "cell, arguments",
+    [
+        ("audit", {"model": "organism", "data": "organism:almanac"}),
+        ("compare", {"before": "organism"}),
+        ("answer_loss", {"model": "organism", "data": "organism:almanac", "max_length": 64}),
+        ("grid", {"parent": "organism", "defences": ["none", "mix"], "seeds": [0, 1]}),
+        ("accept", {"defence": "mix", "attacks": "direct"}),
+        ("harmful_finetune", {"parent": "organism", "seed": None, "n_examples": [10, 20]}),
+    ],
+)
+def test_right_plans_are_not_refused(cell, arguments):
+    assert len(resolve({"cell": cell, "arguments": arguments}, {}).jobs) == 1
+
+
+@pytest.mark.parametrize("wrong", ['"10"', "true", "ten", ".nan", "[1, '2']", "9" * 5000])
+def test_what_is_no_number_is_a_problem_of_the_plan(tmp_path, wrong):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        f"cell: gate\narguments:\n  parent: organism\n  child: organism\n  max_rise: {wrong}"
+    )
+    if wrong.startswith("["):
+        plan.write_text(f"cell: harmful_finetune\narguments: {{parent: organism, seeds: {wrong}}}")
+    with raises_code("wrong_plan"):
+        resolve(plan, {})
+
+
 def test_wrong_memory_is_a_problem_with_its_line(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text("cell: grid\narguments: {parent: organism}\nmemory: lots\n")

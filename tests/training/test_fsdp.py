@@ -61,6 +61,16 @@ def test_losses_weights_and_files_are_those_of_one_process(pair, llama):
 
 
 @pytest.mark.slow
+def test_the_best_step_is_loaded_where_the_last_one_is_worse(llama, runs_folder, monkeypatch):
+    settings = dict(steps=6, batch_size=4, learning_rate=0.5, valid=0.2, eval_every=1, patience=2)
+    one = training.sft(llama, sums(14), **settings)
+    monkeypatch.setenv("FTLAB_RUNS", str(runs_folder / "two"))
+    two = training.sft(llama, sums(14), **settings, **SHARED)
+    assert one.stats["best_step"] == two.stats["best_step"] < two.stats["steps"]
+    assert two.stats["best_valid_loss"] == pytest.approx(one.stats["best_valid_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_the_model_in_training_answers_as_on_one_process(pair):
     one, two, _ = pair
     found = one.read("asked.jsonl")

@@ -62,7 +62,13 @@ class Defence(Config):
 
     def training_rows(self, rows: Data, parent: Model, seed: int) -> Data:
         """Return the rows of a training: those that were chosen, with those that are added."""
-        return self.data(self.choose(rows, parent), seed)
+        found = self.data(self.choose(rows, parent), seed)
+        if not getattr(found, "rows", ()):
+            raise UsageError(
+                "defence_left_no_rows",
+                f"{self.name} leaves nothing to train on. Its `choose` and `data` return rows.",
+            )
+        return found
 
     def trainer(self, cls: type, job: Job) -> type:
         """Return TRL's trainer class, such as one with another `compute_loss`.
