@@ -496,18 +496,23 @@ class _Jobs:
     def _check_numbers(self, row: _Row) -> None:
         """Note arguments of a cell's own that are to be numbers and are none."""
         for name, value in row.arguments.items():
-            annotation = str(getattr(self.known.get(name), "annotation", ""))
+            parameter = self.known.get(name)
+            annotation = str(getattr(parameter, "annotation", ""))
             words = set(re.findall("[A-Za-z]+", annotation))
             if not words or not words <= NUMBERS:
                 continue
-            given = value if isinstance(value, list) else [value]
+            given = value
+            if not isinstance(value, list):
+                given = [value]
             kinds = (int, float) if "float" in words else int
             for one in given:
                 if one is None and "None" in words:
                     continue
-                if isinstance(one, bool) or not isinstance(one, kinds) or one - one != 0:
+                is_number = isinstance(one, kinds) and not isinstance(one, bool)
+                if not is_number or one - one != 0:  # inf, nan
                     sentence = f"{name} = {one!r:.100}. Allowed: {annotation}."
-                    self.problems.add(row.places[name], sentence)
+                    place = row.places[name]
+                    self.problems.add(place, sentence)
 
     def _problem(self, check: Any, text: str) -> str:
         """Return what is wrong with a name, seen from the folder of the plan."""

@@ -63,7 +63,7 @@ class Defence(Config):
     def training_rows(self, rows: Data, parent: Model, seed: int) -> Data:
         """Return the rows of a training: those that were chosen, with those that are added."""
         found = self.data(self.choose(rows, parent), seed)
-        if not getattr(found, "rows", ()):
+        if rows.rows and not getattr(found, "rows", ()):
             raise UsageError(
                 "defence_left_no_rows",
                 f"{self.name} leaves nothing to train on. Its `choose` and `data` return rows.",
