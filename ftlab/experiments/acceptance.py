@@ -195,7 +195,7 @@ def accept(
     Raises:
         UsageError: `data_needed`, `prompts_not_fresh`, `risk_not_measured`, `too_few_rows`,
             `training_too_short`, `identical_seeds`, `defence_not_repeatable`, `wrong_processes`,
-            `output_not_writable`, and those of the defences,
+            `output_not_writable`, `output_given_twice`, and those of the defences,
             of `sft` and of `evaluate`.
         TrainingFailed: `no_trial_trained`; or a training of what decides failed.
 

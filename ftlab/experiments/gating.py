@@ -73,7 +73,7 @@ def gate(
 
     Raises:
         UsageError: `wrong_tolerance`, `wrong_alpha`, `nothing_bounded`, `risk_not_measured`,
-            `output_not_writable`; as `evaluate` and `ftlab.analysis.compare`.
+            `output_not_writable`, `output_given_twice`; as `evaluate` and `ftlab.analysis.compare`.
 
     Source: intersection-union and union-intersection tests, Berger 1982 (Technometrics 24:295);
     Holm 1979; the limits as in `ftlab.stats.paired`.

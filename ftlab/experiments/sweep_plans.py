@@ -46,19 +46,11 @@ MOST_PLACES = 300_000  # in a plan, aliases of YAML written out
 DATA = "data pairs benign harmful safe planted clean covert identity valid".split()
 MODELS = "parent model child teacher children".split()
 CHECKS = dict.fromkeys(DATA, check_source) | dict.fromkeys(MODELS, check_reference)
-
-
-def _check_defence(text: str) -> None:
-    """Check the name of a defence, or of none."""
-    if text != NO_DEFENCE:
-        open_defence(text)
-
-
 OPENS = {  # and those that name extensions
     "risks": partial(plugins.get, "risks"),
     "attacks": open_attack,
     "judges": open_judge,
-    "defences": _check_defence,
+    "defences": open_defence,
 }
 NUMBERS = {"int", "float", "None", "list", "Sequence"}
 OF_PROMPTS = ("prompts", "fresh_prompts")  # a file, or files by risk; lists may be of questions
@@ -186,8 +178,9 @@ def resolve(source: Source, settings: Named, *, imports: bool = True) -> Resolve
     Args:
         source: A YAML file, its content as a dict, or None.
         settings: Fields of `Plan`, which replace those of the file.
-        imports: Whether to import the module of a function of one's own, and check the arguments
-            against it. The jobs are the same without.
+        imports: Whether to import the module of a function of one's own and check the arguments
+            against it, and whether what ftlab's cells are to read is there. The jobs are the same
+            without.
 
     Raises:
         NotFoundError: `no_such_plan`.
@@ -479,6 +472,8 @@ class _Jobs:
                 continue
             named = _names_in(value, lists=name not in OF_PROMPTS)
             for text in named:
+                if name == "defences" and text == NO_DEFENCE:
+                    continue
                 if (name, text) not in self.checked:
                     self.checked[name, text] = self._problem(check, text)
                 if self.checked[name, text]:

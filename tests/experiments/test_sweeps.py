@@ -254,13 +254,10 @@ def test_wrong_names_numbers_and_backends_are_found_in_the_plan(tmp_path):
     problems = info.value.details["problems"]
     lines = [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems]
     assert lines == [4, 5, 6, 7, 9, 12, 13, 14]
-    for arguments in ({"defences": ["mixx"]}, {"defences": ["mix"], "attacks": ["adversarial"]}):
-        given = {"cell": "grid", "arguments": {"parent": "organism", **arguments}}
-        if arguments["defences"] == ["mix"]:
-            assert len(resolve(given, {}).jobs) == 1
-        else:
-            with raises_code("wrong_plan"):
-                resolve(given, {})
+    asked = {"parent": "organism", "attacks": ["adversarial"]}  # of a grid a fine-tuning
+    assert len(resolve({"cell": "grid", "arguments": asked | {"defences": ["mix"]}}, {}).jobs) == 1
+    with raises_code("wrong_plan"):
+        resolve({"cell": "grid", "arguments": asked | {"defences": ["mixx"]}}, {})
 
 
 @pytest.mark.parametrize(
